@@ -1,0 +1,28 @@
+"""The data side: labelled structures to shards, shards to batches of graphs.
+
+Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards.
+"""
+
+from data_pipeline.build import BuildConfig, build
+from data_pipeline.graph import GraphBatch, collate, to_graph
+from data_pipeline.manifest import Manifest, open_manifest
+from data_pipeline.plan import Plan
+from data_pipeline.statistics import Statistics
+from data_pipeline.stream import Stream, sweep
+from data_pipeline.structure import InvalidStructure, Structure
+
+__all__ = [
+    "BuildConfig",
+    "GraphBatch",
+    "InvalidStructure",
+    "Manifest",
+    "Plan",
+    "Statistics",
+    "Stream",
+    "Structure",
+    "build",
+    "collate",
+    "open_manifest",
+    "sweep",
+    "to_graph",
+]

@@ -1,0 +1,161 @@
+"""Statistics of a data set as sums that merge: element reference energies, force scale, mean neighbour counts.
+
+Only sums are kept. What a model needs is derived from them, so that two shards, or two manifests, merge by addition.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float64
+
+from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
+
+SIZE = MAX_ATOMIC_NUMBER + 1
+
+
+@dataclass
+class Statistics:
+    """Sums over the frames of a data set; index Z of an array belongs to the element with atomic number Z."""
+
+    cutoffs: tuple[float, ...]
+    """Cutoffs at which edges were counted [Å]."""
+    num_frames: int = 0
+    """Number of frames."""
+    num_atoms: int = 0
+    """Number of atoms."""
+    num_edges: list[int] = field(default_factory=list)
+    """Number of directed edges at each cutoff."""
+    num_force_atoms: int = 0
+    """Number of atoms with forces."""
+    num_stress_frames: int = 0
+    """Number of frames with stress."""
+    force_square_sum: float = 0.0
+    """Sum of squared force components [eV²/Å²]."""
+    energy_square_sum: float = 0.0
+    """Sum of squared energies per atom [eV²]."""
+    atoms_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
+    """Atoms of each element."""
+    composition_gram: Float64[np.ndarray, "elements elements"] = field(
+        default_factory=lambda: np.zeros((SIZE, SIZE))
+    )
+    """Sum over frames of x xᵀ, with x the fraction of each element."""
+    composition_energy: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
+    """Sum over frames of x times the energy per atom [eV]."""
+
+    def __post_init__(self) -> None:
+        self.num_edges = list(self.num_edges) or [0] * len(self.cutoffs)
+
+    def add(self, structure: Structure, num_edges: tuple[int, ...]) -> None:
+        """Add one frame, with its edge counts at the cutoffs."""
+        counts = np.bincount(structure.numbers, minlength=SIZE).astype(np.float64)
+        fractions = counts / structure.num_atoms
+        energy = structure.energy / structure.num_atoms
+        present = np.flatnonzero(counts)
+        self.num_frames += 1
+        self.num_atoms += structure.num_atoms
+        self.num_edges = [a + int(b) for a, b in zip(self.num_edges, num_edges, strict=True)]
+        self.atoms_of_element += counts
+        self.composition_gram[np.ix_(present, present)] += np.outer(fractions[present], fractions[present])
+        self.composition_energy += fractions * energy
+        self.energy_square_sum += energy**2
+        if structure.has_forces:
+            self.num_force_atoms += structure.num_atoms
+            self.force_square_sum += float(np.square(structure.forces, dtype=np.float64).sum())
+        self.num_stress_frames += int(structure.has_stress)
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """Return the statistics of both data sets together.
+
+        Raises:
+            ValueError: the two counted edges at different cutoffs.
+        """
+        if self.cutoffs != other.cutoffs:
+            raise ValueError(f"cannot merge statistics at cutoffs {self.cutoffs} Å and {other.cutoffs} Å")
+        return Statistics(
+            cutoffs=self.cutoffs,
+            num_edges=[a + b for a, b in zip(self.num_edges, other.num_edges, strict=True)],
+            **{name: getattr(self, name) + getattr(other, name) for name in _ADDITIVE},
+        )
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur, ascending."""
+        return tuple(int(z) for z in np.flatnonzero(self.atoms_of_element))
+
+    @property
+    def force_rms(self) -> float:
+        """Root mean square of the force components [eV/Å].
+
+        Raises:
+            ValueError: no frame has forces.
+        """
+        if self.num_force_atoms == 0:
+            raise ValueError("no frame has forces, so there is no force scale; add labelled frames")
+        return float(np.sqrt(self.force_square_sum / (3 * self.num_force_atoms)))
+
+    def mean_neighbors(self, cutoff: float) -> float:
+        """Return the mean number of neighbours of an atom within the cutoff [Å].
+
+        Raises:
+            ValueError: edges were not counted at this cutoff.
+        """
+        if cutoff not in self.cutoffs:
+            raise ValueError(
+                f"edges were counted at {', '.join(map(str, self.cutoffs))} Å, not at {cutoff} Å; "
+                "build the data again with this cutoff among its cutoffs"
+            )
+        return self.num_edges[self.cutoffs.index(cutoff)] / self.num_atoms
+
+    def reference_energies(self, ridge: float = 0.1) -> Float64[np.ndarray, " elements"]:
+        """Fit the energy per atom as a composition average of element energies and return those [eV].
+
+        Minimises Σ_frames (x·e - E/N)² + ridge Σ_z (e_z - ē)², in double precision, with ē the mean energy per atom:
+        an element seen rarely falls back to the mean rather than to zero, one never seen has exactly the mean.
+        (Ridge least squares on compositions, as SevenNet's elemwise_reference_energies; ridge 0.1 as there.)
+        """
+        if self.num_frames == 0:
+            return np.zeros(SIZE)
+        mean = float(self.composition_energy.sum()) / self.num_frames
+        gram = self.composition_gram + ridge * np.eye(SIZE)
+        # each x sums to one, so Gram times the vector of ones is the sum of x
+        residual = self.composition_energy - self.composition_gram.sum(axis=1) * mean
+        return mean + np.linalg.solve(gram, residual)
+
+    def to_json(self) -> dict:
+        """Return the sums as JSON: dense arrays restricted to the elements that occur."""
+        elements = list(self.elements)
+        return {
+            "cutoffs": list(self.cutoffs),
+            "num_edges": self.num_edges,
+            "elements": elements,
+            **{name: getattr(self, name) for name in _SCALARS},
+            "atoms_of_element": self.atoms_of_element[elements].tolist(),
+            "composition_gram": self.composition_gram[np.ix_(elements, elements)].tolist(),
+            "composition_energy": self.composition_energy[elements].tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Statistics":
+        """Return the statistics that to_json() wrote."""
+        elements = values["elements"]
+        result = cls(
+            cutoffs=tuple(values["cutoffs"]),
+            num_edges=list(values["num_edges"]),
+            **{name: values[name] for name in _SCALARS},
+        )
+        result.atoms_of_element[elements] = values["atoms_of_element"]
+        result.composition_energy[elements] = values["composition_energy"]
+        if elements:
+            result.composition_gram[np.ix_(elements, elements)] = values["composition_gram"]
+        return result
+
+
+_SCALARS = (
+    "num_frames",
+    "num_atoms",
+    "num_force_atoms",
+    "num_stress_frames",
+    "force_square_sum",
+    "energy_square_sum",
+)
+_ADDITIVE = (*_SCALARS, "atoms_of_element", "composition_gram", "composition_energy")

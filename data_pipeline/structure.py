@@ -1,0 +1,132 @@
+"""Structure: one labelled frame of atoms, and the one place where the project's conventions are written.
+
+energy [eV], total · lengths [Å] · forces [eV/Å] · stress [eV/Å³], full 3×3, positive in tension (ASE: 1/V ∂E/∂ε) ·
+cell rows are lattice vectors · a missing label is a False in a mask, never NaN and never an absent field.
+
+What physics forbids is refused at construction, so that nothing downstream has to ask again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
+
+MAX_ATOMIC_NUMBER = 118
+
+
+class InvalidStructure(ValueError):
+    """A structure that physics or the project's conventions forbid; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Structure:
+    """One frame of atoms with its labels; arrays are converted to the types below and checked.
+
+    Raises:
+        InvalidStructure: an array of the wrong shape, a value that is not finite, an atomic number outside 1-118,
+            no atoms, or periodic lattice vectors that enclose no volume.
+    """
+
+    numbers: UInt8[np.ndarray, " atoms"]
+    """Atomic numbers."""
+    positions: Float64[np.ndarray, "atoms 3"]
+    """Cartesian positions [Å]."""
+    cell: Float64[np.ndarray, "3 3"]
+    """Lattice vectors as rows [Å]; a zero row where there is none."""
+    pbc: Bool[np.ndarray, " 3"]
+    """Which lattice vectors repeat."""
+    energy: float
+    """Total energy [eV]."""
+    forces: Float32[np.ndarray, "atoms 3"]
+    """Forces [eV/Å]; zero where has_forces is False."""
+    stress: Float32[np.ndarray, "3 3"]
+    """Stress [eV/Å³], symmetric, positive in tension; zero where has_stress is False."""
+    has_forces: bool
+    """Whether forces were given."""
+    has_stress: bool
+    """Whether stress was given."""
+    id: str
+    """Name of the frame, unique in its data set."""
+    group: str
+    """Frames of one group (a trajectory, a composition) never fall on two sides of a split."""
+
+    def __post_init__(self) -> None:
+        _set(self, "numbers", _integers(self.numbers))
+        num_atoms = len(self.numbers)
+        _set(self, "positions", _array(self.positions, "positions", (num_atoms, 3), np.float64))
+        _set(self, "cell", _array(self.cell, "cell", (3, 3), np.float64))
+        _set(self, "pbc", np.ascontiguousarray(self.pbc, dtype=bool))
+        if self.pbc.shape != (3,):
+            raise InvalidStructure(f"pbc has shape {self.pbc.shape}, expected (3,)")
+        _set(self, "energy", float(self.energy))
+        if not np.isfinite(self.energy):
+            raise InvalidStructure(f"the energy is {self.energy}, not a finite number")
+        _set(self, "forces", _array(self.forces, "forces", (num_atoms, 3), np.float32))
+        _set(self, "stress", _array(self.stress, "stress", (3, 3), np.float32))
+        asymmetry = float(np.abs(self.stress - self.stress.T).max())
+        if asymmetry > 1e-4 + 1e-3 * float(np.abs(self.stress).max()):
+            raise InvalidStructure(f"the stress is not symmetric (by {asymmetry:.3g} eV/Å³)")
+        _check_cell(self.cell, self.pbc)
+
+    @property
+    def num_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.numbers)
+
+    @property
+    def volume(self) -> float:
+        """Volume that the three lattice vectors enclose [Å³]; zero where there are fewer than three."""
+        return float(abs(np.linalg.det(self.cell)))
+
+
+def unlabelled(
+    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, *, id: str = "", group: str = ""
+) -> Structure:
+    """Return a Structure to predict for: the energy is zero and the masks of the other labels are False.
+
+    Raises:
+        InvalidStructure: as Structure does.
+    """
+    return Structure(
+        numbers=numbers, positions=positions, cell=cell, pbc=pbc, energy=0.0,
+        forces=np.zeros((len(numbers), 3), np.float32), stress=np.zeros((3, 3), np.float32),
+        has_forces=False, has_stress=False, id=id, group=group,
+    )  # fmt: skip
+
+
+def _set(structure: Structure, name: str, value: object) -> None:
+    object.__setattr__(structure, name, value)
+
+
+def _integers(numbers: np.ndarray) -> np.ndarray:
+    numbers = np.asarray(numbers)
+    if numbers.ndim != 1 or len(numbers) == 0:
+        raise InvalidStructure(f"numbers has shape {numbers.shape}, expected (atoms,) with at least one atom")
+    wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
+    if len(wrong):
+        raise InvalidStructure(f"unknown element: atomic number {int(wrong[0])} is not in 1-{MAX_ATOMIC_NUMBER}")
+    return np.ascontiguousarray(numbers, dtype=np.uint8)
+
+
+def _array(value: np.ndarray, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    array = np.ascontiguousarray(value, dtype=dtype)
+    if array.shape != shape:
+        raise InvalidStructure(f"{name} has shape {array.shape}, expected {shape}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0])
+        raise InvalidStructure(f"{name} has a value that is not finite (first in row {row}: {array[row].tolist()})")
+    return array
+
+
+def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Refuse periodic lattice vectors that are missing or linearly dependent."""
+    vectors = cell[pbc]
+    if len(vectors) == 0:
+        return
+    lengths = np.linalg.norm(vectors, axis=1)
+    if lengths.min() < 1e-3:
+        raise InvalidStructure("periodic cell without volume: a periodic lattice vector has no length")
+    # singular values of the unit vectors: zero exactly when the vectors are linearly dependent
+    if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+        raise InvalidStructure("periodic cell without volume: its periodic lattice vectors are linearly dependent")
