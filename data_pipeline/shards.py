@@ -11,6 +11,7 @@ of every frame: all that planning needs, so planning never opens a shard.
 import hashlib
 import json
 import os
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ class ShardWriter:
         self._temporary = path.with_suffix(".tar.partial")
         self._file = self._temporary.open("wb")
         # a fixed clock, owner and format: the same frames give the same bytes
-        self._tar = webdataset.TarWriter(self._file, user="", group="", mtime=0.0, encoder=False)
+        self._tar = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
         self._sizes: list[int] = []
         self._checksums: list[int] = []
         self._frames: list[int] = []
@@ -197,10 +198,11 @@ class ShardWriter:
 
     def _index(self) -> ShardIndex:
         sizes = np.array(self._sizes, dtype=np.int64)
-        padded = 512 + -(-sizes // 512) * 512  # a tar member is a header and its contents, both in 512-byte records
+        with tarfile.open(self.path) as tar:
+            offsets = np.array([member.offset_data for member in tar], dtype=np.int64)
         return ShardIndex(
             block_shard=np.zeros(len(sizes), dtype=np.int64),
-            block_offset=np.concatenate([[0], np.cumsum(padded)[:-1]]) + 512,
+            block_offset=offsets,
             block_size=sizes,
             block_checksum=np.array(self._checksums, dtype=np.uint32),
             block_frames=np.array(self._frames, dtype=np.int64),

@@ -153,9 +153,6 @@ class _Sweep(IterableDataset):
         self.frames, self.batches, self.cutoff = frames, batches, cutoff
         self.elements = None if elements is None else np.array(elements)
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[GraphBatch]:
         start, stride = _worker(0)
         for batch in self.batches[start::stride]:

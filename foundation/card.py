@@ -1,0 +1,67 @@
+"""Model cards: rendered from facts, refused when one is missing."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jinja2
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "TEMPLATE.md"
+SYMBOLS = (
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
+    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg "
+    "Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+).split()
+"""Chemical symbols by atomic number."""
+
+
+class MissingFact(ValueError):
+    """A model card lacks a fact; the message names all that are missing and where to write them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says that no program can find out; all of it is needed for a release, none for training."""
+
+    name: str = ""
+    """Name of the released potential."""
+    description: str = ""
+    """What it is, in a sentence or two."""
+    authors: str = ""
+    """Who made it and answers for it."""
+    licence: str = ""
+    """Licence of the weights (SPDX identifier)."""
+    intended_use: str = ""
+    """What it is good for."""
+    limitations: str = ""
+    """What it is not good for, and what is known to go wrong."""
+    citation: str = ""
+    """What to cite when using it."""
+
+
+def check_facts(card: CardFacts) -> None:
+    """Refuse a card with an empty fact.
+
+    Raises:
+        MissingFact: naming every fact that is empty.
+    """
+    missing = [f"card.{item.name}" for item in fields(card) if not getattr(card, item.name).strip()]
+    if missing:
+        raise MissingFact(
+            f"the model card lacks {', '.join(missing)}; write them into the run's configuration, or give them to export "
+            f"(--{missing[0]} ...)"
+        )
+
+
+def render_card(card: CardFacts, facts: dict) -> str:
+    """Return the card as Markdown.
+
+    Raises:
+        MissingFact: a fact is empty, or the template asks for one that is not there.
+    """
+    check_facts(card)
+    source = TEMPLATE.read_text()
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    try:
+        return environment.from_string(source).render(card=card, **facts)
+    except jinja2.UndefinedError as error:
+        raise MissingFact(f"the model card lacks a fact: {error}") from error

@@ -1,0 +1,137 @@
+"""Potential to folder and back: config.json and model.safetensors. Nothing is unpickled, every byte is checked."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+
+from data_pipeline.shards import sha256
+from foundation.models import EquivariantNetwork, ModelConfig
+from foundation.potential import Potential
+
+SCHEMA_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
+"""From each older schema version, what turns its config.json into the next one's."""
+
+WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
+
+
+class CorruptCheckpoint(ValueError):
+    """A folder that is not the potential that was saved; the message names the file."""
+
+
+def save(potential: Potential, folder: Path, provenance: dict) -> None:
+    """Write a potential; the folder appears, or replaces an older one, only when it is complete.
+
+    Args:
+        potential: What to write.
+        folder: Where.
+        provenance: What the potential was made from and how, as JSON.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
+    safetensors.torch.save_file(state, partial / WEIGHTS)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "model": asdict(potential.network.config),
+        "elements": list(potential.elements),
+        "weights_sha256": sha256(partial / WEIGHTS),
+        "provenance": provenance,
+    }
+    (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    replace_folder(partial, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; an older folder of that name is gone only once the new one is in place."""
+    for file in new.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: Path | str) -> Potential:
+    """Read a potential from a released folder or a run folder, ready to predict.
+
+    Raises:
+        FileNotFoundError: there is no potential in the folder.
+        CorruptCheckpoint: a checksum differs or a file cannot be read.
+        ValueError: the folder was written by a newer version of the program.
+    """
+    folder = find(folder)
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    if sha256(weights) != config["weights_sha256"]:
+        raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
+    verify_checksums(folder)
+    model = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
+    elements = tuple(config["elements"])
+    potential = Potential(EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0), elements)
+    potential.load_state_dict(safetensors.torch.load_file(weights))
+    return potential.eval()
+
+
+def read_config(folder: Path) -> dict:
+    """Return a folder's config.json in the current schema.
+
+    Raises:
+        CorruptCheckpoint: it cannot be read.
+        ValueError: it was written by a newer version of the program.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        version = config["schema_version"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{folder / CONFIG}: cannot be read ({error}); copy or download it again") from error
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"{folder}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
+    for old in range(version, SCHEMA_VERSION):
+        config = MIGRATIONS[old](config)
+    return config
+
+
+def verify_checksums(folder: Path) -> None:
+    """Compare every file that SHA256SUMS lists; a folder without that file is not a release and passes.
+
+    Raises:
+        CorruptCheckpoint: a file is missing or differs.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text().splitlines():
+        expected, name = line.split("  ", maxsplit=1)
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            raise CorruptCheckpoint(f"{folder / name}: missing or altered; copy or download it again")
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS over the files of a folder, in the format of the sha256sum command."""
+    files = sorted(file for file in folder.iterdir() if file.name != CHECKSUMS)
+    (folder / CHECKSUMS).write_text("".join(f"{sha256(file)}  {file.name}\n" for file in files))
+
+
+def find(folder: Path | str) -> Path:
+    """Return the folder of a potential, given that folder or the run folder that holds it.
+
+    Raises:
+        FileNotFoundError: there is no potential.
+    """
+    folder = Path(folder)
+    for candidate in (folder, folder / "potential"):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{folder}: no potential there (a release folder has {CONFIG} and {WEIGHTS}; a finished run has potential/)"
+    )

@@ -1,0 +1,73 @@
+"""Evaluation: a potential and a split of a data set become a report."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.manifest import open_manifest
+from foundation.checkpoint import find, load, read_config
+from foundation.evaluation.errors import compute_errors
+from foundation.evaluation.report import write_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate on what."""
+
+    model: Path
+    """Release folder or run folder."""
+    data: Path
+    """Manifest of the data, or its folder."""
+    split: str = "test"
+    """Split to predict."""
+    out: Path | None = None
+    """Folder of the report; when absent, report/ in the run folder that the model belongs to."""
+    edge_budget: int = 20000
+    """Directed edges of a batch; a larger structure is a batch of its own."""
+    num_workers: int = 0
+    """Worker processes that read shards and build graphs; 0 does it in the main process."""
+    device: str = "cpu"
+    """torch's name of the device."""
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Predict a split, write evaluation.json, parity.png and index.html, and return what is in the first.
+
+    Raises:
+        FileNotFoundError: no potential or no manifest there.
+        ValueError: no such split, or none of its frames has only known elements.
+    """
+    model = _existing(config.model)
+    manifest = open_manifest(config.data)
+    potential = load(model).to(torch.device(config.device))
+    errors = compute_errors(
+        potential, manifest, config.split, edge_budget=config.edge_budget, num_workers=config.num_workers
+    )
+    facts = {
+        "dataset": manifest.provenance.name,
+        "split": config.split,
+        "manifest_fingerprint": manifest.fingerprint,
+        "level_of_theory": manifest.provenance.level_of_theory,
+        "weights_sha256": read_config(find(model))["weights_sha256"],
+    }
+    return write_report(errors, report_folder(config), facts)
+
+
+def report_folder(config: EvaluateConfig) -> Path:
+    """Return the folder of the report: as configured, or report/ in the run folder that the model belongs to."""
+    if config.out is not None:
+        return config.out
+    run = config.model if (config.model / "run.json").is_file() else config.model.parent
+    return run / "report"
+
+
+def _existing(model: Path) -> Path:
+    """Return the model's folder, or its run's when a release has not been exported yet."""
+    if not model.exists() and (model.parent / "run.json").is_file():
+        log.warning("%s is not exported yet: evaluating the potential of its run, %s", model, model.parent)
+        return model.parent
+    return model

@@ -1,0 +1,167 @@
+"""Export: a finished, evaluated run becomes a folder that people can download and trust.
+
+The release holds model.safetensors, config.json, golden.json, README.md (the model card) and SHA256SUMS. It is loaded back
+and has to reproduce the golden predictions before it gets its name.
+"""
+
+import datetime
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipeline.graph import to_graph
+from data_pipeline.manifest import open_manifest
+from data_pipeline.stream import Frames
+from data_pipeline.structure import Structure, unlabelled
+from foundation import checkpoint
+from foundation.card import SYMBOLS, CardFacts, check_facts, render_card
+from foundation.potential import Potential
+
+GOLDEN = "golden.json"
+TOLERANCE = 1e-9
+"""Largest difference allowed to the golden energies per atom, forces and stresses in float64, relative to 1 + |value|:
+rounding alone may differ between machines."""
+
+
+class GoldenMismatch(ValueError):
+    """A release that does not reproduce its own golden predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to release."""
+
+    run: Path
+    """Finished run folder, with potential/ and report/."""
+    out: Path
+    """Release folder to write; an older release there is replaced once the new one is verified."""
+    card: CardFacts | None = None
+    """Facts of the model card; those of the run's configuration when absent."""
+    data: Path | None = None
+    """Manifest to take the golden structures from; the run's own when absent."""
+    num_golden: int = 3
+    """Structures in golden.json."""
+
+
+def export(config: ExportConfig) -> Path:
+    """Write a release and return its folder.
+
+    Raises:
+        FileNotFoundError: the run is not finished, was not evaluated, or its data are gone.
+        MissingFact: the model card lacks a fact.
+        GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
+        ValueError: the report is of other weights.
+    """
+    source = checkpoint.find(config.run)
+    settings = checkpoint.read_config(source)
+    provenance = settings["provenance"]
+    card = config.card or CardFacts(**provenance["config"].get("card", {}))
+    check_facts(card)
+    evaluation = _evaluation(config.run, settings["weights_sha256"])
+    potential = checkpoint.load(source)
+    structures = _golden_structures(config.data or Path(provenance["config"]["data"]), potential, config.num_golden)
+    partial = config.out.with_name(config.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
+            shutil.copyfile(source / name, partial / name)
+        golden = [golden_record(potential, structure) for structure in structures]
+        (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
+        facts = _card_facts(potential, settings, evaluation, len(golden))
+        (partial / "README.md").write_text(render_card(card, facts))
+        checkpoint.write_checksums(partial)
+        verify_golden(partial)
+        checkpoint.replace_folder(partial, config.out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return config.out
+
+
+def golden_record(potential: Potential, structure: Structure) -> dict:
+    """Return a structure with its predictions in float64 as JSON: energy [eV], forces [eV/Å], stress [eV/Å³]."""
+    dtype = potential.dtype
+    prediction = potential.cast(torch.float64)(to_graph(structure, potential.cutoff, torch.float64))
+    potential.cast(dtype)
+    return {
+        "numbers": structure.numbers.tolist(),
+        "positions": structure.positions.tolist(),
+        "cell": structure.cell.tolist(),
+        "pbc": structure.pbc.tolist(),
+        "energy": float(prediction.energy),
+        "forces": prediction.forces.tolist(),
+        "stress": prediction.stress[0].tolist(),
+    }
+
+
+def verify_golden(folder: Path) -> None:
+    """Recompute the golden predictions from the files of a release.
+
+    Raises:
+        GoldenMismatch: naming the first structure and quantity that differ.
+    """
+    potential = checkpoint.load(folder)
+    for number, record in enumerate(json.loads((folder / GOLDEN).read_text())):
+        structure = unlabelled(
+            np.array(record["numbers"]),
+            np.array(record["positions"]),
+            np.array(record["cell"]),
+            np.array(record["pbc"]),
+        )
+        again = golden_record(potential, structure)
+        for name in ("energy", "forces", "stress"):
+            expected, found = np.array(record[name]), np.array(again[name])
+            if not (np.abs(found - expected) <= TOLERANCE * (structure.num_atoms + np.abs(expected))).all():
+                raise GoldenMismatch(
+                    f"{folder / GOLDEN}, structure {number}: the {name} recomputed from the exported files differs by "
+                    f"{np.abs(found - expected).max():.3g}; the release is not what was trained"
+                )
+
+
+def _evaluation(run: Path, weights_sha256: str) -> dict:
+    file = run / "report" / "evaluation.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: a release states its held-out errors; measure them with "
+            f"`foundation evaluate --model {run} --data <manifest> --split test`"
+        )
+    evaluation = json.loads(file.read_text())
+    if evaluation["weights_sha256"] != weights_sha256:
+        raise ValueError(f"{file}: this report is of other weights; evaluate {run} again")
+    return evaluation
+
+
+def _golden_structures(data: Path, potential: Potential, count: int) -> list[Structure]:
+    """Return the first small structures of the test split (or of training, if there is none) that can be predicted."""
+    manifest = open_manifest(data)
+    split = "test" if manifest.split("test").shards else "train"
+    known = set(potential.elements)
+    found = [s for s in Frames(manifest, split) if s.num_atoms <= 40 and set(s.numbers.tolist()) <= known]
+    if not found:
+        raise ValueError(f"{data}: no structure of at most 40 atoms to take golden predictions of; give another --data")
+    return found[:count]
+
+
+def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_golden: int) -> dict:
+    provenance, model = settings["provenance"], settings["model"]
+    copied = ("dataset", "manifest_fingerprint", "num_frames", "num_atoms", "num_parameters", "versions", "method")
+    return {
+        **{name: provenance[name] for name in copied},
+        "hardware": provenance["hardware"],
+        "wall_time_s": provenance["wall_time_s"],
+        "steps": provenance["config"]["fit"]["steps"],
+        "architecture": f"equivariant network, {model['num_blocks']} blocks of {model['irreps']}, "
+        f"spherical harmonics to degree {model['max_degree']}",
+        "cutoff": model["cutoff"],
+        "elements": [SYMBOLS[z] for z in potential.elements],
+        "weights_sha256": settings["weights_sha256"],
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "evaluation": evaluation,
+        "errors": evaluation["errors"],
+        "num_golden": num_golden,
+    }

@@ -1,0 +1,1 @@
+"""Ways out: other programs' units, signs and interfaces."""

@@ -1,0 +1,119 @@
+"""Potentials as ASE calculators."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import ase
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from data_pipeline.graph import to_graph
+from data_pipeline.structure import Structure, unlabelled
+from foundation.potential import Potential
+
+
+class Calculator(AseCalculator):
+    """An ASE calculator for energy, energies, forces and stress; ASE's units are the project's own.
+
+    Stress needs a cell with a volume. In float64 relaxations and finite differences are smooth to the last digits;
+    float32 is faster and good to about 1e-5 eV/Å.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, potential: Potential, device: str = "cpu", dtype: torch.dtype = torch.float64) -> None:
+        """Wrap a potential, which is moved to the device and cast in place.
+
+        Args:
+            potential: What foundation.load() returned.
+            device: torch's name of the device.
+            dtype: Float type of the network.
+        """
+        super().__init__()
+        self.potential = potential.to(device).cast(dtype).eval()
+
+    def calculate(
+        self, atoms: ase.Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes
+    ) -> None:
+        """Compute all properties.
+
+        Raises:
+            InvalidStructure: two atoms at the same place, or a periodic cell without volume.
+            UnknownElement: an element that the potential was not trained for.
+            PropertyNotImplementedError: stress is asked for and the cell encloses no volume.
+        """
+        super().calculate(atoms, properties, system_changes)
+        assert isinstance(self.atoms, ase.Atoms)
+        structure = to_structure(self.atoms)
+        potential = self.potential
+        batch = to_graph(structure, potential.cutoff, torch.float64).to(potential.device, potential.dtype)
+        prediction = potential(batch)
+        energy = float(prediction.energy)
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": prediction.atom_energies.cpu().numpy(),
+            "forces": prediction.forces.double().cpu().numpy(),
+        }
+        if structure.volume > 0:
+            stress = prediction.stress[0].double().cpu().numpy()
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        elif "stress" in properties:
+            raise PropertyNotImplementedError("stress needs a cell with a volume; this one has none")
+
+
+def to_structure(atoms: ase.Atoms) -> Structure:
+    """Return ASE's Atoms as a Structure without labels.
+
+    Raises:
+        InvalidStructure: what Structure refuses.
+    """
+    return unlabelled(atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc)
+
+
+def to_atoms(structure: Structure) -> ase.Atoms:
+    """Return a Structure as ASE's Atoms, without its labels."""
+    return ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Relaxation:
+    """The outcome of a relaxation."""
+
+    atoms: ase.Atoms
+    """The relaxed structure."""
+    energy_before: float
+    """Total energy at the start [eV]."""
+    energy_after: float
+    """Total energy at the end [eV]."""
+    num_steps: int
+    """Steps taken."""
+    max_force: float
+    """Largest force at the end, strain included as ASE's filter counts it [eV/Å]."""
+    converged: bool
+    """Whether the largest force is below the limit."""
+
+
+def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02, max_steps: int = 300) -> Relaxation:
+    """Relax positions, and the cell where all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
+    atoms = to_atoms(structure)
+    atoms.calc = Calculator(potential)
+    before = float(atoms.get_potential_energy())
+    target = FrechetCellFilter(atoms) if structure.pbc.all() else atoms
+    with FIRE(target, logfile=None) as optimizer:
+        converged = bool(optimizer.run(fmax=max_force, steps=max_steps))
+        steps = optimizer.nsteps
+    largest = float(np.linalg.norm(target.get_forces(), axis=1).max())
+    return Relaxation(
+        atoms=atoms,
+        energy_before=before,
+        energy_after=float(atoms.get_potential_energy()),
+        num_steps=steps,
+        max_force=largest,
+        converged=converged,
+    )

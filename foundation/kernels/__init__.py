@@ -1,0 +1,1 @@
+"""The equivariant convolution: one operator, several backends."""

@@ -1,0 +1,26 @@
+"""Energy models: a batch of graphs in, an energy per atom out. One file with a config and a class is a new model."""
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from data_pipeline.graph import GraphBatch
+from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
+
+__all__ = ["EnergyModel", "EquivariantConfig", "EquivariantNetwork", "ModelConfig"]
+
+
+class EnergyModel(Protocol):
+    """What Potential needs of a network."""
+
+    cutoff: float
+    """Atoms closer than this are neighbours [Å]."""
+
+    def forward(self, batch: GraphBatch, elements: object) -> Float[Tensor, " atoms"]:
+        """Return the energy of each atom, in units of the potential's scale."""
+        ...
+
+
+ModelConfig = EquivariantConfig
+"""The models that a YAML can name."""

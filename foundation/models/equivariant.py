@@ -1,0 +1,125 @@
+"""The E(3)-equivariant message-passing network of the NequIP and SevenNet family.
+
+Elements are embedded as even scalars; interaction blocks exchange messages between neighbours; the last block keeps even
+scalars only, and two linear layers read an energy per atom from them. Parameter layouts are SevenNet's
+(Park et al., J. Chem. Theory Comput. 20, 4857 (2024)), so its weights can be loaded by renaming.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_pipeline.graph import GraphBatch
+from foundation.nn.embedding import periodic_features
+from foundation.nn.interaction import InteractionBlock
+from foundation.nn.linear import Linear
+from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivariantConfig:
+    """Architecture of an equivariant network; the defaults are SevenNet-0's."""
+
+    irreps: str = "128x0e+64x1e+32x2e"
+    """Hidden irreps. Without odd ones, all are marked even, and mirror images are told apart only by the laws of the
+    spherical harmonics' degree; with odd ones (such as 32x0e+32x1o), parity is exact."""
+    num_blocks: int = 5
+    """Interaction blocks."""
+    max_degree: int = 2
+    """Highest degree of the spherical harmonics of edges."""
+    cutoff: float = 5.0
+    """Atoms closer than this are neighbours [Å]."""
+    num_basis: int = 8
+    """Radial basis functions."""
+    radial_sizes: tuple[int, ...] = (64, 64)
+    """Hidden sizes of the radial networks."""
+    cutoff_function: CutoffFunction = "xplor"
+    """How messages go to zero at the cutoff."""
+    cutoff_onset: float = 4.5
+    """Where the xplor function begins to fall [Å]."""
+    cutoff_power: int = 6
+    """Power of the polynomial function."""
+    readout_channels: int = 64
+    """Channels between the two layers of the readout."""
+    normalization: str = "mean"
+    """What sums over neighbours are divided by: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
+
+    def __post_init__(self) -> None:
+        irreps = o3.Irreps(self.irreps)
+        if irreps.simplify() != irreps or irreps.sort().irreps.simplify() != irreps:
+            raise ValueError(f"irreps {self.irreps!r} are not sorted: write {irreps.sort().irreps.simplify()}")
+        if o3.Irrep("0e") not in irreps:
+            raise ValueError(f"irreps {self.irreps!r} need even scalars (0e)")
+        if self.normalization not in ("mean", "sqrt"):
+            raise ValueError(f"normalization is 'mean' or 'sqrt', not {self.normalization!r}")
+        if min(self.num_blocks, self.num_basis, self.readout_channels) < 1 or self.max_degree < 0:
+            raise ValueError("num_blocks, num_basis and readout_channels must be at least 1, max_degree at least 0")
+        if not 0 < self.cutoff or (self.cutoff_function == "xplor" and not 0 < self.cutoff_onset < self.cutoff):
+            raise ValueError(f"need 0 < cutoff_onset < cutoff, not {self.cutoff_onset} and {self.cutoff} Å")
+
+    @property
+    def parity(self) -> bool:
+        """Whether mirror symmetry is exact: some irrep is odd."""
+        return any(item.ir.p == -1 for item in o3.Irreps(self.irreps))
+
+
+class EquivariantNetwork(torch.nn.Module):
+    """Atomic energies from element embedding, interaction blocks and a linear readout."""
+
+    def __init__(self, config: EquivariantConfig, elements: tuple[int, ...], mean_neighbors: float) -> None:
+        """Prepare a network with random weights.
+
+        Args:
+            config: The architecture.
+            elements: Atomic numbers that the network knows.
+            mean_neighbors: Mean number of neighbours of an atom of the training data, at the cutoff.
+        """
+        super().__init__()
+        self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
+        hidden = o3.Irreps(config.irreps)
+        scalars = o3.Irreps([item for item in hidden if item.ir == o3.Irrep("0e")])
+        sign = -1 if config.parity else 1
+        self.irreps_harmonics = o3.Irreps([(1, (degree, sign**degree)) for degree in range(config.max_degree + 1)])
+        self.radial_basis = BesselBasis(config.num_basis, config.cutoff)
+        self.embedding = Linear(o3.Irreps([(len(elements), "0e")]), scalars)
+        # the layer divides by the root of its inputs, of which a one-hot vector uses only one
+        features = len(elements) ** 0.5 * periodic_features(elements, scalars.dim)
+        self.embedding.weight.data.copy_(features.flatten())
+        denominator = mean_neighbors if config.normalization == "mean" else mean_neighbors**0.5
+        irreps, blocks = scalars, []
+        for number in range(config.num_blocks):
+            wanted = hidden if number < config.num_blocks - 1 else scalars
+            radial = [config.num_basis, *config.radial_sizes]
+            blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator))
+            irreps = blocks[-1].irreps_out
+        self.blocks = torch.nn.ModuleList(blocks)
+        middle = o3.Irreps([(config.readout_channels, "0e")])
+        self.readout = torch.nn.Sequential(Linear(irreps, middle), Linear(middle, o3.Irreps("1x0e")))
+
+    def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
+        """Return the energy of each atom, in units of the potential's scale.
+
+        Args:
+            batch: The structures.
+            elements: Position of each atom's element among the network's elements.
+        """
+        vectors = batch.edge_vectors()
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        harmonics = o3.spherical_harmonics(
+            self.irreps_harmonics, vectors, normalize=True, normalization="component"
+        )
+        basis = self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
+        one_hot = torch.nn.functional.one_hot(elements, self.num_elements).to(vectors.dtype)
+        features = self.embedding(one_hot)
+        for block in self.blocks:
+            features = block(features, harmonics, basis, batch.senders, batch.receivers)
+        return self.readout(features).squeeze(1)
+
+    def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:
+        config = self.config
+        if config.cutoff_function == "xplor":
+            return xplor_cutoff(distances, config.cutoff, config.cutoff_onset)
+        return polynomial_cutoff(distances, config.cutoff, config.cutoff_power)

@@ -1,0 +1,74 @@
+"""The interaction block of the NequIP and SevenNet family."""
+
+import torch
+from e3nn import o3
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from foundation.kernels.convolution import Convolution, Paths
+from foundation.nn.gate import Gate
+from foundation.nn.linear import Linear
+from foundation.nn.radial import RadialNetwork
+
+
+class InteractionBlock(torch.nn.Module):
+    """Linear, convolution over edges, linear, plus a linear self-connection, then a gate.
+
+    Batzner et al., Nat. Commun. 13, 2453 (2022), figure 1; the self-connection is linear as in SevenNet
+    (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)).
+    """
+
+    def __init__(
+        self,
+        irreps_in: o3.Irreps,
+        irreps_harmonics: o3.Irreps,
+        irreps_hidden: o3.Irreps,
+        radial_sizes: list[int],
+        denominator: float,
+    ) -> None:
+        """Prepare a block.
+
+        Args:
+            irreps_in: Irreps of the features that come in.
+            irreps_harmonics: Irreps of the spherical harmonics.
+            irreps_hidden: Irreps wanted out; those that cannot be reached from irreps_in are left out.
+            radial_sizes: Sizes of the radial network without its last layer.
+            denominator: What the sum over neighbours is divided by.
+        """
+        super().__init__()
+        paths = Paths(irreps_in, irreps_harmonics, irreps_hidden)
+        reachable = o3.Irreps([item for item in irreps_hidden if item.ir in paths.irreps_out])
+        self.gate = Gate(reachable)
+        self.irreps_out = self.gate.irreps_out
+        self.self_connection = Linear(irreps_in, self.gate.irreps_in)
+        self.self_interaction_1 = Linear(irreps_in, irreps_in)
+        self.radial = RadialNetwork([*radial_sizes, paths.num_weights])
+        self.convolution = Convolution(paths)
+        self.register_buffer("denominator", torch.tensor([denominator]))
+        self.self_interaction_2 = Linear(paths.irreps_out, self.gate.irreps_in)
+        self._pad = _missing(self.gate.irreps_in, self.self_connection.irreps_out)
+
+    def forward(
+        self,
+        features: Float[Tensor, "atoms inputs"],
+        harmonics: Float[Tensor, "edges harmonics"],
+        basis: Float[Tensor, "edges basis"],
+        senders: Int[Tensor, " edges"],
+        receivers: Int[Tensor, " edges"],
+    ) -> Float[Tensor, "atoms outputs"]:
+        """Return the features after one exchange of messages."""
+        weights = self.radial(basis)
+        mixed = self.self_interaction_1(features)
+        summed = self.convolution(mixed, harmonics, weights, senders, receivers) / self.get_buffer("denominator")
+        return self.gate(self.self_interaction_2(summed) + self._connect(features))
+
+    def _connect(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms gates"]:
+        """Return the self-connection, zero for the irreps that the input lacks."""
+        parts = iter(self.self_connection(features).split([i.dim for i in self.self_connection.irreps_out], dim=1))
+        blocks = [features.new_zeros(features.shape[0], pad) if pad else next(parts) for pad in self._pad]
+        return torch.cat(blocks, dim=1)
+
+
+def _missing(irreps: o3.Irreps, present: o3.Irreps) -> list[int]:
+    """Return for each irrep the width of zeros that stands in for it; zero where it is present."""
+    return [0 if item.ir in present else item.dim for item in irreps]

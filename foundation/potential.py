@@ -1,0 +1,138 @@
+"""Potential: a network with reference energies, scale and derivatives; everything above the network talks to it only."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from data_pipeline.graph import GraphBatch
+from data_pipeline.statistics import Statistics
+from data_pipeline.structure import MAX_ATOMIC_NUMBER
+from foundation.models import EquivariantNetwork, ModelConfig
+
+
+class UnknownElement(ValueError):
+    """A structure with an element that the potential was not trained for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What a potential says of a batch."""
+
+    energy: Float64[Tensor, " graphs"]
+    """Total energy [eV]."""
+    forces: Float[Tensor, "atoms 3"]
+    """Forces [eV/Å], minus the gradient of the energy."""
+    stress: Float[Tensor, "graphs 3 3"]
+    """Stress [eV/Å³], positive in tension; zero where the cell encloses no volume."""
+    atom_energies: Float64[Tensor, " atoms"]
+    """Energy of each atom [eV]; they add up to the total."""
+
+
+class Potential(torch.nn.Module):
+    """An interatomic potential: E = Σ_atoms (scale_z · network + reference_z), with forces and stress by differentiation.
+
+    In training mode the derivatives can themselves be differentiated; otherwise they come detached, also inside
+    torch.no_grad().
+    """
+
+    def __init__(self, network: EquivariantNetwork, elements: tuple[int, ...]) -> None:
+        """Wrap a network; references are zero and the scale one until set.
+
+        Args:
+            network: An EnergyModel.
+            elements: Atomic numbers that the network knows, in its order.
+        """
+        super().__init__()
+        self.network, self.elements = network, elements
+        self.register_buffer("reference_energies", torch.zeros(len(elements), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(len(elements), dtype=torch.float64))
+        position = torch.full((MAX_ATOMIC_NUMBER + 1,), -1)
+        position[list(elements)] = torch.arange(len(elements))
+        self.register_buffer("_position", position, persistent=False)
+
+    @property
+    def cutoff(self) -> float:
+        """Atoms closer than this are neighbours [Å]."""
+        return self.network.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the network; references, scale and sums over atoms are float64 always."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.network.parameters()).device
+
+    def cast(self, dtype: torch.dtype) -> "Potential":
+        """Change the float type of the network in place and return the potential."""
+        self.network.to(dtype)
+        return self
+
+    def forward(self, batch: GraphBatch) -> Prediction:
+        """Return energies, forces and stresses from one backward pass through positions and strain.
+
+        Stress is (1/V) ∂E/∂ε for a symmetric strain ε of positions and cell (Knuth et al., Comput. Phys. Commun.
+        190, 33 (2015), equation 7).
+
+        Raises:
+            UnknownElement: an atom's element is not among the potential's (checked outside training).
+        """
+        batch = batch.to(dtype=self.dtype)
+        with torch.enable_grad():
+            positions = batch.positions.detach().requires_grad_()
+            strain = torch.zeros_like(batch.cell, requires_grad=True)
+            deformation = 0.5 * (strain + strain.transpose(1, 2))
+            moved = positions + torch.einsum("ai,aij->aj", positions, deformation[batch.graph_of_atom])
+            strained = replace(batch, positions=moved, cell=batch.cell + batch.cell @ deformation)
+            atom_energies = self.atom_energies(strained)
+            energy = torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, atom_energies)
+            position_gradient, strain_gradient = torch.autograd.grad(
+                energy.sum(), (positions, strain), create_graph=self.training, materialize_grads=True
+            )
+        volume = torch.linalg.det(batch.cell).abs().view(-1, 1, 1)
+        inverse = torch.where(volume > 0, 1.0 / torch.where(volume > 0, volume, 1.0), 0.0)
+        if not self.training:
+            energy, atom_energies = energy.detach(), atom_energies.detach()
+        return Prediction(
+            energy=energy, forces=-position_gradient, stress=strain_gradient * inverse, atom_energies=atom_energies
+        )
+
+    def atom_energies(self, batch: GraphBatch) -> Float64[Tensor, " atoms"]:
+        """Return the energy of each atom [eV].
+
+        Raises:
+            UnknownElement: an atom's element is not among the potential's (checked outside training).
+        """
+        elements = self._element_positions(batch.numbers)
+        network = self.network(batch, elements).to(torch.float64)
+        return self.get_buffer("scale")[elements] * network + self.get_buffer("reference_energies")[elements]
+
+    def _element_positions(self, numbers: Int[Tensor, " atoms"]) -> Int[Tensor, " atoms"]:
+        positions = self.get_buffer("_position")[numbers]
+        # in training the elements are those of the manifest, and asking an accelerator would stall it every step
+        if not self.training and bool((positions < 0).any()):
+            unknown = sorted(set(numbers[positions < 0].tolist()))
+            raise UnknownElement(
+                f"the potential knows no element with atomic number {', '.join(map(str, unknown))}; "
+                f"it was trained on {len(self.elements)} elements: {', '.join(map(str, self.elements))}"
+            )
+        return positions
+
+
+def new_potential(config: ModelConfig, statistics: Statistics) -> Potential:
+    """Return an untrained potential for a data set: references, scale and mean neighbours are the data's.
+
+    The scale is the root mean square force component times 1 Å.
+    """
+    elements = statistics.elements
+    network = EquivariantNetwork(config, elements, statistics.mean_neighbors(config.cutoff))
+    potential = Potential(network, elements)
+    references = statistics.reference_energies()[list(elements)]
+    potential.get_buffer("reference_energies").copy_(torch.from_numpy(np.ascontiguousarray(references)))
+    potential.get_buffer("scale").fill_(statistics.force_rms)
+    return potential

@@ -1,0 +1,104 @@
+"""Pretraining: a manifest and a model config become a run folder with a potential."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data_pipeline.manifest import Manifest, open_manifest
+from foundation.card import CardFacts
+from foundation.checkpoint import save
+from foundation.models import EquivariantConfig, ModelConfig
+from foundation.potential import Potential, new_potential
+from foundation.training.fit import FitConfig, fit, seed_everything
+from foundation.training.loss import LossConfig
+from foundation.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pretraining run. What the data determine (elements, references, scale, neighbours) comes from the manifest."""
+
+    data: Path
+    """Manifest of the data, or its folder."""
+    out: Path
+    """Run folder to write."""
+    fit: FitConfig
+    """Length, batches and machine."""
+    model: ModelConfig = field(default_factory=EquivariantConfig)
+    """Architecture."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss terms."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    card: CardFacts = field(default_factory=CardFacts)
+    """What the model card of a release will say; may be completed at export."""
+    overwrite: bool = False
+    """Replace a run that is already there."""
+
+
+def pretrain(config: PretrainConfig) -> Potential:
+    """Train a potential from scratch and return it, with the moving average of its weights.
+
+    The run folder gets run.json (the resolved configuration), checkpoints/, logs/ and, at the end, potential/.
+
+    Raises:
+        FileExistsError: the run folder is there, and neither resume nor overwrite is set.
+        FileNotFoundError: no manifest, or nothing to resume.
+        ValueError: the configuration does not fit the data.
+    """
+    manifest = open_manifest(config.data)
+    if config.out.exists() and not config.fit.resume:
+        if not config.overwrite:
+            raise FileExistsError(
+                f"{config.out} already exists; continue it with --fit.resume true, replace it with --overwrite true, "
+                "or choose another --out"
+            )
+        shutil.rmtree(config.out)
+    seed_everything(config.fit.seed)
+    potential = new_potential(config.model, manifest.split("train").statistics)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "run.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
+    started = time.time()
+    validation = fit(
+        potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out
+    )
+    facts = {"config": resolved(config), "validation": validation, "wall_time_s": round(time.time() - started, 1)}
+    save(potential, config.out / "potential", provenance_of(manifest, potential) | facts)
+    return potential
+
+
+def provenance_of(manifest: Manifest, potential: Potential) -> dict:
+    """Return what a potential was trained on, as JSON."""
+    statistics = manifest.split("train").statistics
+    packages = ("foundation", "torch", "e3nn", "lightning")
+    return {
+        "method": "pretraining",
+        "dataset": dataclasses.asdict(manifest.provenance),
+        "manifest_fingerprint": manifest.fingerprint,
+        "num_frames": statistics.num_frames,
+        "num_atoms": statistics.num_atoms,
+        "num_parameters": sum(p.numel() for p in potential.parameters()),
+        "hardware": hardware(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def hardware() -> str:
+    """Return what the program runs on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def resolved(config: object) -> dict:
+    """Return a config dataclass as JSON, every default filled in."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -1,0 +1,304 @@
+"""fit(): the only place that makes a Trainer."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from data_pipeline.graph import GraphBatch
+from data_pipeline.manifest import Manifest
+from data_pipeline.plan import Oversize
+from data_pipeline.stream import Stream, sweep
+from foundation.potential import Potential
+from foundation.training.loss import LossConfig
+from foundation.training.module import TrainingModule
+from foundation.training.optim import OptimConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The loop: how long, in what batches, on what machine. Nothing here changes what a step means."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    lanes: int = 8
+    """Micro-batches per optimizer step; the number of processes must divide it."""
+    edge_budget: int = 20000
+    """Directed edges of a micro-batch."""
+    atom_budget: int | None = None
+    """Atoms of a micro-batch."""
+    oversize: Oversize = "alone"
+    """What happens to a structure larger than the budget."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    num_workers: int = 1
+    """Worker processes per rank that read shards and build graphs; 0 does it in the training process."""
+    validate_every: int = 500
+    """Steps between validations."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept."""
+    log_every: int = 10
+    """Steps between logged metrics."""
+    accelerator: str = "auto"
+    """Lightning's name of the accelerator: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes per node."""
+    num_nodes: int = 1
+    """Nodes."""
+    wandb: bool = False
+    """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
+    resume: bool = False
+    """Continue from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("steps", "lanes", "edge_budget", "validate_every")}
+        numbers |= {name: getattr(self, name) for name in ("checkpoint_every", "log_every", "keep_checkpoints")}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        world_size = self.devices * self.num_nodes
+        if world_size < 1 or self.lanes % world_size:
+            sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
+            raise ValueError(f"{self.lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
+
+
+def fit(
+    potential: Potential,
+    manifest: Manifest,
+    *,
+    config: FitConfig,
+    loss: LossConfig,
+    optim: OptimConfig,
+    out: Path,
+) -> dict[str, float]:
+    """Train a potential in place and return the errors of the last validation.
+
+    The potential ends with the moving average of the weights. Checkpoints and logs go to the run folder.
+
+    Raises:
+        FileNotFoundError: resume is asked for and there is no checkpoint.
+        ValueError: a checkpoint belongs to other data or another plan, or what Stream refuses.
+    """
+    module = TrainingModule(potential, loss, optim, config.steps)
+    averaging = _Averaging(use_buffers=False, decay=optim.ema_decay)
+    checkpoints = _Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
+    trainer = lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=_FlatGradientStrategy() if config.devices * config.num_nodes > 1 else "auto",
+        max_steps=config.steps,
+        max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        inference_mode=False,  # forces need autograd in validation too
+        callbacks=[averaging, checkpoints, _Progress()],
+        logger=_loggers(config, out),
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    checkpoint = newest_checkpoint(out) if config.resume else None
+    data = _Data(manifest, potential, config)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
+    module.cpu()
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
+def newest_checkpoint(out: Path) -> Path:
+    """Return the newest checkpoint of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted((out / "checkpoints").glob("step=*.ckpt"))
+    if not found:
+        raise FileNotFoundError(f"{out / 'checkpoints'}: no checkpoint to resume from; start with --fit.resume false")
+    return found[-1]
+
+
+class _Data(lightning.LightningDataModule):
+    """Streams for training, sweeps for validation; its state is the fingerprint of the stream."""
+
+    def __init__(self, manifest: Manifest, potential: Potential, config: FitConfig) -> None:
+        super().__init__()
+        self.manifest, self.config = manifest, config
+        self.cutoff, self.elements = potential.cutoff, potential.elements
+        # made once here, before any process starts, so that a wrong budget is an error at once
+        self.fingerprint = self._stream().fingerprint
+
+    def _stream(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Stream:
+        config = self.config
+        return Stream(
+            self.manifest,
+            cutoff=self.cutoff,
+            lanes=config.lanes,
+            edge_budget=config.edge_budget,
+            atom_budget=config.atom_budget,
+            seed=config.seed,
+            oversize=config.oversize,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            pin_memory=True,
+        )
+
+    def train_dataloader(self) -> "_Run":
+        """Return the steps from the trainer's current one to the last."""
+        assert self.trainer is not None
+        stream = self._stream(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
+        return _Run(stream, self.trainer.global_step, self.config.steps)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return every validation frame whose elements the potential knows, once over all ranks."""
+        assert self.trainer is not None
+        if not self.manifest.split("val").shards:
+            return []
+        return sweep(
+            self.manifest,
+            "val",
+            cutoff=self.cutoff,
+            edge_budget=self.config.edge_budget,
+            elements=self.elements,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            pin_memory=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be the same on resume."""
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with another stream.
+
+        Raises:
+            ValueError: data, split, cutoff, seed, lanes or budgets differ from the checkpoint's.
+        """
+        names = ("the data (manifest)", "the split", "the cutoff", "lanes, budgets, seed or oversize policy")
+        pairs = zip(names, self.fingerprint.split(":"), state_dict["fingerprint"].split(":"), strict=True)
+        different = [name for name, ours, theirs in pairs if ours != theirs]
+        if different:
+            raise ValueError(
+                f"cannot resume: {', '.join(different)} differ from those of the checkpoint. "
+                "Restore the configuration it was made with, or start a new run."
+            )
+
+
+class _Run:
+    """The steps of a run as Lightning wants a loader: its length is the whole run's, so progress and resume agree."""
+
+    def __init__(self, stream: Stream, first_step: int, last_step: int) -> None:
+        self.stream, self.first_step, self.last_step = stream, first_step, last_step
+
+    def __len__(self) -> int:
+        return self.last_step
+
+    def __iter__(self) -> Iterator[list[GraphBatch]]:
+        return iter(self.stream.from_step(self.first_step, self.last_step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the step is the trainer's."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: the step is the trainer's."""
+
+
+class _Averaging(EMAWeightAveraging):
+    """Lightning's moving average, which also takes its weights back if validation is interrupted."""
+
+    _swapped = False
+
+    def _swap_models(self, pl_module: lightning.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Put the weights in training back before the checkpoint on exception is written."""
+        if self._swapped:
+            self._swap_models(pl_module)
+
+
+class _Progress(RichProgressBar):
+    """Lightning's progress bar without the number of the log."""
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        """Return the metrics to show."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class _FlatGradientStrategy(DDPStrategy):
+    """DDP's process group and launcher without its wrapper: the module itself sums the gradient, in one flat buffer."""
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+
+class _Checkpoints(Checkpoint):
+    """Saves a checkpoint every so many steps, at the end and on an exception, and keeps the newest few.
+
+    Lightning's ModelCheckpoint expects automatic optimization: with manual it wants the weights from before the step.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, step: int
+    ) -> None:
+        """Save if it is time."""
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what there is, if any step has been taken.
+
+        Without Lightning's barrier: the other processes may not be failing, and would never come to it.
+        """
+        if trainer.global_step > 0 and trainer.is_global_zero:
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(state, self._path(trainer))
+
+    def _path(self, trainer: lightning.Trainer) -> Path:
+        return self.folder / f"step={trainer.global_step:09d}.ckpt"
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self._path(trainer))
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
+                old.unlink()
+
+
+def _loggers(config: FitConfig, out: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=config.log_every)]
+    if config.wandb:
+        loggers.append(WandbLogger(project="foundation", name=out.name, save_dir=out, offline=True))
+    return loggers
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random number generator, so that all processes start from the same weights."""
+    lightning.seed_everything(seed, workers=True, verbose=False)
+
+

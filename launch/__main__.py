@@ -1,0 +1,79 @@
+"""The `foundation` command: reads a config (YAML, dotted overrides) for a verb and calls its function."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jsonargparse
+
+from data_pipeline.build import BuildConfig, build
+from foundation.evaluate import EvaluateConfig, evaluate
+from foundation.export import ExportConfig, export
+from foundation.pretrain import PretrainConfig, pretrain
+from launch import show
+from launch.quickstart import QuickstartConfig, quickstart
+
+VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
+    "build": (BuildConfig, lambda c: show.manifest(build(c)), "turn a source of labelled frames into shards"),
+    "inspect": (show.InspectConfig, show.inspect, "print what a data set holds"),
+    "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
+    "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
+    "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
+    "quickstart": (QuickstartConfig, quickstart, "do all of it once, on an embedded data set"),
+}
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+"""What a wrong input raises: shown as a sentence, without a traceback."""
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = jsonargparse.ArgumentParser(
+        prog="foundation",
+        description="Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    verbs = parser.add_subcommands(required=True, dest="verb")
+    for name, (config_class, _, description) in VERBS.items():
+        verb = jsonargparse.ArgumentParser(description=config_class.__doc__)
+        verb.add_argument("--config", action="config", help="YAML file; later options override what it says")
+        verb.add_class_arguments(config_class, fail_untyped=True)
+        verbs.add_subcommand(name, verb, help=description)
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[str, Any]:
+    """Return the verb and its config object."""
+    parser = make_parser()
+    values = parser.parse_args(arguments)
+    config_class = VERBS[values.verb][0]
+    settings = parser.instantiate_classes(values)[values.verb].as_dict()
+    settings.pop("config", None)
+    return values.verb, config_class(**settings)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 calls a torch interface that torch 2.13 deprecates
+    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)`", category=FutureWarning)
+    try:
+        verb, config = parse(arguments)
+        VERBS[verb][1](config)
+    except USER_ERRORS as error:
+        if "--traceback" in arguments:
+            raise
+        print(f"foundation: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"foundation: interrupted. {error}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

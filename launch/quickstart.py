@@ -1,0 +1,58 @@
+"""The whole main job once: build, pretrain, evaluate, export, load back, relax a structure."""
+
+import time
+from dataclasses import dataclass
+
+import foundation
+from data_pipeline.build import BuildConfig, build
+from data_pipeline.manifest import Manifest, open_manifest
+from data_pipeline.stream import Frames
+from data_pipeline.structure import Structure
+from foundation.evaluate import EvaluateConfig, evaluate
+from foundation.export import ExportConfig, export
+from foundation.interop.calculator import relax
+from foundation.pretrain import PretrainConfig, pretrain
+from launch import show
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """The configs of the four verbs, in order."""
+
+    build: BuildConfig
+    """The data."""
+    pretrain: PretrainConfig
+    """The run."""
+    evaluate: EvaluateConfig
+    """The report."""
+    export: ExportConfig
+    """The release."""
+
+
+def quickstart(config: QuickstartConfig) -> None:
+    """Build, pretrain, evaluate, export, load back and relax, then print a table of what was reached."""
+    started = time.perf_counter()
+    show.console.rule("1 of 4: build shards")
+    show.manifest(build(config.build))
+    show.console.rule("2 of 4: pretrain")
+    pretrain(config.pretrain)
+    show.console.rule("3 of 4: evaluate on held-out groups")
+    errors = evaluate(config.evaluate)
+    show.console.rule("4 of 4: export, load back, relax")
+    release = export(config.export)
+    start = strained_structure(open_manifest(config.evaluate.data), config.evaluate.split)
+    relaxation = relax(start, foundation.load(release))
+    show.console.print(
+        f"relaxed {relaxation.atoms.get_chemical_formula()} ({start.id}) with ASE in {relaxation.num_steps} steps: "
+        f"{relaxation.energy_before:.4f} eV before, {relaxation.energy_after:.4f} eV after, "
+        f"largest force {relaxation.max_force:.3f} eV/Å"
+    )
+    show.errors(errors)
+    show.evaluation_page(config.evaluate)
+    show.release(release)
+    show.console.print(f"all of it took {time.perf_counter() - started:.0f} s")
+
+
+def strained_structure(manifest: Manifest, split: str) -> Structure:
+    """Return the structure of a split with the largest force: the one with most to relax."""
+    return max(Frames(manifest, split), key=lambda structure: float(abs(structure.forces).max()))
