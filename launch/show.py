@@ -41,7 +41,7 @@ def inspect(config: InspectConfig) -> None:
 def manifest(opened: Manifest) -> None:
     """Print the splits of a data set, its provenance and its elements."""
     table = Table(title=f"{opened.provenance.name} ({opened.root})", title_justify="left")
-    for name in ("split", "frames", "atoms", "forces", "stress", "MB", "rms F [eV/Å]"):
+    for name in ("split", "frames", "atoms", "forces", "stress", "MB", "rms F, eV/Å"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in opened.splits.items():
         statistics = split.statistics
@@ -72,9 +72,9 @@ def errors(values: dict) -> None:
     for name in ("mean absolute error", "potential", "trivial predictor", "ratio"):
         table.add_column(name, justify="left" if name == "mean absolute error" else "right")
     rows = (
-        ("energy [meV/atom] (composition only)", "energy_mae", "composition_energy_mae"),
-        ("force component [meV/Å] (zero)", "force_mae", "zero_force_mae"),
-        ("stress component [meV/Å³] (zero)", "stress_mae", "zero_stress_mae"),
+        ("energy, meV/atom (composition only)", "energy_mae", "composition_energy_mae"),
+        ("force component, meV/Å (zero)", "force_mae", "zero_force_mae"),
+        ("stress component, meV/Å³ (zero)", "stress_mae", "zero_stress_mae"),
     )
     summary = values["errors"]
     for name, key, trivial in rows:
