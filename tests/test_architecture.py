@@ -1,0 +1,137 @@
+"""The house keeps its shape: import direction, one door per dependency, sizes, names, configs."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+from data_pipeline.build import BuildConfig
+from foundation.evaluate import EvaluateConfig
+from foundation.export import ExportConfig
+from foundation.pretrain import PretrainConfig
+from launch.__main__ import VERBS
+from launch.quickstart import QuickstartConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_pipeline", "foundation", "launch")
+SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+ALL_CODE = [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))]
+FLOORS = (
+    ("foundation.kernels",),
+    ("foundation.nn",),
+    ("foundation.models",),
+    ("foundation.potential",),
+    ("foundation.training", "foundation.checkpoint"),
+    ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card"),
+    ("foundation.pretrain", "foundation.finetune", "foundation.evaluate", "foundation.export"),
+)
+"""Inside foundation: a module imports from its own floor or those before it."""
+DOORS = {
+    "lightning": ("foundation/training/",),
+    "webdataset": ("data_pipeline/shards.py", "data_pipeline/stream.py"),
+    "ase": ("data_pipeline/sources/", "foundation/interop/"),
+    "jsonargparse": ("launch/__main__.py",),
+    "deepspeed": ("foundation/training/fit.py",),
+    "mpi4py": ("data_pipeline/build.py",),
+    "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/"),
+    "wandb": (),
+}
+"""The only places that may import each dependency."""
+CONFIG_CLASSES = {
+    "quickstart.yaml": QuickstartConfig,
+    "data": BuildConfig,
+    "pretrain": PretrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, `from a import b` as a.b as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor(module: str) -> int | None:
+    for number, prefixes in enumerate(FLOORS):
+        if any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes):
+            return number
+    return None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_packages_import_downwards_only(path: Path) -> None:
+    own = PACKAGES.index(path.relative_to(REPOSITORY).parts[0])
+    for module in imports(path):
+        if module.split(".")[0] in PACKAGES:
+            assert PACKAGES.index(module.split(".")[0]) <= own, f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_floors_of_foundation_import_downwards_only(path: Path) -> None:
+    own = floor(name_of(path))
+    if own is None:
+        assert not name_of(path).startswith("foundation.") or name_of(path) == "foundation"
+        return
+    for module in imports(path):
+        other = floor(module)
+        assert other is None or other <= own, f"{name_of(path)} imports {module} from a floor above"
+
+
+def test_there_is_no_import_circle() -> None:
+    names = {name_of(path): path for path in SOURCES}
+    graph = {name: {m for m in imports(path) if m in names and m != name} for name, path in names.items()}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        ready = {name for name in graph if name not in done and graph[name] <= done}
+        assert ready, f"a circle among {sorted(set(graph) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_every_dependency_has_one_door(path: Path) -> None:
+    place = path.relative_to(REPOSITORY).as_posix()
+    for module in imports(path):
+        doors = DOORS.get(module.split(".")[0])
+        assert doors is None or place.startswith(doors or "-"), f"{place} imports {module}"
+
+
+@pytest.mark.parametrize("path", ALL_CODE, ids=name_of)
+def test_files_functions_and_names_keep_the_house_rules(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 500
+    assert path.stem not in {"utils", "util", "common", "helpers", "base", "misc", "v2"}
+    assert "from __future__ import annotations" not in text or path == Path(__file__)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, f"{name_of(path)}.{node.name} is too long"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_parses_into_its_config_class(path: Path) -> None:
+    place = path.relative_to(REPOSITORY / "configs").parts[0]
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CONFIG_CLASSES[place], fail_untyped=True)
+    parser.parse_object(yaml.safe_load(path.read_text()))
+
+
+def test_configs_are_frozen_keyword_only_and_without_public_methods() -> None:
+    for config_class, _, _ in VERBS.values():
+        parameters = config_class.__dataclass_params__
+        assert parameters.frozen
+        assert all(field.kw_only for field in dataclasses.fields(config_class))
+        public = [n for n in vars(config_class) if not n.startswith("_") and callable(vars(config_class)[n])]
+        assert not public, f"{config_class.__name__} has methods {public}"
