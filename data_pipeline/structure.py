@@ -3,13 +3,14 @@
 energy [eV], total · lengths [Å] · forces [eV/Å] · stress [eV/Å³], full 3×3, positive in tension (ASE: 1/V ∂E/∂ε) ·
 cell rows are lattice vectors · a missing label is a False in a mask, never NaN and never an absent field.
 
-What physics forbids is refused at construction, so that nothing downstream has to ask again.
+What physics forbids is refused at the door, Structure.checked(), so that nothing downstream has to ask again.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
+from numpy.typing import ArrayLike
 
 MAX_ATOMIC_NUMBER = 118
 
@@ -20,11 +21,10 @@ class InvalidStructure(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
-    """One frame of atoms with its labels; arrays are converted to the types below and checked.
+    """One frame of atoms with its labels.
 
-    Raises:
-        InvalidStructure: an array of the wrong shape, a value that is not finite, an atomic number outside 1-118,
-            no atoms, or periodic lattice vectors that enclose no volume.
+    Structure.checked() is the door for anything that comes from outside. The plain constructor trusts its caller: it is
+    for data that went through that door before, such as a shard with the right checksum.
     """
 
     numbers: UInt8[np.ndarray, " atoms"]
@@ -50,23 +50,49 @@ class Structure:
     group: str
     """Frames of one group (a trajectory, a composition) never fall on two sides of a split."""
 
-    def __post_init__(self) -> None:
-        _set(self, "numbers", _integers(self.numbers))
-        num_atoms = len(self.numbers)
-        _set(self, "positions", _array(self.positions, "positions", (num_atoms, 3), np.float64))
-        _set(self, "cell", _array(self.cell, "cell", (3, 3), np.float64))
-        _set(self, "pbc", np.ascontiguousarray(self.pbc, dtype=bool))
-        if self.pbc.shape != (3,):
-            raise InvalidStructure(f"pbc has shape {self.pbc.shape}, expected (3,)")
-        _set(self, "energy", float(self.energy))
-        if not np.isfinite(self.energy):
-            raise InvalidStructure(f"the energy is {self.energy}, not a finite number")
-        _set(self, "forces", _array(self.forces, "forces", (num_atoms, 3), np.float32))
-        _set(self, "stress", _array(self.stress, "stress", (3, 3), np.float32))
-        asymmetry = float(np.abs(self.stress - self.stress.T).max())
-        if asymmetry > 1e-4 + 1e-3 * float(np.abs(self.stress).max()):
+    @classmethod
+    def checked(
+        cls,
+        *,
+        numbers: ArrayLike,
+        positions: ArrayLike,
+        cell: ArrayLike,
+        pbc: ArrayLike,
+        energy: float,
+        forces: ArrayLike | None = None,
+        stress: ArrayLike | None = None,
+        id: str = "",
+        group: str = "",
+    ) -> "Structure":
+        """Convert and check arrays of any type, and return the Structure; a label that is None is missing.
+
+        Raises:
+            InvalidStructure: an array of the wrong shape, a value that is not finite, an atomic number outside 1-118,
+                no atoms, a stress that is not symmetric, or periodic lattice vectors that enclose no volume.
+        """
+        atoms = _atomic_numbers(numbers)
+        lattice, periodic = _array(cell, "cell", (3, 3), np.float64), _array(pbc, "pbc", (3,), np.bool_)
+        _check_cell(lattice, periodic)
+        if not np.isfinite(energy):
+            raise InvalidStructure(f"the energy is {energy}, not a finite number")
+        zeros = np.zeros((len(atoms), 3)), np.zeros((3, 3))
+        tensor = _array(zeros[1] if stress is None else stress, "stress", (3, 3), np.float32)
+        asymmetry = float(np.abs(tensor - tensor.T).max())
+        if asymmetry > 1e-4 + 1e-3 * float(np.abs(tensor).max()):
             raise InvalidStructure(f"the stress is not symmetric (by {asymmetry:.3g} eV/Å³)")
-        _check_cell(self.cell, self.pbc)
+        return cls(
+            numbers=atoms,
+            positions=_array(positions, "positions", (len(atoms), 3), np.float64),
+            cell=lattice,
+            pbc=periodic,
+            energy=float(energy),
+            forces=_array(zeros[0] if forces is None else forces, "forces", (len(atoms), 3), np.float32),
+            stress=tensor,
+            has_forces=forces is not None,
+            has_stress=stress is not None,
+            id=id,
+            group=group,
+        )
 
     @property
     def num_atoms(self) -> int:
@@ -79,27 +105,8 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
 
-def unlabelled(
-    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, *, id: str = "", group: str = ""
-) -> Structure:
-    """Return a Structure to predict for: the energy is zero and the masks of the other labels are False.
-
-    Raises:
-        InvalidStructure: as Structure does.
-    """
-    return Structure(
-        numbers=numbers, positions=positions, cell=cell, pbc=pbc, energy=0.0,
-        forces=np.zeros((len(numbers), 3), np.float32), stress=np.zeros((3, 3), np.float32),
-        has_forces=False, has_stress=False, id=id, group=group,
-    )  # fmt: skip
-
-
-def _set(structure: Structure, name: str, value: object) -> None:
-    object.__setattr__(structure, name, value)
-
-
-def _integers(numbers: np.ndarray) -> np.ndarray:
-    numbers = np.asarray(numbers)
+def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
+    numbers = np.asarray(values)
     if numbers.ndim != 1 or len(numbers) == 0:
         raise InvalidStructure(f"numbers has shape {numbers.shape}, expected (atoms,) with at least one atom")
     wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
@@ -108,8 +115,8 @@ def _integers(numbers: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(numbers, dtype=np.uint8)
 
 
-def _array(value: np.ndarray, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    array = np.ascontiguousarray(value, dtype=dtype)
+def _array(values: ArrayLike, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    array = np.ascontiguousarray(values, dtype=dtype)
     if array.shape != shape:
         raise InvalidStructure(f"{name} has shape {array.shape}, expected {shape}")
     finite = np.isfinite(array)

@@ -16,7 +16,7 @@ import torch
 from data_pipeline.graph import to_graph
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Frames
-from data_pipeline.structure import Structure, unlabelled
+from data_pipeline.structure import Structure
 from foundation import checkpoint
 from foundation.card import SYMBOLS, CardFacts, check_facts, render_card
 from foundation.potential import Potential
@@ -107,12 +107,8 @@ def verify_golden(folder: Path) -> None:
     """
     potential = checkpoint.load(folder)
     for number, record in enumerate(json.loads((folder / GOLDEN).read_text())):
-        structure = unlabelled(
-            np.array(record["numbers"]),
-            np.array(record["positions"]),
-            np.array(record["cell"]),
-            np.array(record["pbc"]),
-        )
+        inputs = {name: record[name] for name in ("numbers", "positions", "cell", "pbc")}
+        structure = Structure.checked(**inputs, energy=0.0)
         again = golden_record(potential, structure)
         for name in ("energy", "forces", "stress"):
             expected, found = np.array(record[name]), np.array(again[name])

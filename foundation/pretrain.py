@@ -17,7 +17,7 @@ from foundation.card import CardFacts
 from foundation.checkpoint import save
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
-from foundation.training.fit import FitConfig, fit, seed_everything
+from foundation.training.fit import FitConfig, fit, is_rank_zero, seed_everything
 from foundation.training.loss import LossConfig
 from foundation.training.optim import OptimConfig
 
@@ -55,6 +55,22 @@ def pretrain(config: PretrainConfig) -> Potential:
         ValueError: the configuration does not fit the data.
     """
     manifest = open_manifest(config.data)
+    if is_rank_zero():
+        _prepare_folder(config)
+    seed_everything(config.fit.seed)
+    potential = new_potential(config.model, manifest.split("train").statistics)
+    started = time.time()
+    validation = fit(
+        potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out
+    )
+    if is_rank_zero():
+        facts = {"config": resolved(config), "validation": validation, "wall_time_s": round(time.time() - started, 1)}
+        save(potential, config.out / "potential", provenance_of(manifest, potential) | facts)
+    return potential
+
+
+def _prepare_folder(config: PretrainConfig) -> None:
+    """Make the run folder, or refuse to touch the one that is there."""
     if config.out.exists() and not config.fit.resume:
         if not config.overwrite:
             raise FileExistsError(
@@ -62,17 +78,8 @@ def pretrain(config: PretrainConfig) -> Potential:
                 "or choose another --out"
             )
         shutil.rmtree(config.out)
-    seed_everything(config.fit.seed)
-    potential = new_potential(config.model, manifest.split("train").statistics)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "run.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
-    started = time.time()
-    validation = fit(
-        potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out
-    )
-    facts = {"config": resolved(config), "validation": validation, "wall_time_s": round(time.time() - started, 1)}
-    save(potential, config.out / "potential", provenance_of(manifest, potential) | facts)
-    return potential
 
 
 def provenance_of(manifest: Manifest, potential: Potential) -> dict:

@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     parser = make_parser()
     values = parser.parse_args(arguments)
     config_class = VERBS[values.verb][0]
-    settings = parser.instantiate_classes(values)[values.verb].as_dict()
+    settings = parser.instantiate(values)[values.verb].as_dict()
     settings.pop("config", None)
     return values.verb, config_class(**settings)
 

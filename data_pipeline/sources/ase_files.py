@@ -83,7 +83,7 @@ class AseFiles:
         """Return one of ASE's Atoms as a Structure, with units and signs settled.
 
         Raises:
-            InvalidStructure: no energy, or what Structure refuses.
+            InvalidStructure: no energy, or what Structure.checked refuses.
         """
         energy = _label(atoms, "energy", self.energy_key, atoms.info)
         if energy is None:
@@ -92,16 +92,14 @@ class AseFiles:
         forces = _label(atoms, "forces", self.forces_key, atoms.arrays)
         stress = _label(atoms, "stress", self.stress_key, atoms.info)
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
-        return Structure(
+        return Structure.checked(
             numbers=atoms.numbers,
             positions=atoms.positions,
             cell=np.asarray(atoms.cell),
             pbc=atoms.pbc,
-            energy=energy,
-            forces=np.zeros((len(atoms), 3)) if forces is None else forces,
-            stress=np.zeros((3, 3)) if stress is None else factor * _full_stress(stress),
-            has_forces=forces is not None,
-            has_stress=stress is not None,
+            energy=float(energy),
+            forces=forces,
+            stress=None if stress is None else factor * _full_stress(np.asarray(stress)),
             id=str(_entry(atoms, self.id_key, default_id)),
             group=str(_entry(atoms, self.group_key, atoms.get_chemical_formula())),
         )
@@ -124,7 +122,7 @@ def resolve(name: str) -> Path:
     return path
 
 
-def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict) -> np.ndarray | None:
+def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict) -> np.ndarray | float | None:
     """Return a label from the named entry or, without one, from the calculator; None where there is none."""
     if key is not None:
         return entries.get(key)
@@ -145,9 +143,8 @@ def _entry(atoms: ase.Atoms, key: str | None, default: str) -> str:
 
 
 def _full_stress(stress: np.ndarray) -> np.ndarray:
-    stress = np.asarray(stress, dtype=np.float64)
     if stress.size == 6:
-        return voigt_6_to_full_3x3_stress(stress.reshape(6))
+        return voigt_6_to_full_3x3_stress(stress.reshape(6).astype(np.float64))
     if stress.size == 9:
         return stress.reshape(3, 3)
     raise InvalidStructure(f"stress has shape {stress.shape}, expected 6 (Voigt), 9 or 3×3 numbers")

@@ -65,7 +65,7 @@ class Errors:
             }
         return values
 
-    def by_element(self) -> dict[int, dict[str, float]]:
+    def by_element(self) -> dict[int, dict[str, float | int]]:
         """Return for each atomic number the atoms, their force error and the zero predictor's [eV/Å]."""
         error = np.abs(self.forces[:, 1] - self.forces[:, 0]).mean(axis=1)
         size = np.abs(self.forces[:, 0]).mean(axis=1)

@@ -13,7 +13,7 @@ from ase.optimize import FIRE
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graph import to_graph
-from data_pipeline.structure import Structure, unlabelled
+from data_pipeline.structure import Structure
 from foundation.potential import Potential
 
 
@@ -68,12 +68,14 @@ class Calculator(AseCalculator):
 
 
 def to_structure(atoms: ase.Atoms) -> Structure:
-    """Return ASE's Atoms as a Structure without labels.
+    """Return ASE's Atoms as a Structure to predict for: without forces and stress, and with zero energy.
 
     Raises:
-        InvalidStructure: what Structure refuses.
+        InvalidStructure: what Structure.checked refuses.
     """
-    return unlabelled(atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc)
+    return Structure.checked(
+        numbers=atoms.numbers, positions=atoms.positions, cell=np.asarray(atoms.cell), pbc=atoms.pbc, energy=0.0
+    )
 
 
 def to_atoms(structure: Structure) -> ase.Atoms:

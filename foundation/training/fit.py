@@ -1,6 +1,5 @@
 """fit(): the only place that makes a Trainer."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from data_pipeline.graph import GraphBatch
@@ -21,8 +21,6 @@ from foundation.potential import Potential
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +293,11 @@ def _loggers(config: FitConfig, out: Path) -> list[Logger]:
     if config.wandb:
         loggers.append(WandbLogger(project="foundation", name=out.name, save_dir=out, offline=True))
     return loggers
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process is the one that writes to the run folder, before or after any process group is up."""
+    return rank_zero_only.rank == 0
 
 
 def seed_everything(seed: int) -> None:

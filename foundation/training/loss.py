@@ -3,11 +3,11 @@
 Normalised that way, the gradient does not depend on how a step is cut into micro-batches or spread over processes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torchmetrics
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -89,36 +89,39 @@ def _sum(term: TermConfig, error: Float[Tensor, "rows components"]) -> Float64[T
     return values.double().sum()
 
 
-class ErrorMetrics(torch.nn.Module):
-    """Mean absolute errors over any number of batches and processes: sums and counts, reduced exactly."""
+class ErrorSums:
+    """Sums and counts of absolute errors over any number of batches; adding those of several processes is exact.
+
+    One vector rather than a torchmetrics object per label: a process without any batch then takes part in the same, single
+    reduction as the others.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.energy = torchmetrics.MeanAbsoluteError().set_dtype(torch.float64)
-        self.forces = torchmetrics.MeanAbsoluteError().set_dtype(torch.float64)
-        self.stress = torchmetrics.MeanAbsoluteError().set_dtype(torch.float64)
-        self.frames = torchmetrics.SumMetric().set_dtype(torch.float64)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._sums = torch.zeros(7, dtype=torch.float64)
 
     def update(self, prediction: Prediction, batch: GraphBatch) -> None:
         """Add a batch."""
         has_forces = batch.has_forces[batch.graph_of_atom]
-        pairs = (
-            (self.energy, prediction.energy / batch.num_atoms, batch.energy / batch.num_atoms),
-            (self.forces, prediction.forces[has_forces].flatten(), batch.forces[has_forces].flatten()),
-            (self.stress, prediction.stress[batch.has_stress].flatten(), batch.stress[batch.has_stress].flatten()),
-        )
-        for metric, predicted, label in pairs:
-            if len(label):
-                metric.update(predicted.detach().double(), label.double())
-        self.frames.update(float(batch.num_graphs))
+        energy = ((prediction.energy - batch.energy) / batch.num_atoms).detach().abs()
+        forces = (prediction.forces - batch.forces)[has_forces].detach().abs()
+        stress = (prediction.stress - batch.stress)[batch.has_stress].detach().abs()
+        sums = [part for error in (energy, forces, stress) for part in (error.double().sum(), _size(error))]
+        self._sums = self._sums.to(energy.device) + torch.stack([*sums, _size(batch.num_atoms)])
 
-    def compute(self) -> dict[str, float]:
-        """Return the errors there are labels for: energy per atom [eV], force component [eV/Å], stress [eV/Å³]."""
-        metrics = {"energy_mae": self.energy, "force_mae": self.forces, "stress_mae": self.stress}
-        errors = {name: float(metric.compute()) for name, metric in metrics.items() if metric.update_called}
-        return {**errors, "frames": float(self.frames.compute())}
+    def compute(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
+        """Return the errors there are labels for: energy per atom [eV], force component [eV/Å], stress [eV/Å³].
 
-    def reset(self) -> None:
-        """Forget everything."""
-        for metric in (self.energy, self.forces, self.stress, self.frames):
-            metric.reset()
+        Args:
+            reduce: Adds a tensor up over processes.
+        """
+        *sums, frames = reduce(self._sums).tolist()
+        pairs = zip(("energy_mae", "force_mae", "stress_mae"), sums[::2], sums[1::2], strict=True)
+        return {**{name: total / count for name, total, count in pairs if count}, "frames": frames}
+
+
+def _size(tensor: Tensor) -> Float64[Tensor, ""]:
+    return torch.tensor(float(tensor.numel()), dtype=torch.float64, device=tensor.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
 from foundation.potential import Potential
-from foundation.training.loss import ErrorMetrics, LossConfig, label_counts, loss
+from foundation.training.loss import ErrorSums, LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 
 
@@ -26,7 +26,7 @@ class TrainingModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.potential = potential
         self.loss_config, self.optim_config, self.num_steps = loss_config, optim_config, num_steps
-        self.training_errors, self.validation_errors = ErrorMetrics(), ErrorMetrics()
+        self.training_errors, self.validation_errors = ErrorSums(), ErrorSums()
         self._atoms_since, self._time_since = 0.0, time.perf_counter()
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -71,13 +71,13 @@ class TrainingModule(lightning.LightningModule):
         return torch.nn.utils.clip_grad_norm_(parameters, self.optim_config.clip_norm)
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        reduced = self.trainer.strategy.reduce(tensor, reduce_op="sum")
+        reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum")
         assert isinstance(reduced, Tensor)
         return reduced
 
     def _log_step(self, total: Tensor, norm: Tensor, learning_rate: float) -> None:
         now = time.perf_counter()
-        errors = self.training_errors.compute()
+        errors = self.training_errors.compute(self._sum_over_ranks)
         self.training_errors.reset()
         atoms = float(self._sum_over_ranks(torch.tensor(self._atoms_since, device=self.device)))
         atoms_per_second = atoms / (now - self._time_since)
@@ -103,6 +103,6 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors over every validation frame, and leave validation's time out of atoms/s."""
-        errors = self.validation_errors.compute()
+        errors = self.validation_errors.compute(self._sum_over_ranks)
         self.log_dict({f"val/{name}": value for name, value in errors.items()}, sync_dist=True)
         self._atoms_since, self._time_since = 0.0, time.perf_counter()

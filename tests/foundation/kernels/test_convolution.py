@@ -1,0 +1,194 @@
+"""The convolution operator against e3nn's TensorProduct, and its derivatives against themselves."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from foundation.kernels.convolution import Convolution, Paths
+
+CASES = {
+    "even": ("8x0e+3x1e+1x2e", "1x0e+1x1e+1x2e", "1x0e+1x1e+1x2e"),
+    "degree-3": ("3x0e+1x1e+3x2e+1x3e", "1x0e+1x1e+1x2e+1x3e", "1x0e+1x1e+1x2e+1x3e"),
+    "parity": ("1x0o+3x0e+8x1o+3x1e+1x2e", "1x0e+1x1o+1x2e", "1x0o+1x0e+1x1o+1x1e+1x2o+1x2e"),
+    "parity-degree-3": ("3x0e+1x1o+3x3o", "1x0e+1x1o+1x2e+1x3o", "1x0e+1x1o+1x2e+1x3o+1x3e"),
+    "from-scalars": ("8x0e", "1x0e+1x1o+1x2e+1x3o", "1x0e+1x1o+1x2e+1x3o"),
+    "to-scalars": ("8x0e+3x1e+3x2e", "1x0e+1x1e+1x2e", "1x0e"),
+    "unused-input": ("3x0e+8x3e", "1x0e+1x1e", "1x0e+1x1e"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    """Both sides hold their coefficients in the default float type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def paths_of(case: str) -> Paths:
+    return Paths(*(o3.Irreps(text) for text in CASES[case]))
+
+
+def swap_layout(values: Tensor, irreps: o3.Irreps, *, to_e3nn: bool) -> Tensor:
+    """Between component-major blocks (2l+1, channels) and e3nn's (channels, 2l+1)."""
+    blocks = []
+    for item, block in zip(irreps, values.split([item.dim for item in irreps], dim=1), strict=True):
+        shape = (item.ir.dim, item.mul) if to_e3nn else (item.mul, item.ir.dim)
+        blocks.append(block.reshape(-1, *shape).transpose(1, 2).flatten(1))
+    return torch.cat(blocks, dim=1)
+
+
+def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:
+    """The tensor product as NequIP and SevenNet set it up, and its irreps with equal neighbours merged."""
+    middle, found = [], []
+    for i, item in enumerate(paths.irreps_in):
+        for j, harmonic in enumerate(paths.irreps_harmonics):
+            for output in item.ir * harmonic.ir:
+                if output in paths.irreps_allowed:
+                    found.append((i, j, len(middle)))
+                    middle.append((item.mul, output))
+    irreps_middle, place, _ = o3.Irreps(middle).sort()
+    instructions = sorted(((i, j, place[k], "uvu", True) for i, j, k in found), key=lambda entry: entry[2])
+    product = o3.TensorProduct(
+        paths.irreps_in,
+        paths.irreps_harmonics,
+        irreps_middle,
+        instructions,
+        shared_weights=False,
+        internal_weights=False,
+    )
+    return product, irreps_middle.simplify()
+
+
+def random_inputs(
+    paths: Paths, num_atoms: int = 5, num_edges: int = 17
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    widths = (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)
+    rows = (num_atoms, num_edges, num_edges)
+    arguments = [
+        torch.randn(n, w, generator=generator).requires_grad_() for n, w in zip(rows, widths, strict=True)
+    ]
+    senders = torch.randint(num_atoms, (num_edges,), generator=generator)
+    receivers = torch.randint(num_atoms - 1, (num_edges,), generator=generator).sort().values
+    return arguments, senders, receivers
+
+
+def value_and_derivatives(output: Tensor, arguments: list[Tensor]) -> list[Tensor]:
+    """The output, its first derivatives along a direction, and the derivatives of those along others."""
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(output.shape, generator=generator).requires_grad_()
+    first = torch.autograd.grad(output, arguments, direction, create_graph=True)
+    inner = sum((torch.randn(g.shape, generator=generator) * g).sum() for g in first)
+    second = torch.autograd.grad(inner, [*arguments, direction])
+    return [output, *first, *second]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_two_derivatives_are_those_of_e3nn(case: str) -> None:
+    paths = paths_of(case)
+    arguments, senders, receivers = random_inputs(paths)
+    features, harmonics, weights = arguments
+    ours = value_and_derivatives(Convolution(paths)(*arguments, senders, receivers), arguments)
+
+    product, irreps_out = oracle(paths)
+    inputs = swap_layout(features, paths.irreps_in, to_e3nn=True)
+    messages = swap_layout(product(inputs[senders], harmonics, weights), irreps_out, to_e3nn=False)
+    summed = torch.zeros(len(features), irreps_out.dim).index_add(0, receivers, messages)
+    expected = value_and_derivatives(summed, arguments)
+
+    names = ("value", "d/dx", "d/dY", "d/dW", "d2/dx", "d2/dY", "d2/dW", "d2/dg")
+    for name, found, wanted in zip(names, ours, expected, strict=True):
+        scale = wanted.abs().max()
+        assert scale > 0.1, name
+        assert (found - wanted).abs().max() < 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_irreps_and_weight_count_are_those_of_e3nn(case: str) -> None:
+    paths = paths_of(case)
+    product, irreps_out = oracle(paths)
+    assert paths.irreps_out == irreps_out
+    assert paths.num_weights == product.weight_numel
+
+
+def test_numerical_second_derivatives_agree() -> None:
+    paths = Paths(o3.Irreps("1x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("1x0e+1x1o+1x1e"))
+    arguments, senders, receivers = random_inputs(paths, num_atoms=3, num_edges=4)
+    convolution = Convolution(paths)
+
+    def function(*values: Tensor) -> Tensor:
+        return convolution(*values, senders, receivers)
+
+    assert torch.autograd.gradcheck(function, arguments)
+    assert torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_no_edges_give_zeros_and_zero_derivatives() -> None:
+    paths = paths_of("parity")
+    arguments, senders, receivers = random_inputs(paths, num_atoms=3, num_edges=0)
+    output = Convolution(paths)(*arguments, senders, receivers)
+    assert output.shape == (3, paths.irreps_out.dim)
+    assert not output.any()
+    gradients = torch.autograd.grad(output.sum(), arguments, materialize_grads=True)
+    assert [g.shape for g in gradients] == [a.shape for a in arguments]
+    assert not gradients[0].any()
+
+
+def test_no_atoms_give_an_empty_result() -> None:
+    paths = paths_of("even")
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = [torch.zeros(0, w) for w in (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)]
+    assert Convolution(paths)(*empty, nothing, nothing).shape == (0, paths.irreps_out.dim)
+
+
+def test_an_atom_without_edges_gets_zeros_and_the_others_do_not() -> None:
+    paths = paths_of("even")
+    arguments, senders, receivers = random_inputs(paths)
+    output = Convolution(paths)(*arguments, senders, receivers)
+    assert 4 not in receivers
+    assert not output[4].any()
+    assert output[:4].abs().sum(dim=1).min() > 0
+
+
+def test_an_edge_reaches_its_receiver_only() -> None:
+    paths = paths_of("even")
+    arguments, *_ = random_inputs(paths, num_atoms=3, num_edges=1)
+    output = Convolution(paths)(*arguments, torch.tensor([2]), torch.tensor([1]))
+    assert output[1].any()
+    assert not output[[0, 2]].any()
+
+
+def test_the_order_of_edges_does_not_matter() -> None:
+    paths = paths_of("degree-3")
+    (features, harmonics, weights), senders, receivers = random_inputs(paths)
+    convolution, order = Convolution(paths), torch.randperm(17, generator=torch.Generator().manual_seed(2))
+    ordered = convolution(features, harmonics, weights, senders, receivers)
+    shuffled = convolution(features, harmonics[order], weights[order], senders[order], receivers[order])
+    torch.testing.assert_close(shuffled, ordered, rtol=1e-12, atol=1e-12)
+
+
+def test_a_module_made_in_float32_has_exact_coefficients_in_float64() -> None:
+    paths = paths_of("degree-3")
+    torch.set_default_dtype(torch.float32)
+    convolution = Convolution(paths).to(torch.float64)
+    torch.set_default_dtype(torch.float64)
+    arguments, senders, receivers = random_inputs(paths)
+    expected = Convolution(paths)(*arguments, senders, receivers)
+    torch.testing.assert_close(convolution(*arguments, senders, receivers), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_weights_of_sevennet_0_are_ordered_by_output_then_input_then_harmonic() -> None:
+    hidden, harmonics = o3.Irreps("128x0e+64x1e+32x2e"), o3.Irreps("1x0e+1x1e+1x2e")
+    paths = Paths(hidden, harmonics, hidden)
+    order = [(path.output.l, path.input, path.harmonic, path.channels) for path in paths.paths]
+    assert order == [
+        (0, 0, 0, 128), (0, 1, 1, 64), (0, 2, 2, 32),
+        (1, 0, 1, 128), (1, 1, 0, 64), (1, 1, 1, 64), (1, 1, 2, 64), (1, 2, 1, 32), (1, 2, 2, 32),
+        (2, 0, 2, 128), (2, 1, 1, 64), (2, 1, 2, 64), (2, 2, 0, 32), (2, 2, 1, 32), (2, 2, 2, 32),
+    ]  # fmt: skip
+    assert paths.num_weights == 960
+    assert str(paths.irreps_out) == "224x0e+384x1e+352x2e"

@@ -1,0 +1,144 @@
+"""fit(): resuming is exact, and what does not fit is refused before or at the first step."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.manifest import Manifest
+from foundation.models import EquivariantConfig
+from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.fit import FitConfig, newest_checkpoint
+from foundation.training.module import TrainingModule
+from foundation.training.optim import OptimConfig
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
+FIT = FitConfig(
+    steps=8,
+    lanes=2,
+    edge_budget=1500,
+    num_workers=0,
+    validate_every=3,
+    checkpoint_every=2,
+    keep_checkpoints=2,
+    log_every=2,
+    accelerator="cpu",
+)
+
+
+def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
+    return PretrainConfig(
+        data=manifest.root,
+        out=out,
+        model=MODEL,
+        optim=OptimConfig(warmup_steps=2, ema_decay=0.9),
+        fit=dataclasses.replace(FIT, **changes),
+    )
+
+
+def state(run: Path) -> dict:
+    return torch.load(newest_checkpoint(run), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    pretrain(config(emt_manifest, out))
+    return out
+
+
+class Crash(RuntimeError):
+    """Stands for whatever kills a run."""
+
+
+@pytest.mark.parametrize("crash_at", [1, 4, 5])
+def test_a_crashed_run_resumes_to_the_same_bits(
+    crash_at: int, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_as_written = TrainingModule.training_step
+
+    def step_that_crashes(module: TrainingModule, batches: list, step: int) -> None:
+        if step == crash_at:
+            raise Crash
+        step_as_written(module, batches, step)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step_that_crashes)
+    with pytest.raises(Crash):
+        pretrain(config(emt_manifest, tmp_path / "run"))
+    assert newest_checkpoint(tmp_path / "run").name == f"step={crash_at:09d}.ckpt"
+    monkeypatch.setattr(TrainingModule, "training_step", step_as_written)
+    pretrain(config(emt_manifest, tmp_path / "run", resume=True))
+    expected, found = state(undisturbed), state(tmp_path / "run")
+    for key in ("state_dict", "current_model_state"):
+        for name, tensor in expected[key].items():
+            assert torch.equal(tensor, found[key][name]), f"{key} {name}"
+
+
+def test_a_crash_inside_validation_saves_the_weights_in_training(
+    undisturbed: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_written = TrainingModule.validation_step
+
+    def crash(module: TrainingModule, batch: object, number: int) -> None:
+        raise Crash
+
+    monkeypatch.setattr(TrainingModule, "validation_step", crash)
+    with pytest.raises(Crash):
+        pretrain(config(emt_manifest, tmp_path / "run"))
+    monkeypatch.setattr(TrainingModule, "validation_step", as_written)
+    pretrain(config(emt_manifest, tmp_path / "run", resume=True))
+    expected, found = state(undisturbed), state(tmp_path / "run")
+    for name, tensor in expected["current_model_state"].items():
+        assert torch.equal(tensor, found["current_model_state"][name]), name
+
+
+def test_only_the_newest_checkpoints_are_kept(undisturbed: Path) -> None:
+    names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert names == ["step=000000006.ckpt", "step=000000008.ckpt"]
+
+
+def test_the_released_weights_are_the_moving_average(undisturbed: Path) -> None:
+    from foundation.checkpoint import load
+
+    potential, checkpoint = load(undisturbed), state(undisturbed)
+    averaged = {
+        name.removeprefix("potential."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("potential.")
+    }
+    for name, parameter in potential.named_parameters():
+        assert torch.equal(parameter, averaged[name])
+    moved = [n for n, p in potential.named_parameters() if not torch.equal(p, checkpoint["current_model_state"]["potential." + n])]
+    assert moved
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"edge_budget": 1600}, {"lanes": 4}])
+def test_another_stream_is_not_resumed(
+    change: dict, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(ValueError, match="cannot resume: lanes, budgets, seed or oversize policy differ"):
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10, **change))
+
+
+def test_nothing_to_resume_is_an_error(emt_manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True))
+
+
+def test_an_existing_run_is_not_overwritten(undisturbed: Path, emt_manifest: Manifest) -> None:
+    with pytest.raises(FileExistsError, match="--fit.resume true"):
+        pretrain(config(emt_manifest, undisturbed))
+
+
+def test_a_budget_smaller_than_a_structure_is_an_error_before_training(emt_manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Raise the budget"):
+        pretrain(config(emt_manifest, tmp_path / "run", edge_budget=50, oversize="error"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_lanes_that_the_processes_do_not_divide_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"use one of \[1, 2, 4\]"):
+        dataclasses.replace(FIT, lanes=4, devices=3)
