@@ -1,4 +1,4 @@
-"""Sources to shards and a manifest. Nothing appears under the target's name until everything is written and verified."""
+"""Sources to shards and a manifest. Nothing appears under the target's name until everything is written."""
 
 import hashlib
 import json
@@ -68,9 +68,7 @@ def build(config: BuildConfig) -> Manifest:
             raise InvalidStructure("no frame fell into the training split; the source has too few groups")
         build_config = json.loads(json.dumps(asdict(config), default=str))
         del build_config["out"], build_config["overwrite"]  # where it lies is no property of the data
-        manifest = Manifest(
-            provenance=config.provenance, splits=splits, build_config=build_config, root=config.out
-        )
+        manifest = Manifest(provenance=config.provenance, splits=splits, build_config=build_config, root=config.out)
         text = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
         (partial / "manifest.json").write_text(text + "\n")
     except BaseException:

@@ -1,4 +1,4 @@
-"""Manifest: what a data set is, in one JSON file: shards, checksums, counts, splits, licence, level of theory, statistics."""
+"""Manifest: what a data set is, in one JSON file: shards, checksums, splits, licence, level of theory, statistics."""
 
 import hashlib
 import json

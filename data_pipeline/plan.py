@@ -1,11 +1,11 @@
 """Who reads what, when: a pure function of (index, seed, step), so that no two processes ever have to agree.
 
-A run has a fixed number of lanes; an optimizer step is one micro-batch from each lane, whatever the number of processes.
-Every lane has the same number of steps per pass, so pass and offset are divmod(step, steps_per_pass), every frame is read
-exactly once per pass over all lanes, and the whole state of the stream is one integer: the step.
+A run has a fixed number of lanes; an optimizer step is one micro-batch from each lane, whatever the number of
+processes. Every lane has the same number of steps per pass, so pass and offset are divmod(step, steps_per_pass), every
+frame is read exactly once per pass over all lanes, and the whole state of the stream is one integer: the step.
 
-The price of a common number of steps is a headroom of 1.5 % in the edge budget. Packing longest-first into a fixed number
-of bins is chosen over tighter packers because those make batches of giants and batches of dwarfs.
+The price of a common number of steps is a headroom of 1.5 % in the edge budget. Packing longest-first into a fixed
+number of bins is chosen over tighter packers because those make batches of giants and batches of dwarfs.
 """
 
 import hashlib

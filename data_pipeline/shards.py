@@ -9,6 +9,7 @@ of every frame: all that planning needs, so planning never opens a shard.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import tarfile
@@ -20,9 +21,10 @@ from types import TracebackType
 
 import numpy as np
 import safetensors.numpy
-import webdataset
 from jaxtyping import Int, UInt8, UInt32
 from safetensors import SafetensorError
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from data_pipeline.structure import Structure
 
@@ -80,7 +82,7 @@ def decode_block(buffer: bytes) -> list[Structure]:
             id=names["ids"][frame],
             group=names["groups"][frame],
         )
-        for frame, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True))
+        for frame, (start, stop) in enumerate(itertools.pairwise(starts))
     ]
 
 
@@ -157,7 +159,7 @@ class ShardWriter:
         self._temporary = path.with_suffix(".tar.partial")
         self._file = self._temporary.open("wb")
         # a fixed clock, owner and format: the same frames give the same bytes
-        self._tar = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
+        self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
         self._sizes: list[int] = []
         self._checksums: list[int] = []
         self._frames: list[int] = []
@@ -238,7 +240,7 @@ def read_block(path: Path, index: ShardIndex, block: int) -> list[Structure]:
 
 def iterate_shard(path: Path) -> Iterator[list[Structure]]:
     """Yield the blocks of a shard front to back with webdataset, without an index, as any reader would."""
-    for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
+    for sample in WebDataset(str(path), shardshuffle=False, empty_check=False):
         yield decode_block(sample["block.safetensors"])
 
 

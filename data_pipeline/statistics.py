@@ -35,9 +35,7 @@ class Statistics:
     """Sum of squared energies per atom [eV²]."""
     atoms_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
     """Atoms of each element."""
-    composition_gram: Float64[np.ndarray, "elements elements"] = field(
-        default_factory=lambda: np.zeros((SIZE, SIZE))
-    )
+    composition_gram: Float64[np.ndarray, "elements elements"] = field(default_factory=lambda: np.zeros((SIZE, SIZE)))
     """Sum over frames of x xᵀ, with x the fraction of each element."""
     composition_energy: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
     """Sum over frames of x times the energy per atom [eV]."""

@@ -1,7 +1,7 @@
 """Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.
 
-    potential = foundation.load("runs/quickstart/release")
-    atoms.calc = foundation.Calculator(potential)
+potential = foundation.load("runs/quickstart/release")
+atoms.calc = foundation.Calculator(potential)
 """
 
 from foundation.checkpoint import load

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
@@ -75,7 +76,7 @@ def load(folder: Path | str) -> Potential:
     if sha256(weights) != config["weights_sha256"]:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
     verify_checksums(folder)
-    model = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
+    model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
     elements = tuple(config["elements"])
     potential = Potential(EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0), elements)
     potential.load_state_dict(safetensors.torch.load_file(weights))

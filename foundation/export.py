@@ -1,7 +1,7 @@
 """Export: a finished, evaluated run becomes a folder that people can download and trust.
 
-The release holds model.safetensors, config.json, golden.json, README.md (the model card) and SHA256SUMS. It is loaded back
-and has to reproduce the golden predictions before it gets its name.
+The release holds model.safetensors, config.json, golden.json, README.md (the model card) and SHA256SUMS. It is loaded
+back and has to reproduce the golden predictions before it gets its name.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""Potential: a network with reference energies, scale and derivatives; everything above the network talks to it only."""
+"""Potential: a network with reference energies, scale and derivatives; all that is above talks to it only."""
 
 from dataclasses import dataclass, replace
 
@@ -32,7 +32,7 @@ class Prediction:
 
 
 class Potential(torch.nn.Module):
-    """An interatomic potential: E = Σ_atoms (scale_z · network + reference_z), with forces and stress by differentiation.
+    """An interatomic potential: E = Σ_atoms (scale_z · network + reference_z), forces and stress by differentiation.
 
     In training mode the derivatives can themselves be differentiated; otherwise they come detached, also inside
     torch.no_grad().

@@ -60,9 +60,7 @@ def pretrain(config: PretrainConfig) -> Potential:
     seed_everything(config.fit.seed)
     potential = new_potential(config.model, manifest.split("train").statistics)
     started = time.time()
-    validation = fit(
-        potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out
-    )
+    validation = fit(potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out)
     if is_rank_zero():
         facts = {"config": resolved(config), "validation": validation, "wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance_of(manifest, potential) | facts)
@@ -107,5 +105,6 @@ def hardware() -> str:
 
 def resolved(config: object) -> dict:
     """Return a config dataclass as JSON, every default filled in."""
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

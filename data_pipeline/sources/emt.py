@@ -1,7 +1,8 @@
 """Alloys and surfaces of seven metals labelled with effective medium theory: a data set that needs no download.
 
-The labels are those of ASE's EMT (Jacobsen, Stoltze and Nørskov, Surf. Sci. 366, 394 (1996)). It is a cheap classical
-potential, not density functional theory: what is trained on it shows that the path works, and is of no use for materials.
+The labels are those of ASE's EMT (Jacobsen, Stoltze and Nørskov, Surf. Sci. 366, 394 (1996)). It is a cheap
+classical potential, not density functional theory: what is trained on it shows that the path works, and is of no use
+for materials.
 """
 
 import itertools
@@ -52,7 +53,7 @@ class EmtAlloys:
 
     def _disturb(self, atoms: ase.Atoms, rng: np.random.Generator) -> None:
         strain = rng.uniform(-self.max_strain, self.max_strain, (3, 3))
-        atoms.set_cell(atoms.cell[:] @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+        atoms.set_cell(np.asarray(atoms.cell) @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
         atoms.positions += rng.normal(0.0, rng.uniform(0.01, self.max_rattle), (len(atoms), 3))
 
 

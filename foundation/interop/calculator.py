@@ -1,7 +1,7 @@
 """Potentials as ASE calculators."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import ase
 import numpy as np
@@ -24,7 +24,7 @@ class Calculator(AseCalculator):
     float32 is faster and good to about 1e-5 eV/Å.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
 
     def __init__(self, potential: Potential, device: str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         """Wrap a potential, which is moved to the device and cast in place.
@@ -107,7 +107,7 @@ def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02
     atoms.calc = Calculator(potential)
     before = float(atoms.get_potential_energy())
     target = FrechetCellFilter(atoms) if structure.pbc.all() else atoms
-    with FIRE(target, logfile=None) as optimizer:
+    with FIRE(target, logfile=None) as optimizer:  # pyright: ignore[reportArgumentType] (ASE's hints are too narrow)
         converged = bool(optimizer.run(fmax=max_force, steps=max_steps))
         steps = optimizer.nsteps
     largest = float(np.linalg.norm(target.get_forces(), axis=1).max())

@@ -2,14 +2,17 @@
 
     out[i, c, u] = Σ_{e: receiver(e)=i} Σ_{a,b} CG_p[a, b, c] x[sender(e), a, u] Y[e, b] W[e, p, u]
 
-for every path p = (input irrep, harmonic, output irrep), with the channels u of the paths that share an output irrep side
-by side (the tensor product 'uvu' of e3nn and SevenNet, followed by a sum over neighbours).
+for every path p = (input irrep, harmonic, output irrep), with the channels u of the paths that share an output irrep
+side by side (the tensor product 'uvu' of e3nn and SevenNet, followed by a sum over neighbours).
 
-Layout is component-major: the features of an irrep of degree l with m channels are a block (2l+1, m), flattened. Per edge,
-the Clebsch-Gordan tensor is contracted with Y first: the small matrix that results is shared by all channels, so the rest
-is one batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price
-of messages (edges × components × channels) in memory.
+Layout is component-major: the features of an irrep of degree l with m channels are a block (2l+1, m), flattened. Per
+edge, the Clebsch-Gordan tensor is contracted with Y first: the small matrix that results is shared by all channels, so
+the rest is one batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary,
+at the price of messages (edges × components × channels) in memory.
 """
+
+# e3nn 0.6 types Irreps as a bare tuple
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 from dataclasses import dataclass
 from functools import cached_property

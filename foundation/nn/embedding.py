@@ -1,4 +1,4 @@
-"""First features of the elements: similar where the periodic table is, so that rare elements start from their neighbours."""
+"""First features of the elements: alike for neighbours in the periodic table, from whom rare elements can learn."""
 
 import math
 

@@ -1,5 +1,8 @@
 """The interaction block of the NequIP and SevenNet family."""
 
+# e3nn 0.6 types Irreps as a bare tuple
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 import torch
 from e3nn import o3
 from jaxtyping import Float, Int

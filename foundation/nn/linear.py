@@ -1,5 +1,8 @@
 """The equivariant linear map, with e3nn's parameter layout and component-major features."""
 
+# e3nn 0.6 types Irreps as a bare tuple
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
 import torch
 from e3nn import o3
 from jaxtyping import Float

@@ -1,6 +1,8 @@
 """Radial functions of an edge's length: basis, cutoff and the network that makes the convolution's weights."""
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -64,16 +66,20 @@ class RadialNetwork(torch.nn.Module):
         super().__init__()
         self._activation_scale = activation_scale(torch.nn.functional.silu)
         self._num_layers = len(sizes) - 1
-        for number, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             layer = torch.nn.Module()
             layer.weight = torch.nn.Parameter(torch.randn(fan_in, fan_out))
             self.add_module(f"layer{number}", layer)
 
+    @property
+    def weights(self) -> list[torch.nn.Parameter]:
+        """The weight matrices of the layers."""
+        return [self.get_parameter(f"layer{number}.weight") for number in range(self._num_layers)]
+
     def forward(self, basis: Float[Tensor, "edges basis"]) -> Float[Tensor, "edges weights"]:
         """Return the weights of every edge."""
         values = basis
-        for number in range(self._num_layers):
-            weight = self.get_parameter(f"layer{number}.weight")
+        for number, weight in enumerate(self.weights):
             values = values @ (weight * weight.shape[0] ** -0.5)
             if number < self._num_layers - 1:
                 values = self._activation_scale * torch.nn.functional.silu(values)
@@ -83,7 +89,7 @@ class RadialNetwork(torch.nn.Module):
 _SCALES: dict[str, float] = {}
 
 
-def activation_scale(function: torch.nn.Module | object) -> float:
+def activation_scale(function: Callable[[Tensor], Tensor]) -> float:
     """Return the factor that gives a function of a normal variable unit second moment.
 
     e3nn's own Monte-Carlo constants (normalize2mom: 10⁶ samples, fixed seed) are used, not the analytic values, because
@@ -91,5 +97,5 @@ def activation_scale(function: torch.nn.Module | object) -> float:
     """
     name = getattr(function, "__name__", repr(function))
     if name not in _SCALES:
-        _SCALES[name] = float(normalize2mom(function).cst)
+        _SCALES[name] = float(normalize2mom(function).cst)  # pyright: ignore[reportArgumentType]
     return _SCALES[name]

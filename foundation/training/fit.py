@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -89,7 +88,7 @@ def fit(
         FileNotFoundError: resume is asked for and there is no checkpoint.
         ValueError: a checkpoint belongs to other data or another plan, or what Stream refuses.
     """
-    module = TrainingModule(potential, loss, optim, config.steps)
+    module = TrainingModule(potential, loss, optim, config.steps, config.log_every)
     averaging = _Averaging(use_buffers=False, decay=optim.ema_decay)
     checkpoints = _Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
     trainer = lightning.Trainer(
@@ -261,7 +260,7 @@ class _Checkpoints(Checkpoint):
         self.folder, self.every, self.keep = folder, every, keep
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, step: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time."""
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
@@ -297,11 +296,9 @@ def _loggers(config: FitConfig, out: Path) -> list[Logger]:
 
 def is_rank_zero() -> bool:
     """Return whether this process is the one that writes to the run folder, before or after any process group is up."""
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def seed_everything(seed: int) -> None:
     """Seed every random number generator, so that all processes start from the same weights."""
     lightning.seed_everything(seed, workers=True, verbose=False)
-
-

@@ -92,8 +92,8 @@ def _sum(term: TermConfig, error: Float[Tensor, "rows components"]) -> Float64[T
 class ErrorSums:
     """Sums and counts of absolute errors over any number of batches; adding those of several processes is exact.
 
-    One vector rather than a torchmetrics object per label: a process without any batch then takes part in the same, single
-    reduction as the others.
+    One vector rather than a torchmetrics object per label: a process without any batch then takes part in the same,
+    single reduction as the others.
     """
 
     def __init__(self) -> None:

@@ -1,11 +1,12 @@
 """The LightningModule: one training step is one optimizer step over all of a rank's micro-batches, nothing clever."""
 
 import time
-from typing import Any
 
 import lightning
 import torch
 from jaxtyping import Float
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
@@ -17,19 +18,22 @@ from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 class TrainingModule(lightning.LightningModule):
     """A potential in training.
 
-    Optimization is manual because the unit of the stream is a whole step: a batch index then is a step index, also after
-    a resume, and the gradient is summed over processes once, in one flat buffer.
+    Optimization is manual because the unit of the stream is a whole step: a batch index then is a step index, also
+    after a resume, and the gradient is summed over processes once, in one flat buffer.
     """
 
-    def __init__(self, potential: Potential, loss_config: LossConfig, optim_config: OptimConfig, num_steps: int) -> None:
+    def __init__(
+        self, potential: Potential, loss_config: LossConfig, optim_config: OptimConfig, num_steps: int, log_every: int
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.potential = potential
-        self.loss_config, self.optim_config, self.num_steps = loss_config, optim_config, num_steps
+        self.loss_config, self.optim_config = loss_config, optim_config
+        self.num_steps, self.log_every = num_steps, log_every
         self.training_errors, self.validation_errors = ErrorSums(), ErrorSums()
         self._atoms_since, self._time_since = 0.0, time.perf_counter()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped by hand."""
         optimizer = make_optimizer(self.optim_config, self.potential, len(self.potential.elements))
         return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.optim_config, optimizer, self.num_steps)}
@@ -37,7 +41,7 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, micro_batches: list[GraphBatch], step: int) -> None:
         """Take one optimizer step."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         optimizer.zero_grad()
         counts = self._sum_over_ranks(torch.stack([label_counts(batch) for batch in micro_batches]).sum(dim=0))
@@ -54,8 +58,12 @@ class TrainingModule(lightning.LightningModule):
         optimizer.step()
         schedule.step()
         self._atoms_since += sum(len(batch.numbers) for batch in micro_batches)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            self._log_step(self._sum_over_ranks(total), norm, self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch))
+        if self.trainer.global_step % self.log_every == 0:
+            self._log_step(
+                self._sum_over_ranks(total),
+                norm,
+                self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch),
+            )
 
     def _reduce_gradients(self) -> Float[Tensor, ""]:
         """Sum the gradient over processes, scale it down to clip_norm, and return its norm before."""

@@ -75,7 +75,9 @@ def test_ase_gives_the_golden_energies(release: Path) -> None:
 
 def test_evaluating_the_release_gives_the_report_of_the_run(release: Path, folder: Path) -> None:
     before = json.loads((release.parent / "report" / "evaluation.json").read_text())
-    assert main(["evaluate", "--model", str(release), "--data", str(folder / "data"), "--out", str(folder / "again")]) == 0
+    assert (
+        main(["evaluate", "--model", str(release), "--data", str(folder / "data"), "--out", str(folder / "again")]) == 0
+    )
     assert json.loads((folder / "again" / "evaluation.json").read_text()) == before
 
 
