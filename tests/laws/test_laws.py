@@ -24,22 +24,22 @@ CONFIGS = {
     "even-3-blocks-degree-3": EquivariantConfig(
         irreps="8x0e+4x1e+2x2e+1x3e", num_blocks=3, max_degree=3, cutoff_function="polynomial", **SMALL
     ),
-    "parity-sqrt": EquivariantConfig(
-        irreps="2x0o+4x0e+3x1o+2x1e+2x2e", num_blocks=3, normalization="sqrt", **SMALL
-    ),
+    "parity-sqrt": EquivariantConfig(irreps="2x0o+4x0e+3x1o+2x1e+2x2e", num_blocks=3, normalization="sqrt", **SMALL),
     "scalars-sqrt-polynomial": EquivariantConfig(
         irreps="8x0e", num_blocks=2, max_degree=1, cutoff_function="polynomial", normalization="sqrt", **SMALL
     ),
 }
-EXACT = {"rtol": 1e-10, "atol": 1e-11}
-"""Sums in another order, no more."""
+EXACT = 1e-11
+"""Largest difference relative to the largest value: sums in another order, no more."""
 
 
 def make_potential(config: EquivariantConfig) -> Potential:
+    """Every weight random, so that the laws do not hang on how a network is initialised."""
     torch.manual_seed(1)
-    potential = Potential(EquivariantNetwork(config, ELEMENTS, mean_neighbors=2.0), ELEMENTS).cast(
-        torch.float64
-    )
+    potential = Potential(EquivariantNetwork(config, ELEMENTS, mean_neighbors=2.0), ELEMENTS).cast(torch.float64)
+    for name, parameter in potential.named_parameters():
+        if name.endswith("weight"):
+            torch.nn.init.normal_(parameter)
     potential.get_buffer("reference_energies").copy_(torch.tensor([-1.0, 0.5, 2.0]))
     potential.get_buffer("scale").copy_(torch.tensor([1.0, 1.5, 0.7]))
     return potential.eval()
@@ -52,6 +52,11 @@ def potential(request: pytest.FixtureRequest) -> Potential:
 
 def predict(potential: Potential, *structures: Structure) -> Prediction:
     return potential(collate(structures, potential.cutoff, torch.float64))
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= EXACT * max(1.0, float(expected.abs().max()))
 
 
 def unlabelled(numbers: Any, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Structure:
@@ -114,16 +119,14 @@ def assert_transforms(potential: Potential, structure: Structure, matrix: np.nda
     before, after = predict(potential, structure), predict(potential, transformed(structure, matrix))
     turn = torch.from_numpy(matrix)
     assert before.forces.abs().max() > 1e-2
-    torch.testing.assert_close(after.energy, before.energy, **EXACT)
-    torch.testing.assert_close(after.atom_energies, before.atom_energies, **EXACT)
-    torch.testing.assert_close(after.forces, before.forces @ turn.T, **EXACT)
-    torch.testing.assert_close(after.stress, turn @ before.stress @ turn.T, **EXACT)
+    assert_same(after.energy, before.energy)
+    assert_same(after.atom_energies, before.atom_energies)
+    assert_same(after.forces, before.forces @ turn.T)
+    assert_same(after.stress, turn @ before.stress @ turn.T)
 
 
 @pytest.mark.parametrize("structure", [molecule(), crystal(), slab(0.0)], ids=["molecule", "crystal", "slab"])
-def test_a_rotation_turns_forces_and_stress_and_leaves_the_energy(
-    potential: Potential, structure: Structure
-) -> None:
+def test_a_rotation_turns_forces_and_stress_and_leaves_the_energy(potential: Potential, structure: Structure) -> None:
     assert_transforms(potential, structure, rotation())
 
 
@@ -145,9 +148,9 @@ def test_a_translation_changes_nothing(potential: Potential) -> None:
     for structure in (molecule(), crystal(), slab(0.0)):
         shifted = moved(structure, structure.positions + np.array([0.31, -1.7, 12.9]))
         before, after = predict(potential, structure), predict(potential, shifted)
-        torch.testing.assert_close(after.energy, before.energy, **EXACT)
-        torch.testing.assert_close(after.forces, before.forces, **EXACT)
-        torch.testing.assert_close(after.stress, before.stress, **EXACT)
+        assert_same(after.energy, before.energy)
+        assert_same(after.forces, before.forces)
+        assert_same(after.stress, before.stress)
 
 
 def test_atoms_may_be_named_in_any_periodic_image(potential: Potential) -> None:
@@ -159,29 +162,27 @@ def test_atoms_may_be_named_in_any_periodic_image(potential: Potential) -> None:
     before = predict(potential, structure)
     for image in (elsewhere, wrapped):
         after = predict(potential, image)
-        torch.testing.assert_close(after.energy, before.energy, **EXACT)
-        torch.testing.assert_close(after.forces, before.forces, **EXACT)
-        torch.testing.assert_close(after.stress, before.stress, **EXACT)
+        assert_same(after.energy, before.energy)
+        assert_same(after.forces, before.forces)
+        assert_same(after.stress, before.stress)
 
 
 def test_another_choice_of_lattice_vectors_is_the_same_crystal(potential: Potential) -> None:
     structure = crystal()
     other = np.array([[1, 1, 0], [0, 1, 0], [-1, 0, 1]]) @ structure.cell
     before, after = predict(potential, structure), predict(potential, replace(structure, cell=other))
-    torch.testing.assert_close(after.energy, before.energy, **EXACT)
-    torch.testing.assert_close(after.stress, before.stress, **EXACT)
+    assert_same(after.energy, before.energy)
+    assert_same(after.stress, before.stress)
 
 
 def test_the_order_of_atoms_does_not_matter(potential: Potential) -> None:
     for structure in (molecule(), crystal()):
         order = np.random.default_rng(6).permutation(structure.num_atoms)
-        shuffled = unlabelled(
-            structure.numbers[order], structure.positions[order], structure.cell, structure.pbc
-        )
+        shuffled = unlabelled(structure.numbers[order], structure.positions[order], structure.cell, structure.pbc)
         before, after = predict(potential, structure), predict(potential, shuffled)
-        torch.testing.assert_close(after.energy, before.energy, **EXACT)
-        torch.testing.assert_close(after.forces, before.forces[order], **EXACT)
-        torch.testing.assert_close(after.atom_energies, before.atom_energies[order], **EXACT)
+        assert_same(after.energy, before.energy)
+        assert_same(after.forces, before.forces[order])
+        assert_same(after.atom_energies, before.atom_energies[order])
 
 
 @pytest.mark.parametrize("structure", [molecule(), crystal(), slab(0.0)], ids=["molecule", "crystal", "slab"])
@@ -213,28 +214,27 @@ def test_stress_is_the_slope_of_the_energy_with_strain_per_volume(potential: Pot
 
 def test_stress_is_positive_where_the_energy_rises_on_stretching(potential: Potential) -> None:
     step = 1e-3 * np.eye(3)
-    signs = set()
-    for seed in range(12):
+    for seed in range(4):
         structure = crystal(seed)
         shrunk, stretched = predict(potential, strained(structure, -step), strained(structure, step)).energy
-        pressure_like = float(predict(potential, structure).stress[0].trace())
-        assert np.sign(pressure_like) == np.sign(float(stretched - shrunk))
-        signs.add(np.sign(pressure_like))
-    assert signs == {-1.0, 1.0}
+        tension = float(predict(potential, structure).stress[0].trace())
+        assert abs(tension) > 1e-5
+        assert np.sign(tension) == np.sign(float(stretched - shrunk))
 
 
 def test_stress_is_symmetric(potential: Potential) -> None:
     stress = predict(potential, crystal()).stress[0]
-    torch.testing.assert_close(stress, stress.T, rtol=0, atol=1e-14)
+    assert_same(stress, stress.T)
 
 
 def test_forces_add_up_to_zero_and_so_do_the_torques_on_a_molecule(potential: Potential) -> None:
     for structure in (molecule(), crystal(), slab(0.0)):
-        assert predict(potential, structure).forces.sum(dim=0).abs().max() < 1e-11
+        forces = predict(potential, structure).forces
+        assert_same(forces.sum(dim=0) / forces.abs().max(), torch.zeros(3, dtype=torch.float64))
     forces = predict(potential, molecule()).forces
     torques = torch.linalg.cross(torch.from_numpy(molecule().positions), forces)
     assert torques.abs().max() > 1e-2
-    assert torques.sum(dim=0).abs().max() < 1e-11
+    assert_same(torques.sum(dim=0) / torques.abs().max(), torch.zeros(3, dtype=torch.float64))
 
 
 def test_two_copies_far_apart_have_twice_the_energy(potential: Potential) -> None:
@@ -242,8 +242,8 @@ def test_two_copies_far_apart_have_twice_the_energy(potential: Potential) -> Non
     positions = np.concatenate([one.positions, one.positions + 100.0])
     both = unlabelled(np.tile(one.numbers, 2), positions, one.cell, one.pbc)
     single, double = predict(potential, one), predict(potential, both)
-    torch.testing.assert_close(double.energy, 2 * single.energy, **EXACT)
-    torch.testing.assert_close(double.forces, single.forces.repeat(2, 1), **EXACT)
+    assert_same(double.energy, 2 * single.energy)
+    assert_same(double.forces, single.forces.repeat(2, 1))
 
 
 def test_batch_mates_do_not_matter(potential: Potential) -> None:
@@ -252,7 +252,7 @@ def test_batch_mates_do_not_matter(potential: Potential) -> None:
     alone = [predict(potential, structure) for structure in structures]
     for name in ("energy", "forces", "stress", "atom_energies"):
         expected = torch.cat([getattr(prediction, name) for prediction in alone])
-        torch.testing.assert_close(getattr(batch, name), expected, **EXACT)
+        assert_same(getattr(batch, name), expected)
 
 
 def test_no_gradient_crosses_from_one_graph_to_another(potential: Potential) -> None:
@@ -298,8 +298,7 @@ def test_energy_has_no_jump_anywhere_along_a_pull(potential: Potential) -> None:
 
 def test_an_isolated_atom_has_a_finite_energy_and_no_force(potential: Potential) -> None:
     structures = [
-        unlabelled(np.array([number]), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, bool))
-        for number in ELEMENTS
+        unlabelled(np.array([number]), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, bool)) for number in ELEMENTS
     ]
     prediction = predict(potential, *structures)
     assert prediction.energy.isfinite().all()
@@ -318,18 +317,16 @@ def test_a_one_atom_cell_is_its_supercell(potential: Potential) -> None:
     assert single.energy.isfinite()
     assert single.forces.abs().max() < 1e-11
     assert large.forces.abs().max() < 1e-11
-    torch.testing.assert_close(large.energy / 8, single.energy, **EXACT)
-    torch.testing.assert_close(large.stress, single.stress, **EXACT)
+    assert_same(large.energy / 8, single.energy)
+    assert_same(large.stress, single.stress)
 
 
 def test_a_cubic_crystal_has_an_isotropic_stress(potential: Potential) -> None:
     cell = 1.7 * (np.ones((3, 3)) - np.eye(3))
-    stress = predict(potential, unlabelled(np.array([13]), np.zeros((1, 3)), cell, np.ones(3, bool))).stress[
-        0
-    ]
+    stress = predict(potential, unlabelled(np.array([13]), np.zeros((1, 3)), cell, np.ones(3, bool))).stress[0]
     expected = stress.trace() / 3 * torch.eye(3, dtype=torch.float64)
     assert abs(stress.trace()) > 1e-5
-    torch.testing.assert_close(stress, expected, **EXACT)
+    assert_same(stress, expected)
 
 
 def test_a_slab_is_the_same_with_vacuum_in_a_periodic_cell_or_without_a_third_vector(
@@ -339,16 +336,14 @@ def test_a_slab_is_the_same_with_vacuum_in_a_periodic_cell_or_without_a_third_ve
     periodic = replace(open_top, pbc=np.ones(3, bool))
     without, with_vector, repeated = (predict(potential, s) for s in (bare, open_top, periodic))
     for other in (with_vector, repeated):
-        torch.testing.assert_close(other.energy, without.energy, **EXACT)
-        torch.testing.assert_close(other.forces, without.forces, **EXACT)
-    torch.testing.assert_close(with_vector.stress, repeated.stress, **EXACT)
+        assert_same(other.energy, without.energy)
+        assert_same(other.forces, without.forces)
+    assert_same(with_vector.stress, repeated.stress)
     assert with_vector.stress.abs().max() > 1e-5
 
 
 def test_a_cell_without_volume_has_no_stress(potential: Potential) -> None:
-    wire = unlabelled(
-        np.array([8, 29]), np.array([[0.0, 0, 0], [1.9, 0.4, 0]]), np.diag([3.9, 0, 0]), np.eye(3)[0] > 0
-    )
+    wire = unlabelled(np.array([8, 29]), np.array([[0.0, 0, 0], [1.9, 0.4, 0]]), np.diag([3.9, 0, 0]), np.eye(3)[0] > 0)
     for structure in (molecule(), slab(0.0), wire):
         prediction = predict(potential, structure)
         assert not prediction.stress.any()

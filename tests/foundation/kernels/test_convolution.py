@@ -63,15 +63,11 @@ def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:
     return product, irreps_middle.simplify()
 
 
-def random_inputs(
-    paths: Paths, num_atoms: int = 5, num_edges: int = 17
-) -> tuple[list[Tensor], Tensor, Tensor]:
+def random_inputs(paths: Paths, num_atoms: int = 5, num_edges: int = 17) -> tuple[list[Tensor], Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     widths = (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)
     rows = (num_atoms, num_edges, num_edges)
-    arguments = [
-        torch.randn(n, w, generator=generator).requires_grad_() for n, w in zip(rows, widths, strict=True)
-    ]
+    arguments = [torch.randn(n, w, generator=generator).requires_grad_() for n, w in zip(rows, widths, strict=True)]
     senders = torch.randint(num_atoms, (num_edges,), generator=generator)
     receivers = torch.randint(num_atoms - 1, (num_edges,), generator=generator).sort().values
     return arguments, senders, receivers

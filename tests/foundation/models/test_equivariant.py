@@ -44,9 +44,7 @@ def test_with_odd_irreps_harmonics_have_their_own_parity() -> None:
 
 @pytest.mark.parametrize(("normalization", "expected"), [("mean", 16.0), ("sqrt", 4.0)])
 def test_sums_are_divided_by_the_mean_of_neighbours_or_its_root(normalization: str, expected: float) -> None:
-    config = EquivariantConfig(
-        irreps="2x0e+1x1e", num_blocks=2, radial_sizes=(4,), normalization=normalization
-    )
+    config = EquivariantConfig(irreps="2x0e+1x1e", num_blocks=2, radial_sizes=(4,), normalization=normalization)
     network = EquivariantNetwork(config, (1,), mean_neighbors=16.0)
     assert [block.denominator.item() for block in network.blocks] == [expected, expected]
 

@@ -11,9 +11,7 @@ SCALARS, EVEN, ODD = o3.Irreps("4x0e"), o3.Irreps("4x0e+3x1e+2x2e"), o3.Irreps("
 EVEN_HARMONICS, HARMONICS = o3.Irreps("1x0e+1x1e+1x2e"), o3.Irreps("1x0e+1x1o+1x2e")
 
 
-def make_block(
-    irreps_in: o3.Irreps, harmonics: o3.Irreps, hidden: o3.Irreps, denominator: float
-) -> InteractionBlock:
+def make_block(irreps_in: o3.Irreps, harmonics: o3.Irreps, hidden: o3.Irreps, denominator: float) -> InteractionBlock:
     torch.manual_seed(0)
     return InteractionBlock(irreps_in, harmonics, hidden, [5, 8], denominator).double()
 
@@ -47,9 +45,7 @@ def transform(irreps: o3.Irreps, features: Tensor, matrix: Tensor) -> Tensor:
     ("irreps_in", "harmonics", "hidden", "sign"),
     [(SCALARS, EVEN_HARMONICS, EVEN, 1), (EVEN, EVEN_HARMONICS, EVEN, 1), (ODD, HARMONICS, ODD, -1)],
 )
-def test_features_turn_with_the_edges(
-    irreps_in: o3.Irreps, harmonics: o3.Irreps, hidden: o3.Irreps, sign: int
-) -> None:
+def test_features_turn_with_the_edges(irreps_in: o3.Irreps, harmonics: o3.Irreps, hidden: o3.Irreps, sign: int) -> None:
     block = make_block(irreps_in, harmonics, hidden, 2.0)
     features, vectors, basis, senders, receivers = random_graph(irreps_in)
     torch.manual_seed(3)

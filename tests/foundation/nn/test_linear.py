@@ -35,9 +35,7 @@ def test_same_weight_gives_the_result_of_e3nn(case: str) -> None:
     assert ours.weight.shape == reference.weight.shape
     reference.weight.data.copy_(ours.weight.data)
     features = torch.randn(7, irreps_in.dim, dtype=torch.float64)
-    expected = swap_layout(
-        reference(swap_layout(features, irreps_in, to_e3nn=True)), irreps_out, to_e3nn=False
-    )
+    expected = swap_layout(reference(swap_layout(features, irreps_in, to_e3nn=True)), irreps_out, to_e3nn=False)
     assert ours.irreps_out == irreps_out
     torch.testing.assert_close(ours(features), expected, rtol=1e-12, atol=1e-12)
 

@@ -1,0 +1,301 @@
+"""Files through ASE: labels, units and signs, names, and what is said of a bad file."""
+
+import itertools
+import re
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+from data_pipeline.sources import AseFiles
+from data_pipeline.structure import InvalidStructure, Structure
+
+STRESS = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
+VOIGT = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+"""The same stress in ASE's order: xx, yy, zz, yz, xz, xy."""
+EV_PER_CUBIC_ANGSTROM_IN_GPA = 160.21766
+
+
+def read(path: Path, **options: object) -> list[Structure]:
+    return list(AseFiles(files=(str(path),), **options))
+
+
+def convert(atoms: ase.Atoms, **options: object) -> Structure:
+    return AseFiles(files=(), **options).convert(atoms, default_id="x")
+
+
+def test_labels_of_the_calculator_come_through(copper_file: Path, copper_frames: list[ase.Atoms]) -> None:
+    structures = read(copper_file)
+    assert [s.energy for s in structures] == [-10.0, -11.0, -12.0]
+    for structure, atoms in zip(structures, copper_frames, strict=True):
+        np.testing.assert_allclose(structure.forces, atoms.get_forces(), atol=1e-7)
+        np.testing.assert_allclose(structure.stress, atoms.get_stress(voigt=False), atol=1e-8)
+        np.testing.assert_allclose(structure.positions, atoms.positions, atol=1e-8)
+        np.testing.assert_allclose(structure.cell, atoms.cell[:], atol=1e-12)
+        assert structure.numbers.tolist() == [29] * 4
+        assert structure.pbc.all()
+
+
+def test_iterating_twice_yields_the_same_frames(copper_file: Path) -> None:
+    source = AseFiles(files=(str(copper_file),))
+    assert [s.positions.tobytes() for s in source] == [s.positions.tobytes() for s in source]
+
+
+def test_files_are_read_in_the_order_given(tmp_path: Path, copper_frames: list[ase.Atoms]) -> None:
+    for name, atoms in zip("bac", copper_frames, strict=True):
+        ase.io.write(tmp_path / f"{name}.extxyz", atoms)
+    source = AseFiles(files=tuple(str(tmp_path / f"{name}.extxyz") for name in "cab"))
+    assert [(s.id, s.energy) for s in source] == [
+        ("c.extxyz:0", -12.0),
+        ("a.extxyz:0", -11.0),
+        ("b.extxyz:0", -10.0),
+    ]
+
+
+@pytest.mark.parametrize("stress", [VOIGT, STRESS, STRESS.reshape(9)], ids=["voigt", "3x3", "nine"])
+def test_every_form_of_stress_gives_the_same_tensor(
+    copper_frames: list[ase.Atoms], stress: np.ndarray
+) -> None:
+    copper_frames[0].info["REF_stress"] = stress
+    structure = convert(copper_frames[0], stress_key="REF_stress")
+    np.testing.assert_array_equal(structure.stress, STRESS.astype(np.float32))
+    assert structure.has_stress
+
+
+def test_voigt_and_full_stress_in_a_file_are_the_same(copper_file: Path) -> None:
+    text = copper_file.read_text()
+    forms = []
+    for numbers in ("1 2 3 4 5 6", "1 6 5 6 2 4 5 4 3"):
+        copper_file.write_text(text.replace(" stress=", f' REF_stress="{numbers}" stress='))
+        forms.append([structure.stress for structure in read(copper_file, stress_key="REF_stress")])
+    np.testing.assert_array_equal(*forms)
+    np.testing.assert_array_equal(forms[0], [STRESS] * 3)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [
+        ("eV/A^3", 1.0),
+        ("GPa", 1 / EV_PER_CUBIC_ANGSTROM_IN_GPA),
+        ("kbar", 0.1 / EV_PER_CUBIC_ANGSTROM_IN_GPA),
+    ],
+)
+@pytest.mark.parametrize(("sign", "name"), [(1.0, "tension"), (-1.0, "compression")])
+def test_units_and_signs_of_stress(
+    copper_frames: list[ase.Atoms], unit: str, factor: float, sign: float, name: str
+) -> None:
+    copper_frames[0].info["virial"] = VOIGT
+    structure = convert(copper_frames[0], stress_key="virial", stress_unit=unit, stress_positive_in=name)
+    np.testing.assert_allclose(structure.stress, sign * factor * STRESS, rtol=1e-6)
+
+
+def test_stress_of_seven_numbers_is_refused(copper_frames: list[ase.Atoms]) -> None:
+    copper_frames[0].info["virial"] = np.zeros(7)
+    with pytest.raises(InvalidStructure, match=r"stress has shape \(7,\)"):
+        convert(copper_frames[0], stress_key="virial")
+
+
+def test_named_entries_are_read_instead_of_the_calculator(
+    tmp_path: Path, copper_frames: list[ase.Atoms]
+) -> None:
+    atoms = copper_frames[0]
+    atoms.info.update(REF_energy=-99.5, REF_stress=STRESS)
+    atoms.arrays["REF_forces"] = np.arange(12.0).reshape(4, 3)
+    ase.io.write(tmp_path / "ref.extxyz", atoms)
+    keys = {"energy_key": "REF_energy", "forces_key": "REF_forces", "stress_key": "REF_stress"}
+    (structure,) = read(tmp_path / "ref.extxyz", **keys)
+    assert structure.energy == -99.5
+    np.testing.assert_array_equal(structure.forces, np.arange(12.0).reshape(4, 3))
+    np.testing.assert_array_equal(structure.stress, STRESS)
+
+
+def test_a_forces_key_that_no_frame_has_is_an_error(copper_file: Path) -> None:
+    # a misspelt key would train without a single force label, and nobody would be told
+    with pytest.raises(InvalidStructure, match="REF_forces"):
+        read(copper_file, forces_key="REF_forces")
+
+
+def test_absent_forces_and_stress_are_missing_labels(copper_frames: list[ase.Atoms]) -> None:
+    atoms = copper_frames[0]
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
+    structure = convert(atoms)
+    assert (structure.has_forces, structure.has_stress) == (False, False)
+
+
+def test_constraints_do_not_change_the_forces(tmp_path: Path, copper_frames: list[ase.Atoms]) -> None:
+    atoms = copper_frames[0]
+    forces = atoms.get_forces()
+    atoms.set_constraint(FixAtoms([0, 1]))
+    ase.io.write(tmp_path / "fixed.traj", atoms)
+    (structure,) = read(tmp_path / "fixed.traj")
+    np.testing.assert_allclose(structure.forces, forces, rtol=1e-6)
+
+
+def test_group_is_the_formula_and_id_the_place_unless_named(copper_file: Path) -> None:
+    assert [(s.group, s.id) for s in read(copper_file)] == [("Cu4", f"copper.extxyz:{n}") for n in range(3)]
+
+
+def test_group_and_id_can_be_named(copper_frames: list[ase.Atoms]) -> None:
+    copper_frames[0].info.update(run="md-7", number=41)
+    structure = convert(copper_frames[0], group_key="run", id_key="number")
+    assert (structure.group, structure.id) == ("md-7", "41")
+
+
+@pytest.mark.parametrize("option", ["group_key", "id_key"])
+def test_a_name_that_is_not_there_is_an_error_that_lists_what_is(copper_file: Path, option: str) -> None:
+    copper_file.write_text(copper_file.read_text().replace("energy=", "trajectory=t energy="))
+    with pytest.raises(
+        InvalidStructure, match=r"copper.extxyz, frame 0: there is no entry 'run'.*'trajectory'"
+    ):
+        read(copper_file, **{option: "run"})
+
+
+def test_files_of_the_same_name_in_different_folders_have_different_ids(
+    tmp_path: Path, copper_frames: list[ase.Atoms]
+) -> None:
+    # VASP names every output OUTCAR, and such a file has no entry that could serve as an id
+    paths = [tmp_path / folder / "calculation.extxyz" for folder in "ab"]
+    for path, atoms in zip(paths, copper_frames, strict=False):
+        path.parent.mkdir()
+        ase.io.write(path, atoms)
+    ids = [structure.id for structure in AseFiles(files=tuple(map(str, paths)))]
+    assert len(set(ids)) == 2
+
+
+def test_an_environment_variable_in_a_path_is_filled_in(
+    copper_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COPPER_DATA", str(copper_file.parent))
+    assert len(list(AseFiles(files=("${COPPER_DATA}/copper.extxyz",)))) == 3
+
+
+def test_an_environment_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COPPER_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"COPPER_DATA.*environment variable.*not set.*Set it"):
+        list(AseFiles(files=("${COPPER_DATA}/copper.extxyz",)))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent.extxyz: no such file"):
+        read(tmp_path / "absent.extxyz")
+
+
+@pytest.mark.parametrize("format", [None, "extxyz"])
+def test_an_empty_file_is_named(tmp_path: Path, format: str | None) -> None:
+    (tmp_path / "empty.extxyz").touch()
+    with pytest.raises(InvalidStructure, match=r"empty.extxyz.*(Empty file|no frames).*[Rr]emove"):
+        read(tmp_path / "empty.extxyz", format=format)
+
+
+def test_a_frame_without_energy_is_named(copper_file: Path) -> None:
+    copper_file.write_text(copper_file.read_text().replace(" energy=-11.0", ""))
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 1: there is no energy.*energy_key"):
+        read(copper_file)
+    with pytest.raises(InvalidStructure, match=r"frame 0: there is no energy in atoms.info\['REF_energy'\]"):
+        read(copper_file, energy_key="REF_energy")
+
+
+def test_an_energy_that_is_no_number_is_named(copper_file: Path) -> None:
+    copper_file.write_text(
+        copper_file.read_text().replace("energy=", "REF_energy=").replace("-11.0", "failed")
+    )
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 1:.*energy"):
+        read(copper_file, energy_key="REF_energy")
+
+
+def test_an_unknown_symbol_is_called_an_unknown_element(copper_file: Path) -> None:
+    copper_file.write_text(copper_file.read_text().replace("Cu ", "Qq ", 1))
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 0.*unknown element.*Qq"):
+        read(copper_file)
+
+
+def test_a_file_cut_within_its_last_frame_is_found(tmp_path: Path, copper_file: Path) -> None:
+    text = copper_file.read_text()
+    last_frame = text.rindex("\n4\n") + 1
+    last_number = text.rindex(" ") + 2
+    cut = tmp_path / "cut.extxyz"
+    for position in range(last_frame + 1, last_number, 5):
+        cut.write_text(text[:position])
+        with pytest.raises(
+            InvalidStructure, match=r"cut.extxyz, frame 2: .*truncated; repair it or remove it"
+        ):
+            read(cut)
+
+
+def test_a_file_cut_within_its_last_number_is_found(tmp_path: Path, copper_file: Path) -> None:
+    # the columns are all there, so the cut number is a plausible force: only the missing end of line tells
+    cut = tmp_path / "cut.extxyz"
+    cut.write_text(copper_file.read_text().rstrip()[:-3])
+    with pytest.raises(InvalidStructure, match=r"cut.extxyz.*truncated"):
+        read(cut)
+
+
+def test_no_frame_is_lost_behind_a_blank_line(copper_file: Path) -> None:
+    # two files joined by hand; ASE's reader takes the blank line for the end
+    copper_file.write_text(copper_file.read_text().replace("\n4\n", "\n\n4\n", 1))
+    try:
+        energies = [structure.energy for structure in read(copper_file)]
+    except InvalidStructure as error:
+        assert "copper.extxyz" in str(error)  # noqa: PT017 - to refuse such a file would be as good
+    else:
+        assert energies == [-10.0, -11.0, -12.0]
+
+
+@pytest.fixture(scope="module")
+def mptrj(real_data: Path) -> list[Structure]:
+    return read(real_data / "mptrj-1k" / "mptrj-random-1k.xyz", group_key="mptrj_traj_id")
+
+
+def test_mptrj_has_the_published_numbers_of_frames_atoms_and_elements(mptrj: list[Structure]) -> None:
+    assert len(mptrj) == 1000
+    assert sum(frame.num_atoms for frame in mptrj) == 31312
+    assert len({int(z) for frame in mptrj for z in frame.numbers}) == 85
+    assert all(frame.has_forces and frame.has_stress for frame in mptrj)
+
+
+def test_first_frame_of_mptrj_is_what_the_file_says(mptrj: list[Structure]) -> None:
+    first = mptrj[0]
+    assert first.energy == -28.75765745
+    assert first.group == "mp-1080834"
+    assert first.stress[0, 0] == np.float32(0.0008926831358242223)
+    assert first.stress[0, 2] == np.float32(0.0007746200973649859)
+    assert first.positions[0].tolist() == [3.87535312, -2.33845927, 4.61262141]
+    assert first.forces[5, 2] == np.float32(0.0705251)
+    assert first.cell[2].tolist() == [4.8010712, -2.33845937, 8.01088199]
+
+
+def test_lips_has_forces_and_no_stress(real_data: Path) -> None:
+    frames = read(real_data / "lips" / "lips-200.extxyz")
+    assert len(frames) == 200
+    assert {frame.num_atoms for frame in frames} == {83}
+    assert all(frame.has_forces and not frame.has_stress for frame in frames)
+    assert frames[0].energy == -357.05872304
+
+
+@pytest.mark.parametrize("name", ["label_1/OUTCAR_1", "label_2/OUTCAR_10"])
+def test_outcar_agrees_with_what_vasp_printed(real_data: Path, name: str) -> None:
+    text = (real_data / "hfo2-scan" / name).read_text()
+    energy = re.findall(r"energy\(sigma->0\) =\s*(\S+)", text)[-1]
+    # VASP prints xx yy zz xy yz zx, positive in compression
+    xx, yy, zz, xy, yz, zx = map(float, re.findall(r"in kB((?:\s+-?\d+\.\d+){6})", text)[-1].split())
+    table = text[text.index("TOTAL-FORCE") :].splitlines()[2]
+    (structure,) = read(real_data / "hfo2-scan" / name)
+    assert structure.energy == float(energy)
+    printed = np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]])
+    np.testing.assert_allclose(structure.stress, -printed / 1602.1766, rtol=1e-5)
+    np.testing.assert_allclose(structure.positions[0], [float(x) for x in table.split()[:3]], atol=1e-5)
+    np.testing.assert_allclose(structure.forces[0], [float(x) for x in table.split()[3:]], atol=1e-6)
+
+
+def test_a_database_gives_the_energy_the_code_computed(real_data: Path) -> None:
+    path = real_data / "mptrj-db" / "10_mptraj_systems.db"
+    rows = ase.io.read(path, index=":")
+    structures = read(path)
+    assert len(structures) == 10
+    for structure, atoms in itertools.zip_longest(structures, rows):
+        assert structure.energy == atoms.get_potential_energy()
+        np.testing.assert_array_equal(structure.forces, atoms.get_forces().astype(np.float32))

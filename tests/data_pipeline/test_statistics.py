@@ -1,0 +1,140 @@
+"""Statistics: reference energies, scales and neighbour counts from sums that merge."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from data_pipeline.statistics import Statistics
+from data_pipeline.structure import Structure
+
+ELEMENT_ENERGIES = {1: -1.25, 8: -4.5, 26: -8.125, 79: -3.0}
+ARRAYS = ("atoms_of_element", "composition_gram", "composition_energy")
+
+
+def frame(numbers: np.ndarray, energy: float, forces: np.ndarray | None = None) -> Structure:
+    count = len(numbers)
+    positions = 3.0 * np.arange(3 * count).reshape(count, 3)
+    return Structure.checked(
+        numbers=numbers,
+        positions=positions,
+        cell=np.zeros((3, 3)),
+        pbc=[False] * 3,
+        energy=energy,
+        forces=forces,
+    )
+
+
+def additive_frames(count: int = 60) -> list[Structure]:
+    """Random compositions whose energy is exactly the sum over elements."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(count):
+        numbers = rng.choice(list(ELEMENT_ENERGIES), int(rng.integers(1, 9)))
+        frames.append(frame(numbers, sum(ELEMENT_ENERGIES[int(z)] for z in numbers)))
+    return frames
+
+
+def statistics(structures: list[Structure], cutoffs: tuple[float, ...] = (5.0,)) -> Statistics:
+    result = Statistics(cutoffs=cutoffs)
+    for structure in structures:
+        result.add(structure, tuple(10 * structure.num_atoms + n for n in range(len(cutoffs))))
+    return result
+
+
+def test_additive_energies_give_the_exact_element_energies() -> None:
+    references = statistics(additive_frames()).reference_energies(ridge=1e-12)
+    for number, energy in ELEMENT_ENERGIES.items():
+        assert references[number] == pytest.approx(energy, abs=1e-9)
+
+
+def test_the_ridge_pulls_a_rare_element_towards_the_mean() -> None:
+    frames = [*additive_frames(), frame(np.array([3, 1]), 100.0 + ELEMENT_ENERGIES[1])]
+    sums = statistics(frames)
+    mean = np.mean([f.energy / f.num_atoms for f in frames])
+    exact, pulled = (sums.reference_energies(ridge)[3] for ridge in (1e-12, 0.1))
+    assert exact == pytest.approx(100.0, abs=1e-6)
+    assert mean < pulled < 90.0
+
+
+def test_an_element_never_seen_has_the_mean_energy_per_atom() -> None:
+    frames = additive_frames()
+    mean = np.mean([f.energy / f.num_atoms for f in frames])
+    references = statistics(frames).reference_energies()
+    unseen = np.setdiff1d(np.arange(len(references)), list(ELEMENT_ENERGIES))
+    np.testing.assert_allclose(references[unseen], mean, rtol=1e-13)
+
+
+def test_no_frames_give_references_of_zero() -> None:
+    assert not Statistics(cutoffs=(5.0,)).reference_energies().any()
+
+
+def test_merging_equals_adding_everything_to_one(random_structure: Callable[..., Structure]) -> None:
+    frames = [random_structure(n, num_atoms=1 + n % 7, labelled=n % 3 > 0) for n in range(30)]
+    together = statistics(frames, (4.0, 5.0))
+    merged = statistics(frames[:4], (4.0, 5.0)) + statistics(frames[4:21], (4.0, 5.0))
+    merged += statistics([], (4.0, 5.0)) + statistics(frames[21:], (4.0, 5.0))
+    counts = ("num_frames", "num_atoms", "num_edges", "num_force_atoms", "num_stress_frames")
+    for name in counts:
+        assert getattr(merged, name) == getattr(together, name)
+    for name in (*ARRAYS, "force_square_sum", "energy_square_sum"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(together, name), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(merged.reference_energies(), together.reference_energies(), rtol=1e-11)
+
+
+def test_merging_leaves_both_as_they_were() -> None:
+    first, second = statistics(additive_frames(5)), statistics(additive_frames(9))
+    before = json.dumps([first.to_json(), second.to_json()])
+    _ = first + second
+    assert json.dumps([first.to_json(), second.to_json()]) == before
+
+
+def test_statistics_at_different_cutoffs_do_not_merge() -> None:
+    with pytest.raises(ValueError, match=r"\(5.0,\) Å and \(6.0,\) Å"):
+        _ = Statistics(cutoffs=(5.0,)) + Statistics(cutoffs=(6.0,))
+
+
+@pytest.mark.parametrize("count", [0, 1, 25])
+def test_json_keeps_every_bit(random_structure: Callable[..., Structure], count: int) -> None:
+    original = statistics([random_structure(n) for n in range(count)], (5.0, 6.0))
+    copy = Statistics.from_json(json.loads(json.dumps(original.to_json())))
+    for name in ARRAYS:
+        assert getattr(copy, name).tobytes() == getattr(original, name).tobytes()
+    assert copy.to_json() == original.to_json()
+    assert copy.cutoffs == original.cutoffs
+    assert copy.elements == original.elements
+
+
+def test_elements_are_those_that_occur_ascending() -> None:
+    assert statistics(additive_frames()).elements == tuple(ELEMENT_ENERGIES)
+
+
+def test_force_rms_is_over_labelled_components_only() -> None:
+    numbers = np.array([1, 8])
+    labelled = frame(numbers, 0.0, np.array([[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]]))
+    sums = statistics([labelled, frame(numbers, 0.0)])
+    assert sums.num_force_atoms == 2
+    assert sums.force_rms == pytest.approx(np.sqrt(25.0 / 6.0), rel=1e-14)
+
+
+def test_no_forces_give_no_force_scale() -> None:
+    with pytest.raises(ValueError, match="no frame has forces"):
+        _ = statistics(additive_frames()).force_rms
+
+
+def test_mean_neighbors_is_edges_over_atoms() -> None:
+    sums = Statistics(cutoffs=(4.0, 5.0))
+    sums.add(frame(np.array([1, 1]), 0.0), (2, 6))
+    sums.add(frame(np.array([1, 1, 1]), 0.0), (3, 24))
+    assert (sums.mean_neighbors(4.0), sums.mean_neighbors(5.0)) == (1.0, 6.0)
+
+
+def test_a_cutoff_that_was_not_counted_is_an_error_that_names_those_that_were() -> None:
+    with pytest.raises(ValueError, match=r"counted at 4.0, 5.0 Å, not at 6.0 Å; build the data again"):
+        statistics(additive_frames(2), (4.0, 5.0)).mean_neighbors(6.0)
+
+
+def test_no_atoms_have_no_mean_of_neighbours_and_the_error_says_so() -> None:
+    with pytest.raises(ValueError, match=r"no (frames|atoms)"):
+        Statistics(cutoffs=(5.0,)).mean_neighbors(5.0)

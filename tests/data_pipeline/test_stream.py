@@ -1,0 +1,243 @@
+"""The stream: the same steps whatever the workers, the ranks and the step to start from; and the sweep."""
+
+import itertools
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.build import BuildConfig, build
+from data_pipeline.graph import TENSORS, GraphBatch, collate
+from data_pipeline.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.shards import CorruptShard
+from data_pipeline.sources import EmtAlloys
+from data_pipeline.stream import Frames, Stream, sweep
+
+# torch advises against more workers than the machine has cores; here they are few and short-lived
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+Ids = list[list[tuple[str, ...]]]
+
+
+@pytest.fixture(scope="module")
+def make_stream(emt_manifest: Manifest) -> Callable[..., Stream]:
+    def make(**options: object) -> Stream:
+        defaults = {"cutoff": 5.0, "lanes": 4, "edge_budget": 800, "seed": 7}
+        return Stream(emt_manifest, **{**defaults, **options})
+
+    return make
+
+
+def ids(stream: Stream, first: int, last: int) -> Ids:
+    return [[batch.ids for batch in step] for step in stream.from_step(first, last)]
+
+
+@pytest.fixture(scope="module")
+def two_passes(make_stream: Callable[..., Stream]) -> Ids:
+    stream = make_stream()
+    return ids(stream, 0, 2 * stream.plan.steps_per_pass)
+
+
+def assert_same_batch(a: GraphBatch, b: GraphBatch) -> None:
+    assert a.ids == b.ids
+    for name in TENSORS:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_a_pass_holds_every_frame_of_the_split_once(two_passes: Ids, emt_manifest: Manifest) -> None:
+    expected = sorted(frame.id for frame in Frames(emt_manifest, "train"))
+    half = len(two_passes) // 2
+    assert half >= 4
+    for steps in (two_passes[:half], two_passes[half:]):
+        assert sorted(id for step in steps for batch in step for id in batch) == expected
+    assert two_passes[:half] != two_passes[half:]
+
+
+def test_batches_are_the_graphs_of_the_frames_the_plan_names(
+    make_stream: Callable[..., Stream], emt_manifest: Manifest
+) -> None:
+    stream, frames = make_stream(), Frames(emt_manifest, "train")
+    (step,) = stream.from_step(3, 4)
+    for lane, batch in enumerate(step):
+        expected = [frames[int(number)] for number in stream.plan.micro_batch(3, lane)]
+        assert_same_batch(batch, collate(expected, 5.0))
+        assert batch.num_edges == sum(stream.plan._cost[stream.plan.micro_batch(3, lane)])
+
+
+def test_a_step_has_a_micro_batch_for_every_lane(make_stream: Callable[..., Stream]) -> None:
+    stream = make_stream(split="val", lanes=2)
+    steps = ids(stream, 0, stream.plan.steps_per_pass)
+    assert all(len(step) == 2 for step in steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_change_nothing(
+    make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int
+) -> None:
+    last = min(len(two_passes), 7)
+    assert ids(make_stream(num_workers=num_workers), 0, last) == two_passes[:last]
+
+
+def test_workers_build_the_same_tensors(make_stream: Callable[..., Stream]) -> None:
+    alone, workers = (make_stream(num_workers=number).from_step(1, 3) for number in (0, 2))
+    for a, b in zip(alone, workers, strict=True):
+        for one, other in zip(a, b, strict=True):
+            assert_same_batch(one, other)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_from_step_continues_exactly(
+    make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int
+) -> None:
+    half = len(two_passes) // 2
+    for first in (1, half - 1, half, half + 1):
+        last = min(first + 3, len(two_passes))
+        assert ids(make_stream(num_workers=num_workers), first, last) == two_passes[first:last]
+
+
+def test_without_a_last_step_the_stream_is_endless(
+    make_stream: Callable[..., Stream], two_passes: Ids
+) -> None:
+    steps = itertools.islice(make_stream(), len(two_passes) + 2)
+    assert [[batch.ids for batch in step] for step in steps][: len(two_passes)] == two_passes
+    assert len(list(itertools.islice(make_stream(), len(two_passes) + 2))) == len(two_passes) + 2
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_serve_the_stream_of_one(
+    make_stream: Callable[..., Stream], two_passes: Ids, world_size: int
+) -> None:
+    ranks = [
+        ids(make_stream(rank=rank, world_size=world_size), 0, len(two_passes)) for rank in range(world_size)
+    ]
+    for number, step in enumerate(two_passes):
+        shares = [rank[number] for rank in ranks]
+        assert {len(share) for share in shares} == {4 // world_size}
+        assert [batch for share in shares for batch in share] == step
+
+
+@pytest.mark.parametrize("world_size", [3, 8])
+def test_a_world_that_does_not_divide_the_lanes_names_the_sizes_that_do(
+    make_stream: Callable[..., Stream], world_size: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"4 lanes .* {world_size} processes; use one of \[1, 2, 4\]"):
+        make_stream(world_size=world_size)
+
+
+@pytest.mark.parametrize("rank", [2, -1])
+def test_a_rank_outside_the_world_is_refused(make_stream: Callable[..., Stream], rank: int) -> None:
+    with pytest.raises(ValueError, match="rank"):
+        make_stream(rank=rank, world_size=2)
+
+
+def test_an_unknown_cutoff_names_those_there_are(
+    make_stream: Callable[..., Stream], emt_manifest: Manifest
+) -> None:
+    message = r"counted at 5.0 Å, not at 6.0 Å; build the data again"
+    with pytest.raises(ValueError, match=message):
+        make_stream(cutoff=6.0)
+    with pytest.raises(ValueError, match=message):
+        sweep(emt_manifest, "val", cutoff=6.0, edge_budget=1000)
+
+
+def test_an_unknown_split_names_those_there_are(make_stream: Callable[..., Stream]) -> None:
+    with pytest.raises(ValueError, match="no split 'training'; there are test, train, val"):
+        make_stream(split="training")
+
+
+def test_the_fingerprint_is_of_data_and_plan(make_stream: Callable[..., Stream]) -> None:
+    base = make_stream().fingerprint
+    assert make_stream(num_workers=2, rank=1, world_size=2).fingerprint == base
+    others = [
+        make_stream(**change).fingerprint
+        for change in ({"seed": 8}, {"lanes": 2}, {"split": "val", "lanes": 4})
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_a_stream_can_be_sent_to_spawned_workers(make_stream: Callable[..., Stream], two_passes: Ids) -> None:
+    # workers are spawned, not forked, on macOS and by default from Python 3.14 on
+    stream = pickle.loads(pickle.dumps(make_stream()))
+    assert ids(stream, 0, 2) == two_passes[:2]
+
+
+def test_a_corrupt_block_stops_the_stream_and_is_named(emt_manifest: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(emt_manifest.root, tmp_path / "copy")
+    manifest = open_manifest(tmp_path / "copy")
+    (shard,) = manifest.shard_paths("train")
+    content = bytearray(shard.read_bytes())
+    content[int(manifest.index("train").block_offset[1]) + 1000] ^= 1
+    shard.write_bytes(content)
+    stream = Stream(manifest, cutoff=5.0, lanes=4, edge_budget=1200)
+    with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte \d+: the checksum"):
+        ids(stream, 0, stream.plan.steps_per_pass)
+
+
+def test_frames_are_reached_by_number(emt_manifest: Manifest) -> None:
+    frames = Frames(emt_manifest, "train")
+    in_order = [frame.id for frame in frames]
+    assert len(in_order) == len(frames) > 32
+    for number in (len(frames) - 1, 0, 16, 15):
+        assert frames[number].id == in_order[number]
+    for outside in (-1, len(frames)):
+        with pytest.raises(IndexError, match=f"frame {outside} of {len(frames)}"):
+            frames[outside]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_sweep_holds_every_frame_once_over_all_ranks(
+    emt_manifest: Manifest, world_size: int, num_workers: int
+) -> None:
+    loaders = [
+        sweep(
+            emt_manifest,
+            "train",
+            cutoff=5.0,
+            edge_budget=1500,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+        )
+        for rank in range(world_size)
+    ]
+    batches = [batch for loader in loaders for batch in loader]
+    assert sorted(id for batch in batches for id in batch.ids) == sorted(
+        frame.id for frame in Frames(emt_manifest, "train")
+    )
+    assert all(batch.num_edges <= 1500 or batch.num_graphs == 1 for batch in batches)
+
+
+def test_a_sweep_keeps_the_order_of_the_data(emt_manifest: Manifest) -> None:
+    expected = [frame.id for frame in Frames(emt_manifest, "val")]
+    for num_workers in (0, 2):
+        loader = sweep(emt_manifest, "val", cutoff=5.0, edge_budget=600, num_workers=num_workers)
+        assert [id for batch in loader for id in batch.ids] == expected
+
+
+def test_a_sweep_with_elements_leaves_out_frames_with_others(emt_manifest: Manifest) -> None:
+    chosen = (13, 28, 29, 46, 47)
+    batches = list(sweep(emt_manifest, "train", cutoff=5.0, edge_budget=1000, elements=chosen))
+    kept = [id for batch in batches for id in batch.ids]
+    frames = list(Frames(emt_manifest, "train"))
+    assert kept == [frame.id for frame in frames if np.isin(frame.numbers, chosen).all()]
+    assert 0 < len(kept) < len(frames)
+    assert all(torch.isin(batch.numbers, torch.tensor(chosen)).all() for batch in batches)
+
+
+def test_a_sweep_with_no_known_element_is_empty(emt_manifest: Manifest) -> None:
+    batches = list(sweep(emt_manifest, "val", cutoff=5.0, edge_budget=1000, elements=(1,)))
+    assert batches
+    assert sum(batch.num_graphs for batch in batches) == 0
+
+
+def test_a_sweep_of_an_empty_split_has_no_batches(provenance: Provenance, tmp_path: Path) -> None:
+    source = EmtAlloys(num_frames=3)
+    config = BuildConfig(
+        source=source, provenance=provenance, out=tmp_path / "d", val_fraction=0.0, test_fraction=0.0
+    )
+    assert list(sweep(build(config), "val", cutoff=5.0, edge_budget=1000)) == []

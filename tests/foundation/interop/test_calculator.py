@@ -1,0 +1,145 @@
+"""The ASE calculator: the potential's own numbers, in ASE's order."""
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+
+from data_pipeline.graph import to_graph
+from data_pipeline.manifest import Manifest
+from data_pipeline.stream import Frames
+from data_pipeline.structure import InvalidStructure
+from foundation.interop.calculator import Calculator, relax, to_atoms, to_structure
+from foundation.models import EquivariantConfig
+from foundation.potential import Potential, UnknownElement, new_potential
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
+
+
+@pytest.fixture
+def potential(emt_manifest: Manifest) -> Potential:
+    torch.manual_seed(0)
+    return new_potential(MODEL, emt_manifest.split("train").statistics).eval()
+
+
+@pytest.fixture
+def crystal() -> ase.Atoms:
+    atoms = bulk("Cu", cubic=True)
+    atoms.symbols[0] = "Al"
+    atoms.set_cell(atoms.cell[:] @ np.array([[1.0, 0.03, 0], [0, 0.98, 0.02], [0, 0, 1.04]]), scale_atoms=True)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+def dimer() -> ase.Atoms:
+    return ase.Atoms("CuAl", positions=[[0, 0, 0], [2.4, 0.3, 0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_are_the_potentials(potential: Potential, crystal: ase.Atoms, dtype: torch.dtype) -> None:
+    crystal.calc = Calculator(potential, dtype=dtype)
+    graph = to_graph(to_structure(crystal), potential.cutoff, torch.float64)
+    expected = potential.cast(dtype)(graph)
+    assert crystal.get_potential_energy() == expected.energy.item()
+    assert crystal.get_potential_energy(force_consistent=True) == expected.energy.item()
+    np.testing.assert_array_equal(crystal.get_potential_energies(), expected.atom_energies.numpy())
+    np.testing.assert_array_equal(crystal.get_forces(), expected.forces.double().numpy())
+    np.testing.assert_array_equal(crystal.get_stress(voigt=False), expected.stress[0].double().numpy())
+    assert crystal.get_forces().dtype == np.float64
+    assert np.abs(crystal.get_forces()).max() > 1e-3
+
+
+def test_stress_is_in_voigt_order(potential: Potential, crystal: ase.Atoms) -> None:
+    crystal.calc = Calculator(potential)
+    stress = potential(to_graph(to_structure(crystal), potential.cutoff, torch.float64)).stress[0]
+    expected = [stress[i, j].item() for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))]
+    assert len(set(expected)) == 6
+    assert crystal.get_stress().tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_forces_and_stress_are_ases_finite_differences(potential: Potential, crystal: ase.Atoms) -> None:
+    crystal.calc = Calculator(potential)
+    forces, stress = crystal.get_forces(), crystal.get_stress()
+    numerical_forces = calculate_numerical_forces(crystal, eps=1e-4)
+    np.testing.assert_allclose(forces, numerical_forces, rtol=1e-5, atol=1e-6 * np.abs(forces).max())
+    numerical_stress = calculate_numerical_stress(crystal, eps=1e-5)
+    np.testing.assert_allclose(stress, numerical_stress, rtol=1e-5, atol=1e-5 * np.abs(stress).max())
+
+
+def test_moving_an_atom_gives_new_results(potential: Potential, crystal: ase.Atoms) -> None:
+    crystal.calc = Calculator(potential)
+    before = crystal.get_potential_energy()
+    crystal.positions[0] += 0.1
+    moved = crystal.get_potential_energy()
+    crystal.positions[0] -= 0.1
+    assert moved != before
+    assert crystal.get_potential_energy() == pytest.approx(before, rel=1e-12)
+
+
+def test_a_molecule_has_energy_and_forces_but_no_stress(potential: Potential) -> None:
+    atoms = dimer()
+    atoms.calc = Calculator(potential)
+    assert np.isfinite(atoms.get_potential_energy())
+    assert atoms.get_forces().any()
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell with a volume"):
+        atoms.get_stress()
+    assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_a_slab_with_a_vacuum_vector_has_a_stress(potential: Potential) -> None:
+    atoms = fcc111("Cu", size=(1, 1, 2), vacuum=5.0)
+    atoms.calc = Calculator(potential)
+    assert atoms.pbc.tolist() == [True, True, False]
+    assert np.abs(atoms.get_stress()[:3]).max() > 0
+
+
+def test_unknown_elements_and_impossible_structures_are_refused(potential: Potential) -> None:
+    for atoms, error in (
+        (molecule("H2O"), UnknownElement),
+        (ase.Atoms("Cu2", positions=np.zeros((2, 3))), InvalidStructure),
+        (ase.Atoms("Cu", pbc=True), InvalidStructure),
+    ):
+        atoms.calc = Calculator(potential)
+        with pytest.raises(error):
+            atoms.get_potential_energy()
+
+
+def test_structures_become_atoms_and_come_back(crystal: ase.Atoms) -> None:
+    structure = to_structure(crystal)
+    again = to_atoms(structure)
+    assert again == crystal
+    assert not structure.has_forces
+    assert not structure.has_stress
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_relaxation_lowers_energy_and_forces(potential: Potential, emt_manifest: Manifest, number: int) -> None:
+    structure = Frames(emt_manifest, "train")[number]
+    before = potential.cast(torch.float64)(to_graph(structure, potential.cutoff, torch.float64))
+    relaxation = relax(structure, potential, max_steps=30)
+    assert relaxation.energy_before == pytest.approx(before.energy.item(), rel=1e-12)
+    assert relaxation.energy_after < relaxation.energy_before
+    assert 0 < relaxation.num_steps <= 30
+    relaxed = potential(to_graph(to_structure(relaxation.atoms), potential.cutoff, torch.float64))
+    assert relaxed.energy.item() == pytest.approx(relaxation.energy_after, rel=1e-9)
+    assert relaxation.converged == (relaxation.max_force < 0.02)
+
+
+def test_relaxation_of_a_crystal_moves_its_cell_and_of_a_molecule_does_not(potential: Potential) -> None:
+    strained = bulk("Cu", a=3.9)
+    strained.symbols[:] = "Al"
+    crystal = relax(to_structure(strained), potential, max_steps=20, max_force=1e-4)
+    assert np.abs(crystal.atoms.cell[:] - strained.cell[:]).max() > 1e-4
+    pair = relax(to_structure(dimer()), potential, max_steps=20, max_force=1e-4)
+    assert not pair.atoms.cell[:].any()
+    assert np.abs(pair.atoms.positions - dimer().positions).max() > 1e-4
+
+
+def test_one_step_is_not_called_converged(potential: Potential, crystal: ase.Atoms) -> None:
+    relaxation = relax(to_structure(crystal), potential, max_steps=1, max_force=1e-8)
+    assert not relaxation.converged
+    assert relaxation.num_steps == 1
+    assert relaxation.max_force > 1e-8

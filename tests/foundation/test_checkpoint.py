@@ -1,0 +1,245 @@
+"""Saving and loading a potential: bit for bit, and every damage is named."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.graph import collate
+from data_pipeline.manifest import Manifest
+from data_pipeline.stream import Frames
+from foundation import checkpoint
+from foundation.checkpoint import CorruptCheckpoint, load, save
+from foundation.models import EquivariantConfig
+from foundation.potential import Potential, new_potential
+
+CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
+
+
+@pytest.fixture
+def potential(emt_manifest: Manifest) -> Potential:
+    torch.manual_seed(0)
+    return new_potential(CONFIG, emt_manifest.split("train").statistics).eval()
+
+
+@pytest.fixture
+def saved(potential: Potential, tmp_path: Path) -> Path:
+    """A folder as save() leaves it."""
+    save(potential, tmp_path / "potential", {"made": "by a test"})
+    return tmp_path / "potential"
+
+
+@pytest.fixture
+def release(saved: Path) -> Path:
+    """A folder with checksums over all of its files."""
+    (saved / "README.md").write_text("# A card\n")
+    checkpoint.write_checksums(saved)
+    return saved
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def change(folder: Path, edit: Callable[[dict], None]) -> None:
+    """Change config.json and leave everything else as it is."""
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def seal(folder: Path) -> None:
+    """Make every checksum right again, as somebody with bad intentions would."""
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    change(folder, lambda config: config.update(weights_sha256=digest))
+    checkpoint.write_checksums(folder)
+
+
+def test_a_round_trip_keeps_every_bit(potential: Potential, saved: Path, emt_manifest: Manifest) -> None:
+    loaded = load(saved)
+    ours, theirs = potential.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+    assert loaded.elements == potential.elements
+    assert loaded.network.config == potential.network.config
+    batch = collate([Frames(emt_manifest, "train")[0]], 5.0)
+    before, after = potential(batch), loaded(batch)
+    assert torch.equal(before.energy, after.energy)
+    assert torch.equal(before.forces, after.forces)
+    assert torch.equal(before.stress, after.stress)
+
+
+def test_a_float64_network_keeps_its_precision(potential: Potential, tmp_path: Path) -> None:
+    potential.cast(torch.float64)
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter += 1e-12
+    save(potential, tmp_path / "double", {})
+    ours, theirs = potential.state_dict(), load(tmp_path / "double").cast(torch.float64).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_loaded_potential_is_ready_to_predict(saved: Path) -> None:
+    assert not load(saved).training
+
+
+def test_saving_twice_gives_the_same_bytes(potential: Potential, saved: Path, tmp_path: Path) -> None:
+    save(potential, tmp_path / "again", {"made": "by a test"})
+    for name in ("model.safetensors", "config.json"):
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_saving_replaces_an_older_potential_and_leaves_nothing_beside_it(potential: Potential, saved: Path) -> None:
+    with torch.no_grad():
+        potential.network.embedding.weight += 1.0
+    save(potential, saved, {})
+    assert torch.equal(load(saved).network.embedding.weight, potential.network.embedding.weight)
+    assert [path.name for path in saved.parent.iterdir()] == ["potential"]
+
+
+def test_provenance_is_kept(saved: Path) -> None:
+    assert checkpoint.read_config(saved)["provenance"] == {"made": "by a test"}
+
+
+def test_a_run_folder_gives_the_potential_in_it(saved: Path) -> None:
+    assert checkpoint.find(saved.parent) == saved
+    assert load(str(saved.parent)).elements == load(saved).elements
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_a_folder_without_a_potential_says_what_should_be_there(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no potential there .*config.json and model.safetensors"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", [0, 8, 300, -1], ids=["length", "header", "middle", "last"])
+def test_a_flipped_byte_of_the_weights_is_named(saved: Path, place: int) -> None:
+    flip(saved / "model.safetensors", place)
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"cutoff_power": ',
+        '"elements": [\n  1',
+        '"irreps": "4',
+        '"weights_sha256": "',
+        '"schema_version": ',
+        '"num_blocks": ',
+    ],
+)
+def test_a_flipped_byte_of_the_config_is_named(saved: Path, text: str) -> None:
+    content = (saved / "config.json").read_text()
+    assert text in content
+    flip(saved / "config.json", len(content[: content.index(text)].encode()) + len(text.encode()))
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_a_flipped_byte_of_any_file_of_a_release_is_named(release: Path, name: str) -> None:
+    load(release)
+    flip(release / name, (release / name).stat().st_size // 2)
+    with pytest.raises(CorruptCheckpoint, match=name):
+        load(release)
+
+
+def test_a_missing_file_of_a_release_is_named(release: Path) -> None:
+    (release / "README.md").unlink()
+    with pytest.raises(CorruptCheckpoint, match=r"README\.md: missing or altered"):
+        load(release)
+
+
+def test_a_file_of_checksums_that_is_none_is_named(release: Path) -> None:
+    (release / "SHA256SUMS").write_text("garbage\n")
+    with pytest.raises(CorruptCheckpoint, match="SHA256SUMS"):
+        load(release)
+
+
+def test_a_config_that_is_not_json_is_named(saved: Path) -> None:
+    (saved / "config.json").write_bytes(b"\xff\xfe not json")
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
+        load(saved)
+
+
+@pytest.mark.parametrize("key", ["schema_version", "model", "elements", "weights_sha256"])
+def test_a_config_without_a_key_is_named(saved: Path, key: str) -> None:
+    change(saved, lambda config: config.pop(key) and None)
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
+        load(saved)
+
+
+def test_a_newer_schema_is_refused(release: Path) -> None:
+    change(release, lambda config: config.update(schema_version=checkpoint.SCHEMA_VERSION + 1))
+    checkpoint.write_checksums(release)
+    with pytest.raises(ValueError, match=r"schema 2 is newer than this program's 1; update it"):
+        load(release)
+
+
+def test_an_older_schema_goes_through_its_migration(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(saved, lambda config: config.update(schema_version=0, atoms=config.pop("elements")))
+    monkeypatch.setitem(checkpoint.MIGRATIONS, 0, lambda config: config | {"elements": config["atoms"]})
+    assert checkpoint.read_config(saved)["elements"] == [13, 28, 29, 46, 47, 78, 79]
+
+
+class Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_pickle_in_the_place_of_the_weights_is_refused_unopened(release: Path, writer: str) -> None:
+    trace, file = release.parent / "trace", release / "model.safetensors"
+    if writer == "pickle":
+        file.write_bytes(pickle.dumps(Trap(trace)))
+    else:
+        torch.save({"weight": Trap(trace)}, file)
+    seal(release)
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors"):
+        load(release)
+    assert not trace.exists()
+
+
+def test_weights_of_another_architecture_are_refused_by_name(release: Path) -> None:
+    change(release, lambda config: config["model"].update(readout_channels=5))
+    seal(release)
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors|config\.json"):
+        load(release)
+
+
+def test_checksums_are_those_of_the_sha256sum_command(release: Path) -> None:
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["README.md", "config.json", "model.safetensors"]
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
+
+
+def test_replacing_a_folder_keeps_only_the_new_one(tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    checkpoint.replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new.txt"]
+
+
+def test_a_copy_loads_anywhere(release: Path, tmp_path: Path) -> None:
+    shutil.copytree(release, tmp_path / "elsewhere" / "copy")
+    shutil.rmtree(release)
+    assert load(tmp_path / "elsewhere" / "copy").cutoff == 5.0

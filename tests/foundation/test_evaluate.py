@@ -1,0 +1,89 @@
+"""evaluate(): where reports go, what they are of, and what is refused."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.manifest import Manifest
+from foundation.checkpoint import load, read_config
+from foundation.evaluate import EvaluateConfig, evaluate
+from foundation.evaluation.errors import compute_errors
+from foundation.models import EquivariantConfig
+from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.fit import FitConfig
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
+FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manifest) -> Path:
+    """A finished run without a report; do not write to it."""
+    run = tmp_path_factory.mktemp("evaluated") / "run"
+    pretrain(PretrainConfig(data=emt_manifest.root, out=run, fit=FIT, model=MODEL))
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_report_goes_to_the_run_and_says_what_it_is_of(run: Path, emt_manifest: Manifest) -> None:
+    values = evaluate(EvaluateConfig(model=run, data=emt_manifest.root))
+    report = run / "report"
+    assert sorted(path.name for path in report.iterdir()) == ["evaluation.json", "index.html", "parity.png"]
+    assert json.loads((report / "evaluation.json").read_text()) == values
+    assert values["dataset"] == "emt-test"
+    assert values["split"] == "test"
+    assert values["manifest_fingerprint"] == emt_manifest.fingerprint
+    assert values["weights_sha256"] == read_config(run / "potential")["weights_sha256"]
+    assert values["errors"]["num_frames"] == emt_manifest.split("test").statistics.num_frames
+
+
+def test_errors_are_those_of_the_potential_on_the_split(run: Path, emt_manifest: Manifest) -> None:
+    values = evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="val", out=run / "val"))
+    expected = compute_errors(load(run), emt_manifest, "val", edge_budget=20000).summary()
+    assert values["errors"] == pytest.approx(expected, rel=1e-12)
+    assert not (run / "report").exists()
+
+
+def test_small_batches_give_the_same_errors(run: Path, emt_manifest: Manifest) -> None:
+    large, small = (
+        evaluate(EvaluateConfig(model=run, data=emt_manifest.root, edge_budget=budget))["errors"]
+        for budget in (20000, 10)
+    )
+    assert small == pytest.approx(large, rel=1e-4)
+
+
+def test_a_release_inside_a_run_shares_the_runs_report(run: Path, emt_manifest: Manifest) -> None:
+    shutil.copytree(run / "potential", run / "release")
+    evaluate(EvaluateConfig(model=run / "release", data=emt_manifest.root))
+    assert (run / "report" / "index.html").is_file()
+
+
+def test_a_release_not_exported_yet_stands_for_its_run(
+    run: Path, emt_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        evaluate(EvaluateConfig(model=run / "release", data=emt_manifest.root))
+    assert "is not exported yet: evaluating the potential of its run" in caplog.text
+    assert (run / "report" / "evaluation.json").is_file()
+
+
+def test_a_release_outside_of_a_run_does_not_report_into_its_neighbourhood(run: Path, emt_manifest: Manifest) -> None:
+    release = Path(shutil.copytree(run / "potential", run.parent / "downloads" / "release"))
+    evaluate(EvaluateConfig(model=release, data=emt_manifest.root))
+    assert [path.name for path in release.parent.iterdir()] == ["release"]
+
+
+def test_wrong_inputs_are_named(run: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no potential there"):
+        evaluate(EvaluateConfig(model=tmp_path / "nowhere" / "run", data=emt_manifest.root))
+    with pytest.raises(FileNotFoundError, match="no manifest there"):
+        evaluate(EvaluateConfig(model=run, data=tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="there is no split 'exam'; there are test, train, val"):
+        evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="exam"))

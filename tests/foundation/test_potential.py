@@ -1,0 +1,177 @@
+"""Potential: units and types of predictions, modes, unknown elements, and what it takes from a data set."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.manifest import Manifest
+from data_pipeline.statistics import Statistics
+from data_pipeline.stream import Frames
+from data_pipeline.structure import Structure
+from foundation.models import EquivariantConfig, EquivariantNetwork
+from foundation.potential import Potential, UnknownElement, new_potential
+
+CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
+
+
+@pytest.fixture
+def potential(emt_manifest: Manifest) -> Potential:
+    torch.manual_seed(0)
+    return new_potential(CONFIG, emt_manifest.split("train").statistics).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(emt_manifest: Manifest) -> GraphBatch:
+    frames = Frames(emt_manifest, "train")
+    return collate([frames[number] for number in range(5)], 5.0)
+
+
+def atom(number: int) -> Structure:
+    return Structure.checked(
+        numbers=[number], positions=np.zeros((1, 3)), cell=np.zeros((3, 3)), pbc=[False] * 3, energy=0.0
+    )
+
+
+def test_energies_are_float64_and_derivatives_have_the_networks_type(potential: Potential, batch: GraphBatch) -> None:
+    for dtype in (torch.float32, torch.float64):
+        prediction = potential.cast(dtype)(batch)
+        assert prediction.energy.dtype == prediction.atom_energies.dtype == torch.float64
+        assert prediction.forces.dtype == prediction.stress.dtype == dtype
+        assert potential.dtype == dtype
+        assert potential.get_buffer("reference_energies").dtype == torch.float64
+
+
+def test_float32_and_float64_agree_to_single_precision(potential: Potential, batch: GraphBatch) -> None:
+    single, double = potential(batch), potential.cast(torch.float64)(batch)
+    scale = float(double.forces.abs().max())
+    torch.testing.assert_close(single.energy, double.energy, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(single.forces.double(), double.forces, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_atom_energies_add_up_to_the_energy(potential: Potential, batch: GraphBatch) -> None:
+    prediction = potential(batch)
+    sums = [energies.sum() for energies in prediction.atom_energies.split(batch.num_atoms.tolist())]
+    torch.testing.assert_close(torch.stack(sums), prediction.energy, rtol=1e-13, atol=1e-13)
+
+
+def test_evaluation_is_detached_and_works_without_gradients(potential: Potential, batch: GraphBatch) -> None:
+    with_grad = potential(batch)
+    with torch.no_grad():
+        without = potential(batch)
+    for name in ("energy", "forces", "stress", "atom_energies"):
+        assert torch.equal(getattr(with_grad, name), getattr(without, name))
+        assert not getattr(with_grad, name).requires_grad
+    assert without.forces.any()
+    assert all(parameter.grad is None for parameter in potential.parameters())
+
+
+def test_training_gives_the_same_prediction_but_differentiable(potential: Potential, batch: GraphBatch) -> None:
+    evaluated, trained = potential.cast(torch.float64)(batch), potential.train()(batch)
+    for name in ("energy", "forces", "stress", "atom_energies"):
+        assert getattr(trained, name).requires_grad
+        expected = getattr(evaluated, name)
+        torch.testing.assert_close(getattr(trained, name).detach(), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_gradient_of_a_prediction_is_its_slope_with_the_weights(
+    potential: Potential, batch: GraphBatch, name: str
+) -> None:
+    potential.cast(torch.float64).train()
+
+    def value() -> torch.Tensor:
+        return getattr(potential(batch), name).square().sum()
+
+    value().backward()
+    step = 1e-6
+    for weight in (
+        "network.blocks.0.radial.layer0.weight",
+        "network.embedding.weight",
+        "network.readout.0.weight",
+    ):
+        parameter = potential.get_parameter(weight)
+        assert parameter.grad is not None
+        data, place = parameter.data.view(-1), int(parameter.grad.abs().argmax())
+        start = data[place].item()
+        ends = []
+        for sign in (1, -1):
+            data[place] = start + sign * step
+            ends.append(value().item())
+        data[place] = start
+        assert parameter.grad.view(-1)[place].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+def test_the_batch_itself_is_left_alone(potential: Potential, batch: GraphBatch) -> None:
+    positions, cell = batch.positions.clone(), batch.cell.clone()
+    potential(batch)
+    assert not batch.positions.requires_grad
+    assert torch.equal(batch.positions, positions)
+    assert torch.equal(batch.cell, cell)
+
+
+def test_an_unknown_element_is_named_beside_the_known_ones(potential: Potential) -> None:
+    with pytest.raises(UnknownElement, match=r"92.*trained on 7 elements: 13, 28, 29, 46, 47, 78, 79"):
+        potential(collate([atom(13), atom(92)], 5.0))
+
+
+def test_every_unknown_element_is_named_once(potential: Potential) -> None:
+    with pytest.raises(UnknownElement, match=r"atomic number 1, 92;"):
+        potential(collate([atom(92), atom(1), atom(92)], 5.0))
+
+
+def test_references_scale_and_elements_are_the_data_sets(potential: Potential, emt_manifest: Manifest) -> None:
+    statistics = emt_manifest.split("train").statistics
+    assert potential.elements == statistics.elements == (13, 28, 29, 46, 47, 78, 79)
+    expected = statistics.reference_energies()[list(potential.elements)]
+    np.testing.assert_array_equal(potential.get_buffer("reference_energies").numpy(), expected)
+    assert set(potential.get_buffer("scale").tolist()) == {statistics.force_rms}
+    denominator = potential.network.blocks[0].denominator.item()
+    assert denominator == pytest.approx(statistics.mean_neighbors(5.0), rel=1e-6)
+
+
+def test_energy_is_scale_times_network_plus_reference(potential: Potential, batch: GraphBatch) -> None:
+    before = potential(batch)
+    potential.get_buffer("reference_energies")[2] += 3.0  # copper
+    potential.get_buffer("scale")[:] *= 2.0
+    after = potential(batch)
+    position = torch.tensor([potential.elements.index(int(number)) for number in batch.numbers])
+    references = potential.get_buffer("reference_energies")[position]
+    copper = 3.0 * (batch.numbers == 29)
+    expected = 2 * (before.atom_energies - (references - copper)) + references
+    torch.testing.assert_close(after.atom_energies, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(after.forces, 2 * before.forces, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cutoff_that_the_data_did_not_count_is_refused(emt_manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"counted at 5.0 Å, not at 6.0 Å"):
+        new_potential(replace(CONFIG, cutoff=6.0), emt_manifest.split("train").statistics)
+
+
+def test_data_without_any_neighbours_do_not_make_a_potential_that_divides_by_zero() -> None:
+    statistics = Statistics(cutoffs=(5.0,))
+    for number in (1, 8):
+        labelled = replace(atom(number), has_forces=True, forces=np.ones((1, 3), np.float32))
+        statistics.add(labelled, (0,))
+    potential = new_potential(CONFIG, statistics).eval()
+    pair = Structure.checked(
+        numbers=[1, 8], positions=[[0, 0, 0], [1.0, 0, 0]], cell=np.zeros((3, 3)), pbc=[False] * 3, energy=0.0
+    )
+    assert potential(collate([pair], 5.0)).energy.isfinite().all()
+
+
+def test_an_empty_batch_has_an_empty_prediction(potential: Potential) -> None:
+    prediction = potential(collate([], 5.0))
+    assert prediction.energy.shape == (0,)
+    assert prediction.forces.shape == (0, 3)
+    assert prediction.stress.shape == (0, 3, 3)
+
+
+def test_the_order_of_elements_belongs_to_the_network() -> None:
+    torch.manual_seed(0)
+    potential = Potential(EquivariantNetwork(CONFIG, (29, 13), mean_neighbors=5.0), (29, 13)).eval()
+    potential.get_buffer("reference_energies").copy_(torch.tensor([-29.0, -13.0]))
+    potential.get_buffer("scale").zero_()
+    assert potential(collate([atom(13), atom(29)], 5.0)).energy.tolist() == [-13.0, -29.0]
