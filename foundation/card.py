@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -60,9 +61,20 @@ def render_card(card: CardFacts, facts: dict) -> str:
         MissingFact: a fact is empty, or the template asks for one that is not there.
     """
     check_facts(card)
+    missing = [f"dataset.{name}" for name, fact in facts.get("dataset", {}).items() if not str(fact).strip()]
+    if missing:
+        raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
     source = TEMPLATE.read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     try:
-        return environment.from_string(source).render(card=card, **facts)
+        return environment.from_string(source).render(card=card, ratio=_ratio, thousands=_thousands, **facts)
     except jinja2.UndefinedError as error:
         raise MissingFact(f"the model card lacks a fact: {error}") from error
+
+
+def _ratio(error: Any, trivial: Any) -> str:
+    return f"{error / trivial:.2f}" if trivial else "–"
+
+
+def _thousands(number: Any) -> str:
+    return f"{int(number):,}"

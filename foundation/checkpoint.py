@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from safetensors import SafetensorError
 
 from data_pipeline.shards import sha256
 from foundation.models import EquivariantNetwork, ModelConfig
@@ -42,10 +44,12 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
         "schema_version": SCHEMA_VERSION,
         "model": asdict(potential.network.config),
         "elements": list(potential.elements),
+        "dtype": str(potential.dtype).removeprefix("torch."),
         "weights_sha256": sha256(partial / WEIGHTS),
         "provenance": provenance,
     }
     (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    write_checksums(partial)
     replace_folder(partial, folder)
 
 
@@ -71,15 +75,22 @@ def load(folder: Path | str) -> Potential:
         ValueError: the folder was written by a newer version of the program.
     """
     folder = find(folder)
+    verify_checksums(folder)
     config = read_config(folder)
+    try:
+        model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
+        elements = tuple(config["elements"])
+        potential = Potential(EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0), elements)
+        potential.cast(getattr(torch, config["dtype"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CorruptCheckpoint(f"{folder / CONFIG}: does not describe a potential ({error})") from error
     weights = folder / WEIGHTS
     if sha256(weights) != config["weights_sha256"]:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
-    verify_checksums(folder)
-    model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
-    elements = tuple(config["elements"])
-    potential = Potential(EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0), elements)
-    potential.load_state_dict(safetensors.torch.load_file(weights))
+    try:
+        potential.load_state_dict(safetensors.torch.load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise CorruptCheckpoint(f"{weights}: not the weights that config.json describes ({error})") from error
     return potential.eval()
 
 
@@ -92,27 +103,31 @@ def read_config(folder: Path) -> dict:
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        version = config["schema_version"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        version, _ = int(config["schema_version"]), config["weights_sha256"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise CorruptCheckpoint(f"{folder / CONFIG}: cannot be read ({error}); copy or download it again") from error
     if version > SCHEMA_VERSION:
         raise ValueError(f"{folder}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
     for old in range(version, SCHEMA_VERSION):
+        if old not in MIGRATIONS:
+            raise CorruptCheckpoint(f"{folder / CONFIG}: there never was a schema {old}; copy or download it again")
         config = MIGRATIONS[old](config)
     return config
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compare every file that SHA256SUMS lists; a folder without that file is not a release and passes.
+    """Compare every file that SHA256SUMS lists.
 
     Raises:
-        CorruptCheckpoint: a file is missing or differs.
+        CorruptCheckpoint: a file is missing or differs, or SHA256SUMS itself does.
     """
     sums = folder / CHECKSUMS
     if not sums.is_file():
-        return
-    for line in sums.read_text().splitlines():
-        expected, name = line.split("  ", maxsplit=1)
+        raise CorruptCheckpoint(f"{sums}: missing, so nothing can be checked; copy or download the folder again")
+    for line in sums.read_text(errors="replace").splitlines():
+        expected, separator, name = line.partition("  ")
+        if not separator:
+            raise CorruptCheckpoint(f"{sums}: cannot be read; copy or download it again")
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise CorruptCheckpoint(f"{folder / name}: missing or altered; copy or download it again")
 

@@ -25,7 +25,7 @@ class EvaluateConfig:
     split: str = "test"
     """Split to predict."""
     out: Path | None = None
-    """Folder of the report; when absent, report/ in the run folder that the model belongs to."""
+    """Folder of the report; when absent, report/ in the run folder of the model. A model without a run needs it."""
     edge_budget: int = 20000
     """Directed edges of a batch; a larger structure is a batch of its own."""
     num_workers: int = 0
@@ -41,7 +41,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         FileNotFoundError: no potential or no manifest there.
         ValueError: no such split, or none of its frames has only known elements.
     """
-    model = _existing(config.model)
+    model = find(_existing(config.model))
+    out = report_folder(config)
     manifest = open_manifest(config.data)
     potential = load(model).to(torch.device(config.device))
     errors = compute_errors(
@@ -52,17 +53,23 @@ def evaluate(config: EvaluateConfig) -> dict:
         "split": config.split,
         "manifest_fingerprint": manifest.fingerprint,
         "level_of_theory": manifest.provenance.level_of_theory,
-        "weights_sha256": read_config(find(model))["weights_sha256"],
+        "weights_sha256": read_config(model)["weights_sha256"],
     }
-    return write_report(errors, report_folder(config), facts)
+    return write_report(errors, out, facts)
 
 
 def report_folder(config: EvaluateConfig) -> Path:
-    """Return the folder of the report: as configured, or report/ in the run folder that the model belongs to."""
+    """Return the folder of the report: as configured, or report/ in the run folder that the model belongs to.
+
+    Raises:
+        ValueError: neither is there.
+    """
     if config.out is not None:
         return config.out
-    run = config.model if (config.model / "run.json").is_file() else config.model.parent
-    return run / "report"
+    for run in (config.model, config.model.parent):
+        if (run / "run.json").is_file():
+            return run / "report"
+    raise ValueError(f"{config.model} belongs to no run: say where the report goes with --out")
 
 
 def _existing(model: Path) -> Path:

@@ -118,7 +118,7 @@ class Potential(torch.nn.Module):
         if not self.training and bool((positions < 0).any()):
             unknown = sorted(set(numbers[positions < 0].tolist()))
             raise UnknownElement(
-                f"the potential knows no element with atomic number {', '.join(map(str, unknown))}; "
+                f"the potential does not know the element with atomic number {', '.join(map(str, unknown))}; "
                 f"it was trained on {len(self.elements)} elements: {', '.join(map(str, self.elements))}"
             )
         return positions
@@ -128,9 +128,14 @@ def new_potential(config: ModelConfig, statistics: Statistics) -> Potential:
     """Return an untrained potential for a data set: references, scale and mean neighbours are the data's.
 
     The scale is the root mean square force component times 1 Å.
+
+    Raises:
+        ValueError: the data have no forces, no neighbours, or were not counted at the model's cutoff.
     """
-    elements = statistics.elements
-    network = EquivariantNetwork(config, elements, statistics.mean_neighbors(config.cutoff))
+    elements, neighbors = statistics.elements, statistics.mean_neighbors(config.cutoff)
+    if neighbors == 0:
+        raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
+    network = EquivariantNetwork(config, elements, neighbors)
     potential = Potential(network, elements)
     references = statistics.reference_energies()[list(elements)]
     potential.get_buffer("reference_energies").copy_(torch.from_numpy(np.ascontiguousarray(references)))

@@ -78,12 +78,16 @@ class Errors:
             for z in np.unique(self.numbers)
         }
 
-    def worst(self, count: int = 10) -> list[dict[str, float | str]]:
+    def worst(self, count: int = 10) -> list[dict[str, float | str | None]]:
         """Return the frames with the largest force errors (energy errors where there are no forces)."""
         energy_error = np.abs(self.energy[:, 1] - self.energy[:, 0])
         order = np.argsort(-np.where(np.isnan(self.force_mae), energy_error, self.force_mae), kind="stable")[:count]
         return [
-            {"id": self.ids[i], "energy_error": float(energy_error[i]), "force_mae": float(self.force_mae[i])}
+            {
+                "id": self.ids[i],
+                "energy_error": float(energy_error[i]),
+                "force_mae": None if np.isnan(self.force_mae[i]) else float(self.force_mae[i]),
+            }
             for i in order
         ]
 

@@ -104,9 +104,16 @@ class Convolution(torch.nn.Module):
         super().__init__()
         self.paths = paths
         self._used = [n for n in range(len(paths.irreps_in)) if paths.of_input(n)]
-        for number in self._used:
-            coupling = paths.coupling(number).to(torch.get_default_dtype())
-            self.register_buffer(f"coupling_{number}", coupling, persistent=False)
+        # kept outside the buffers, which a cast to float32 and back would round
+        self._exact = {number: paths.coupling(number) for number in self._used}
+        self._couplings: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def _coupling(self, number: int, like: Tensor) -> Tensor:
+        """Return an input irrep's coupling in the type and on the device of another tensor."""
+        key = (number, like.dtype, like.device)
+        if key not in self._couplings:
+            self._couplings[key] = self._exact[number].to(like)
+        return self._couplings[key]
 
     def forward(
         self,
@@ -124,7 +131,7 @@ class Convolution(torch.nn.Module):
         for number in self._used:
             item, numbers = paths.irreps_in[number], paths.of_input(number)
             sizes = [paths.paths[p].output.dim for p in numbers]
-            coupling = (harmonics @ self.get_buffer(f"coupling_{number}")).view(num_edges, sum(sizes), item.ir.dim)
+            coupling = (harmonics @ self._coupling(number, harmonics)).view(num_edges, sum(sizes), item.ir.dim)
             neighbors = inputs[number].index_select(0, senders).view(num_edges, item.ir.dim, item.mul)
             expanded = [path_weights[p].unsqueeze(1).expand(-1, k, -1) for p, k in zip(numbers, sizes, strict=True)]
             messages = torch.bmm(coupling, neighbors) * torch.cat(expanded, dim=1)

@@ -30,8 +30,8 @@ class EquivariantConfig:
     """Architecture of an equivariant network; the defaults are SevenNet-0's."""
 
     irreps: str = "128x0e+64x1e+32x2e"
-    """Hidden irreps. Without odd ones, all are marked even, and mirror images are told apart only by the laws of the
-    spherical harmonics' degree; with odd ones (such as 32x0e+32x1o), parity is exact."""
+    """Hidden irreps, sorted. With odd ones (32x0e+32x1o+32x2e) energies are exactly the same for mirror images; if all
+    are marked even, as in SevenNet-0, three blocks or more can tell a chiral structure from its mirror image."""
     num_blocks: int = 5
     """Interaction blocks."""
     max_degree: int = 2
@@ -63,7 +63,9 @@ class EquivariantConfig:
             raise ValueError(f"normalization is 'mean' or 'sqrt', not {self.normalization!r}")
         if min(self.num_blocks, self.num_basis, self.readout_channels) < 1 or self.max_degree < 0:
             raise ValueError("num_blocks, num_basis and readout_channels must be at least 1, max_degree at least 0")
-        if self.cutoff <= 0 or (self.cutoff_function == "xplor" and not 0 < self.cutoff_onset < self.cutoff):
+        if self.cutoff <= 0:
+            raise ValueError(f"cutoff must be a positive length [Å], not {self.cutoff}")
+        if self.cutoff_function == "xplor" and not 0 < self.cutoff_onset < self.cutoff:
             raise ValueError(f"need 0 < cutoff_onset < cutoff, not {self.cutoff_onset} and {self.cutoff} Å")
 
     @property

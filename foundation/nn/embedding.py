@@ -19,8 +19,8 @@ def periodic_position(number: int) -> tuple[float, float]:
     if place <= 2 and number != 2:
         return float(place), float(period)
     f_elements = length - 18
-    if f_elements > 0 and place <= 3 + f_elements - 1:
-        return 3.0 + (place - 3) / f_elements, float(period)
+    if f_elements > 0 and place <= 3 + f_elements:
+        return 3.0 + (place - 3) / (f_elements + 1), float(period)
     return 18.0 - (length - place), float(period)
 
 

@@ -86,9 +86,7 @@ def test_a_group_keeps_its_split_when_data_are_added(
     emt_manifest: Manifest, configure: Callable[..., BuildConfig]
 ) -> None:
     small = build(configure())
-    large = {
-        frame.group: split for split in ("train", "val", "test") for frame in frames_of(emt_manifest, split)
-    }
+    large = {frame.group: split for split in ("train", "val", "test") for frame in frames_of(emt_manifest, split)}
     for split in small.splits:
         assert all(large[frame.group] == split for frame in frames_of(small, split))
 
@@ -256,9 +254,7 @@ def test_a_path_with_an_unset_variable_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_source_without_frames_leaves_nothing(
-    configure: Callable[..., BuildConfig], tmp_path: Path
-) -> None:
+def test_a_source_without_frames_leaves_nothing(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     with pytest.raises(InvalidStructure, match="no frame fell into the training split"):
         build(configure(source=EmtAlloys(num_frames=0)))
     assert list(tmp_path.iterdir()) == []
@@ -311,18 +307,12 @@ def test_bad_input_with_overwrite_leaves_the_old_data(
     before = checksums(build(configure()).root)
     copper_file.write_text(copper_file.read_text().replace("energy=-12.0", "energy=nan"))
     with pytest.raises(InvalidStructure, match="frame 2: the energy is nan"):
-        build(
-            configure(
-                source=AseFiles(files=(str(copper_file),)), overwrite=True, block_frames=1, shard_frames=1
-            )
-        )
+        build(configure(source=AseFiles(files=(str(copper_file),)), overwrite=True, block_frames=1, shard_frames=1))
     assert checksums(tmp_path / "data") == before
     assert not (tmp_path / "data.partial").exists()
 
 
-def test_what_a_killed_build_left_is_no_obstacle(
-    configure: Callable[..., BuildConfig], tmp_path: Path
-) -> None:
+def test_what_a_killed_build_left_is_no_obstacle(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     (tmp_path / "data.partial").mkdir()
     (tmp_path / "data.partial" / "train-000007.tar.partial").write_text("half a shard")
     manifest = build(configure())
@@ -330,9 +320,7 @@ def test_what_a_killed_build_left_is_no_obstacle(
     assert "train-000007.tar.partial" not in os.listdir(manifest.root)
 
 
-def test_overwrite_refuses_a_folder_that_is_no_data_set(
-    configure: Callable[..., BuildConfig], tmp_path: Path
-) -> None:
+def test_overwrite_refuses_a_folder_that_is_no_data_set(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     # --out ~ --overwrite true must not empty a home folder
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("years of work")
@@ -341,9 +329,7 @@ def test_overwrite_refuses_a_folder_that_is_no_data_set(
     assert (tmp_path / "data" / "thesis.tex").read_text() == "years of work"
 
 
-def test_overwrite_refuses_a_file_and_leaves_nothing(
-    configure: Callable[..., BuildConfig], tmp_path: Path
-) -> None:
+def test_overwrite_refuses_a_file_and_leaves_nothing(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     (tmp_path / "data").write_text("years of work")
     with pytest.raises(OSError, match="data"):
         build(configure(overwrite=True))

@@ -13,9 +13,7 @@ from data_pipeline.structure import InvalidStructure, Structure
 
 def structure(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, ...], id: str = "s") -> Structure:
     numbers = np.full(len(positions), 29)
-    return Structure.checked(
-        numbers=numbers, positions=positions, cell=cell, pbc=list(pbc), energy=-1.0, id=id
-    )
+    return Structure.checked(numbers=numbers, positions=positions, cell=cell, pbc=list(pbc), energy=-1.0, id=id)
 
 
 def all_pairs(frame: Structure, cutoff: float) -> dict[tuple[int, ...], float]:
@@ -78,9 +76,7 @@ def test_a_cutoff_much_longer_than_the_cell() -> None:
 
 def test_one_atom_with_many_images() -> None:
     cell = np.array([[2.2, 0.0, 0.0], [0.9, 2.0, 0.0], [-0.7, 0.6, 2.1]])
-    assert (
-        assert_same_pairs(structure(np.array([[7.0, -3.0, 0.5]]), cell, (True, True, True)), cutoff=7.0) > 100
-    )
+    assert assert_same_pairs(structure(np.array([[7.0, -3.0, 0.5]]), cell, (True, True, True)), cutoff=7.0) > 100
 
 
 def test_neighbours_of_fcc_are_12_6_24() -> None:
@@ -136,9 +132,7 @@ def test_both_directions_of_every_edge_are_there() -> None:
     ],
     ids=["molecule", "image"],
 )
-def test_two_atoms_at_the_same_place_are_named(
-    positions: np.ndarray, pbc: tuple[bool, ...], pair: str
-) -> None:
+def test_two_atoms_at_the_same_place_are_named(positions: np.ndarray, pbc: tuple[bool, ...], pair: str) -> None:
     bad = structure(positions, 4.0 * np.eye(3), pbc, id="bad-one")
     good = structure(np.zeros((1, 3)), 4.0 * np.eye(3), pbc, id="good-one")
     with pytest.raises(InvalidStructure, match=f"'bad-one': two atoms at the same place: {pair} are"):
@@ -170,9 +164,7 @@ def test_edges_are_sorted_by_receiver_and_row_pointers_bound_them(batch: GraphBa
     assert batch.row_pointers[-1] == batch.num_edges
 
 
-def test_indices_are_absolute_and_edges_stay_within_a_graph(
-    batch: GraphBatch, frames: list[Structure]
-) -> None:
+def test_indices_are_absolute_and_edges_stay_within_a_graph(batch: GraphBatch, frames: list[Structure]) -> None:
     assert torch.equal(batch.graph_of_atom[batch.senders], batch.graph_of_atom[batch.receivers])
     start = 0
     for number, frame in enumerate(frames):
@@ -205,9 +197,7 @@ def test_a_batch_is_its_structures_one_after_another(batch: GraphBatch, frames: 
     singles = [to_graph(frame, 4.5, torch.float64) for frame in frames]
     offsets = np.concatenate([[0], np.cumsum([frame.num_atoms for frame in frames])])
     for name in set(TENSORS) - {"senders", "receivers", "row_pointers", "graph_of_atom"}:
-        assert torch.equal(getattr(batch, name), torch.cat([getattr(single, name) for single in singles])), (
-            name
-        )
+        assert torch.equal(getattr(batch, name), torch.cat([getattr(single, name) for single in singles])), name
     senders = torch.cat([s.senders + int(offset) for s, offset in zip(singles, offsets, strict=False)])
     assert torch.equal(batch.senders, senders)
     assert batch.ids == tuple(frame.id for frame in frames)

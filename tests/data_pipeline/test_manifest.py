@@ -94,9 +94,7 @@ def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
         open_manifest(path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "{}", '{"schema_version": 1}', '{"schema_version": "1"}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema_version": 1}', '{"schema_version": "1"}'])
 def test_json_that_is_not_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json: not a manifest"):

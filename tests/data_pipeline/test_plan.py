@@ -14,9 +14,7 @@ BUDGET = 2000
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=40)
 
 
-def make_index(
-    edges: Sequence[int], atoms: Sequence[int] | None = None, block_frames: int = 16
-) -> ShardIndex:
+def make_index(edges: Sequence[int], atoms: Sequence[int] | None = None, block_frames: int = 16) -> ShardIndex:
     """An index of one shard; planning reads its block sizes, atoms and edges only."""
     count = len(edges)
     blocks = [min(block_frames, count - start) for start in range(0, count, block_frames)]
@@ -86,9 +84,7 @@ def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[ShardIndex,
 
 @PROPERTY
 @given(plans(), st.integers(0, 2**20), st.integers(0, 7))
-def test_a_step_does_not_depend_on_the_steps_before(
-    case: tuple[ShardIndex, dict], place: int, lane: int
-) -> None:
+def test_a_step_does_not_depend_on_the_steps_before(case: tuple[ShardIndex, dict], place: int, lane: int) -> None:
     index, options = case
     visited, fresh = make_plan(index, **options), make_plan(index, **options)
     step, lane = place % (3 * visited.steps_per_pass), lane % visited.lanes
@@ -139,9 +135,7 @@ def test_lanes_have_steps_per_pass_steps_and_the_next_pass_begins() -> None:
 
 def test_seeds_and_passes_differ() -> None:
     index = make_index(random_edges(500))
-    orders = [
-        frames(one_pass(make_plan(index, seed=seed), number)) for seed in (0, 1) for number in (0, 1, 2)
-    ]
+    orders = [frames(one_pass(make_plan(index, seed=seed), number)) for seed in (0, 1) for number in (0, 1, 2)]
     for a in range(6):
         for b in range(a):
             same = np.mean(np.array(orders[a]) == np.array(orders[b]))
@@ -258,9 +252,7 @@ def test_the_atom_budget_is_kept_within_a_tenth(corpus: np.ndarray) -> None:
 
 @PROPERTY
 @given(plans(), st.integers(1, 5))
-def test_a_sweep_takes_every_frame_once_over_all_ranks(
-    case: tuple[ShardIndex, dict], world_size: int
-) -> None:
+def test_a_sweep_takes_every_frame_once_over_all_ranks(case: tuple[ShardIndex, dict], world_size: int) -> None:
     index, _ = case
     edges = index.num_edges[:, 0]
     shares = [

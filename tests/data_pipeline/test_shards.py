@@ -39,9 +39,7 @@ def assert_same_bits(got: Sequence[Structure], expected: Sequence[Structure]) ->
     for a, b in zip(got, expected, strict=True):
         for name in ARRAYS:
             left, right = getattr(a, name), getattr(b, name)
-            assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes()), (
-                name
-            )
+            assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes()), name
         for name in VALUES:
             assert getattr(a, name) == getattr(b, name), name
         assert np.float64(a.energy).tobytes() == np.float64(b.energy).tobytes()
@@ -49,10 +47,7 @@ def assert_same_bits(got: Sequence[Structure], expected: Sequence[Structure]) ->
 
 @pytest.fixture
 def frames(random_structure: Callable[..., Structure]) -> list[Structure]:
-    return [
-        random_structure(n, num_atoms=1 + n % 4, labelled=n % 3 > 0, group=f"group-{n // 2}")
-        for n in range(11)
-    ]
+    return [random_structure(n, num_atoms=1 + n % 4, labelled=n % 3 > 0, group=f"group-{n // 2}") for n in range(11)]
 
 
 @pytest.fixture

@@ -75,9 +75,7 @@ def test_a_step_has_a_micro_batch_for_every_lane(make_stream: Callable[..., Stre
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-def test_workers_change_nothing(
-    make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int
-) -> None:
+def test_workers_change_nothing(make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int) -> None:
     last = min(len(two_passes), 7)
     assert ids(make_stream(num_workers=num_workers), 0, last) == two_passes[:last]
 
@@ -90,18 +88,14 @@ def test_workers_build_the_same_tensors(make_stream: Callable[..., Stream]) -> N
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_from_step_continues_exactly(
-    make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int
-) -> None:
+def test_from_step_continues_exactly(make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int) -> None:
     half = len(two_passes) // 2
     for first in (1, half - 1, half, half + 1):
         last = min(first + 3, len(two_passes))
         assert ids(make_stream(num_workers=num_workers), first, last) == two_passes[first:last]
 
 
-def test_without_a_last_step_the_stream_is_endless(
-    make_stream: Callable[..., Stream], two_passes: Ids
-) -> None:
+def test_without_a_last_step_the_stream_is_endless(make_stream: Callable[..., Stream], two_passes: Ids) -> None:
     steps = itertools.islice(make_stream(), len(two_passes) + 2)
     assert [[batch.ids for batch in step] for step in steps][: len(two_passes)] == two_passes
     assert len(list(itertools.islice(make_stream(), len(two_passes) + 2))) == len(two_passes) + 2
@@ -111,9 +105,7 @@ def test_without_a_last_step_the_stream_is_endless(
 def test_ranks_together_serve_the_stream_of_one(
     make_stream: Callable[..., Stream], two_passes: Ids, world_size: int
 ) -> None:
-    ranks = [
-        ids(make_stream(rank=rank, world_size=world_size), 0, len(two_passes)) for rank in range(world_size)
-    ]
+    ranks = [ids(make_stream(rank=rank, world_size=world_size), 0, len(two_passes)) for rank in range(world_size)]
     for number, step in enumerate(two_passes):
         shares = [rank[number] for rank in ranks]
         assert {len(share) for share in shares} == {4 // world_size}
@@ -134,9 +126,7 @@ def test_a_rank_outside_the_world_is_refused(make_stream: Callable[..., Stream],
         make_stream(rank=rank, world_size=2)
 
 
-def test_an_unknown_cutoff_names_those_there_are(
-    make_stream: Callable[..., Stream], emt_manifest: Manifest
-) -> None:
+def test_an_unknown_cutoff_names_those_there_are(make_stream: Callable[..., Stream], emt_manifest: Manifest) -> None:
     message = r"counted at 5.0 Å, not at 6.0 Å; build the data again"
     with pytest.raises(ValueError, match=message):
         make_stream(cutoff=6.0)
@@ -152,10 +142,7 @@ def test_an_unknown_split_names_those_there_are(make_stream: Callable[..., Strea
 def test_the_fingerprint_is_of_data_and_plan(make_stream: Callable[..., Stream]) -> None:
     base = make_stream().fingerprint
     assert make_stream(num_workers=2, rank=1, world_size=2).fingerprint == base
-    others = [
-        make_stream(**change).fingerprint
-        for change in ({"seed": 8}, {"lanes": 2}, {"split": "val", "lanes": 4})
-    ]
+    others = [make_stream(**change).fingerprint for change in ({"seed": 8}, {"lanes": 2}, {"split": "val", "lanes": 4})]
     assert len({base, *others}) == 4
 
 
@@ -237,7 +224,5 @@ def test_a_sweep_with_no_known_element_is_empty(emt_manifest: Manifest) -> None:
 
 def test_a_sweep_of_an_empty_split_has_no_batches(provenance: Provenance, tmp_path: Path) -> None:
     source = EmtAlloys(num_frames=3)
-    config = BuildConfig(
-        source=source, provenance=provenance, out=tmp_path / "d", val_fraction=0.0, test_fraction=0.0
-    )
+    config = BuildConfig(source=source, provenance=provenance, out=tmp_path / "d", val_fraction=0.0, test_fraction=0.0)
     assert list(sweep(build(config), "val", cutoff=5.0, edge_budget=1000)) == []

@@ -150,16 +150,13 @@ def test_a_cutoff_that_the_data_did_not_count_is_refused(emt_manifest: Manifest)
         new_potential(replace(CONFIG, cutoff=6.0), emt_manifest.split("train").statistics)
 
 
-def test_data_without_any_neighbours_do_not_make_a_potential_that_divides_by_zero() -> None:
+def test_data_without_any_neighbours_are_refused() -> None:
     statistics = Statistics(cutoffs=(5.0,))
     for number in (1, 8):
         labelled = replace(atom(number), has_forces=True, forces=np.ones((1, 3), np.float32))
         statistics.add(labelled, (0,))
-    potential = new_potential(CONFIG, statistics).eval()
-    pair = Structure.checked(
-        numbers=[1, 8], positions=[[0, 0, 0], [1.0, 0, 0]], cell=np.zeros((3, 3)), pbc=[False] * 3, energy=0.0
-    )
-    assert potential(collate([pair], 5.0)).energy.isfinite().all()
+    with pytest.raises(ValueError, match="no two atoms of the training data are within"):
+        new_potential(CONFIG, statistics)
 
 
 def test_an_empty_batch_has_an_empty_prediction(potential: Potential) -> None:

@@ -57,9 +57,7 @@ def test_files_are_read_in_the_order_given(tmp_path: Path, copper_frames: list[a
 
 
 @pytest.mark.parametrize("stress", [VOIGT, STRESS, STRESS.reshape(9)], ids=["voigt", "3x3", "nine"])
-def test_every_form_of_stress_gives_the_same_tensor(
-    copper_frames: list[ase.Atoms], stress: np.ndarray
-) -> None:
+def test_every_form_of_stress_gives_the_same_tensor(copper_frames: list[ase.Atoms], stress: np.ndarray) -> None:
     copper_frames[0].info["REF_stress"] = stress
     structure = convert(copper_frames[0], stress_key="REF_stress")
     np.testing.assert_array_equal(structure.stress, STRESS.astype(np.float32))
@@ -99,9 +97,7 @@ def test_stress_of_seven_numbers_is_refused(copper_frames: list[ase.Atoms]) -> N
         convert(copper_frames[0], stress_key="virial")
 
 
-def test_named_entries_are_read_instead_of_the_calculator(
-    tmp_path: Path, copper_frames: list[ase.Atoms]
-) -> None:
+def test_named_entries_are_read_instead_of_the_calculator(tmp_path: Path, copper_frames: list[ase.Atoms]) -> None:
     atoms = copper_frames[0]
     atoms.info.update(REF_energy=-99.5, REF_stress=STRESS)
     atoms.arrays["REF_forces"] = np.arange(12.0).reshape(4, 3)
@@ -148,9 +144,7 @@ def test_group_and_id_can_be_named(copper_frames: list[ase.Atoms]) -> None:
 @pytest.mark.parametrize("option", ["group_key", "id_key"])
 def test_a_name_that_is_not_there_is_an_error_that_lists_what_is(copper_file: Path, option: str) -> None:
     copper_file.write_text(copper_file.read_text().replace("energy=", "trajectory=t energy="))
-    with pytest.raises(
-        InvalidStructure, match=r"copper.extxyz, frame 0: there is no entry 'run'.*'trajectory'"
-    ):
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 0: there is no entry 'run'.*'trajectory'"):
         read(copper_file, **{option: "run"})
 
 
@@ -166,9 +160,7 @@ def test_files_of_the_same_name_in_different_folders_have_different_ids(
     assert len(set(ids)) == 2
 
 
-def test_an_environment_variable_in_a_path_is_filled_in(
-    copper_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_variable_in_a_path_is_filled_in(copper_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COPPER_DATA", str(copper_file.parent))
     assert len(list(AseFiles(files=("${COPPER_DATA}/copper.extxyz",)))) == 3
 
@@ -200,9 +192,7 @@ def test_a_frame_without_energy_is_named(copper_file: Path) -> None:
 
 
 def test_an_energy_that_is_no_number_is_named(copper_file: Path) -> None:
-    copper_file.write_text(
-        copper_file.read_text().replace("energy=", "REF_energy=").replace("-11.0", "failed")
-    )
+    copper_file.write_text(copper_file.read_text().replace("energy=", "REF_energy=").replace("-11.0", "failed"))
     with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 1:.*energy"):
         read(copper_file, energy_key="REF_energy")
 
@@ -220,9 +210,7 @@ def test_a_file_cut_within_its_last_frame_is_found(tmp_path: Path, copper_file: 
     cut = tmp_path / "cut.extxyz"
     for position in range(last_frame + 1, last_number, 5):
         cut.write_text(text[:position])
-        with pytest.raises(
-            InvalidStructure, match=r"cut.extxyz, frame 2: .*truncated; repair it or remove it"
-        ):
+        with pytest.raises(InvalidStructure, match=r"cut.extxyz, frame 2: .*truncated; repair it or remove it"):
             read(cut)
 
 

@@ -110,14 +110,16 @@ def test_the_released_weights_are_the_moving_average(undisturbed: Path) -> None:
     }
     for name, parameter in potential.named_parameters():
         assert torch.equal(parameter, averaged[name])
-    moved = [n for n, p in potential.named_parameters() if not torch.equal(p, checkpoint["current_model_state"]["potential." + n])]
+    moved = [
+        n
+        for n, p in potential.named_parameters()
+        if not torch.equal(p, checkpoint["current_model_state"]["potential." + n])
+    ]
     assert moved
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"edge_budget": 1600}, {"lanes": 4}])
-def test_another_stream_is_not_resumed(
-    change: dict, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_another_stream_is_not_resumed(change: dict, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     with pytest.raises(ValueError, match="cannot resume: lanes, budgets, seed or oversize policy differ"):
         pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10, **change))
