@@ -12,8 +12,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -33,6 +32,7 @@ WINDOW_FRAMES = 4096
 """Frames that are packed into micro-batches together."""
 
 Oversize = Literal["error", "alone", "skip"]
+Value = TypeVar("Value")
 
 
 class Plan:
@@ -92,11 +92,10 @@ class Plan:
         if atom_budget is not None:
             total_atoms = int(self._atoms[self._kept].sum())
             self.steps_per_pass = max(self.steps_per_pass, math.ceil(total_atoms / (HEADROOM * lanes * atom_budget)))
-        self._lane_units = lru_cache(maxsize=2)(self._deal)
-        self._lane_windows: Callable[[int, int], list[tuple[int, int, np.ndarray]]] = lru_cache(maxsize=2 * lanes)(
-            self._windows
-        )
-        self._bins: Callable[[int, int, int], list[np.ndarray]] = lru_cache(maxsize=2 * lanes)(self._pack)
+        # what was computed last, by arguments; plain dictionaries, because a plan travels to worker processes
+        self._hands: dict[int, list[np.ndarray]] = {}
+        self._lane_windows: dict[tuple[int, int], list[tuple[int, int, np.ndarray]]] = {}
+        self._bins: dict[tuple[int, int, int], list[np.ndarray]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -107,10 +106,14 @@ class Plan:
     def micro_batch(self, step: int, lane: int) -> Int[np.ndarray, " frames"]:
         """Return the numbers of the frames that a lane takes at a step; rarely, in a tiny set, none."""
         number, offset = divmod(step, self.steps_per_pass)
-        for window, (first_bin, num_bins, _) in enumerate(self._lane_windows(number, lane)):
+        for window, (first_bin, num_bins, _) in enumerate(self._windows_of(number, lane)):
             if offset < first_bin + num_bins:
-                return self._bins(number, lane, window)[offset - first_bin]
+                bins = _remembered(self._bins, (number, lane, window), self._pack, 2 * self.lanes)
+                return bins[offset - first_bin]
         raise AssertionError("the windows of a lane hold steps_per_pass bins")
+
+    def _windows_of(self, number: int, lane: int) -> list[tuple[int, int, np.ndarray]]:
+        return _remembered(self._lane_windows, (number, lane), self._windows, 2 * self.lanes)
 
     def _deal(self, number: int) -> list[Int[np.ndarray, " units"]]:
         """Return each lane's units of a pass, in reading order."""
@@ -130,7 +133,7 @@ class Plan:
 
     def _windows(self, number: int, lane: int) -> list[tuple[int, int, Int[np.ndarray, " units"]]]:
         """Return (first bin, number of bins, units) of each window of a lane in a pass."""
-        units = self._lane_units(number)[lane]
+        units = _remembered(self._hands, number, self._deal, 2)[lane]
         ends = np.cumsum(self._units[units, 1] - self._units[units, 0])
         num_windows = max(1, int(ends[-1]) // WINDOW_FRAMES) if len(units) else 1
         breaks = np.searchsorted(ends, np.arange(1, num_windows) * WINDOW_FRAMES)
@@ -143,7 +146,7 @@ class Plan:
 
     def _pack(self, number: int, lane: int, window: int) -> list[Int[np.ndarray, " frames"]]:
         """Pack a window longest-first into the emptiest bin, exactly as many bins as planned, in random order."""
-        _, num_bins, units = self._lane_windows(number, lane)[window]
+        _, num_bins, units = self._windows_of(number, lane)[window]
         if num_bins == 0:
             return []
         frames = np.concatenate([np.arange(*self._units[unit]) for unit in units]) if len(units) else np.zeros(0, int)
@@ -180,6 +183,15 @@ def sweep_batches(
         batches[-1].append(frame)
         load += edges
     return [np.array(batch, dtype=np.int64) for batch in batches[rank::world_size]]
+
+
+def _remembered(memory: dict[Any, Value], key: Any, compute: Callable[..., Value], size: int) -> Value:
+    """Return compute(*key), remembered; the oldest of more than `size` results is forgotten."""
+    if key not in memory:
+        if len(memory) >= size:
+            del memory[next(iter(memory))]
+        memory[key] = compute(*key) if isinstance(key, tuple) else compute(key)
+    return memory[key]
 
 
 def _units(first_frame: Int[np.ndarray, " bounds"], at_least: int) -> Int[np.ndarray, "units 2"]:

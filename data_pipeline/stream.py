@@ -4,8 +4,8 @@ The state is the step. A worker takes every num_workers-th step and the loader c
 number of workers nor the number of ranks changes what is in a step.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,10 +28,17 @@ class Frames:
         self.index = manifest.index(split)
         self._paths = manifest.shard_paths(split)
         self._first_frame = self.index.first_frame
-        self._block = lru_cache(maxsize=CACHED_BLOCKS)(self._read)
+        self._blocks: OrderedDict[int, list[Structure]] = OrderedDict()
 
-    def _read(self, block: int) -> list[Structure]:
-        return read_block(self._paths[int(self.index.block_shard[block])], self.index, block)
+    def _block(self, block: int) -> list[Structure]:
+        """Return a block, decoded; the least recently used of more than CACHED_BLOCKS is forgotten."""
+        if block not in self._blocks:
+            path = self._paths[int(self.index.block_shard[block])]
+            self._blocks[block] = read_block(path, self.index, block)
+            if len(self._blocks) > CACHED_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(block)
+        return self._blocks[block]
 
     def __len__(self) -> int:
         return self.index.num_frames

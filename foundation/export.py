@@ -16,9 +16,9 @@ import torch
 from data_pipeline.graph import to_graph
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Frames
-from data_pipeline.structure import Structure
+from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
-from foundation.card import SYMBOLS, CardFacts, check_facts, render_card
+from foundation.card import CardFacts, check_facts, render_card
 from foundation.potential import Potential
 
 GOLDEN = "golden.json"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
 from data_pipeline.statistics import Statistics
-from data_pipeline.structure import MAX_ATOMIC_NUMBER
+from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import EquivariantNetwork, ModelConfig
 
 
@@ -118,8 +118,8 @@ class Potential(torch.nn.Module):
         if not self.training and bool((positions < 0).any()):
             unknown = sorted(set(numbers[positions < 0].tolist()))
             raise UnknownElement(
-                f"the potential does not know the element with atomic number {', '.join(map(str, unknown))}; "
-                f"it was trained on {len(self.elements)} elements: {', '.join(map(str, self.elements))}"
+                f"the potential does not know {', '.join(SYMBOLS[z] for z in unknown)}; "
+                f"it was trained on {len(self.elements)} elements: {' '.join(SYMBOLS[z] for z in self.elements)}"
             )
         return positions
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.manifest import Manifest, open_manifest
-from foundation.card import SYMBOLS
+from data_pipeline.structure import SYMBOLS
 from foundation.evaluate import EvaluateConfig, report_folder
 
 console = Console()

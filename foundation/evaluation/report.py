@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.errors import Errors
 
 MAX_POINTS = 20000
@@ -29,7 +29,7 @@ def write_report(errors: Errors, folder: Path, facts: dict) -> dict:
     values = {
         **facts,
         "errors": errors.summary(),
-        "by_element": {str(z): row for z, row in errors.by_element().items()},
+        "by_element": {SYMBOLS[z]: row for z, row in errors.by_element().items()},
         "worst_frames": errors.worst(),
     }
     (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
@@ -54,7 +54,7 @@ def draw_parity(errors: Errors, path: Path, title: str) -> None:
         axes.set_ylabel(f"{name}, predicted [{unit}]")
         axes.set_title(f"MAE {summary[key]:.4g} {unit}", fontsize=10)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
 
 
 def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:
@@ -64,7 +64,7 @@ def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:
     low, high = low - margin, high + margin
     axes.plot([low, high], [low, high], color="0.6", linewidth=1, zorder=1)
     inside = (predicted >= low) & (predicted <= high)
-    axes.scatter(label[inside], predicted[inside], s=4, alpha=0.5, color="#1f5fa8", linewidths=0, zorder=2)
+    axes.scatter(label[inside], predicted[inside], s=8, alpha=0.5, color="#1f5fa8", linewidths=0, zorder=2)
     clipped = np.clip(predicted[~inside], low, high)
     axes.scatter(label[~inside], clipped, s=14, marker="x", color="#c0392b", linewidths=0.8, zorder=3)
     axes.set_xlim(low, high)
@@ -86,6 +86,4 @@ def _thin(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _render(values: dict, parity: bytes) -> str:
     source = importlib.resources.files("foundation.evaluation").joinpath("report.html").read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    return environment.from_string(source).render(
-        **values, parity=base64.b64encode(parity).decode(), matplotlib_version=matplotlib.__version__
-    )
+    return environment.from_string(source).render(**values, parity=base64.b64encode(parity).decode())

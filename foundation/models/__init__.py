@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
@@ -17,8 +17,13 @@ class EnergyModel(Protocol):
     cutoff: float
     """Atoms closer than this are neighbours [Å]."""
 
-    def forward(self, batch: GraphBatch, elements: object) -> Float[Tensor, " atoms"]:
-        """Return the energy of each atom, in units of the potential's scale."""
+    def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
+        """Return the energy of each atom, in units of the potential's scale.
+
+        Args:
+            batch: The structures.
+            elements: Position of each atom's element among the elements that the network knows.
+        """
         ...
 
 

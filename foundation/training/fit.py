@@ -34,8 +34,8 @@ class FitConfig:
     """Directed edges of a micro-batch."""
     atom_budget: int | None = None
     """Atoms of a micro-batch."""
-    oversize: Oversize = "alone"
-    """What happens to a structure larger than the budget."""
+    oversize: Oversize = "error"
+    """What happens to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     num_workers: int = 1

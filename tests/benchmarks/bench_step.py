@@ -1,4 +1,4 @@
-"""Training step and inference, atoms/s on one core: the quickstart model and a SevenNet-0-sized one beside sevenn itself."""
+"""Training step and inference on one core: the quickstart model and a SevenNet-0-sized one beside sevenn itself."""
 
 import warnings
 from dataclasses import dataclass

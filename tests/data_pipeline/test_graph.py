@@ -96,6 +96,15 @@ def test_the_vacuum_vector_of_a_slab_means_nothing(vacuum: tuple[float, ...]) ->
     assert listed(with_vacuum, 6.0).keys() == listed(reference, 6.0).keys()
 
 
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_a_slab_may_lie_in_any_plane(axes: tuple[int, ...]) -> None:
+    # the two periodic vectors along any Cartesian axes, so no fixed choice of the third vector will do
+    positions = np.array([[0.1, 0.2, 0.0], [1.5, 1.4, 2.0], [0.3, 1.0, 30.0]])
+    cell = np.diag([3.0, 2.8, 0.0])
+    frame = structure(positions[:, axes], cell[:, axes], (True, True, False))
+    assert assert_same_pairs(frame, cutoff=6.0) > 20
+
+
 @pytest.mark.parametrize("periodic", [0, 1, 2])
 def test_a_wire_along_any_axis(periodic: int) -> None:
     cell = np.zeros((3, 3))

@@ -142,13 +142,22 @@ def test_seeds_and_passes_differ() -> None:
             assert same < 0.1
 
 
+def test_lanes_share_the_corpus_differently_in_every_pass() -> None:
+    plan = make_plan(make_index(random_edges(2000)))
+    first, second = ({int(f) for step in one_pass(plan, n) for f in step[0]} for n in (0, 1))
+    # a quarter is what independent shares have in common
+    assert len(first & second) / len(first) == pytest.approx(0.25, abs=0.1)
+
+
 def test_a_pass_does_not_follow_the_order_of_the_corpus() -> None:
-    steps = one_pass(make_plan(make_index(random_edges(3000)), lanes=2))
-    first_half = frames(steps[: len(steps) // 2])
+    # long enough for several windows: within one, packing shuffles anyway
+    count = 20000
+    steps = one_pass(make_plan(make_index(random_edges(count)), lanes=1))
+    first_half = np.array(frames(steps[: len(steps) // 2]))
     # a stretch of the corpus, one trajectory say, is spread over the pass
-    for start in range(0, 3000, 500):
-        share = np.mean([start <= frame < start + 500 for frame in first_half])
-        assert share == pytest.approx(1 / 6, abs=0.05)
+    for start in range(0, count, 4000):
+        share = np.mean((start <= first_half) & (first_half < start + 4000))
+        assert share == pytest.approx(0.2, abs=0.02)
 
 
 OPTIONS = {"lanes": 8, "edge_budget": BUDGET + 1, "seed": 1, "atom_budget": 500, "oversize": "skip"}

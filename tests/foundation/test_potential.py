@@ -155,7 +155,7 @@ def test_data_without_any_neighbours_are_refused() -> None:
     for number in (1, 8):
         labelled = replace(atom(number), has_forces=True, forces=np.ones((1, 3), np.float32))
         statistics.add(labelled, (0,))
-    with pytest.raises(ValueError, match="no two atoms of the training data are within"):
+    with pytest.raises(ValueError, match=r"no two atoms of the training data are within"):
         new_potential(CONFIG, statistics)
 
 

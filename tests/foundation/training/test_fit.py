@@ -131,7 +131,7 @@ def test_nothing_to_resume_is_an_error(emt_manifest: Manifest, tmp_path: Path) -
 
 
 def test_an_existing_run_is_not_overwritten(undisturbed: Path, emt_manifest: Manifest) -> None:
-    with pytest.raises(FileExistsError, match="--fit.resume true"):
+    with pytest.raises(FileExistsError, match=r"--fit\.resume true"):
         pretrain(config(emt_manifest, undisturbed))
 
 
