@@ -54,11 +54,15 @@ def build(config: BuildConfig) -> Manifest:
     """Build a data set and return its manifest.
 
     Raises:
-        FileExistsError: the target is there and overwrite is False.
+        FileExistsError: the target is there and overwrite is False, or it is not a data set.
         InvalidStructure: a frame is refused; nothing is left behind.
     """
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
+    if config.out.exists() and not (config.out / "manifest.json").is_file():
+        raise FileExistsError(
+            f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
+        )
     partial = config.out.with_name(config.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -155,5 +155,5 @@ def open_manifest(path: Path | str) -> Manifest:
             build_config=values["build_config"],
             root=file.parent,
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not a manifest ({type(error).__name__}: {error})") from error

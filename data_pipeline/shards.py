@@ -14,7 +14,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,6 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Int, UInt8, UInt32
 from safetensors import SafetensorError
-from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from data_pipeline.structure import Structure
@@ -236,12 +235,6 @@ def read_block(path: Path, index: ShardIndex, block: int) -> list[Structure]:
     if zlib.crc32(buffer) != int(index.block_checksum[block]):
         raise CorruptShard(f"{where}: the checksum does not match; copy or build the shard again")
     return decode_block(buffer)
-
-
-def iterate_shard(path: Path) -> Iterator[list[Structure]]:
-    """Yield the blocks of a shard front to back with webdataset, without an index, as any reader would."""
-    for sample in WebDataset(str(path), shardshuffle=False, empty_check=False):
-        yield decode_block(sample["block.safetensors"])
 
 
 def sha256(path: Path) -> str:

@@ -95,14 +95,25 @@ class Statistics:
         """Return the mean number of neighbours of an atom within the cutoff [Å].
 
         Raises:
-            ValueError: edges were not counted at this cutoff.
+            ValueError: edges were not counted at this cutoff, or there are no atoms.
+        """
+        number = self.cutoff_number(cutoff)
+        if self.num_atoms == 0:
+            raise ValueError("there are no atoms, so there is no mean number of neighbours")
+        return self.num_edges[number] / self.num_atoms
+
+    def cutoff_number(self, cutoff: float) -> int:
+        """Return the place of a cutoff [Å] among those at which edges were counted.
+
+        Raises:
+            ValueError: it is not among them.
         """
         if cutoff not in self.cutoffs:
             raise ValueError(
                 f"edges were counted at {', '.join(map(str, self.cutoffs))} Å, not at {cutoff} Å; "
                 "build the data again with this cutoff among its cutoffs"
             )
-        return self.num_edges[self.cutoffs.index(cutoff)] / self.num_atoms
+        return self.cutoffs.index(cutoff)
 
     def reference_energies(self, ridge: float = 0.1) -> Float64[np.ndarray, " elements"]:
         """Fit the energy per atom as a composition average of element energies and return those [eV].

@@ -78,13 +78,14 @@ class Stream:
             ValueError: the world size does not divide the lanes, the cutoff was not among the manifest's, or what
                 Plan refuses.
         """
+        _check_rank(rank, world_size)
         if lanes % world_size:
             sizes = [size for size in range(1, lanes + 1) if lanes % size == 0]
             raise ValueError(f"{lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
         self.manifest, self.split, self.cutoff = manifest, split, cutoff
         self.plan = Plan(
             manifest.index(split),
-            cutoff_number=_cutoff_number(manifest, split, cutoff),
+            cutoff_number=manifest.split(split).statistics.cutoff_number(cutoff),
             lanes=lanes,
             edge_budget=edge_budget,
             atom_budget=atom_budget,
@@ -124,11 +125,15 @@ def sweep(
 
     With elements given, frames with any other element are left out: the caller sees how many from the count. A batch
     may then be empty.
+
+    Raises:
+        ValueError: no such split, rank, or cutoff.
     """
+    _check_rank(rank, world_size)
     frames = Frames(manifest, split)
     batches = sweep_batches(
         frames.index,
-        cutoff_number=_cutoff_number(manifest, split, cutoff),
+        cutoff_number=manifest.split(split).statistics.cutoff_number(cutoff),
         edge_budget=edge_budget,
         world_size=world_size,
         rank=rank,
@@ -184,7 +189,6 @@ def _loader(dataset: IterableDataset, num_workers: int, pin_memory: bool) -> Dat
     )
 
 
-def _cutoff_number(manifest: Manifest, split: str, cutoff: float) -> int:
-    statistics = manifest.split(split).statistics
-    statistics.mean_neighbors(cutoff)  # the error that names the cutoffs there are
-    return statistics.cutoffs.index(cutoff)
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")

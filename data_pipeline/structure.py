@@ -116,9 +116,11 @@ def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
     numbers = np.asarray(values)
     if numbers.ndim != 1 or len(numbers) == 0:
         raise InvalidStructure(f"numbers has shape {numbers.shape}, expected (atoms,) with at least one atom")
-    wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
+    wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER) | (numbers != np.rint(numbers))]
     if len(wrong):
-        raise InvalidStructure(f"unknown element: atomic number {int(wrong[0])} is not in 1-{MAX_ATOMIC_NUMBER}")
+        raise InvalidStructure(
+            f"unknown element: atomic number {wrong[0]:g} is not a whole number in 1-{MAX_ATOMIC_NUMBER}"
+        )
     return np.ascontiguousarray(numbers, dtype=np.uint8)
 
 

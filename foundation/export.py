@@ -51,11 +51,16 @@ def export(config: ExportConfig) -> Path:
     """Write a release and return its folder.
 
     Raises:
+        FileExistsError: there is a folder under that name that is not a release.
         FileNotFoundError: the run is not finished, was not evaluated, or its data are gone.
         MissingFact: the model card lacks a fact.
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
         ValueError: the report is of other weights.
     """
+    if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
+        raise FileExistsError(
+            f"{config.out} has no config.json, so it is no release and stays as it is; choose another --out"
+        )
     source = checkpoint.find(config.run)
     settings = checkpoint.read_config(source)
     provenance = settings["provenance"]

@@ -75,6 +75,10 @@ def _prepare_folder(config: PretrainConfig) -> None:
                 f"{config.out} already exists; continue it with --fit.resume true, replace it with --overwrite true, "
                 "or choose another --out"
             )
+        if not (config.out / "run.json").is_file():
+            raise FileExistsError(
+                f"{config.out} has no run.json, so it is no run and stays as it is; choose another --out"
+            )
         shutil.rmtree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "run.json").write_text(json.dumps(resolved(config), indent=1) + "\n")

@@ -1,16 +1,16 @@
 """Files that ASE reads (extxyz, VASP OUTCAR and vasprun.xml, .db, .traj, CIF with labels ...) as Structures."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ase
 import ase.io
 import ase.units
 import numpy as np
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from data_pipeline.structure import InvalidStructure, Structure
@@ -44,40 +44,45 @@ class AseFiles:
     group_key: str | None = None
     """Entry of atoms.info that names the group; the chemical formula when absent."""
     id_key: str | None = None
-    """Entry of atoms.info that names the frame; file name and frame number when absent."""
+    """Entry of atoms.info that names the frame; file (below the folder common to all) and number when absent."""
 
     def __iter__(self) -> Iterator[Structure]:
         """Yield every frame of every file.
 
         Raises:
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
-            InvalidStructure: a file cannot be read or a frame is refused; the message names file and frame.
+            InvalidStructure: a file cannot be read, is cut short, has no frame with a label that is asked for by name,
+                or a frame is refused; the message names file and frame.
         """
-        for name in self.files:
-            yield from self._read(resolve(name))
+        paths = [resolve(name) for name in self.files]
+        folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+        for path in paths:
+            yield from self._read(path, os.path.relpath(path.absolute(), folder))
 
-    def _read(self, path: Path) -> Iterator[Structure]:
+    def _read(self, path: Path, name: str) -> Iterator[Structure]:
+        if self.format == "extxyz" or (self.format is None and path.suffix in (".xyz", ".extxyz")):
+            _check_extxyz(path)
         frames = ase.io.iread(path, index=":", format=self.format)
-        number = 0
-        while True:
+        number, with_forces, with_stress = 0, 0, 0
+        while (atoms := _next(frames, path, number)) is not None:
             try:
-                atoms = next(frames, None)
-            except Exception as error:  # a reader of ASE's may raise anything; all of it means "unreadable here"
-                raise InvalidStructure(
-                    f"{path}, frame {number}: cannot be read ({type(error).__name__}: {error}). "
-                    "The file may be truncated; repair it or remove it from the source's files."
-                ) from error
-            if atoms is None:
-                break
-            try:
-                yield self.convert(atoms, default_id=f"{path.name}:{number}")
+                structure = self.convert(atoms, default_id=f"{name}:{number}")
             except InvalidStructure as error:
                 raise InvalidStructure(
                     f"{path}, frame {number}: {error}. Correct the frame or remove it from the file."
                 ) from error
+            yield structure
             number += 1
+            with_forces += structure.has_forces
+            with_stress += structure.has_stress
         if number == 0:
             raise InvalidStructure(f"{path}: the file holds no frames. Remove it from the source's files.")
+        for option, key, count in (
+            ("forces_key", self.forces_key, with_forces),
+            ("stress_key", self.stress_key, with_stress),
+        ):
+            if key is not None and count == 0:
+                raise InvalidStructure(f"{path}: no frame has an entry {key!r}; correct {option} or leave it out")
 
     def convert(self, atoms: ase.Atoms, *, default_id: str) -> Structure:
         """Return one of ASE's Atoms as a Structure, with units and signs settled.
@@ -86,9 +91,11 @@ class AseFiles:
             InvalidStructure: no energy, or what Structure.checked refuses.
         """
         energy = _label(atoms, "energy", self.energy_key, atoms.info)
+        where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"
         if energy is None:
-            where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"
             raise InvalidStructure(f"there is no energy in {where}; name its entry with energy_key")
+        if not isinstance(energy, int | float | np.number):
+            raise InvalidStructure(f"the energy in {where} is {energy!r}, not a number")
         forces = _label(atoms, "forces", self.forces_key, atoms.arrays)
         stress = _label(atoms, "stress", self.stress_key, atoms.info)
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
@@ -122,19 +129,56 @@ def resolve(name: str) -> Path:
     return path
 
 
-def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict) -> np.ndarray | float | None:
+def _next(frames: Iterator[ase.Atoms], path: Path, number: int) -> ase.Atoms | None:
+    """Return the next frame, or None at the end; whatever a reader of ASE's raises becomes an error with a place."""
+    try:
+        return next(frames, None)
+    except KeyError as error:
+        raise InvalidStructure(
+            f"{path}, frame {number}: unknown element or entry {error}. Correct the frame or remove it from the file."
+        ) from error
+    except Exception as error:
+        raise InvalidStructure(
+            f"{path}, frame {number}: cannot be read ({type(error).__name__}: {error}). "
+            "The file may be truncated; repair it or remove it from the source's files."
+        ) from error
+
+
+def _check_extxyz(path: Path) -> None:
+    """Refuse what ASE reads wrongly without a word: it stops at a blank line, and takes half a number for a number."""
+    with path.open() as file:
+        for frame in itertools.count():
+            header = file.readline()
+            if not header.strip():
+                if file.read().strip():
+                    raise InvalidStructure(
+                        f"{path}: a blank line after frame {frame - 1} would end reading. Remove it."
+                    )
+                return
+            if not header.strip().isdigit():
+                raise InvalidStructure(
+                    f"{path}, frame {frame}: begins with {header.strip()[:40]!r}, not with a number of atoms. "
+                    "The file may be damaged; repair it or remove it from the source's files."
+                )
+            last = header
+            for _ in range(int(header) + 1):
+                last = file.readline()
+            if not last.endswith("\n"):
+                raise InvalidStructure(
+                    f"{path}, frame {frame}: the file ends in the middle, so it may be truncated; repair it, remove it "
+                    "from the source's files, or end it with a newline if it is complete."
+                )
+
+
+def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict[str, Any]) -> Any:
     """Return a label from the named entry or, without one, from the calculator; None where there is none."""
     if key is not None:
         return entries.get(key)
-    if atoms.calc is None:
-        return None
-    try:
-        return atoms.calc.get_property(name, atoms, allow_calculation=False)
-    except PropertyNotImplementedError:
-        return None
+    # not get_property(), which drops all labels of a frame with a NaN position
+    return None if atoms.calc is None else atoms.calc.results.get(name)
 
 
-def _entry(atoms: ase.Atoms, key: str | None, default: str) -> str:
+def _entry(atoms: ase.Atoms, key: str | None, default: str) -> Any:
     if key is None:
         return default
     if key not in atoms.info:

@@ -200,7 +200,7 @@ def test_nothing_of_nothing_is_refused(option: str) -> None:
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_fewer_frames_than_lanes_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=rf"{count} frames cannot fill 4 lanes; use fewer lanes"):
+    with pytest.raises(ValueError, match=rf"{count} frames \(0 skipped\) cannot fill 4 lanes; use fewer lanes"):
         make_plan(make_index(random_edges(count)))
 
 

@@ -22,7 +22,6 @@ from data_pipeline.shards import (
     decode_block,
     encode_block,
     index_path,
-    iterate_shard,
     read_block,
     sha256,
 )
@@ -84,13 +83,6 @@ def test_any_safetensors_reader_understands_a_block(shard: Path, frames: list[St
     np.testing.assert_array_equal(block["num_atoms"], [f.num_atoms for f in frames[:4]])
     np.testing.assert_array_equal(block["energy"], [f.energy for f in frames[:4]])
     np.testing.assert_array_equal(block["positions"], np.concatenate([f.positions for f in frames[:4]]))
-
-
-def test_a_shard_can_be_read_front_to_back_without_its_index(shard: Path, frames: list[Structure]) -> None:
-    index_path(shard).unlink()
-    blocks = list(iterate_shard(shard))
-    assert [len(block) for block in blocks] == [4, 4, 3]
-    assert_same_bits([s for block in blocks for s in block], frames)
 
 
 def test_the_index_holds_what_planning_needs(shard: Path, frames: list[Structure]) -> None:
