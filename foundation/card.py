@@ -58,7 +58,7 @@ def render_card(card: CardFacts, facts: dict) -> str:
     if missing:
         raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
     source = TEMPLATE.read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     try:
         return environment.from_string(source).render(card=card, ratio=_ratio, thousands=_thousands, **facts)
     except jinja2.UndefinedError as error:
