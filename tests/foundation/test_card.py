@@ -4,7 +4,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from foundation.card import SYMBOLS, CardFacts, MissingFact, check_facts, render_card
+from data_pipeline.structure import SYMBOLS
+from foundation.card import CardFacts, MissingFact, check_facts, render_card
 
 COMPLETE = CardFacts(
     name="A test potential",
