@@ -57,7 +57,8 @@ def test_a_complete_card_is_rendered() -> None:
         "PBE",
         "CC-BY-4.0",
         "Al Cu",
-        "10 min",
+        "10.0 min",
+        "\n| force component",
         "12.3",
         "61.5",
     ):
