@@ -8,6 +8,7 @@ from e3nn import o3
 from torch import Tensor
 
 from foundation.kernels.convolution import Convolution, Paths
+from tests.foundation.layout import swap_layout
 
 CASES = {
     "even": ("8x0e+3x1e+1x2e", "1x0e+1x1e+1x2e", "1x0e+1x1e+1x2e"),
@@ -30,15 +31,6 @@ def _float64() -> Iterator[None]:
 
 def paths_of(case: str) -> Paths:
     return Paths(*(o3.Irreps(text) for text in CASES[case]))
-
-
-def swap_layout(values: Tensor, irreps: o3.Irreps, *, to_e3nn: bool) -> Tensor:
-    """Between component-major blocks (2l+1, channels) and e3nn's (channels, 2l+1)."""
-    blocks = []
-    for item, block in zip(irreps, values.split([item.dim for item in irreps], dim=1), strict=True):
-        shape = (item.ir.dim, item.mul) if to_e3nn else (item.mul, item.ir.dim)
-        blocks.append(block.reshape(-1, *shape).transpose(1, 2).flatten(1))
-    return torch.cat(blocks, dim=1)
 
 
 def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:

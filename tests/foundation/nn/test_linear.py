@@ -3,9 +3,9 @@
 import pytest
 import torch
 from e3nn import o3
-from torch import Tensor
 
 from foundation.nn.linear import Linear
+from tests.foundation.layout import swap_layout
 
 CASES = {
     "scalars": ("5x0e", "3x0e"),
@@ -15,15 +15,6 @@ CASES = {
     "other-order": ("3x1e+4x0e+2x2e", "2x0e+1x2e+5x1e"),
     "split-input": ("2x0e+3x0e+2x1e", "4x0e+1x1e+1x1e"),
 }
-
-
-def swap_layout(values: Tensor, irreps: o3.Irreps, *, to_e3nn: bool) -> Tensor:
-    """Between component-major blocks (2l+1, channels) and e3nn's (channels, 2l+1)."""
-    blocks = []
-    for item, block in zip(irreps, values.split([item.dim for item in irreps], dim=1), strict=True):
-        shape = (item.ir.dim, item.mul) if to_e3nn else (item.mul, item.ir.dim)
-        blocks.append(block.reshape(-1, *shape).transpose(1, 2).flatten(1))
-    return torch.cat(blocks, dim=1)
 
 
 @pytest.mark.parametrize("case", CASES)
