@@ -112,6 +112,15 @@ class Potential(torch.nn.Module):
         network = self.network(batch, elements).to(torch.float64)
         return self.get_buffer("scale")[elements] * network + self.get_buffer("reference_energies")[elements]
 
+    def composition_energy(self, batch: GraphBatch) -> Float64[Tensor, " graphs"]:
+        """Return the sum of each structure's reference energies [eV]: what its composition alone predicts.
+
+        Raises:
+            UnknownElement: an atom's element is not among the potential's (checked outside training).
+        """
+        references = self.get_buffer("reference_energies")[self._element_positions(batch.numbers)]
+        return torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, references)
+
     def _element_positions(self, numbers: Int[Tensor, " atoms"]) -> Int[Tensor, " atoms"]:
         positions = self.get_buffer("_position")[numbers]
         # in training the elements are those of the manifest, and asking an accelerator would stall it every step

@@ -137,12 +137,10 @@ def _predict(potential: Potential, batch: GraphBatch) -> dict[str, Tensor]:
     """Return labels beside predictions for one batch."""
     batch = batch.to(potential.device)
     prediction = potential(batch)
-    references = potential.get_buffer("reference_energies")[potential.get_buffer("_position")[batch.numbers]]
-    composition = torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, references)
     labelled = batch.has_forces[batch.graph_of_atom]
     error = (prediction.forces - batch.forces).abs().mean(dim=1).double()
     per_frame = torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, error) / batch.num_atoms
-    energies = torch.stack([batch.energy, prediction.energy, composition], dim=1)
+    energies = torch.stack([batch.energy, prediction.energy, potential.composition_energy(batch)], dim=1)
     return {
         "energy": energies / batch.num_atoms.unsqueeze(1),
         "numbers": batch.numbers[labelled],
