@@ -27,7 +27,7 @@ from webdataset.writer import TarWriter
 
 from data_pipeline.structure import Structure
 
-HAS_FORCES, HAS_STRESS = 1, 2
+HAS_FORCES, HAS_STRESS, HAS_ALTERNATIVE_ENERGY = 1, 2, 4
 """Bits of the label mask of a frame."""
 
 
@@ -35,9 +35,17 @@ class CorruptShard(ValueError):
     """A shard whose bytes are not those that were written; the message names file and block."""
 
 
+def label_mask(structure: Structure) -> int:
+    """Return which labels a frame has, as bits."""
+    return (
+        HAS_FORCES * structure.has_forces
+        + HAS_STRESS * structure.has_stress
+        + HAS_ALTERNATIVE_ENERGY * structure.has_alternative_energy
+    )
+
+
 def encode_block(structures: Sequence[Structure]) -> bytes:
     """Return frames as one safetensors buffer: concatenated arrays, the atoms of each frame, and JSON names."""
-    labels = [HAS_FORCES * s.has_forces + HAS_STRESS * s.has_stress for s in structures]
     arrays = {
         "num_atoms": np.array([s.num_atoms for s in structures], dtype=np.int32),
         "numbers": np.concatenate([s.numbers for s in structures]),
@@ -47,7 +55,8 @@ def encode_block(structures: Sequence[Structure]) -> bytes:
         "energy": np.array([s.energy for s in structures], dtype=np.float64),
         "forces": np.concatenate([s.forces for s in structures]),
         "stress": np.stack([s.stress for s in structures]),
-        "labels": np.array(labels, dtype=np.uint8),
+        "alternative_energy": np.array([s.alternative_energy for s in structures], dtype=np.float64),
+        "labels": np.array([label_mask(s) for s in structures], dtype=np.uint8),
     }
     names = {"ids": [s.id for s in structures], "groups": [s.group for s in structures]}
     # one metadata entry only: safetensors writes several in hash order, which would make the bytes differ
@@ -78,6 +87,8 @@ def decode_block(buffer: bytes) -> list[Structure]:
             stress=arrays["stress"][frame],
             has_forces=bool(arrays["labels"][frame] & HAS_FORCES),
             has_stress=bool(arrays["labels"][frame] & HAS_STRESS),
+            alternative_energy=float(arrays["alternative_energy"][frame]),
+            has_alternative_energy=bool(arrays["labels"][frame] & HAS_ALTERNATIVE_ENERGY),
             id=names["ids"][frame],
             group=names["groups"][frame],
         )
@@ -195,7 +206,7 @@ class ShardWriter:
         self._frames.append(len(structures))
         self._atoms += [s.num_atoms for s in structures]
         self._edges += num_edges
-        self._labels += [HAS_FORCES * s.has_forces + HAS_STRESS * s.has_stress for s in structures]
+        self._labels += [label_mask(s) for s in structures]
 
     def _index(self) -> ShardIndex:
         sizes = np.array(self._sizes, dtype=np.int64)

@@ -52,6 +52,10 @@ class Structure:
     """Whether forces were given."""
     has_stress: bool
     """Whether stress was given."""
+    alternative_energy: float
+    """A second total energy [eV] under another convention, kept but not trained on; zero where there is none."""
+    has_alternative_energy: bool
+    """Whether a second energy was given."""
     id: str
     """Name of the frame, unique in its data set."""
     group: str
@@ -68,6 +72,7 @@ class Structure:
         energy: float,
         forces: ArrayLike | None = None,
         stress: ArrayLike | None = None,
+        alternative_energy: float | None = None,
         id: str = "",
         group: str = "",
     ) -> "Structure":
@@ -80,8 +85,10 @@ class Structure:
         atoms = _atomic_numbers(numbers)
         lattice, periodic = _array(cell, "cell", (3, 3), np.float64), _array(pbc, "pbc", (3,), np.bool_)
         _check_cell(lattice, periodic)
-        if not np.isfinite(energy):
-            raise InvalidStructure(f"the energy is {energy}, not a finite number")
+        second_energy = 0.0 if alternative_energy is None else float(alternative_energy)
+        for name, value in (("energy", energy), ("alternative energy", second_energy)):
+            if not np.isfinite(value):
+                raise InvalidStructure(f"the {name} is {value}, not a finite number")
         zeros = np.zeros((len(atoms), 3)), np.zeros((3, 3))
         tensor = _array(zeros[1] if stress is None else stress, "stress", (3, 3), np.float32)
         asymmetry = float(np.abs(tensor - tensor.T).max())
@@ -97,6 +104,8 @@ class Structure:
             stress=tensor,
             has_forces=forces is not None,
             has_stress=stress is not None,
+            alternative_energy=second_energy,
+            has_alternative_energy=alternative_energy is not None,
             id=id,
             group=group,
         )

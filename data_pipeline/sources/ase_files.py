@@ -2,8 +2,9 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import ase.units
 import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from data_pipeline.sources.source import Frame, Part, Source
 from data_pipeline.structure import InvalidStructure, Structure
 
 STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa}
@@ -20,7 +22,7 @@ STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa
 
 
 @dataclass(frozen=True, kw_only=True)
-class AseFiles:
+class AseFiles(Source):
     """Labelled frames in files of any format that ASE reads, in the order given.
 
     Labels are what ASE's single-point calculator holds (it moves energy, forces and stress there), or the arrays
@@ -46,20 +48,21 @@ class AseFiles:
     id_key: str | None = None
     """Entry of atoms.info that names the frame; file (below the folder common to all) and number when absent."""
 
-    def __iter__(self) -> Iterator[Structure]:
-        """Yield every frame of every file.
+    def parts(self) -> Sequence[Part]:
+        """Return one part per file.
 
         Raises:
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
-            InvalidStructure: a file cannot be read, is cut short, has no frame with a label that is asked for by name,
-                or a frame is refused; the message names file and frame.
         """
         paths = [resolve(name) for name in self.files]
         folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-        for path in paths:
-            yield from self._read(path, os.path.relpath(path.absolute(), folder))
+        names = [os.path.relpath(path.absolute(), folder) for path in paths]
+        return [
+            Part(name=name, size=path.stat().st_size, read=partial(self._read, path, name))
+            for path, name in zip(paths, names, strict=True)
+        ]
 
-    def _read(self, path: Path, name: str) -> Iterator[Structure]:
+    def _read(self, path: Path, name: str) -> Iterator[Frame]:
         if self.format == "extxyz" or (self.format is None and path.suffix in (".xyz", ".extxyz")):
             _check_extxyz(path)
         frames = ase.io.iread(path, index=":", format=self.format)
@@ -68,13 +71,14 @@ class AseFiles:
             try:
                 structure = self.convert(atoms, default_id=f"{name}:{number}")
             except InvalidStructure as error:
-                raise InvalidStructure(
+                yield InvalidStructure(
                     f"{path}, frame {number}: {error}. Correct the frame or remove it from the file."
-                ) from error
-            yield structure
+                )
+            else:
+                yield structure
+                with_forces += structure.has_forces
+                with_stress += structure.has_stress
             number += 1
-            with_forces += structure.has_forces
-            with_stress += structure.has_stress
         if number == 0:
             raise InvalidStructure(f"{path}: the file holds no frames. Remove it from the source's files.")
         for option, key, count in (

@@ -6,8 +6,9 @@ for materials.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ase
 import numpy as np
@@ -15,14 +16,19 @@ from ase.build import bulk, fcc111, make_supercell
 from ase.calculators.emt import EMT
 
 from data_pipeline.sources.ase_files import AseFiles
+from data_pipeline.sources.source import Part, Source
 from data_pipeline.structure import Structure
 
 METALS = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92, "Au": 4.08}
 """The elements with their fcc lattice constants [Å] (experiment, as in ase.data)."""
 
 
+PART_FRAMES = 1024
+"""Frames that one process makes in one go."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class EmtAlloys:
+class EmtAlloys(Source):
     """Strained and rattled bulk alloys, vacancies and (111) slabs of the EMT metals, with energy, forces and stress.
 
     The group is composition and kind, so that a held-out frame is a composition never trained on.
@@ -37,11 +43,19 @@ class EmtAlloys:
     max_rattle: float = 0.15
     """Largest standard deviation of the random displacements [Å], drawn uniformly."""
 
-    def __iter__(self) -> Iterator[Structure]:
-        """Yield the frames, cycling over pairs of elements, compositions and kinds of structure."""
+    def parts(self) -> Sequence[Part]:
+        """Return stretches of frames, which cycle over pairs of elements, compositions and kinds of structure."""
+        bounds = [*range(0, self.num_frames, PART_FRAMES), self.num_frames]
+        return [
+            Part(name=f"frames {first}-{last - 1}", size=last - first, read=partial(self._make, first, last))
+            for first, last in itertools.pairwise(bounds)
+        ]
+
+    def _make(self, start: int, stop: int) -> Iterator[Structure]:
         reader = AseFiles(files=(), group_key="group")
-        recipes = itertools.cycle(_recipes())
-        for number, (first, second, kind, minority) in zip(range(self.num_frames), recipes, strict=False):
+        recipes = _recipes()
+        for number in range(start, stop):
+            first, second, kind, minority = recipes[number % len(recipes)]
             rng = np.random.default_rng([self.seed, number])
             atoms = _alloy(first, second, kind, minority, rng)
             self._disturb(atoms, rng)

@@ -208,6 +208,8 @@ def structures(draw: st.DrawFn) -> Structure:
         stress=draw(arrays(np.float32, (3, 3), elements=FINITE_32)),
         has_forces=draw(st.booleans()),
         has_stress=draw(st.booleans()),
+        alternative_energy=draw(FINITE),
+        has_alternative_energy=draw(st.booleans()),
         id=draw(st.text(max_size=8)),
         group=draw(st.text(max_size=8)),
     )

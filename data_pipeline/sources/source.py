@@ -1,0 +1,49 @@
+"""Source: labelled frames in parts that can be read independently, and so by several processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.structure import InvalidStructure, Structure
+
+Frame = Structure | InvalidStructure
+"""A frame, or why it is refused: reading goes on after a refused frame, and the caller decides what that means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A stretch of a source that is read by one process, in order."""
+
+    name: str
+    """What it is, unique in its source and the same every time: a file below the source's folder, and which rows."""
+    size: int
+    """How much there is to read [bytes], for the progress bar."""
+    read: Callable[[], Iterator[Frame]]
+    """Yields the frames in order. It travels to other processes: a bound method or functools.partial, not a lambda."""
+
+
+class Source:
+    """What every source has: parts, and iteration over the frames of all of them.
+
+    The parts depend on the files and the configuration only, never on who reads them. A frame that cannot be trained on
+    comes as the InvalidStructure that says why, with file and frame; a file that cannot be read on raises it.
+    """
+
+    def parts(self) -> Sequence[Part]:
+        """Return the parts in order; small enough that several processes have work, large enough to be worth opening.
+
+        Raises:
+            FileNotFoundError: a file is missing, or its path names an environment variable that is not set.
+        """
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Structure]:
+        """Yield every frame once, in order.
+
+        Raises:
+            InvalidStructure: a frame is refused or a file cannot be read; the message names file and frame.
+        """
+        for part in self.parts():
+            for frame in part.read():
+                if isinstance(frame, InvalidStructure):
+                    raise frame
+                yield frame
