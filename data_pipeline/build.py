@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.graph import neighbor_list
-from data_pipeline.manifest import Manifest, Provenance, Shard, Split
-from data_pipeline.shards import ShardWriter, index_path, sha256
+from data_pipeline.index import BlockIndex, index_path
+from data_pipeline.manifest import Manifest, Provenance, Shard, Split, split_index_path
+from data_pipeline.shards import ShardWriter, sha256
 from data_pipeline.sources import SourceConfig
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import InvalidStructure, Structure
@@ -102,7 +105,7 @@ class _SplitWriter:
         self._pending: list[tuple[Structure, tuple[int, ...]]] = []
 
     def add(self, structure: Structure, num_edges: tuple[int, ...]) -> None:
-        self.statistics.add(structure, num_edges)
+        self.statistics.add([structure], np.array([num_edges]))
         self._pending.append((structure, num_edges))
         if len(self._pending) == self.config.shard_frames:
             self.flush()
@@ -125,6 +128,13 @@ class _SplitWriter:
         )
         self._pending.clear()
 
+    def split(self) -> Split:
+        """Write the index of the split and return the split."""
+        parts = [BlockIndex.load(index_path(self.folder / shard.name)) for shard in self.shards]
+        path = split_index_path(self.folder, self.name)
+        BlockIndex.joined(parts, len(self.config.cutoffs)).save(path)
+        return Split(shards=tuple(self.shards), statistics=self.statistics, index_sha256=sha256(path))
+
 
 def _write_splits(config: BuildConfig, folder: Path) -> dict[str, Split]:
     writers = {name: _SplitWriter(name, config, folder) for name in ("train", "val", "test")}
@@ -136,7 +146,7 @@ def _write_splits(config: BuildConfig, folder: Path) -> dict[str, Split]:
         writers[split_of(structure.group, config)].add(structure, _count_edges(structure, config.cutoffs))
     for writer in writers.values():
         writer.flush()
-    return {name: Split(shards=tuple(w.shards), statistics=w.statistics) for name, w in writers.items()}
+    return {name: writer.split() for name, writer in writers.items()}
 
 
 def _count_edges(structure: Structure, cutoffs: tuple[float, ...]) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_pipeline.shards import ShardIndex, index_path, sha256
+from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path
+from data_pipeline.shards import sha256
 from data_pipeline.statistics import Statistics
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Split:
     """Shards, in order."""
     statistics: Statistics
     """Sums over the frames of the split."""
+    index_sha256: str
+    """Checksum of the split's index file: the blocks of all its shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +81,17 @@ class Manifest:
             raise ValueError(f"{self.root}: there is no split {name!r}; there are {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
-    def index(self, split: str) -> ShardIndex:
-        """Read the index of a split.
+    def index(self, split: str) -> SplitIndex:
+        """Read the blocks of a split; the counts of its frames stay on disk until they are asked for.
 
         Raises:
-            FileNotFoundError: an index file is missing.
-            CorruptShard: an index file cannot be read.
+            FileNotFoundError: the index file is missing.
+            CorruptShard: the index file cannot be read.
         """
-        chosen = self.split(split)
-        paths = [index_path(self.root / shard.name) for shard in chosen.shards]
-        return ShardIndex.load(paths, len(chosen.statistics.cutoffs))
+        shards, statistics = self.split(split).shards, self.split(split).statistics
+        paths = [index_path(path) for path in self.shard_paths(split)]
+        counts = StoredCounts(paths, [shard.num_frames for shard in shards], len(statistics.cutoffs))
+        return SplitIndex(BlockIndex.load(split_index_path(self.root, split)), counts)
 
     def shard_paths(self, split: str) -> list[Path]:
         """Return the paths of a split's shards, in order."""
@@ -105,17 +109,23 @@ class Manifest:
             FileNotFoundError: a file is missing.
             ValueError: a file differs.
         """
-        for split in self.splits.values():
+        for name, split in self.splits.items():
+            expected = {split_index_path(self.root, name): split.index_sha256}
             for shard in split.shards:
                 path = self.root / shard.name
-                for file, expected in ((path, shard.sha256), (index_path(path), shard.index_sha256)):
-                    if sha256(file) != expected:
-                        raise ValueError(f"{file}: the checksum differs from the manifest's; copy or build it again")
+                expected |= {path: shard.sha256, index_path(path): shard.index_sha256}
+            for file, checksum in expected.items():
+                if sha256(file) != checksum:
+                    raise ValueError(f"{file}: the checksum differs from the manifest's; copy or build it again")
 
     def to_json(self) -> dict:
         """Return the manifest as JSON."""
         splits = {
-            name: {"shards": [asdict(s) for s in split.shards], "statistics": split.statistics.to_json()}
+            name: {
+                "shards": [asdict(shard) for shard in split.shards],
+                "statistics": split.statistics.to_json(),
+                "index_sha256": split.index_sha256,
+            }
             for name, split in self.splits.items()
         }
         return {
@@ -124,6 +134,11 @@ class Manifest:
             "splits": splits,
             "build_config": self.build_config,
         }
+
+
+def split_index_path(root: Path, split: str) -> Path:
+    """Return the path of the index of a split: the blocks of all its shards."""
+    return root / f"{split}.index.safetensors"
 
 
 def open_manifest(path: Path | str) -> Manifest:
@@ -142,10 +157,13 @@ def open_manifest(path: Path | str) -> Manifest:
         version = values["schema_version"]
         if version > SCHEMA_VERSION:
             raise ValueError(f"{file}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
+        if version < SCHEMA_VERSION:
+            raise ValueError(f"{file}: schema {version} is older than {SCHEMA_VERSION}; build the data again")
         splits = {
             name: Split(
                 shards=tuple(Shard(**shard) for shard in split["shards"]),
                 statistics=Statistics.from_json(split["statistics"]),
+                index_sha256=split["index_sha256"],
             )
             for name, split in values["splits"].items()
         }

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
-from data_pipeline.shards import ShardIndex
+from data_pipeline.index import SplitIndex
 
 PLAN_VERSION = 1
 HEADROOM = 0.985
@@ -40,7 +40,7 @@ class Plan:
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: SplitIndex,
         *,
         cutoff_number: int,
         lanes: int,
@@ -67,12 +67,13 @@ class Plan:
         """
         if lanes < 1 or edge_budget < 1 or (atom_budget is not None and atom_budget < 1):
             raise ValueError("lanes, edge_budget and atom_budget must be at least 1")
-        edges = index.num_edges[:, cutoff_number].astype(np.int64)
-        too_large = _too_large(edges, index.num_atoms, edge_budget, atom_budget)
+        atoms, all_edges = index.counts(0, index.num_frames)
+        edges = all_edges[:, cutoff_number].astype(np.int64)
+        too_large = _too_large(edges, atoms, edge_budget, atom_budget)
         if oversize == "error" and too_large.any():
             raise ValueError(
                 f"{int(too_large.sum())} of {len(edges)} structures are larger than the budget (the largest has "
-                f"{int(edges.max())} edges and {int(index.num_atoms.max())} atoms; edge_budget is {edge_budget}, "
+                f"{int(edges.max())} edges and {int(atoms.max())} atoms; edge_budget is {edge_budget}, "
                 f"atom_budget {atom_budget}). Raise the budget, or choose oversize: alone or skip."
             )
         self.lanes, self.edge_budget, self.atom_budget, self.seed = lanes, edge_budget, atom_budget, seed
@@ -85,14 +86,14 @@ class Plan:
         # a frame without edges still costs something, and an oversize one fills its micro-batch
         self._too_large = too_large
         self._cost = np.where(too_large, edge_budget, np.maximum(edges, 1)) * self._kept
-        self._atoms = index.num_atoms.astype(np.int64)
+        self._atoms = atoms.astype(np.int64)
         self._units = _units(index.first_frame, UNITS_PER_LANE * lanes)
         totals = np.concatenate([[0], np.cumsum(self._cost)])
         self._unit_cost = totals[self._units[:, 1]] - totals[self._units[:, 0]]
         self.steps_per_pass = math.ceil(int(totals[-1]) / (HEADROOM * lanes * edge_budget))
         if atom_budget is not None:
-            atoms = int(self._atoms[self._kept].sum())
-            self.steps_per_pass = max(self.steps_per_pass, math.ceil(atoms / (HEADROOM * lanes * atom_budget)))
+            all_atoms = int(self._atoms[self._kept].sum())
+            self.steps_per_pass = max(self.steps_per_pass, math.ceil(all_atoms / (HEADROOM * lanes * atom_budget)))
         # what was computed last, by arguments; plain dictionaries, because a plan travels to worker processes
         self._hands: dict[int, list[np.ndarray]] = {}
         self._lane_windows: dict[tuple[int, int], list[tuple[int, int, np.ndarray]]] = {}
@@ -169,7 +170,7 @@ class Plan:
 
 
 def sweep_batches(
-    index: ShardIndex, *, cutoff_number: int, edge_budget: int, world_size: int, rank: int
+    index: SplitIndex, *, cutoff_number: int, edge_budget: int, world_size: int, rank: int
 ) -> list[Int[np.ndarray, " frames"]]:
     """Return a rank's share of batches that together hold every frame exactly once, in the order of the data.
 
@@ -177,7 +178,7 @@ def sweep_batches(
     """
     batches: list[list[int]] = []
     load = edge_budget + 1
-    for frame, edges in enumerate(index.num_edges[:, cutoff_number].tolist()):
+    for frame, edges in enumerate(index.counts(0, index.num_frames)[1][:, cutoff_number].tolist()):
         if load + edges > edge_budget:
             batches.append([])
             load = 0

@@ -3,10 +3,11 @@
 Only sums are kept. What a model needs is derived from them, so that two shards, or two manifests, merge by addition.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
@@ -43,23 +44,27 @@ class Statistics:
     def __post_init__(self) -> None:
         self.num_edges = list(self.num_edges) or [0] * len(self.cutoffs)
 
-    def add(self, structure: Structure, num_edges: tuple[int, ...]) -> None:
-        """Add one frame, with its edge counts at the cutoffs."""
-        counts = np.bincount(structure.numbers, minlength=SIZE).astype(np.float64)
-        fractions = counts / structure.num_atoms
-        energy = structure.energy / structure.num_atoms
-        present = np.flatnonzero(counts)
-        self.num_frames += 1
-        self.num_atoms += structure.num_atoms
-        self.num_edges = [a + int(b) for a, b in zip(self.num_edges, num_edges, strict=True)]
-        self.atoms_of_element += counts
-        self.composition_gram[np.ix_(present, present)] += np.outer(fractions[present], fractions[present])
-        self.composition_energy += fractions * energy
-        self.energy_square_sum += energy**2
-        if structure.has_forces:
-            self.num_force_atoms += structure.num_atoms
-            self.force_square_sum += float(np.square(structure.forces, dtype=np.float64).sum())
-        self.num_stress_frames += int(structure.has_stress)
+    def add(self, structures: Sequence[Structure], num_edges: Int[np.ndarray, "frames cutoffs"]) -> None:
+        """Add frames, with their edge counts at the cutoffs."""
+        num_atoms = np.array([s.num_atoms for s in structures])
+        energy = np.array([s.energy for s in structures]) / num_atoms
+        frame_of_atom = np.repeat(np.arange(len(structures)), num_atoms)
+        cells = frame_of_atom * SIZE + np.concatenate([s.numbers for s in structures])
+        counts = np.bincount(cells, minlength=len(structures) * SIZE).reshape(-1, SIZE)
+        present = np.flatnonzero(counts.any(axis=0))
+        fractions = counts[:, present] / num_atoms[:, None]
+        with_forces = np.array([s.has_forces for s in structures])
+        forces = np.concatenate([s.forces for s in structures])[with_forces[frame_of_atom]].astype(np.float64)
+        self.num_frames += len(structures)
+        self.num_atoms += int(num_atoms.sum())
+        self.num_edges = [a + int(b) for a, b in zip(self.num_edges, num_edges.sum(axis=0), strict=True)]
+        self.atoms_of_element += counts.sum(axis=0)
+        self.composition_gram[np.ix_(present, present)] += fractions.T @ fractions
+        self.composition_energy[present] += fractions.T @ energy
+        self.energy_square_sum += float(np.square(energy).sum())
+        self.num_force_atoms += len(forces)
+        self.force_square_sum += float(np.square(forces).sum())
+        self.num_stress_frames += sum(s.has_stress for s in structures)
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Return the statistics of both data sets together.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_pipeline.block import Block
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Oversize, Plan, sweep_batches
@@ -28,13 +29,13 @@ class Frames:
         self.index = manifest.index(split)
         self._paths = manifest.shard_paths(split)
         self._first_frame = self.index.first_frame
-        self._blocks: OrderedDict[int, list[Structure]] = OrderedDict()
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
 
-    def _block(self, block: int) -> list[Structure]:
+    def _block(self, block: int) -> Block:
         """Return a block, decoded; the least recently used of more than CACHED_BLOCKS is forgotten."""
         if block not in self._blocks:
-            path = self._paths[int(self.index.block_shard[block])]
-            self._blocks[block] = read_block(path, self.index, block)
+            path = self._paths[int(self.index.blocks.shard[block])]
+            self._blocks[block] = read_block(path, self.index.blocks, block)
             if len(self._blocks) > CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(block)

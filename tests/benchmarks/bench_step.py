@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data_pipeline.graph import GraphBatch, collate
@@ -80,8 +81,7 @@ def _ours(model: EquivariantConfig, num_frames: int) -> tuple[Potential, GraphBa
     structures = list(EmtAlloys(num_frames=num_frames))
     statistics = Statistics(cutoffs=(model.cutoff,))
     batch = collate(structures, model.cutoff)
-    for structure in structures:
-        statistics.add(structure, (batch.num_edges // len(structures),))
+    statistics.add(structures, np.full((len(structures), 1), batch.num_edges // len(structures)))
     return new_potential(model, statistics), batch
 
 

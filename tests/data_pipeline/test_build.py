@@ -117,7 +117,7 @@ def test_the_same_build_in_another_folder_gives_the_same_checksums(
 def test_shards_and_blocks_have_the_sizes_asked_for(configure: Callable[..., BuildConfig]) -> None:
     manifest = build(configure(shard_frames=10, block_frames=4, val_fraction=0.0, test_fraction=0.0))
     assert [shard.num_frames for shard in manifest.splits["train"].shards] == [10, 10, 10]
-    assert manifest.index("train").block_frames.tolist() == [4, 4, 2] * 3
+    assert manifest.index("train").blocks.num_frames.tolist() == [4, 4, 2] * 3
     assert [shard.num_bytes for shard in manifest.splits["train"].shards] == [
         path.stat().st_size for path in manifest.shard_paths("train")
     ]
@@ -125,10 +125,10 @@ def test_shards_and_blocks_have_the_sizes_asked_for(configure: Callable[..., Bui
 
 def test_edges_are_counted_at_every_cutoff(configure: Callable[..., BuildConfig]) -> None:
     manifest = build(configure(cutoffs=(3.0, 5.5, 4.0), val_fraction=0.0, test_fraction=0.0))
-    index = manifest.index("train")
+    _, edges = manifest.index("train").counts(0, 30)
     for number, frame in enumerate(frames_of(manifest, "train")):
         expected = [len(neighbor_list(frame, cutoff).distances) for cutoff in (3.0, 5.5, 4.0)]
-        assert index.num_edges[number].tolist() == expected
+        assert edges[number].tolist() == expected
 
 
 def test_what_build_returns_is_what_it_wrote(configure: Callable[..., BuildConfig]) -> None:

@@ -53,8 +53,9 @@ def test_statistics_are_of_the_frames_in_the_shards(emt_manifest: Manifest) -> N
     for name, split in emt_manifest.splits.items():
         index = emt_manifest.index(name)
         assert split.statistics.num_frames == index.num_frames == sum(s.num_frames for s in split.shards)
-        assert split.statistics.num_atoms == index.num_atoms.sum()
-        assert split.statistics.num_edges == index.num_edges.sum(axis=0).tolist()
+        assert split.statistics.num_atoms == index.blocks.num_atoms.sum()
+        _, edges = index.counts(0, index.num_frames)
+        assert split.statistics.num_edges == edges.sum(axis=0).tolist()
     assert sum(split.statistics.num_frames for split in emt_manifest.splits.values()) == 120
 
 
@@ -94,7 +95,13 @@ def test_a_newer_schema_is_refused(manifest: Manifest) -> None:
         open_manifest(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema_version": 1}', '{"schema_version": "1"}'])
+def test_an_older_schema_is_refused(manifest: Manifest) -> None:
+    path = change(manifest, schema_version=SCHEMA_VERSION - 1)
+    with pytest.raises(ValueError, match=rf"schema {SCHEMA_VERSION - 1} is older than {SCHEMA_VERSION}; build.*again"):
+        open_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"schema_version": 2}', '{"schema_version": "1"}'])
 def test_json_that_is_not_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json: not a manifest"):

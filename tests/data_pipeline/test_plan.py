@@ -7,28 +7,26 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.index import SplitIndex
 from data_pipeline.plan import Plan, sweep_batches
-from data_pipeline.shards import ShardIndex
 
 BUDGET = 2000
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=40)
 
 
-def make_index(edges: Sequence[int], atoms: Sequence[int] | None = None, block_frames: int = 16) -> ShardIndex:
+def make_index(edges: Sequence[int], atoms: Sequence[int] | None = None, block_frames: int = 16) -> SplitIndex:
     """An index of one shard; planning reads its block sizes, atoms and edges only."""
     count = len(edges)
     blocks = [min(block_frames, count - start) for start in range(0, count, block_frames)]
-    zeros = np.zeros(len(blocks), dtype=np.int64)
-    return ShardIndex(
-        block_shard=zeros,
-        block_offset=zeros,
-        block_size=zeros,
-        block_checksum=zeros.astype(np.uint32),
-        block_frames=np.array(blocks, dtype=np.int64),
-        num_atoms=np.array(np.ones(count) if atoms is None else atoms, dtype=np.int32),
-        num_edges=np.array(edges, dtype=np.int32).reshape(-1, 1),
-        labels=np.zeros(count, dtype=np.uint8),
+    return SplitIndex.in_memory(
+        np.array(blocks, dtype=np.int64),
+        np.array(np.ones(count) if atoms is None else atoms, dtype=np.int32),
+        np.array(edges, dtype=np.int32).reshape(count, -1 if count else 1),
     )
+
+
+def edges_of(index: SplitIndex) -> np.ndarray:
+    return index.counts(0, index.num_frames)[1][:, 0]
 
 
 def random_edges(count: int, seed: int = 0, mean: float = 150.0) -> np.ndarray:
@@ -37,7 +35,7 @@ def random_edges(count: int, seed: int = 0, mean: float = 150.0) -> np.ndarray:
     return np.clip(spread, 0, BUDGET).astype(np.int64)
 
 
-def make_plan(index: ShardIndex, **options: object) -> Plan:
+def make_plan(index: SplitIndex, **options: object) -> Plan:
     return Plan(index, **{"cutoff_number": 0, "lanes": 4, "edge_budget": BUDGET, **options})
 
 
@@ -52,7 +50,7 @@ def frames(batches: list[list[np.ndarray]]) -> list[int]:
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[ShardIndex, dict]:
+def plans(draw: st.DrawFn) -> tuple[SplitIndex, dict]:
     """Corpora and options from tiny to some thousand frames, with zero-edge and oversize frames."""
     lanes = draw(st.integers(1, 8))
     count = draw(st.integers(lanes, 600))
@@ -75,7 +73,7 @@ def plans(draw: st.DrawFn) -> tuple[ShardIndex, dict]:
 
 @PROPERTY
 @given(plans())
-def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[ShardIndex, dict]) -> None:
+def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[SplitIndex, dict]) -> None:
     index, options = case
     plan = make_plan(index, **options)
     for number in (0, 1, 2):
@@ -84,7 +82,7 @@ def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[ShardIndex,
 
 @PROPERTY
 @given(plans(), st.integers(0, 2**20), st.integers(0, 7))
-def test_a_step_does_not_depend_on_the_steps_before(case: tuple[ShardIndex, dict], place: int, lane: int) -> None:
+def test_a_step_does_not_depend_on_the_steps_before(case: tuple[SplitIndex, dict], place: int, lane: int) -> None:
     index, options = case
     visited, fresh = make_plan(index, **options), make_plan(index, **options)
     step, lane = place % (3 * visited.steps_per_pass), lane % visited.lanes
@@ -95,9 +93,9 @@ def test_a_step_does_not_depend_on_the_steps_before(case: tuple[ShardIndex, dict
 
 @PROPERTY
 @given(plans())
-def test_skipped_frames_are_left_out_and_counted(case: tuple[ShardIndex, dict]) -> None:
+def test_skipped_frames_are_left_out_and_counted(case: tuple[SplitIndex, dict]) -> None:
     index, options = case
-    kept = index.num_edges[:, 0] <= BUDGET
+    kept = edges_of(index) <= BUDGET
     assume(kept.sum() >= options["lanes"])
     plan = make_plan(index, **{**options, "oversize": "skip"})
     assert plan.num_skipped == index.num_frames - kept.sum()
@@ -107,10 +105,10 @@ def test_skipped_frames_are_left_out_and_counted(case: tuple[ShardIndex, dict]) 
 
 @PROPERTY
 @given(plans())
-def test_an_oversize_frame_is_alone_in_its_micro_batch(case: tuple[ShardIndex, dict]) -> None:
+def test_an_oversize_frame_is_alone_in_its_micro_batch(case: tuple[SplitIndex, dict]) -> None:
     index, options = case
     plan = make_plan(index, **{**options, "oversize": "alone"})
-    too_large = index.num_edges[:, 0] > BUDGET
+    too_large = edges_of(index) > BUDGET
     for batch in (batch for step in one_pass(plan) for batch in step):
         assert len(batch) == 1 or not too_large[batch].any()
 
@@ -220,8 +218,8 @@ def test_frames_without_edges_are_planned_too() -> None:
 
 
 def test_the_cutoff_decides_the_cost() -> None:
-    index = make_index(random_edges(400))
-    both = ShardIndex(**{**vars(index), "num_edges": np.hstack([index.num_edges, index.num_edges // 4])})
+    edges = random_edges(400)
+    both = make_index(np.stack([edges, edges // 4], axis=1))
     steps = [make_plan(both, cutoff_number=number).steps_per_pass for number in (0, 1)]
     assert steps[0] > 3 * steps[1]
 
@@ -261,9 +259,9 @@ def test_the_atom_budget_is_kept_within_a_tenth(corpus: np.ndarray) -> None:
 
 @PROPERTY
 @given(plans(), st.integers(1, 5))
-def test_a_sweep_takes_every_frame_once_over_all_ranks(case: tuple[ShardIndex, dict], world_size: int) -> None:
+def test_a_sweep_takes_every_frame_once_over_all_ranks(case: tuple[SplitIndex, dict], world_size: int) -> None:
     index, _ = case
-    edges = index.num_edges[:, 0]
+    edges = edges_of(index)
     shares = [
         sweep_batches(index, cutoff_number=0, edge_budget=BUDGET, world_size=world_size, rank=rank)
         for rank in range(world_size)

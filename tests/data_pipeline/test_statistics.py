@@ -38,8 +38,8 @@ def additive_frames(count: int = 60) -> list[Structure]:
 
 def statistics(structures: list[Structure], cutoffs: tuple[float, ...] = (5.0,)) -> Statistics:
     result = Statistics(cutoffs=cutoffs)
-    for structure in structures:
-        result.add(structure, tuple(10 * structure.num_atoms + n for n in range(len(cutoffs))))
+    if structures:
+        result.add(structures, np.array([[10 * s.num_atoms + n for n in range(len(cutoffs))] for s in structures]))
     return result
 
 
@@ -125,8 +125,8 @@ def test_no_forces_give_no_force_scale() -> None:
 
 def test_mean_neighbors_is_edges_over_atoms() -> None:
     sums = Statistics(cutoffs=(4.0, 5.0))
-    sums.add(frame(np.array([1, 1]), 0.0), (2, 6))
-    sums.add(frame(np.array([1, 1, 1]), 0.0), (3, 24))
+    sums.add([frame(np.array([1, 1]), 0.0)], np.array([[2, 6]]))
+    sums.add([frame(np.array([1, 1, 1]), 0.0)], np.array([[3, 24]]))
     assert (sums.mean_neighbors(4.0), sums.mean_neighbors(5.0)) == (1.0, 6.0)
 
 

@@ -157,7 +157,7 @@ def test_a_corrupt_block_stops_the_stream_and_is_named(emt_manifest: Manifest, t
     manifest = open_manifest(tmp_path / "copy")
     (shard,) = manifest.shard_paths("train")
     content = bytearray(shard.read_bytes())
-    content[int(manifest.index("train").block_offset[1]) + 1000] ^= 1
+    content[int(manifest.index("train").blocks.offset[1]) + 1000] ^= 1
     shard.write_bytes(content)
     stream = Stream(manifest, cutoff=5.0, lanes=4, edge_budget=1200)
     with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte \d+: the checksum"):

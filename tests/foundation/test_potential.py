@@ -154,7 +154,7 @@ def test_data_without_any_neighbours_are_refused() -> None:
     statistics = Statistics(cutoffs=(5.0,))
     for number in (1, 8):
         labelled = replace(atom(number), has_forces=True, forces=np.ones((1, 3), np.float32))
-        statistics.add(labelled, (0,))
+        statistics.add([labelled], np.zeros((1, 1), dtype=int))
     with pytest.raises(ValueError, match=r"no two atoms of the training data are within"):
         new_potential(CONFIG, statistics)
 
