@@ -1,10 +1,11 @@
 """One file per on-disk format; each turns it into Structures and is the only place that converts units and signs."""
 
 from data_pipeline.sources.ase_files import AseFiles
+from data_pipeline.sources.aselmdb import AseLmdb
 from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.source import Frame, Part, Source
 
-__all__ = ["AseFiles", "EmtAlloys", "Frame", "Part", "Source", "SourceConfig"]
+__all__ = ["AseFiles", "AseLmdb", "EmtAlloys", "Frame", "Part", "Source", "SourceConfig"]
 
-SourceConfig = AseFiles | EmtAlloys
+SourceConfig = AseFiles | AseLmdb | EmtAlloys
 """The sources that a YAML can name; told apart by their fields."""

@@ -33,6 +33,7 @@ class Source:
 
         Raises:
             FileNotFoundError: a file is missing, or its path names an environment variable that is not set.
+            InvalidStructure: a file is damaged where it must be read to find the parts.
         """
         raise NotImplementedError
 

@@ -8,6 +8,8 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
@@ -288,3 +290,113 @@ def test_a_database_gives_the_energy_the_code_computed(real_data: Path) -> None:
     for structure, atoms in itertools.zip_longest(structures, rows):
         assert structure.energy == atoms.get_potential_energy()
         np.testing.assert_array_equal(structure.forces, atoms.get_forces().astype(np.float32))
+
+
+MACE_FILE = """2
+Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3:REF_forces:R:3 config_type=Default REF_energy=-7.5 \
+REF_virials="6.4 1.28 0.64 1.28 12.8 0 0.64 0 -6.4" REF_stress="-0.1 -0.02 -0.01 -0.02 -0.2 0 -0.01 0 0.1" pbc="T T T"
+Cu 0 0 0 1 2 3
+Cu 2 2 0 -1 -2 -3
+"""
+"""Two atoms in 64 Å³ under the names that MACE reads: REF_virials [eV] is -64 Å³ times REF_stress [eV/Å³]."""
+
+
+def test_the_names_of_mace_give_all_labels_and_virials_are_the_stress(tmp_path: Path) -> None:
+    path = tmp_path / "mace.xyz"
+    path.write_text(MACE_FILE)
+    names = {"energy_key": "REF_energy", "forces_key": "REF_forces"}
+    (by_virials,) = read(path, **names, virials_key="REF_virials")
+    (by_stress,) = read(path, **names, stress_key="REF_stress")
+    assert (by_virials.energy, by_virials.has_forces, by_virials.has_stress) == (-7.5, True, True)
+    assert by_virials.forces.tolist() == [[1, 2, 3], [-1, -2, -3]]
+    np.testing.assert_array_equal(by_virials.stress, by_stress.stress)
+    expected = np.array([[-0.1, -0.02, -0.01], [-0.02, -0.2, 0.0], [-0.01, 0.0, 0.1]])
+    np.testing.assert_allclose(by_virials.stress, expected, rtol=1e-6)
+    with pytest.raises(InvalidStructure, match=r"no energy in the calculator.*energy_key.*'REF_energy'"):
+        read(path)
+
+
+def test_a_virial_is_minus_the_derivative_of_the_energy_by_strain() -> None:
+    # the sign that MACE, NequIP and DeePMD share, against differences of energies
+    def energy(strain: float) -> float:
+        atoms = bulk("Cu", a=3.4, cubic=True)
+        atoms.set_cell(atoms.cell[:] * (1 + strain), scale_atoms=True)
+        atoms.calc = EMT()
+        return atoms.get_potential_energy()
+
+    atoms = bulk("Cu", a=3.4, cubic=True)
+    trace = -(energy(1e-4) - energy(-1e-4)) / 2e-4
+    atoms.info["virial"] = np.eye(3) * trace / 3
+    atoms.calc = EMT()
+    expected = atoms.get_stress(voigt=False)
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+    stress = convert(atoms, virials_key="virial").stress
+    assert stress[0, 0] < 0  # compressed
+    np.testing.assert_allclose(stress, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_virials_need_a_volume_and_no_stress_beside_them(copper_frames: list[ase.Atoms]) -> None:
+    copper_frames[0].info["virial"] = np.eye(3)
+    copper_frames[0].pbc = False
+    copper_frames[0].cell[2] = 0.0
+    with pytest.raises(InvalidStructure, match="without three lattice vectors"):
+        convert(copper_frames[0], virials_key="virial")
+    with pytest.raises(ValueError, match="give one of them"):
+        AseFiles(files=(), stress_key="stress", virials_key="virial")
+
+
+def test_vasps_energy_is_that_of_zero_smearing_and_the_free_one_can_be_asked_for(
+    real_data: Path, tmp_path: Path
+) -> None:
+    text = (real_data / "hfo2-scan" / "label_2" / "OUTCAR_10").read_text()
+    outcar = tmp_path / "OUTCAR"
+    # an insulator: all its energies are the same, so a smearing's difference is written in
+    outcar.write_text(re.sub(r"(TOTEN  = +)-?\d+\.\d+", r"\g<1>-1717.70000000", text))
+    energy = float(re.findall(r"energy\(sigma->0\) =\s*(\S+)", text)[-1])
+    (structure,) = read(outcar, alternative_energy_key="free_energy")
+    assert (structure.energy, structure.alternative_energy) == (energy, -1717.7)
+    (structure,) = read(outcar, energy_key="free_energy")
+    assert (structure.energy, structure.has_alternative_energy) == (-1717.7, False)
+
+
+def test_an_unfinished_outcar_is_named(real_data: Path, tmp_path: Path) -> None:
+    text = (real_data / "hfo2-scan" / "label_2" / "OUTCAR_10").read_text()
+    outcar = tmp_path / "OUTCAR"
+    for place in (20_000, text.index("TOTAL-FORCE"), text.index("energy  without entropy")):
+        outcar.write_text(text[:place])
+        with pytest.raises(InvalidStructure, match=r"OUTCAR(, frame 0: cannot be read|: the file holds no frames)"):
+            read(outcar)
+
+
+VASPRUN = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling>
+ <kpoints><generation param="Gamma"><v type="int" name="divisions"> 1 1 1 </v></generation>
+  <varray name="kpointlist"><v> 0 0 0 </v></varray><varray name="weights"><v> 1 </v></varray></kpoints>
+ <atominfo><atoms> 2 </atoms><array name="atoms"><set>
+  <rc><c>Cu</c><c>   1</c></rc><rc><c>O </c><c>   2</c></rc></set></array></atominfo>
+ <structure name="initialpos">
+  <crystal><varray name="basis"><v> 4 0 0 </v><v> 0 4 0 </v><v> 0 0 4 </v></varray></crystal>
+  <varray name="positions"><v> 0 0 0 </v><v> 0.5 0.5 0.25 </v></varray></structure>
+ <calculation>
+  <scstep><energy><i name="e_fr_energy"> -10.25 </i><i name="e_wo_entrp"> -9.75 </i>
+   <i name="e_0_energy"> -10.00 </i></energy></scstep>
+  <structure><crystal><varray name="basis"><v> 4 0 0 </v><v> 0 4 0 </v><v> 0 0 4 </v></varray></crystal>
+   <varray name="positions"><v> 0 0 0 </v><v> 0.5 0.5 0.25 </v></varray></structure>
+  <varray name="forces"><v> 0.1 0.2 0.3 </v><v> -0.1 -0.2 -0.3 </v></varray>
+  <varray name="stress"><v> 16.0 4.0 3.0 </v><v> 4.0 32.0 2.0 </v><v> 3.0 2.0 -16.0 </v></varray>
+  <energy><i name="e_fr_energy"> -10.25 </i><i name="e_wo_entrp"> -9.75 </i><i name="e_0_energy"> -10.00 </i></energy>
+ </calculation>
+</modeling>
+"""
+"""One ionic step as VASP lays it out; stress in kbar, positive in compression."""
+
+
+def test_vasprun_gives_its_labels_with_the_sign_of_stress_turned(tmp_path: Path) -> None:
+    path = tmp_path / "vasprun.xml"
+    path.write_text(VASPRUN)
+    (structure,) = read(path, alternative_energy_key="free_energy")
+    assert (structure.energy, structure.alternative_energy) == (-10.0, -10.25)
+    assert structure.positions.tolist() == [[0, 0, 0], [2, 2, 1]]
+    np.testing.assert_allclose(structure.forces, [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]], rtol=1e-6)
+    printed = np.array([[16.0, 4.0, 3.0], [4.0, 32.0, 2.0], [3.0, 2.0, -16.0]])
+    np.testing.assert_allclose(structure.stress, -0.1 * printed / EV_PER_CUBIC_ANGSTROM_IN_GPA, rtol=1e-6)
