@@ -37,6 +37,9 @@ DOORS = {
     "deepspeed": ("foundation/training/fit.py",),
     "mpi4py": ("data_pipeline/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/"),
+    "lmdb": ("data_pipeline/sources/",),
+    "h5py": ("data_pipeline/sources/mace_hdf5.py",),
+    "requests": ("data_pipeline/download.py",),
     "wandb": (),
 }
 """The only places that may import each dependency."""

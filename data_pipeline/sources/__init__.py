@@ -2,7 +2,9 @@
 
 from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
+from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.emt import EmtAlloys
+from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
 from data_pipeline.sources.source import Frame, Part, Source
 
@@ -10,8 +12,10 @@ __all__ = [
     "AlexandriaJson",
     "AseFiles",
     "AseLmdb",
+    "DeepmdNpy",
     "EmtAlloys",
     "Frame",
+    "MaceHdf5",
     "MatpesJson",
     "MlearnJson",
     "MptrjJson",
@@ -20,5 +24,7 @@ __all__ = [
     "SourceConfig",
 ]
 
-SourceConfig = AseFiles | AseLmdb | EmtAlloys | MlearnJson | MptrjJson | MatpesJson | AlexandriaJson
-"""The sources that a YAML can name; told apart by their fields."""
+SourceConfig = (
+    AseFiles | AseLmdb | DeepmdNpy | EmtAlloys | MaceHdf5 | MlearnJson | MptrjJson | MatpesJson | AlexandriaJson
+)
+"""The sources that a YAML can name; told apart by their first field."""

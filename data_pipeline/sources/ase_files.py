@@ -10,7 +10,6 @@ unfinished run gives its complete ionic steps.
 
 import contextlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ase.io.formats import get_compression, open_with_compression
 from jaxtyping import Float64, Num
 from numpy.typing import ArrayLike
 
-from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.sources.source import Frame, Part, Source, named_paths
 from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
 
 STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa}
@@ -89,9 +88,7 @@ class AseFiles(Source):
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
             InvalidStructure: a file of several parts is damaged.
         """
-        paths = [resolve(name) for name in self.files]
-        folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
-        return [part for path in paths for part in self._parts_of(path, os.path.relpath(path.absolute(), folder))]
+        return [part for path, name in named_paths(self.files, "files") for part in self._parts_of(path, name)]
 
     def _parts_of(self, path: Path, name: str) -> list[Part]:
         root, compression = get_compression(str(path))
@@ -198,23 +195,6 @@ class AseFiles(Source):
         stress = _label(atoms, "stress", self.stress_key, atoms.info)
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
         return None if stress is None else factor * full_stress(stress)
-
-
-def resolve(name: str, *, field: str = "files", folders: bool = False) -> Path:
-    """Return the path that a source's field names, with its environment variables filled in.
-
-    Raises:
-        FileNotFoundError: a variable is not set, or there is no such file (or folder, where folders may be named).
-    """
-    path = Path(os.path.expandvars(name)).expanduser()
-    if "$" in str(path):
-        raise FileNotFoundError(
-            f"{name}: the environment variable in this path is not set. Set it to the folder that holds the data, "
-            f"or give the path itself with --source.{field}."
-        )
-    if not path.is_file() and not (folders and path.is_dir()):
-        raise FileNotFoundError(f"{path}: no such file{' or folder' * folders} (source.{field} names it)")
-    return path
 
 
 def full_stress(stress: ArrayLike) -> Float64[np.ndarray, "3 3"]:

@@ -24,8 +24,8 @@ import lmdb
 import numpy as np
 from jaxtyping import UInt
 
-from data_pipeline.sources.ase_files import full_stress, hill_formula, resolve
-from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.sources.ase_files import full_stress, hill_formula
+from data_pipeline.sources.source import Frame, Part, Source, resolve
 from data_pipeline.structure import InvalidStructure, Structure
 
 PART_ROWS = 8192

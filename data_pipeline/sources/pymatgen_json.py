@@ -7,7 +7,6 @@ that lacks it is refused by name.
 """
 
 import itertools
-import os
 import re
 import sys
 import zlib
@@ -22,9 +21,9 @@ from ase.symbols import Symbols
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
-from data_pipeline.sources.ase_files import STRESS_UNITS, resolve
+from data_pipeline.sources.ase_files import STRESS_UNITS
 from data_pipeline.sources.json_stream import JsonReader, is_compressed, open_json, plain_text
-from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.sources.source import Frame, Part, Source, named_paths
 from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
 
 VASP_KBAR = -STRESS_UNITS["kbar"]
@@ -64,7 +63,7 @@ class MptrjJson(Source):
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
         """
         parts = []
-        for path, name in _paths(self.mptrj_json):
+        for path, name in named_paths(self.mptrj_json, "mptrj_json"):
             size = path.stat().st_size
             starts = [0] if is_compressed(path) else range(0, size, PART_BYTES) or [0]
             for start, stop in itertools.pairwise([*starts, size]):
@@ -104,7 +103,7 @@ class MatpesJson(Source):
         Raises:
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
         """
-        return [_part(path, name, _items, self._convert) for path, name in _paths(self.matpes_json)]
+        return [_part(path, name, _items, self._convert) for path, name in named_paths(self.matpes_json, "matpes_json")]
 
     def _convert(self, keys: tuple[str, ...], record: Any) -> Structure:
         return _structure(
@@ -139,7 +138,10 @@ class AlexandriaJson(Source):
         Raises:
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
         """
-        return [_part(path, name, _entries, self._convert) for path, name in _paths(self.alexandria_json)]
+        return [
+            _part(path, name, _entries, self._convert)
+            for path, name in named_paths(self.alexandria_json, "alexandria_json")
+        ]
 
     def _convert(self, keys: tuple[str, ...], record: Any) -> Structure:
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
@@ -172,7 +174,10 @@ class MlearnJson(Source):
         Raises:
             FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
         """
-        return [_part(path, name, _items, partial(self._convert, name)) for path, name in _paths(self.mlearn_json)]
+        return [
+            _part(path, name, _items, partial(self._convert, name))
+            for path, name in named_paths(self.mlearn_json, "mlearn_json")
+        ]
 
     def _convert(self, file: str, keys: tuple[str, ...], record: Any) -> Structure:
         return _structure(
@@ -183,13 +188,6 @@ class MlearnJson(Source):
             id=f"{file}:{keys[0]}",
             subgroup=_optional(record, "group"),
         )
-
-
-def _paths(files: Sequence[str]) -> list[tuple[Path, str]]:
-    """Return each path with its name below the folder that is common to all."""
-    paths = [resolve(file).absolute() for file in files]
-    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    return [(path, os.path.relpath(path, folder)) for path in paths]
 
 
 def _part(

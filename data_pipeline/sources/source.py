@@ -1,7 +1,9 @@
 """Source: labelled frames in parts that can be read independently, and so by several processes."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_pipeline.structure import InvalidStructure, Structure
 
@@ -48,3 +50,35 @@ class Source:
                 if isinstance(frame, InvalidStructure):
                     raise frame
                 yield frame
+
+
+def resolve(name: str, *, field: str, folders: bool = False) -> Path:
+    """Return the path that a source's field names, with its environment variables filled in.
+
+    Raises:
+        FileNotFoundError: a variable is not set, or there is no such file (or folder, where folders may be named).
+    """
+    path = Path(os.path.expandvars(name)).expanduser()
+    if "$" in str(path):
+        raise FileNotFoundError(
+            f"{name}: the environment variable in this path is not set. Set it to the folder that holds the data, "
+            f"or give the path itself with --source.{field}."
+        )
+    if not path.is_file() and not (folders and path.is_dir()):
+        raise FileNotFoundError(f"{path}: no such file{' or folder' * folders} (source.{field} names it)")
+    return path
+
+
+def named_paths(names: Sequence[str], field: str) -> list[tuple[Path, str]]:
+    """Return the files that a source's field names, each with its name below the folder that is common to all.
+
+    Raises:
+        FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
+    """
+    return below_common_folder([resolve(name, field=field) for name in names])
+
+
+def below_common_folder(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return each file with its name below the folder that is common to all."""
+    folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    return [(path, os.path.relpath(path.absolute(), folder)) for path in paths]

@@ -1,0 +1,171 @@
+"""DeePMD-kit systems: folders of type.raw, type_map.raw and set.*/*.npy, plain or of mixed type.
+
+Lengths [Å], energies [eV] and forces [eV/Å] are ours already. The virial [eV] is that of the frame and positive in
+compression: stress = -virial / volume. Arrays are mapped into memory, so a set may be larger than the machine.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from data_pipeline.sources.ase_files import hill_formula
+from data_pipeline.sources.source import Frame, Part, Source, resolve
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
+
+VIRTUAL = -1
+"""Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepmdNpy(Source):
+    """Labelled frames in DeePMD-kit systems; force and virial are missing labels where their files are missing.
+
+    A frame is called system:set:number. Its group is the system, a folder of one composition; a mixed-type system
+    holds many compositions, and there the group is the composition within it.
+    """
+
+    deepmd_npy: tuple[str, ...]
+    """System folders, or folders searched below for systems; an environment variable is written ${NAME}."""
+    type_map: tuple[str, ...] = ()
+    """Elements of the types 0, 1, ... in systems that have no type_map.raw of their own."""
+
+    def parts(self) -> Sequence[Part]:
+        """Return one part per set, in the order of the folders given, then of names.
+
+        Raises:
+            FileNotFoundError: a folder is not there or holds no system, a system holds no set, or a path names an
+                environment variable that is not set.
+        """
+        systems = _systems([resolve(name, field="deepmd_npy", folders=True) for name in self.deepmd_npy])
+        common = os.path.commonpath([system.parent for system in systems]) if systems else ""
+        parts = []
+        for system in systems:
+            sets = sorted(path for path in system.glob("set.*") if path.is_dir())
+            if not sets:
+                raise FileNotFoundError(f"{system}: no folder set.* beside type.raw; complete the system or remove it")
+            for folder in sets:
+                name = f"{os.path.relpath(system, common)}:{folder.name}"
+                size = sum(file.stat().st_size for file in folder.glob("*.npy"))
+                parts.append(Part(name=name, size=size, read=partial(self._read, folder, name)))
+        return parts
+
+    def _read(self, folder: Path, name: str) -> Iterator[Frame]:
+        elements = self._elements(folder.parent)
+        arrays = _load(folder)
+        for number in range(len(arrays.coord)):
+            try:
+                yield _frame(arrays, elements, number, name)
+            except InvalidStructure as error:
+                yield InvalidStructure(f"{folder}, frame {number}: {error}. Correct the frame or remove it.")
+
+    def _elements(self, system: Path) -> np.ndarray:
+        """Return the atomic number of each type of a system."""
+        file = system / "type_map.raw"
+        names = tuple(file.read_text().split()) if file.is_file() else self.type_map
+        if not names:
+            raise InvalidStructure(f"{system}: there is no type_map.raw; name the elements of the types with type_map")
+        numbers = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+        unknown = [name for name in names if name not in numbers]
+        if unknown:
+            raise InvalidStructure(
+                f"{file if file.is_file() else 'type_map'}: {unknown[0]!r} is no chemical symbol; name an element"
+            )
+        return np.array([numbers[name] for name in names])
+
+
+class _Arrays(NamedTuple):
+    """The arrays of a set; None where a file is missing."""
+
+    coord: np.ndarray
+    energy: np.ndarray
+    types: np.ndarray
+    box: np.ndarray | None
+    force: np.ndarray | None
+    virial: np.ndarray | None
+    mixed: bool
+
+
+def _systems(roots: list[Path]) -> list[Path]:
+    systems: dict[Path, None] = {}  # a system below two of the roots is read once
+    for root in roots:
+        found = sorted(file.parent.absolute() for file in root.rglob("type.raw"))
+        if not found:
+            raise FileNotFoundError(f"{root}: no type.raw in this folder or below (source.deepmd_npy names it)")
+        systems.update(dict.fromkeys(found))
+    return list(systems)
+
+
+def _load(folder: Path) -> _Arrays:
+    """Open the arrays of a set and compare their shapes with the number of frames and atoms."""
+    system = folder.parent
+    try:
+        types = np.array(system.joinpath("type.raw").read_text().split(), dtype=np.int64)
+    except ValueError as error:
+        raise InvalidStructure(f"{system / 'type.raw'}: not a list of whole numbers ({error}); repair it") from error
+    num_atoms, periodic = len(types), not (system / "nopbc").is_file()
+    coord = _array(folder / "coord.npy", None, 3 * num_atoms)
+    if coord is None:
+        raise InvalidStructure(f"{folder / 'coord.npy'}: no such file, so the set has no frames; complete or remove it")
+    frames = len(coord)
+    energy = _array(folder / "energy.npy", frames, 1)
+    if energy is None:
+        raise InvalidStructure(f"{folder / 'energy.npy'}: no such file, and frames without energy are of no use here")
+    box = _array(folder / "box.npy", frames, 9) if periodic else None
+    if periodic and box is None:
+        raise InvalidStructure(f"{folder / 'box.npy'}: no such file; give the cells, or an empty file {system}/nopbc")
+    real_types = _array(folder / "real_atom_types.npy", frames, num_atoms)
+    return _Arrays(
+        coord=coord,
+        energy=energy,
+        types=np.broadcast_to(types, (frames, num_atoms)) if real_types is None else real_types,
+        box=box,
+        force=_array(folder / "force.npy", frames, 3 * num_atoms),
+        virial=_array(folder / "virial.npy", frames, 9) if periodic else None,
+        mixed=real_types is not None,
+    )
+
+
+def _array(file: Path, frames: int | None, width: int) -> Shaped[np.ndarray, "frames width"] | None:
+    """Return a file's array as one row per frame, or None where there is no file."""
+    if not file.is_file():
+        return None
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise InvalidStructure(f"{file}: cannot be read ({error}); copy it again or remove the set") from error
+    rows = len(array) if array.ndim else 0
+    if array.size != rows * width or (frames is not None and rows != frames):
+        raise InvalidStructure(
+            f"{file}: has shape {array.shape}, expected ({'frames' if frames is None else frames}, {width}) "
+            "by coord.npy and type.raw; the files are not of one system"
+        )
+    return array.reshape(rows, width)
+
+
+def _frame(arrays: _Arrays, elements: np.ndarray, number: int, name: str) -> Structure:
+    types = np.asarray(arrays.types[number], dtype=np.int64)
+    real = types != VIRTUAL
+    if types[real].size and not 0 <= types[real].min() <= types[real].max() < len(elements):
+        raise InvalidStructure(f"a type is outside 0-{len(elements) - 1}, the types that have a name")
+    numbers = elements[types[real]]
+    cell = np.zeros((3, 3)) if arrays.box is None else np.asarray(arrays.box[number], dtype=np.float64).reshape(3, 3)
+    volume = abs(np.linalg.det(cell))
+    system = name.rpartition(":")[0]
+    return Structure.checked(
+        numbers=numbers,
+        positions=arrays.coord[number].reshape(-1, 3)[real],
+        cell=cell,
+        pbc=[arrays.box is not None] * 3,
+        energy=float(arrays.energy[number, 0]),
+        forces=None if arrays.force is None else arrays.force[number].reshape(-1, 3)[real],
+        # a cell without volume is refused by what follows
+        stress=None if arrays.virial is None or volume == 0 else -arrays.virial[number].reshape(3, 3) / volume,
+        id=f"{name}:{number}",
+        group=f"{system}:{hill_formula(numbers)}" if arrays.mixed else system,
+    )
