@@ -105,7 +105,6 @@ class _SplitWriter:
         self._pending: list[tuple[Structure, tuple[int, ...]]] = []
 
     def add(self, structure: Structure, num_edges: tuple[int, ...]) -> None:
-        self.statistics.add([structure], np.array([num_edges]))
         self._pending.append((structure, num_edges))
         if len(self._pending) == self.config.shard_frames:
             self.flush()
@@ -116,7 +115,9 @@ class _SplitWriter:
         path = self.folder / f"{self.name}-{len(self.shards):06d}.tar"
         with ShardWriter(path, len(self.config.cutoffs)) as writer:
             for block in _batched(self._pending, self.config.block_frames):
-                writer.write([structure for structure, _ in block], [edges for _, edges in block])
+                structures, edges = [structure for structure, _ in block], [edges for _, edges in block]
+                self.statistics.add(structures, np.array(edges))
+                writer.write(structures, edges)
         self.shards.append(
             Shard(
                 name=path.name,

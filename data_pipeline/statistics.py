@@ -1,14 +1,17 @@
-"""Statistics of a data set as sums that merge: element reference energies, force scale, mean neighbour counts.
+"""Statistics of a data set as sums that merge: element reference energies, force scale, neighbour counts, histograms.
 
-Only sums are kept. What a model needs is derived from them, so that two shards, or two manifests, merge by addition.
+Only sums are kept. What a model needs, and what a person wants to see of the data, is derived from them, so that two
+shards, or two manifests, merge by addition: exactly for whatever is counted, to rounding for the sums of reals.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, Int64
 
+from data_pipeline.histograms import BINS
+from data_pipeline.stress_work import stress_ratios
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
 SIZE = MAX_ATOMIC_NUMBER + 1
@@ -28,24 +31,40 @@ class Statistics:
     """Number of directed edges at each cutoff."""
     num_force_atoms: int = 0
     """Number of atoms with forces."""
+    num_force_frames: int = 0
+    """Number of frames with forces."""
+    num_zero_force_frames: int = 0
+    """Number of frames with forces all of which are exactly zero."""
     num_stress_frames: int = 0
     """Number of frames with stress."""
+    num_zero_stress_frames: int = 0
+    """Number of frames with a stress that is exactly zero."""
     force_square_sum: float = 0.0
     """Sum of squared force components [eV²/Å²]."""
     energy_square_sum: float = 0.0
     """Sum of squared energies per atom [eV²]."""
     atoms_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
     """Atoms of each element."""
+    frames_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
+    """Frames that hold each element."""
     composition_gram: Float64[np.ndarray, "elements elements"] = field(default_factory=lambda: np.zeros((SIZE, SIZE)))
     """Sum over frames of x xᵀ, with x the fraction of each element."""
     composition_energy: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
     """Sum over frames of x times the energy per atom [eV]."""
+    histograms: dict[str, Int64[np.ndarray, " bins"]] = field(
+        default_factory=lambda: {name: np.zeros(bins.size, np.int64) for name, bins in BINS.items()}
+    )
+    """Counts in the bins of histograms.BINS."""
 
     def __post_init__(self) -> None:
         self.num_edges = list(self.num_edges) or [0] * len(self.cutoffs)
 
     def add(self, structures: Sequence[Structure], num_edges: Int[np.ndarray, "frames cutoffs"]) -> None:
-        """Add frames, with their edge counts at the cutoffs."""
+        """Add frames in reading order, with their edge counts at the cutoffs.
+
+        Neighbours in a trajectory are compared with each other, so that they belong into one call where possible.
+        """
+        structures = list(structures)
         num_atoms = np.array([s.num_atoms for s in structures])
         energy = np.array([s.energy for s in structures]) / num_atoms
         frame_of_atom = np.repeat(np.arange(len(structures)), num_atoms)
@@ -53,18 +72,41 @@ class Statistics:
         counts = np.bincount(cells, minlength=len(structures) * SIZE).reshape(-1, SIZE)
         present = np.flatnonzero(counts.any(axis=0))
         fractions = counts[:, present] / num_atoms[:, None]
-        with_forces = np.array([s.has_forces for s in structures])
-        forces = np.concatenate([s.forces for s in structures])[with_forces[frame_of_atom]].astype(np.float64)
         self.num_frames += len(structures)
         self.num_atoms += int(num_atoms.sum())
         self.num_edges = [a + int(b) for a, b in zip(self.num_edges, num_edges.sum(axis=0), strict=True)]
         self.atoms_of_element += counts.sum(axis=0)
+        self.frames_of_element += (counts > 0).sum(axis=0)
         self.composition_gram[np.ix_(present, present)] += fractions.T @ fractions
         self.composition_energy[present] += fractions.T @ energy
         self.energy_square_sum += float(np.square(energy).sum())
-        self.num_force_atoms += len(forces)
-        self.force_square_sum += float(np.square(forces).sum())
-        self.num_stress_frames += sum(s.has_stress for s in structures)
+        self._count("energy", energy)
+        self._count("size", num_atoms.astype(np.float64))
+        self._add_forces([s.forces for s in structures if s.has_forces])
+        self._add_stress([s.stress for s in structures if s.has_stress])
+        self._count("stress_ratio", stress_ratios(structures))
+
+    def _add_forces(self, labels: list[np.ndarray]) -> None:
+        if not labels:
+            return
+        square = np.square(np.concatenate(labels), dtype=np.float64).sum(axis=1)
+        starts = np.cumsum([0, *(len(forces) for forces in labels[:-1])])
+        self.num_force_frames += len(labels)
+        self.num_zero_force_frames += int((np.maximum.reduceat(square, starts) == 0).sum())
+        self.num_force_atoms += len(square)
+        self.force_square_sum += float(square.sum())
+        self._count("force", np.sqrt(square))
+
+    def _add_stress(self, labels: list[np.ndarray]) -> None:
+        if not labels:
+            return
+        stress = np.stack(labels).astype(np.float64)
+        self.num_stress_frames += len(labels)
+        self.num_zero_stress_frames += int((~stress.any(axis=(1, 2))).sum())
+        self._count("stress", np.trace(stress, axis1=1, axis2=2) / 3)
+
+    def _count(self, name: str, values: Float64[np.ndarray, " values"]) -> None:
+        self.histograms[name] = self.histograms[name] + BINS[name].count(values)
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Return the statistics of both data sets together.
@@ -77,6 +119,7 @@ class Statistics:
         return Statistics(
             cutoffs=self.cutoffs,
             num_edges=[a + b for a, b in zip(self.num_edges, other.num_edges, strict=True)],
+            histograms={name: self.histograms[name] + other.histograms[name] for name in BINS},
             **{name: getattr(self, name) + getattr(other, name) for name in _ADDITIVE},
         )
 
@@ -144,19 +187,34 @@ class Statistics:
             "elements": elements,
             **{name: getattr(self, name) for name in _SCALARS},
             "atoms_of_element": self.atoms_of_element[elements].tolist(),
+            "frames_of_element": self.frames_of_element[elements].tolist(),
+            "histograms": {name: counts.tolist() for name, counts in self.histograms.items()},
             "composition_gram": self.composition_gram[np.ix_(elements, elements)].tolist(),
             "composition_energy": self.composition_energy[elements].tolist(),
         }
 
     @classmethod
     def from_json(cls, values: dict) -> "Statistics":
-        """Return the statistics that to_json() wrote."""
+        """Return the statistics that to_json() wrote.
+
+        Raises:
+            ValueError: a histogram has other bins than this program's.
+        """
         elements = values["elements"]
+        histograms = {name: np.array(values["histograms"][name], dtype=np.int64) for name in BINS}
+        for name, counts in histograms.items():
+            if len(counts) != BINS[name].size:
+                raise ValueError(
+                    f"the histogram {name!r} has {len(counts)} bins, this program's {BINS[name].size}; the data set is "
+                    "of another version, build it again"
+                )
         result = cls(
             cutoffs=tuple(values["cutoffs"]),
             num_edges=list(values["num_edges"]),
+            histograms=histograms,
             **{name: values[name] for name in _SCALARS},
         )
+        result.frames_of_element[elements] = values["frames_of_element"]
         result.atoms_of_element[elements] = values["atoms_of_element"]
         result.composition_energy[elements] = values["composition_energy"]
         if elements:
@@ -168,8 +226,11 @@ _SCALARS = (
     "num_frames",
     "num_atoms",
     "num_force_atoms",
+    "num_force_frames",
+    "num_zero_force_frames",
     "num_stress_frames",
+    "num_zero_stress_frames",
     "force_square_sum",
     "energy_square_sum",
 )
-_ADDITIVE = (*_SCALARS, "atoms_of_element", "composition_gram", "composition_energy")
+_ADDITIVE = (*_SCALARS, "atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")

@@ -134,7 +134,8 @@ def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
 
 
 def _array(values: ArrayLike, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    array = np.ascontiguousarray(values, dtype=dtype)
+    # a copy, because the caller may go on with its array
+    array = np.array(values, dtype=dtype, order="C")
     if array.shape != shape:
         raise InvalidStructure(f"{name} has shape {array.shape}, expected {shape}")
     finite = np.isfinite(array)

@@ -9,6 +9,7 @@ from typing import Any
 import jsonargparse
 
 from data_pipeline.build import BuildConfig, build
+from data_pipeline.merge import MergeConfig, merge
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
@@ -17,7 +18,8 @@ from launch.quickstart import QuickstartConfig, quickstart
 
 VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "build": (BuildConfig, lambda c: show.manifest(build(c)), "turn a source of labelled frames into shards"),
-    "inspect": (show.InspectConfig, show.inspect, "print what a data set holds"),
+    "merge": (MergeConfig, lambda c: show.manifest(merge(c.manifests, c.out, c.name)), "make several data sets one"),
+    "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),

@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, facts, ordered_splits
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluate import EvaluateConfig, report_folder
+from foundation.evaluation.data_report import write_data_report
 
 console = Console()
+
+BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +27,12 @@ class InspectConfig:
     """Manifest, or its folder."""
     verify: bool = False
     """Compare every file with its checksum as well."""
+    out: Path | None = None
+    """Folder for a page with figures: index.html, inspection.json and the figures as PNG; no page when absent."""
 
 
 def inspect(config: InspectConfig) -> None:
-    """Print what a data set holds.
+    """Print what a data set holds and what looks wrong with it, and write the page if asked.
 
     Raises:
         FileNotFoundError: there is no manifest, or a file is missing.
@@ -33,9 +41,75 @@ def inspect(config: InspectConfig) -> None:
     opened = open_manifest(config.data)
     if config.verify:
         opened.verify()
+    values = facts(opened)
     manifest(opened)
+    console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}", markup=False)
+    _distributions(opened, values)
+    _periodic_table(values["frames_of_element"])
+    _stress_check(values["stress_check"])
+    for warning in values["warnings"]:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     if config.verify:
         console.print("every file has its checksum")
+    if config.out is not None:
+        write_data_report(opened, config.out)
+        console.print(f"page: {config.out / 'index.html'}")
+
+
+def _distributions(opened: Manifest, values: dict) -> None:
+    table = Table(title="Distributions over all splits", title_justify="left")
+    for name in ("quantity", "1 %", "median", "99 %"):
+        table.add_column(name, justify="left" if name == "quantity" else "right")
+    table.add_column("histogram", no_wrap=True)
+    for name, row in values["distributions"].items():
+        if name == "stress_ratio":
+            continue
+        counts = np.sum([split.statistics.histograms[name] for split in opened.splits.values()], axis=0)
+        unit = f", {row['unit']}" if row["unit"] else ""
+        low, middle, high = (f"{row['quantiles'][fraction]:g}" for fraction in ("0.01", "0.5", "0.99"))
+        table.add_row(f"{row['quantity']}{unit}", low, middle, high, sparkline(counts))
+    console.print(table)
+
+
+def sparkline(counts: np.ndarray, width: int = 20) -> str:
+    """Return a histogram as one line of bars, from the first place that is not empty to the last."""
+    filled = np.flatnonzero(counts)
+    if len(filled) == 0:
+        return ""
+    shown = counts[filled[0] : filled[-1] + 1]
+    column = np.arange(len(shown)) * width // len(shown) if len(shown) > width else np.arange(len(shown))
+    heights = np.bincount(column, weights=shown)
+    # whatever is not empty can be seen
+    return "".join(BARS[int(np.ceil(8 * height / heights.max()))] for height in heights)
+
+
+def _periodic_table(frames: dict[str, int]) -> None:
+    most = max(frames.values())
+    text = Text()
+    for row in PERIODIC_TABLE:
+        for start in range(0, len(row), 3):
+            symbol = row[start : start + 3].strip()
+            depth = np.log1p(frames.get(symbol, 0)) / np.log1p(most)
+            red, green, blue = (int(235 + depth * (end - 235)) for end in (20, 80, 160))
+            color = f"{'white' if depth > 0.5 else 'black'} on rgb({red},{green},{blue})"
+            shown = symbol if symbol in frames else "·" * bool(symbol)
+            text.append(f" {shown:<2}", style=color if symbol in frames else "dim")
+        text.append("\n")
+    console.print(text, end="")
+    ranked = [f"{symbol} {number:,}" for symbol, number in frames.items()]
+    listed = ranked if len(ranked) <= 16 else [*ranked[:8], "…", *ranked[-8:]]
+    console.print(f"frames that hold an element: {', '.join(listed).replace(', …,', ' …')}")
+
+
+def _stress_check(check: dict) -> None:
+    pairs = check["num_pairs"]
+    if pairs < MIN_PAIRS:
+        console.print(f"stress against energy: {pairs} pairs of neighbouring frames to compare, too few for a verdict")
+        return
+    console.print(
+        f"stress against energy: in {pairs:,} pairs of neighbouring frames the sign is right in "
+        f"{check['num_same_sign'] / pairs:.0%}, the size within a factor of 3 in {check['num_same_size'] / pairs:.0%}"
+    )
 
 
 def manifest(opened: Manifest) -> None:
@@ -43,7 +117,7 @@ def manifest(opened: Manifest) -> None:
     table = Table(title=f"{opened.provenance.name} ({opened.root})", title_justify="left")
     for name in ("split", "frames", "atoms", "forces", "stress", "MB", "rms F, eV/Å"):
         table.add_column(name, justify="left" if name == "split" else "right")
-    for name, split in opened.splits.items():
+    for name, split in ordered_splits(opened).items():
         statistics = split.statistics
         if not statistics.num_frames:
             table.add_row(name, "0")

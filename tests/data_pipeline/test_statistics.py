@@ -1,16 +1,29 @@
 """Statistics: reference energies, scales and neighbour counts from sums that merge."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from data_pipeline.histograms import BINS
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import Structure
 
 ELEMENT_ENERGIES = {1: -1.25, 8: -4.5, 26: -8.125, 79: -3.0}
-ARRAYS = ("atoms_of_element", "composition_gram", "composition_energy")
+ARRAYS = ("atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")
+WHOLE = (
+    "num_frames",
+    "num_atoms",
+    "num_edges",
+    "num_force_atoms",
+    "num_force_frames",
+    "num_zero_force_frames",
+    "num_stress_frames",
+    "num_zero_stress_frames",
+)
 
 
 def frame(numbers: np.ndarray, energy: float, forces: np.ndarray | None = None) -> Structure:
@@ -70,17 +83,72 @@ def test_no_frames_give_references_of_zero() -> None:
     assert not Statistics(cutoffs=(5.0,)).reference_energies().any()
 
 
-def test_merging_equals_adding_everything_to_one(random_structure: Callable[..., Structure]) -> None:
+def groupings(parts: list[Statistics]) -> Iterator[Statistics]:
+    """Yield the sum of the parts for every way to set brackets."""
+    if len(parts) == 1:
+        yield parts[0]
+    for cut in range(1, len(parts)):
+        for left, right in itertools.product(groupings(parts[:cut]), groupings(parts[cut:])):
+            yield left + right
+
+
+def test_merging_in_every_grouping_equals_adding_everything_to_one(random_structure: Callable[..., Structure]) -> None:
     frames = [random_structure(n, num_atoms=1 + n % 7, labelled=n % 3 > 0) for n in range(30)]
+    frames[7] = replace(frames[7], forces=np.zeros_like(frames[7].forces), stress=np.zeros_like(frames[7].stress))
+    parts = [statistics(frames[a:b], (4.0, 5.0)) for a, b in itertools.pairwise([0, 4, 4, 13, 21, 30])]
     together = statistics(frames, (4.0, 5.0))
-    merged = statistics(frames[:4], (4.0, 5.0)) + statistics(frames[4:21], (4.0, 5.0))
-    merged += statistics([], (4.0, 5.0)) + statistics(frames[21:], (4.0, 5.0))
-    counts = ("num_frames", "num_atoms", "num_edges", "num_force_atoms", "num_stress_frames")
-    for name in counts:
-        assert getattr(merged, name) == getattr(together, name)
-    for name in (*ARRAYS, "force_square_sum", "energy_square_sum"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(together, name), rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(merged.reference_energies(), together.reference_energies(), rtol=1e-11)
+    merged = list(groupings(parts))
+    assert len(merged) == 14
+    for one in merged:
+        for name in WHOLE:
+            assert getattr(one, name) == getattr(together, name)
+        for name, counts in one.histograms.items():
+            np.testing.assert_array_equal(counts, together.histograms[name])
+        np.testing.assert_array_equal(one.atoms_of_element, together.atoms_of_element)
+        np.testing.assert_array_equal(one.frames_of_element, together.frames_of_element)
+        for name in (*ARRAYS, "force_square_sum", "energy_square_sum"):
+            np.testing.assert_allclose(getattr(one, name), getattr(together, name), rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(one.reference_energies(), together.reference_energies(), rtol=1e-11)
+
+
+def test_histograms_and_counts_are_of_the_labels_that_there_are(random_structure: Callable[..., Structure]) -> None:
+    frames = [random_structure(n, num_atoms=1 + n % 7, labelled=n % 3 > 0) for n in range(30)]
+    frames[7] = replace(frames[7], forces=np.zeros_like(frames[7].forces))
+    frames[8] = replace(frames[8], stress=np.zeros_like(frames[8].stress))
+    labelled = [frame for frame in frames if frame.has_forces]
+    sums = statistics(frames)
+    expected = {
+        "energy": np.array([f.energy / f.num_atoms for f in frames]),
+        "size": np.array([float(f.num_atoms) for f in frames]),
+        "force": np.linalg.norm(np.concatenate([f.forces for f in labelled]).astype(np.float64), axis=1),
+        "stress": np.array([np.trace(f.stress.astype(np.float64)) / 3 for f in labelled]),
+        "stress_ratio": np.zeros(0),
+    }
+    assert sums.histograms.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(sums.histograms[name], BINS[name].count(values))
+    assert (sums.num_force_frames, sums.num_zero_force_frames) == (20, 1)
+    assert (sums.num_stress_frames, sums.num_zero_stress_frames) == (20, 1)
+    for z in sums.elements:
+        assert sums.frames_of_element[z] == sum(bool((frame.numbers == z).any()) for frame in frames)
+
+
+def test_neighbours_within_one_call_are_compared(random_structure: Callable[..., Structure]) -> None:
+    one = replace(random_structure(0), forces=np.zeros((5, 3), np.float32), stress=np.eye(3, dtype=np.float32))
+    # the cell grows by 1 %, so the work is 3 % of the mean volume [eV/Å³ × Å³]
+    two = replace(one, cell=1.01 * one.cell, positions=1.01 * one.positions, id="two")
+    two = replace(two, energy=one.energy + 0.03 / 1.015 * (one.volume + two.volume) / 2 * 1.01)
+    together, apart = statistics([one, two]), statistics([one]) + statistics([two])
+    counts = together.histograms["stress_ratio"]
+    np.testing.assert_array_equal(counts, BINS["stress_ratio"].count(np.array([1.0])))
+    assert apart.histograms["stress_ratio"].sum() == 0
+
+
+def test_a_histogram_with_other_bins_is_an_error_that_says_what_to_do() -> None:
+    values = statistics(additive_frames()).to_json()
+    values["histograms"]["force"].append(0)
+    with pytest.raises(ValueError, match=r"'force' has 83 bins, this program's 82; .* build it again"):
+        Statistics.from_json(values)
 
 
 def test_merging_leaves_both_as_they_were() -> None:

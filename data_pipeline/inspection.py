@@ -1,0 +1,199 @@
+"""Inspection: what a data set holds and what looks wrong with it, from its manifest alone.
+
+No shard is opened, so it takes the same moment for 10³ frames and for 10⁸. Screen and page show what is computed here.
+"""
+
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from data_pipeline.histograms import BINS, magnitudes
+from data_pipeline.manifest import Manifest, Split
+from data_pipeline.statistics import Statistics
+from data_pipeline.structure import SYMBOLS
+
+PERIODIC_TABLE = """
+H                                                  He
+Li Be                               B  C  N  O  F  Ne
+Na Mg                               Al Si P  S  Cl Ar
+K  Ca Sc Ti V  Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
+Rb Sr Y  Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I  Xe
+Cs Ba    Hf Ta W  Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn
+Fr Ra    Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+      La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu
+      Ac Th Pa U  Np Pu Am Cm Bk Cf Es Fm Md No Lr
+""".strip("\n").splitlines()
+"""Rows of the periodic table, three characters an element."""
+ZERO_FRACTION = 0.05
+"""Share of labels that are exactly zero from which on it is mentioned."""
+MIN_FRAMES = 5
+"""Training frames that an element needs for its reference energy to come from data rather than from the ridge."""
+LARGE_FORCE = 10**1.7
+"""About 50 eV/Å, far beyond what a structure near equilibrium shows."""
+LARGE_STRESS = 100 / 160.2177
+"""100 GPa in eV/Å³."""
+MIN_PAIRS = 10
+"""Pairs of frames below which nothing is said about the stress."""
+FACTOR = 10**0.5
+"""How far stress work and energy change may be apart (about 3)."""
+UNITS = {
+    1602.1766: "as if kbar were taken for eV/Å³",
+    160.21766: "as if GPa were taken for eV/Å³",
+    10.0: "as if kbar were taken for GPa",
+    0.1: "as if GPa were taken for kbar",
+}
+"""What makes stresses wrong by these factors."""
+
+
+def ordered_splits(manifest: Manifest) -> dict[str, Split]:
+    """Return the splits in the order in which people name them: train, val, test, then others."""
+    usual = ["train", "val", "test"]
+    names = sorted(manifest.splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
+    return {name: manifest.splits[name] for name in names}
+
+
+def facts(manifest: Manifest) -> dict:
+    """Return what a data set holds, as JSON."""
+    total = reduce(add, (split.statistics for split in manifest.splits.values()))
+    train = manifest.split("train").statistics
+    values = {
+        "provenance": asdict(manifest.provenance),
+        "manifest_fingerprint": manifest.fingerprint,
+        "num_frames": total.num_frames,
+        "num_atoms": total.num_atoms,
+        "num_bytes": sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards),
+        "mean_neighbors": {f"{cutoff:g}": train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
+        "splits": {name: _split_facts(split) for name, split in ordered_splits(manifest).items()},
+        "distributions": {name: _distribution(total, name) for name in BINS if total.histograms[name].any()},
+        "frames_of_element": _frames_of_elements(total),
+        "stress_check": stress_check(total),
+    }
+    return values | {"warnings": warnings(manifest, total, values["stress_check"])}
+
+
+def _split_facts(split: Split) -> dict:
+    statistics = split.statistics
+    return {
+        "num_frames": statistics.num_frames,
+        "num_atoms": statistics.num_atoms,
+        "num_force_frames": statistics.num_force_frames,
+        "num_zero_force_frames": statistics.num_zero_force_frames,
+        "num_stress_frames": statistics.num_stress_frames,
+        "num_zero_stress_frames": statistics.num_zero_stress_frames,
+        "num_shards": len(split.shards),
+        "num_bytes": sum(shard.num_bytes for shard in split.shards),
+        "force_rms": statistics.force_rms if statistics.num_force_atoms else None,
+        "num_elements": len(statistics.elements),
+    }
+
+
+def _distribution(total: Statistics, name: str) -> dict:
+    bins, counts = BINS[name], total.histograms[name]
+    # two digits: bins are no finer than that
+    quantiles = {f"{part:g}": float(f"{bins.quantile(counts, part):.2g}") for part in (0.01, 0.25, 0.5, 0.75, 0.99)}
+    return {"quantity": bins.quantity, "unit": bins.unit, "count": int(counts.sum()), "quantiles": quantiles}
+
+
+def _frames_of_elements(total: Statistics) -> dict[str, int]:
+    """Return the frames that hold each element, most frequent first."""
+    order = sorted(total.elements, key=lambda z: (-total.frames_of_element[z], z))
+    return {SYMBOLS[z]: int(total.frames_of_element[z]) for z in order}
+
+
+def stress_check(total: Statistics) -> dict:
+    """Return how well the stress explains the energy between neighbouring frames; see stress_work.py."""
+    bins, counts = BINS["stress_ratio"], total.histograms["stress_ratio"]
+    size_bins, sizes = magnitudes(bins, counts)
+    number = int(counts.sum())
+    near = size_bins.number_from(sizes, 1 / FACTOR) - size_bins.number_from(sizes, FACTOR)
+    return {
+        "num_pairs": number,
+        "num_same_sign": bins.number_from(counts, float(size_bins.edges[0])),
+        "num_same_size": near,
+        "median_size": size_bins.quantile(sizes, 0.5) if number else None,
+    }
+
+
+def warnings(manifest: Manifest, total: Statistics, check: dict) -> list[str]:
+    """Return what looks wrong with a data set, a sentence each."""
+    return [
+        *_about_splits(manifest),
+        *_about_zeros(total),
+        *_about_stress(total, check),
+        *_about_forces(total),
+        *_about_elements(manifest),
+    ]
+
+
+def _about_splits(manifest: Manifest) -> list[str]:
+    empty = [name for name, split in ordered_splits(manifest).items() if split.statistics.num_frames == 0]
+    return [f"there are no frames in {' and '.join(empty)}; nothing can be measured there"] if empty else []
+
+
+def _about_zeros(total: Statistics) -> list[str]:
+    found = []
+    for label, zeros, frames in (
+        ("forces", total.num_zero_force_frames, total.num_force_frames),
+        ("stress", total.num_zero_stress_frames, total.num_stress_frames),
+    ):
+        if zeros > ZERO_FRACTION * frames:
+            found.append(
+                f"{zeros:,} of {frames:,} frames with {label} ({zeros / frames:.0%}) have {label} of exactly zero: "
+                "right where symmetry forbids any, wrong if zeros stand for missing labels"
+            )
+    return found
+
+
+def _about_stress(total: Statistics, check: dict) -> list[str]:
+    pairs, found = check["num_pairs"], []
+    if pairs < MIN_PAIRS:
+        bins, counts = magnitudes(BINS["stress"], total.histograms["stress"])
+        median = bins.quantile(counts, 0.5)
+        if median > LARGE_STRESS:
+            found.append(
+                f"half of the frames have a mean normal stress beyond {160.2177 * median:,.0f} GPa "
+                f"({median:.3g} eV/Å³): right under extreme pressure, wrong if the unit is kbar or GPa"
+            )
+        return found
+    wrong_sign = pairs - check["num_same_sign"]
+    if wrong_sign > 0.7 * pairs:
+        found.append(
+            f"the sign of the stress contradicts how the energy depends on the volume, in {wrong_sign:,} of {pairs:,} "
+            "pairs of neighbouring frames: positive must mean tension; turn the sign in the source and build again"
+        )
+    median = check["median_size"]
+    if not 1 / FACTOR < median < FACTOR:
+        factor, guess = min(UNITS.items(), key=lambda item: abs(np.log(item[0] / median)))
+        cause = f", {guess}" if 0.5 < factor / median < 2 else ""
+        found.append(
+            "the size of the stress contradicts how the energy depends on the volume: between neighbouring frames "
+            f"({pairs:,} pairs) its work is about {float(f'{median:.2g}'):,g} times the energy change{cause}; correct "
+            "the unit in the source and build again"
+        )
+    return found
+
+
+def _about_forces(total: Statistics) -> list[str]:
+    number = BINS["force"].number_from(total.histograms["force"], LARGE_FORCE)
+    if number == 0:
+        return []
+    return [
+        f"{number:,} of {total.num_force_atoms:,} atoms feel more than 50 eV/Å, which weighs on the force scale "
+        "and on the loss"
+    ]
+
+
+def _about_elements(manifest: Manifest) -> list[str]:
+    train, found = manifest.split("train").statistics.frames_of_element, []
+    for name, split in ordered_splits(manifest).items():
+        unseen = {z: int(split.statistics.frames_of_element[z]) for z in split.statistics.elements if train[z] == 0}
+        if unseen:
+            listed = ", ".join(f"{SYMBOLS[z]} ({number:,})" for z, number in unseen.items())
+            found.append(f"elements in {name} that are not in train (frames): {listed}")
+    rare = np.flatnonzero((train > 0) & (train < MIN_FRAMES))
+    if len(rare):
+        listed = ", ".join(SYMBOLS[z] for z in rare)
+        found.append(f"unreferenced elements, in fewer than {MIN_FRAMES} training frames: {listed}")
+    return found
