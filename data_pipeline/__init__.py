@@ -6,7 +6,7 @@ Never imports lightning, e3nn or foundation, so that any trainer can stream the 
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.graph import GraphBatch, collate, to_graph
 from data_pipeline.manifest import Manifest, open_manifest
-from data_pipeline.plan import Plan
+from data_pipeline.plan import Plan, PlannedSet
 from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Stream, sweep
 from data_pipeline.structure import InvalidStructure, Structure
@@ -17,6 +17,7 @@ __all__ = [
     "InvalidStructure",
     "Manifest",
     "Plan",
+    "PlannedSet",
     "Statistics",
     "Stream",
     "Structure",

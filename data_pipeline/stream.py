@@ -4,6 +4,8 @@ The state is the step. A worker takes every num_workers-th step and the loader c
 number of workers nor the number of ranks changes what is in a step.
 """
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from data_pipeline.block import Block
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.manifest import Manifest
-from data_pipeline.plan import Oversize, Plan, sweep_batches
+from data_pipeline.plan import Oversize, Plan, PlannedSet, sweep_batches
 from data_pipeline.shards import read_block
 from data_pipeline.structure import Structure
 
@@ -85,8 +87,7 @@ class Stream:
             raise ValueError(f"{lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
         self.manifest, self.split, self.cutoff = manifest, split, cutoff
         self.plan = Plan(
-            manifest.index(split),
-            cutoff_number=manifest.split(split).statistics.cutoff_number(cutoff),
+            [PlannedSet(manifest.index(split), manifest.split(split).statistics.cutoff_number(cutoff))],
             lanes=lanes,
             edge_budget=edge_budget,
             atom_budget=atom_budget,
@@ -100,7 +101,8 @@ class Stream:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of data and plan: with the same one, the same step has the same micro-batches."""
-        return f"{self.manifest.fingerprint}:{self.split}:{self.cutoff}:{self.plan.fingerprint}"
+        plan = hashlib.sha256(json.dumps(self.plan.settings).encode()).hexdigest()
+        return f"{self.manifest.fingerprint}:{self.split}:{self.cutoff}:{plan}"
 
     def from_step(self, first_step: int, last_step: int | None = None) -> DataLoader:
         """Return the steps from first_step on, up to but without last_step; endless without one."""

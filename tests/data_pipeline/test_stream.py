@@ -39,7 +39,7 @@ def ids(stream: Stream, first: int, last: int) -> Ids:
 @pytest.fixture(scope="module")
 def two_passes(make_stream: Callable[..., Stream]) -> Ids:
     stream = make_stream()
-    return ids(stream, 0, 2 * stream.plan.steps_per_pass)
+    return ids(stream, 0, 2 * stream.plan.steps_of_pass(0))
 
 
 def assert_same_batch(a: GraphBatch, b: GraphBatch) -> None:
@@ -63,14 +63,14 @@ def test_batches_are_the_graphs_of_the_frames_the_plan_names(
     stream, frames = make_stream(), Frames(emt_manifest, "train")
     (step,) = stream.from_step(3, 4)
     for lane, batch in enumerate(step):
-        expected = [frames[int(number)] for number in stream.plan.micro_batch(3, lane)]
-        assert_same_batch(batch, collate(expected, 5.0))
-        assert batch.num_edges == sum(stream.plan._cost[stream.plan.micro_batch(3, lane)])
+        numbers = stream.plan.micro_batch(3, lane)
+        assert_same_batch(batch, collate([frames[int(number)] for number in numbers], 5.0))
+        assert batch.num_edges == frames.index.counts(0, len(frames))[1][numbers, 0].sum()
 
 
 def test_a_step_has_a_micro_batch_for_every_lane(make_stream: Callable[..., Stream]) -> None:
     stream = make_stream(split="val", lanes=2)
-    steps = ids(stream, 0, stream.plan.steps_per_pass)
+    steps = ids(stream, 0, stream.plan.steps_of_pass(0))
     assert all(len(step) == 2 for step in steps)
 
 
@@ -161,7 +161,7 @@ def test_a_corrupt_block_stops_the_stream_and_is_named(emt_manifest: Manifest, t
     shard.write_bytes(content)
     stream = Stream(manifest, cutoff=5.0, lanes=4, edge_budget=1200)
     with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte \d+: the checksum"):
-        ids(stream, 0, stream.plan.steps_per_pass)
+        ids(stream, 0, stream.plan.steps_of_pass(0))
 
 
 def test_frames_are_reached_by_number(emt_manifest: Manifest) -> None:
