@@ -8,11 +8,12 @@ from data_pipeline.graph import GraphBatch, collate, to_graph
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.plan import Plan, PlannedSet
 from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Stream, sweep
+from data_pipeline.stream import Dataset, Stream, sweep
 from data_pipeline.structure import InvalidStructure, Structure
 
 __all__ = [
     "BuildConfig",
+    "Dataset",
     "GraphBatch",
     "InvalidStructure",
     "Manifest",

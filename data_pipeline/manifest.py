@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data_pipeline.block import Block
 from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path
-from data_pipeline.shards import sha256
+from data_pipeline.remote import CACHE_BYTES, DiskCache, RemoteFolder
+from data_pipeline.shards import read_block, sha256
 from data_pipeline.statistics import Statistics
 
 SCHEMA_VERSION = 2
@@ -69,7 +73,9 @@ class Manifest:
     build_config: dict
     """The resolved configuration that built it."""
     root: Path = field(default=Path(), compare=False)
-    """Folder of the manifest and its shards."""
+    """Folder of the manifest and its shards; of a remote data set, the folder of the local copies."""
+    remote: RemoteFolder | None = field(default=None, compare=False)
+    """Where a remote data set comes from."""
 
     def split(self, name: str) -> Split:
         """Return a split by name.
@@ -78,7 +84,8 @@ class Manifest:
             ValueError: there is no such split.
         """
         if name not in self.splits:
-            raise ValueError(f"{self.root}: there is no split {name!r}; there are {', '.join(sorted(self.splits))}")
+            place = self.remote.url if self.remote else self.root
+            raise ValueError(f"{place}: there is no split {name!r}; there are {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
     def index(self, split: str) -> SplitIndex:
@@ -88,14 +95,32 @@ class Manifest:
             FileNotFoundError: the index file is missing.
             CorruptShard: the index file cannot be read.
         """
-        shards, statistics = self.split(split).shards, self.split(split).statistics
-        paths = [index_path(path) for path in self.shard_paths(split)]
-        counts = StoredCounts(paths, [shard.num_frames for shard in shards], len(statistics.cutoffs))
-        return SplitIndex(BlockIndex.load(split_index_path(self.root, split)), counts)
+        parts, statistics = self.split(split), self.split(split).statistics
+        path = self._file(split_index_path(self.root, split), parts.index_sha256)
+        counts = StoredCounts(
+            _IndexFiles(self, parts.shards), [shard.num_frames for shard in parts.shards], len(statistics.cutoffs)
+        )
+        return SplitIndex(BlockIndex.load(path), counts)
+
+    def _file(self, path: Path, sha256: str) -> Path:
+        """Return the path of a file of the data set, which of a remote one is fetched if need be."""
+        return path if self.remote is None else self.remote.fetch(path.name, sha256)
 
     def shard_paths(self, split: str) -> list[Path]:
         """Return the paths of a split's shards, in order."""
         return [self.root / shard.name for shard in self.split(split).shards]
+
+    def read_block(self, split: str, blocks: BlockIndex, number: int) -> Block:
+        """Read a block of a split by its number; `blocks` are those of its index.
+
+        Raises:
+            CorruptShard: the bytes are not those that were written, or the shard ends early.
+            FileNotFoundError: the shard is missing.
+        """
+        name = self.split(split).shards[int(blocks.shard[number])].name
+        if self.remote is not None:
+            return self.remote.read_block(name, blocks, number)
+        return read_block(self.root / name, blocks, number)
 
     @property
     def fingerprint(self) -> str:
@@ -107,8 +132,10 @@ class Manifest:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file differs.
+            ValueError: a file differs, or the data set is remote.
         """
+        if self.remote is not None:
+            raise ValueError(f"{self.remote.url}: blocks are checked as they are read; copy the data set to verify it")
         for name, split in self.splits.items():
             expected = {split_index_path(self.root, name): split.index_sha256}
             for shard in split.shards:
@@ -141,19 +168,52 @@ def split_index_path(root: Path, split: str) -> Path:
     return root / f"{split}.index.safetensors"
 
 
-def open_manifest(path: Path | str) -> Manifest:
-    """Read a manifest from its file or its folder.
+class _IndexFiles(Sequence[Path]):
+    """Paths of the index files of some shards; those of a remote data set are fetched when they are asked for."""
+
+    def __init__(self, manifest: Manifest, shards: tuple[Shard, ...]) -> None:
+        self._manifest, self._shards = manifest, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: int) -> Path:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+        shard = self._shards[number]
+        return self._manifest._file(index_path(self._manifest.root / shard.name), shard.index_sha256)
+
+
+def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Manifest:
+    """Read a manifest from its file or its folder, on disk or at a URL such as https://host/folder or s3://bucket/folder.
+
+    Args:
+        path: The file or the folder.
+        cache: Where copies of a remote data set are kept, by default in the user's cache folder.
+        cache_bytes: How much is kept there at most, of all remote data sets together [bytes].
 
     Raises:
         FileNotFoundError: there is no manifest.
+        OSError: it cannot be reached.
         ValueError: it is not a manifest, or one of a newer schema.
     """
+    # a Path has one slash where the URL had two
+    url = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(path))
+    if url is not None:
+        folder, name = f"{url[1]}://{url[2]}".rstrip("/"), "manifest.json"
+        if folder.endswith(".json"):
+            folder, name = folder.rsplit("/", 1)
+        remote = RemoteFolder(folder, DiskCache(cache, cache_bytes))
+        content = remote.manifest(name)
+        return _parsed(f"{folder}/{name}", content, root=remote.copies, remote=remote)
     path = Path(path)
     file = path / "manifest.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no manifest there; make one with `foundation build --config ...`")
+    return _parsed(str(file), file.read_bytes(), root=file.parent)
+
+
+def _parsed(file: str, content: bytes, root: Path, remote: RemoteFolder | None = None) -> Manifest:
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(content)
         version = values["schema_version"]
         if version > SCHEMA_VERSION:
             raise ValueError(f"{file}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
@@ -171,7 +231,8 @@ def open_manifest(path: Path | str) -> Manifest:
             provenance=Provenance(**values["provenance"]),
             splits=splits,
             build_config=values["build_config"],
-            root=file.parent,
+            root=root,
+            remote=remote,
         )
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not a manifest ({type(error).__name__}: {error})") from error

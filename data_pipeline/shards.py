@@ -89,10 +89,23 @@ def read_block(path: Path, blocks: BlockIndex, number: int) -> Block:
         FileNotFoundError: the shard is missing.
     """
     offset, size = int(blocks.offset[number]), int(blocks.size[number])
-    with path.open("rb") as file:
-        file.seek(offset)
-        buffer = file.read(size)
-    where = f"{path}, block at byte {offset}"
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            buffer = file.read(size)
+    except FileNotFoundError as error:
+        message = f"{path}, block at byte {offset}: the shard is missing; copy or build it again"
+        raise FileNotFoundError(message) from error
+    return decode_block(buffer, str(path), blocks, number)
+
+
+def decode_block(buffer: bytes, shard: str, blocks: BlockIndex, number: int) -> Block:
+    """Take the bytes of a block apart, checksum first; `shard` is what messages call the shard.
+
+    Raises:
+        CorruptShard: the bytes are not those that were written, or too few.
+    """
+    size, where = int(blocks.size[number]), f"{shard}, block at byte {int(blocks.offset[number])}"
     if len(buffer) != size:
         raise CorruptShard(f"{where}: the file ends after {len(buffer)} of {size} bytes; copy or build it again")
     if zlib.crc32(buffer) != int(blocks.checksum[number]):

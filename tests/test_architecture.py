@@ -31,10 +31,11 @@ FLOORS = (
 """Inside foundation: a module imports from its own floor or those before it."""
 DOORS = {
     "lightning": ("foundation/training/",),
-    "webdataset": ("data_pipeline/shards.py", "data_pipeline/stream.py"),
+    "webdataset": ("data_pipeline/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/__main__.py",),
     "deepspeed": ("foundation/training/fit.py",),
+    "fsspec": ("data_pipeline/remote.py",),
     "mpi4py": ("data_pipeline/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/"),
     "lmdb": ("data_pipeline/sources/",),

@@ -10,12 +10,11 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProg
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
 
 from data_pipeline.graph import GraphBatch
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Oversize
-from data_pipeline.stream import Stream, sweep
+from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
@@ -142,7 +141,7 @@ class _Data(lightning.LightningDataModule):
     def _stream(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Stream:
         config = self.config
         return Stream(
-            self.manifest,
+            [Dataset(manifest=self.manifest)],
             cutoff=self.cutoff,
             lanes=config.lanes,
             edge_budget=config.edge_budget,
@@ -161,7 +160,7 @@ class _Data(lightning.LightningDataModule):
         stream = self._stream(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
         return _Run(stream, self.trainer.global_step, self.config.steps)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> Sweep | list:
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
         if not self.manifest.split("val").shards:
@@ -187,13 +186,11 @@ class _Data(lightning.LightningDataModule):
         Raises:
             ValueError: data, split, cutoff, seed, lanes or budgets differ from the checkpoint's.
         """
-        names = ("the data (manifest)", "the split", "the cutoff", "lanes, budgets, seed or oversize policy")
-        pairs = zip(names, self.fingerprint.split(":"), state_dict["fingerprint"].split(":"), strict=True)
-        different = [name for name, ours, theirs in pairs if ours != theirs]
+        different = differences(self.fingerprint, state_dict["fingerprint"])
         if different:
             raise ValueError(
-                f"cannot resume: {', '.join(different)} differ from those of the checkpoint. "
-                "Restore the configuration it was made with, or start a new run."
+                f"cannot resume with another stream of data. {'; '.join(different)}. "
+                "Restore the configuration that the checkpoint was made with, or start a new run."
             )
 
 

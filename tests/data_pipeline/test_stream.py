@@ -1,6 +1,8 @@
 """The stream: the same steps whatever the workers, the ranks and the step to start from; and the sweep."""
 
+import dataclasses
 import itertools
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -10,15 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.block import Block
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.graph import TENSORS, GraphBatch, collate
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.shards import CorruptShard
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Frames, Stream, sweep
-
-# torch advises against more workers than the machine has cores; here they are few and short-lived
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+from data_pipeline.stream import BlockCache, Dataset, Frames, Stream, differences, sweep
 
 Ids = list[list[tuple[str, ...]]]
 
@@ -27,7 +27,8 @@ Ids = list[list[tuple[str, ...]]]
 def make_stream(emt_manifest: Manifest) -> Callable[..., Stream]:
     def make(**options: object) -> Stream:
         defaults = {"cutoff": 5.0, "lanes": 4, "edge_budget": 800, "seed": 7}
-        return Stream(emt_manifest, **{**defaults, **options})
+        split = options.pop("split", "train")
+        return Stream([Dataset(manifest=emt_manifest, split=split)], **{**defaults, **options})
 
     return make
 
@@ -101,11 +102,12 @@ def test_without_a_last_step_the_stream_is_endless(make_stream: Callable[..., St
     assert len(list(itertools.islice(make_stream(), len(two_passes) + 2))) == len(two_passes) + 2
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 0), (4, 0), (2, 1), (2, 3), (4, 2)])
 def test_ranks_together_serve_the_stream_of_one(
-    make_stream: Callable[..., Stream], two_passes: Ids, world_size: int
+    make_stream: Callable[..., Stream], two_passes: Ids, world_size: int, num_workers: int
 ) -> None:
-    ranks = [ids(make_stream(rank=rank, world_size=world_size), 0, len(two_passes)) for rank in range(world_size)]
+    options = {"world_size": world_size, "num_workers": num_workers}
+    ranks = [ids(make_stream(rank=rank, **options), 0, len(two_passes)) for rank in range(world_size)]
     for number, step in enumerate(two_passes):
         shares = [rank[number] for rank in ranks]
         assert {len(share) for share in shares} == {4 // world_size}
@@ -139,11 +141,16 @@ def test_an_unknown_split_names_those_there_are(make_stream: Callable[..., Strea
         make_stream(split="training")
 
 
-def test_the_fingerprint_is_of_data_and_plan(make_stream: Callable[..., Stream]) -> None:
-    base = make_stream().fingerprint
-    assert make_stream(num_workers=2, rank=1, world_size=2).fingerprint == base
-    others = [make_stream(**change).fingerprint for change in ({"seed": 8}, {"lanes": 2}, {"split": "val", "lanes": 4})]
-    assert len({base, *others}) == 4
+def test_the_fingerprint_names_everything_that_decides_what_is_in_a_step(make_stream: Callable[..., Stream]) -> None:
+    ours = make_stream().fingerprint
+    assert json.loads(json.dumps(ours)) == ours
+    assert make_stream(num_workers=2, rank=1, world_size=2, corrupt="quarantine").fingerprint == ours
+    changes = {"seed": 8, "lanes": 2, "edge_budget": 900, "atom_budget": 90, "oversize": "alone"}
+    for name, value in changes.items():
+        (difference,) = differences(make_stream(**{name: value}).fingerprint, ours)
+        assert difference == f"{name}: {ours[name]} in the checkpoint, {value} now"
+    (difference,) = differences(make_stream(split="val").fingerprint, ours)
+    assert difference == "split of data set 1: train in the checkpoint, val now"
 
 
 def test_a_stream_can_be_sent_to_spawned_workers(make_stream: Callable[..., Stream], two_passes: Ids) -> None:
@@ -159,9 +166,149 @@ def test_a_corrupt_block_stops_the_stream_and_is_named(emt_manifest: Manifest, t
     content = bytearray(shard.read_bytes())
     content[int(manifest.index("train").blocks.offset[1]) + 1000] ^= 1
     shard.write_bytes(content)
-    stream = Stream(manifest, cutoff=5.0, lanes=4, edge_budget=1200)
+    stream = Stream([Dataset(manifest=manifest)], cutoff=5.0, lanes=4, edge_budget=1200)
     with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte \d+: the checksum"):
         ids(stream, 0, stream.plan.steps_of_pass(0))
+
+
+@pytest.fixture
+def damaged(emt_manifest: Manifest, tmp_path: Path) -> tuple[Manifest, set[str]]:
+    """A copy whose second block has a flipped bit and whose last is cut short, and the names of their frames."""
+    shutil.copytree(emt_manifest.root, tmp_path / "copy")
+    manifest = open_manifest(tmp_path / "copy")
+    index, (shard,) = manifest.index("train"), manifest.shard_paths("train")
+    content = bytearray(shard.read_bytes())
+    content[int(index.blocks.offset[1]) + 1000] ^= 1
+    shard.write_bytes(content[: int(index.blocks.offset[-1]) + 100])
+    frames = Frames(emt_manifest, "train")
+    lost = (*range(*index.first_frame[1:3]), *range(*index.first_frame[-2:]))
+    return manifest, {frames[number].id for number in lost}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_quarantined_blocks_are_left_out_counted_and_said_once(
+    emt_manifest: Manifest, damaged: tuple[Manifest, set[str]], num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, lost = damaged
+    options = {"cutoff": 5.0, "lanes": 4, "edge_budget": 800}
+    whole = Stream([Dataset(manifest=emt_manifest)], **options)
+    last = whole.plan.steps_of_pass(0)
+    stream = Stream([Dataset(manifest=manifest)], corrupt="quarantine", num_workers=num_workers, **options)
+    steps = stream.from_step(0, last)
+    found = [[batch.ids for batch in step] for step in steps]
+    assert found == [[tuple(id for id in batch if id not in lost) for batch in step] for step in ids(whole, 0, last)]
+    assert (steps.num_quarantined_blocks, steps.num_quarantined_frames) == (2, len(lost))
+    assert len(caplog.records) == 2
+    assert "train-000000.tar, block at byte" in caplog.text
+    assert f"Its {len(lost) - 16} frames are left out" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_missing_shard_is_an_error_or_quarantined(emt_manifest: Manifest, tmp_path: Path, num_workers: int) -> None:
+    shutil.copytree(emt_manifest.root, tmp_path / "copy")
+    manifest = open_manifest(tmp_path / "copy")
+    manifest.shard_paths("val")[0].unlink()
+    options = {"cutoff": 5.0, "edge_budget": 600, "num_workers": num_workers}
+    with pytest.raises(FileNotFoundError, match=r"val-000000\.tar, block at byte \d+: the shard is missing"):
+        list(sweep(manifest, "val", **options))
+    batches = sweep(manifest, "val", corrupt="quarantine", **options)
+    assert sum(batch.num_graphs for batch in batches) == 0
+    assert batches.num_quarantined_frames == manifest.split("val").statistics.num_frames
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_micro_batches_larger_than_a_slot_arrive_as_well(
+    make_stream: Callable[..., Stream], two_passes: Ids, num_workers: int
+) -> None:
+    stream = make_stream(num_workers=num_workers)
+    stream._slot_bytes //= 4
+    steps = stream.from_step(0, 3)
+    assert [[batch.ids for batch in step] for step in steps] == two_passes[:3]
+    assert steps.num_large == 12
+    assert steps.waited > 0
+
+
+def test_usual_micro_batches_fit_the_ring(make_stream: Callable[..., Stream], two_passes: Ids) -> None:
+    steps = make_stream(num_workers=1).from_step(0, len(two_passes))
+    assert len(list(steps)) == len(two_passes)
+    assert steps.num_large == 0
+
+
+@pytest.fixture(scope="module")
+def second_manifest(tmp_path_factory: pytest.TempPathFactory, provenance: Provenance) -> Manifest:
+    """Other frames, at what is called another level of theory, with the cutoff in another column."""
+    config = BuildConfig(
+        source=EmtAlloys(num_frames=40, seed=5),
+        provenance=dataclasses.replace(provenance, name="other", level_of_theory="something else"),
+        out=tmp_path_factory.mktemp("second") / "data",
+        cutoffs=(4.0, 5.0),
+        block_frames=8,
+    )
+    return build(config)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_mixture_reads_every_set_as_often_as_asked_and_knows_each_frames_theory(
+    emt_manifest: Manifest, second_manifest: Manifest, num_workers: int
+) -> None:
+    datasets = [Dataset(manifest=emt_manifest), Dataset(manifest=second_manifest, repeat=2.0, theory=3)]
+    stream = Stream(datasets, cutoff=5.0, lanes=2, edge_budget=2000, num_workers=num_workers)
+    energies: dict[int, list[float]] = {0: [], 3: []}
+    for step in stream.from_step(0, stream.plan.steps_of_pass(0)):
+        for batch in step:
+            for theory, energy in zip(batch.theory.tolist(), batch.energy.tolist(), strict=True):
+                energies[theory].append(energy)
+    first, second = ([f.energy for f in Frames(manifest, "train")] for manifest in (emt_manifest, second_manifest))
+    assert sorted(energies[0]) == sorted(first)
+    assert sorted(energies[3]) == sorted(2 * second)
+
+
+def test_levels_of_theory_are_not_mixed_under_one_number(emt_manifest: Manifest, second_manifest: Manifest) -> None:
+    datasets = [Dataset(manifest=emt_manifest), Dataset(manifest=second_manifest)]
+    message = "'emt-test' is of level .* and 'other' of 'something else'.*Give each data set its own `theory` name"
+    with pytest.raises(ValueError, match=message):
+        Stream(datasets, cutoff=5.0, lanes=2, edge_budget=2000)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        Stream([], cutoff=5.0, lanes=2, edge_budget=2000)
+
+
+def test_the_fingerprint_names_the_data_set_that_differs(emt_manifest: Manifest, second_manifest: Manifest) -> None:
+    def fingerprint(**changes: object) -> dict:
+        second = Dataset(manifest=second_manifest, **{"theory": 1, **changes})
+        return Stream([Dataset(manifest=emt_manifest), second], cutoff=5.0, lanes=2, edge_budget=2000).fingerprint
+
+    ours = fingerprint()
+    assert differences(ours, fingerprint()) == []
+    assert differences(ours, fingerprint(theory=2)) == ["theory of data set 2: 2 in the checkpoint, 1 now"]
+    (difference,) = differences(ours, fingerprint(repeat=1.5))
+    assert difference == "repeats: 1, 3/2 in the checkpoint, 1, 1 now"
+    alone = Stream([Dataset(manifest=emt_manifest)], cutoff=5.0, lanes=2, edge_budget=2000).fingerprint
+    assert "number of data sets: 1 in the checkpoint, 2 now" in differences(ours, alone)
+    manifest = second_manifest.fingerprint[:12]
+    assert f"manifest of data set 2: absent in the checkpoint, {manifest}… now" in differences(ours, alone)
+
+
+def test_a_cache_keeps_the_blocks_used_last_within_its_bytes(emt_manifest: Manifest) -> None:
+    blocks = [emt_manifest.read_block("train", emt_manifest.index("train").blocks, number) for number in range(3)]
+    read: list[int] = []
+
+    def get(number: int) -> Block:
+        return cache.get(number, lambda: read.append(number) or blocks[number])
+
+    cache = BlockCache(max(blocks[0].num_bytes + blocks[number].num_bytes for number in (1, 2)))
+    for number in (0, 1, 0, 2, 0, 1):
+        assert get(number) is blocks[number]
+    assert read == [0, 1, 2, 1]
+    cache = BlockCache(1)
+    assert [get(0), get(0), get(1)] == [blocks[0], blocks[0], blocks[1]]
+    assert read == [0, 1, 2, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("num_workers", "lanes_each"), [(1, 4), (2, 2), (4, 1), (8, 1)])
+def test_a_worker_keeps_to_its_lanes(make_stream: Callable[..., Stream], num_workers: int, lanes_each: int) -> None:
+    job = make_stream(num_workers=num_workers).from_step(3, 13)._job
+    for worker in range(num_workers):
+        assert len({task % 4 for task in job.tasks(worker, num_workers)}) == lanes_each
 
 
 def test_frames_are_reached_by_number(emt_manifest: Manifest) -> None:
@@ -220,6 +367,13 @@ def test_a_sweep_with_no_known_element_is_empty(emt_manifest: Manifest) -> None:
     batches = list(sweep(emt_manifest, "val", cutoff=5.0, edge_budget=1000, elements=(1,)))
     assert batches
     assert sum(batch.num_graphs for batch in batches) == 0
+
+
+def test_a_rank_without_frames_sweeps_one_empty_batch(emt_manifest: Manifest) -> None:
+    options = {"cutoff": 5.0, "edge_budget": 10**6, "world_size": 2}
+    first, second = (sweep(emt_manifest, "val", rank=rank, **options) for rank in range(2))
+    assert (len(first), len(second)) == (1, 1)
+    assert [batch.num_graphs for batch in second] == [0]
 
 
 def test_a_sweep_of_an_empty_split_has_no_batches(provenance: Provenance, tmp_path: Path) -> None:

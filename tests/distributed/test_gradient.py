@@ -8,7 +8,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from data_pipeline.manifest import Manifest, open_manifest
-from data_pipeline.stream import Stream
+from data_pipeline.stream import Dataset, Stream
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
 from foundation.training.loss import LossConfig, TermConfig, label_counts, loss
@@ -24,7 +24,13 @@ def gradient(rank: int, world_size: int, root: Path) -> torch.Tensor:
     torch.manual_seed(0)
     potential = new_potential(MODEL, manifest.split("train").statistics).cast(torch.float64).train()
     stream = Stream(
-        manifest, cutoff=5.0, lanes=LANES, edge_budget=700, rank=rank, world_size=world_size, oversize="alone"
+        [Dataset(manifest=manifest)],
+        cutoff=5.0,
+        lanes=LANES,
+        edge_budget=700,
+        rank=rank,
+        world_size=world_size,
+        oversize="alone",
     )
     for step in STEPS:
         (batches,) = stream.from_step(step, step + 1)

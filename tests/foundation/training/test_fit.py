@@ -118,10 +118,19 @@ def test_the_released_weights_are_the_moving_average(undisturbed: Path) -> None:
     assert moved
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"edge_budget": 1600}, {"lanes": 4}])
-def test_another_stream_is_not_resumed(change: dict, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+        ({"edge_budget": 1600}, "edge_budget: 1500 in the checkpoint, 1600 now"),
+        ({"lanes": 4}, "lanes: 2 in the checkpoint, 4 now"),
+    ],
+)
+def test_another_stream_is_not_resumed(
+    change: dict, difference: str, undisturbed: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
-    with pytest.raises(ValueError, match="cannot resume: lanes, budgets, seed or oversize policy differ"):
+    with pytest.raises(ValueError, match=rf"cannot resume with another stream of data\. {difference}\. Restore"):
         pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10, **change))
 
 
