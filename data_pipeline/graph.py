@@ -170,13 +170,13 @@ def complete_cell(cell: Float64[np.ndarray, "3 3"], pbc: Bool[np.ndarray, " 3"])
     return completed
 
 
-def to_graph(structure: Structure, cutoff: float, dtype: torch.dtype = torch.float32) -> GraphBatch:
-    """Return one structure as a batch of one, with its edges within the cutoff [Å].
+def to_graph(structure: Structure, cutoff: float, dtype: torch.dtype = torch.float32, theory: int = 0) -> GraphBatch:
+    """Return one structure as a batch of one, with its edges within the cutoff [Å], at a level of theory by number.
 
     Raises:
         InvalidStructure: two atoms are at the same place.
     """
-    return collate([structure], cutoff, dtype)
+    return collate([structure], cutoff, dtype, [theory])
 
 
 def collate(

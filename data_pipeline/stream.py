@@ -52,8 +52,14 @@ class Dataset:
     """Which of its splits."""
     repeat: float = 1.0
     """How many times a pass reads each frame; a fraction of the frames where it is below one."""
-    theory: int = 0
-    """Number of the level of theory of its labels; data sets of the same number have to be of the same level."""
+    theory: int | None = None
+    """Number of the level of theory of its labels. Without it, it is the first, and all data sets without it have to be
+    described as of the same level; giving it says that those of the same number are compatible."""
+
+    @property
+    def theory_number(self) -> int:
+        """Number of the level of theory of the labels."""
+        return self.theory or 0
 
 
 class BlockCache:
@@ -120,7 +126,7 @@ class Mixture:
         cache = BlockCache()
         self._sets = [Frames(dataset.manifest, dataset.split, cache) for dataset in datasets]
         self._first = np.cumsum([0, *map(len, self._sets)])
-        self._theories, self._corrupt = [dataset.theory for dataset in datasets], corrupt
+        self._theories, self._corrupt = [dataset.theory_number for dataset in datasets], corrupt
         self._lost: set[tuple[int, int]] = set()
 
     def take(self, numbers: Int[np.ndarray, " frames"]) -> tuple[list[Structure], list[int], list[LostBlock]]:
@@ -255,7 +261,7 @@ class Stream:
 
         Raises:
             ValueError: no data sets, the world size does not divide the lanes, the cutoff was not among those of a
-                manifest, data sets of different levels of theory have the same number, or what Plan refuses.
+                manifest, data sets of different levels of theory are not told apart, or what Plan refuses.
         """
         _check_rank(rank, world_size)
         if lanes % world_size:
@@ -281,7 +287,7 @@ class Stream:
             parts |= {
                 f"manifest of data set {number}": dataset.manifest.fingerprint,
                 f"split of data set {number}": dataset.split,
-                f"theory of data set {number}": dataset.theory,
+                f"theory of data set {number}": dataset.theory_number,
             }
         return parts | self.plan.settings
 
@@ -411,17 +417,16 @@ def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
 
 
 def _check_theories(datasets: Sequence[Dataset]) -> None:
-    """Refuse to mix levels of theory under one number."""
+    """Refuse to mix levels of theory without being told so."""
     if not datasets:
         raise ValueError("there is nothing to train on: give at least one data set")
-    levels: dict[int, Manifest] = {}
-    for dataset in datasets:
-        other, manifest = levels.setdefault(dataset.theory, dataset.manifest), dataset.manifest
-        if other.provenance.level_of_theory != manifest.provenance.level_of_theory:
+    untold = [dataset.manifest.provenance for dataset in datasets if dataset.theory is None]
+    for other, provenance in itertools.pairwise(untold):
+        if other.level_of_theory != provenance.level_of_theory:
             raise ValueError(
-                f"{other.provenance.name!r} is of level of theory {other.provenance.level_of_theory!r} and "
-                f"{manifest.provenance.name!r} of {manifest.provenance.level_of_theory!r}: their energies cannot be "
-                "learned as one. Give each data set its own `theory` name in the configuration."
+                f"{other.name!r} is of level of theory {other.level_of_theory!r} and {provenance.name!r} of "
+                f"{provenance.level_of_theory!r}: their energies cannot be learned as one. Give each data set its own "
+                "`theory`, or the same one if they are compatible after all."
             )
 
 

@@ -54,7 +54,8 @@ def render_card(card: CardFacts, facts: dict) -> str:
         MissingFact: a fact is empty, or the template asks for one that is not there.
     """
     check_facts(card)
-    missing = [f"dataset.{name}" for name, fact in facts.get("dataset", {}).items() if not str(fact).strip()]
+    provenances = [dataset.items() for dataset in facts.get("datasets", ())]
+    missing = [f"dataset.{name}" for items in provenances for name, fact in items if not str(fact).strip()]
     if missing:
         raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
     source = TEMPLATE.read_text()

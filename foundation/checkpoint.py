@@ -16,11 +16,21 @@ from data_pipeline.shards import sha256
 from foundation.models import EquivariantNetwork, ModelConfig
 from foundation.potential import Potential
 
-SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
-"""From each older schema version, what turns its config.json into the next one's."""
-
+SCHEMA_VERSION = 2
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
+
+
+def _from_one_dataset(config: dict) -> dict:
+    """Return the config of schema 1, which knew one data set and one level of theory, in schema 2."""
+    provenance = dict(config["provenance"])
+    moved = {name: provenance.pop(name) for name in ("num_frames", "num_atoms", "manifest_fingerprint")}
+    dataset = provenance.pop("dataset")
+    dataset |= moved | {"theory": dataset["level_of_theory"], "repeat": 1.0}
+    return config | {"theories": [dataset["theory"]], "provenance": provenance | {"datasets": [dataset]}}
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset}
+"""From each older schema version, what turns its config.json into the next one's."""
 
 
 class CorruptCheckpoint(ValueError):
@@ -44,6 +54,7 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
         "schema_version": SCHEMA_VERSION,
         "model": asdict(potential.network.config),
         "elements": list(potential.elements),
+        "theories": list(potential.theories),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "weights_sha256": sha256(partial / WEIGHTS),
         "provenance": provenance,
@@ -79,8 +90,9 @@ def load(folder: Path | str) -> Potential:
     config = read_config(folder)
     try:
         model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
-        elements = tuple(config["elements"])
-        potential = Potential(EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0), elements)
+        elements, theories = tuple(config["elements"]), tuple(config["theories"])
+        network = EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0)
+        potential = Potential(network, elements, theories)
         potential.cast(getattr(torch, config["dtype"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptCheckpoint(f"{folder / CONFIG}: does not describe a potential ({error})") from error
@@ -88,8 +100,11 @@ def load(folder: Path | str) -> Potential:
     if sha256(weights) != config["weights_sha256"]:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
     try:
-        potential.load_state_dict(safetensors.torch.load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
+        state = safetensors.torch.load_file(weights)
+        # schema 1 had the references of a single theory
+        state["reference_energies"] = state["reference_energies"].reshape(len(theories), len(elements))
+        potential.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as error:
         raise CorruptCheckpoint(f"{weights}: not the weights that config.json describes ({error})") from error
     return potential.eval()
 

@@ -32,6 +32,9 @@ class EvaluateConfig:
     """Worker processes that read shards and build graphs; 0 does it in the main process."""
     device: str = "cpu"
     """torch's name of the device."""
+    theory: str | None = None
+    """Level of theory to predict, one of the potential's; when absent the one that the data set is described as, or the
+    only one there is."""
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -39,20 +42,29 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     Raises:
         FileNotFoundError: no potential or no manifest there.
-        ValueError: no such split, or none of its frames has only known elements.
+        ValueError: no such split, none of its frames has only known elements, or it has to be said which of several
+            levels of theory to predict.
     """
     model = find(_existing(config.model))
     out = report_folder(config)
     manifest = open_manifest(config.data)
     potential = load(model).to(torch.device(config.device))
+    described = manifest.provenance.level_of_theory
+    theory = potential.theory_number(config.theory or (described if described in potential.theories else None))
     errors = compute_errors(
-        potential, manifest, config.split, edge_budget=config.edge_budget, num_workers=config.num_workers
+        potential,
+        manifest,
+        config.split,
+        theory=theory,
+        edge_budget=config.edge_budget,
+        num_workers=config.num_workers,
     )
     facts = {
         "dataset": manifest.provenance.name,
         "split": config.split,
         "manifest_fingerprint": manifest.fingerprint,
-        "level_of_theory": manifest.provenance.level_of_theory,
+        "level_of_theory": described,
+        "theory": potential.theories[theory],
         "weights_sha256": read_config(model)["weights_sha256"],
     }
     return write_report(errors, out, facts)

@@ -68,14 +68,14 @@ def export(config: ExportConfig) -> Path:
     check_facts(card)
     evaluation = _evaluation(config.run, settings["weights_sha256"])
     potential = checkpoint.load(source)
-    structures = _golden_structures(config.data or Path(provenance["config"]["data"]), potential, config.num_golden)
+    structures = _golden_structures(config.data or _first_dataset(provenance), potential, config.num_golden)
     partial = config.out.with_name(config.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
             shutil.copyfile(source / name, partial / name)
-        golden = [golden_record(potential, structure) for structure in structures]
+        golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, settings, evaluation, len(golden))
         (partial / "README.md").write_text(render_card(card, facts))
@@ -88,12 +88,13 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
-def golden_record(potential: Potential, structure: Structure) -> dict:
+def golden_record(potential: Potential, structure: Structure, theory: str) -> dict:
     """Return a structure with its predictions in float64 as JSON: energy [eV], forces [eV/Å], stress [eV/Å³]."""
-    dtype = potential.dtype
-    prediction = potential.cast(torch.float64)(to_graph(structure, potential.cutoff, torch.float64))
+    dtype, number = potential.dtype, potential.theory_number(theory)
+    prediction = potential.cast(torch.float64)(to_graph(structure, potential.cutoff, torch.float64, number))
     potential.cast(dtype)
     return {
+        "theory": theory,
         "numbers": structure.numbers.tolist(),
         "positions": structure.positions.tolist(),
         "cell": structure.cell.tolist(),
@@ -114,7 +115,7 @@ def verify_golden(folder: Path) -> None:
     for number, record in enumerate(json.loads((folder / GOLDEN).read_text())):
         inputs = {name: record[name] for name in ("numbers", "positions", "cell", "pbc")}
         structure = Structure.checked(**inputs, energy=0.0)
-        again = golden_record(potential, structure)
+        again = golden_record(potential, structure, record["theory"])
         for name in ("energy", "forces", "stress"):
             expected, found = np.array(record[name]), np.array(again[name])
             if not (np.abs(found - expected) <= TOLERANCE * (structure.num_atoms + np.abs(expected))).all():
@@ -122,6 +123,11 @@ def verify_golden(folder: Path) -> None:
                     f"{folder / GOLDEN}, structure {number}: the {name} recomputed from the exported files differs by "
                     f"{np.abs(found - expected).max():.3g}; the release is not what was trained"
                 )
+
+
+def _first_dataset(provenance: dict) -> Path:
+    data = provenance["config"]["data"]
+    return Path(data if isinstance(data, str) else data[0]["path"])
 
 
 def _evaluation(run: Path, weights_sha256: str) -> dict:
@@ -150,7 +156,7 @@ def _golden_structures(data: Path, potential: Potential, count: int) -> list[Str
 
 def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_golden: int) -> dict:
     provenance, model = settings["provenance"], settings["model"]
-    copied = ("dataset", "manifest_fingerprint", "num_frames", "num_atoms", "num_parameters", "versions", "method")
+    copied = ("datasets", "num_parameters", "versions", "method")
     return {
         **{name: provenance[name] for name in copied},
         "hardware": provenance["hardware"],
@@ -159,6 +165,7 @@ def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_gold
         "architecture": f"equivariant network, {model['num_blocks']} blocks of {model['irreps']}, "
         f"spherical harmonics to degree {model['max_degree']}",
         "cutoff": model["cutoff"],
+        "theories": potential.theories,
         "elements": [SYMBOLS[z] for z in potential.elements],
         "weights_sha256": settings["weights_sha256"],
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -1,5 +1,8 @@
 """Potential: a network with reference energies, scale and derivatives; all that is above talks to it only."""
 
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,22 +35,25 @@ class Prediction:
 
 
 class Potential(torch.nn.Module):
-    """An interatomic potential: E = Σ_atoms (scale_z · network + reference_z), forces and stress by differentiation.
+    """An interatomic potential: E = Σ_atoms (scale_z · network + reference_tz), forces and stress by differentiation.
 
-    In training mode the derivatives can themselves be differentiated; otherwise they come detached, also inside
-    torch.no_grad().
+    The reference energies belong to a level of theory t: data computed at several of them are trained on together,
+    each structure with the references of its own. In training mode the derivatives can themselves be differentiated;
+    otherwise they come detached, also inside torch.no_grad().
     """
 
-    def __init__(self, network: EquivariantNetwork, elements: tuple[int, ...]) -> None:
+    def __init__(self, network: EquivariantNetwork, elements: tuple[int, ...], theories: tuple[str, ...]) -> None:
         """Wrap a network; references are zero and the scale one until set.
 
         Args:
             network: An EnergyModel.
             elements: Atomic numbers that the network knows, in its order.
+            theories: Names of the levels of theory that its energies can be referred to.
         """
         super().__init__()
-        self.network, self.elements = network, elements
-        self.register_buffer("reference_energies", torch.zeros(len(elements), dtype=torch.float64))
+        self.network, self.elements, self.theories = network, elements, theories
+        references = torch.zeros(len(theories), len(elements), dtype=torch.float64)
+        self.register_buffer("reference_energies", references)
         self.register_buffer("scale", torch.ones(len(elements), dtype=torch.float64))
         position = torch.full((MAX_ATOMIC_NUMBER + 1,), -1)
         position[list(elements)] = torch.arange(len(elements))
@@ -110,7 +116,7 @@ class Potential(torch.nn.Module):
         """
         elements = self._element_positions(batch.numbers)
         network = self.network(batch, elements).to(torch.float64)
-        return self.get_buffer("scale")[elements] * network + self.get_buffer("reference_energies")[elements]
+        return self.get_buffer("scale")[elements] * network + self._references(batch, elements)
 
     def composition_energy(self, batch: GraphBatch) -> Float64[Tensor, " graphs"]:
         """Return the sum of each structure's reference energies [eV]: what its composition alone predicts.
@@ -118,8 +124,23 @@ class Potential(torch.nn.Module):
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
-        references = self.get_buffer("reference_energies")[self._element_positions(batch.numbers)]
+        references = self._references(batch, self._element_positions(batch.numbers))
         return torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, references)
+
+    def theory_number(self, theory: str | None) -> int:
+        """Return the place of a level of theory among the potential's; None stands for the only one.
+
+        Raises:
+            ValueError: there is none of that name, or None is given and there are several.
+        """
+        if theory is None and len(self.theories) == 1:
+            return 0
+        if theory not in self.theories:
+            raise ValueError(f"the potential's levels of theory are {', '.join(self.theories)}; name one, not {theory}")
+        return self.theories.index(theory)
+
+    def _references(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float64[Tensor, " atoms"]:
+        return self.get_buffer("reference_energies")[batch.theory[batch.graph_of_atom], elements]
 
     def _element_positions(self, numbers: Int[Tensor, " atoms"]) -> Int[Tensor, " atoms"]:
         positions = self.get_buffer("_position")[numbers]
@@ -133,20 +154,41 @@ class Potential(torch.nn.Module):
         return positions
 
 
-def new_potential(config: ModelConfig, statistics: Statistics) -> Potential:
-    """Return an untrained potential for a data set: references, scale and mean neighbours are the data's.
+def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> Potential:
+    """Return an untrained potential for data: references, scale and mean neighbours are the data's.
 
     The scale is the root mean square force component times 1 Å.
+
+    Args:
+        config: The architecture.
+        statistics: The training data's, by level of theory.
 
     Raises:
         ValueError: the data have no forces, no neighbours, or were not counted at the model's cutoff.
     """
-    elements, neighbors = statistics.elements, statistics.mean_neighbors(config.cutoff)
+    everything = functools.reduce(Statistics.__add__, statistics.values())
+    elements, neighbors = everything.elements, everything.mean_neighbors(config.cutoff)
     if neighbors == 0:
         raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
-    network = EquivariantNetwork(config, elements, neighbors)
-    potential = Potential(network, elements)
-    references = statistics.reference_energies()[list(elements)]
+    potential = Potential(EquivariantNetwork(config, elements, neighbors), elements, tuple(statistics))
+    references = reference_energies(list(statistics.values()))[:, list(elements)]
     potential.get_buffer("reference_energies").copy_(torch.from_numpy(np.ascontiguousarray(references)))
-    potential.get_buffer("scale").fill_(statistics.force_rms)
+    potential.get_buffer("scale").fill_(everything.force_rms)
     return potential
+
+
+def reference_energies(statistics: Sequence[Statistics]) -> Float64[np.ndarray, "theories elements"]:
+    """Return the reference energy of every element at every level of theory [eV].
+
+    An element without data at one level takes its reference from the first level that has some, moved by the mean
+    difference between the two levels over the elements that both have.
+    """
+    seen = np.array([sums.atoms_of_element > 0 for sums in statistics])
+    fitted = np.array([sums.reference_energies() for sums in statistics])
+    filled = fitted.copy()
+    for theory, donor in itertools.product(range(len(fitted)), reversed(range(len(fitted)))):
+        both = seen[theory] & seen[donor]
+        missing = seen[donor] & ~seen[theory]
+        shift = (fitted[theory] - fitted[donor])[both].mean() if both.any() else 0.0
+        filled[theory, missing] = fitted[donor, missing] + shift
+    return filled

@@ -7,16 +7,18 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from data_pipeline.manifest import Manifest, open_manifest
+from data_pipeline.stream import Dataset
 from foundation.card import CardFacts
 from foundation.checkpoint import save
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
+from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.training.fit import FitConfig, fit, is_rank_zero, seed_everything
 from foundation.training.loss import LossConfig
 from foundation.training.optim import OptimConfig
@@ -26,8 +28,8 @@ from foundation.training.optim import OptimConfig
 class PretrainConfig:
     """A pretraining run. What the data determine (elements, references, scale, neighbours) comes from the manifest."""
 
-    data: Path
-    """Manifest of the data, or its folder."""
+    data: Path | tuple[DatasetConfig, ...]
+    """Manifest of the data, or its folder; or several data sets to train on together."""
     out: Path
     """Run folder to write."""
     fit: FitConfig
@@ -54,16 +56,16 @@ def pretrain(config: PretrainConfig) -> Potential:
         FileNotFoundError: no manifest, or nothing to resume.
         ValueError: the configuration does not fit the data.
     """
-    manifest = open_manifest(config.data)
+    datasets, theories = open_datasets(config.data)
     if is_rank_zero():
         _prepare_folder(config)
     seed_everything(config.fit.seed)
-    potential = new_potential(config.model, manifest.split("train").statistics)
+    potential = new_potential(config.model, statistics_by_theory(datasets, theories))
     started = time.time()
-    validation = fit(potential, manifest, config=config.fit, loss=config.loss, optim=config.optim, out=config.out)
+    validation = fit(potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out)
     if is_rank_zero():
         facts = {"config": resolved(config), "validation": validation, "wall_time_s": round(time.time() - started, 1)}
-        save(potential, config.out / "potential", provenance_of(manifest, potential) | facts)
+        save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
     return potential
 
 
@@ -84,19 +86,26 @@ def _prepare_folder(config: PretrainConfig) -> None:
     (config.out / "run.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
 
 
-def provenance_of(manifest: Manifest, potential: Potential) -> dict:
+def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
     """Return what a potential was trained on, as JSON."""
-    statistics = manifest.split("train").statistics
     packages = ("foundation", "torch", "e3nn", "lightning")
     return {
         "method": "pretraining",
-        "dataset": dataclasses.asdict(manifest.provenance),
-        "manifest_fingerprint": manifest.fingerprint,
-        "num_frames": statistics.num_frames,
-        "num_atoms": statistics.num_atoms,
+        "datasets": [_facts_of(dataset, potential.theories) for dataset in datasets],
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _facts_of(dataset: Dataset, theories: Sequence[str]) -> dict:
+    statistics = dataset.manifest.split(dataset.split).statistics
+    return dataclasses.asdict(dataset.manifest.provenance) | {
+        "theory": theories[dataset.theory_number],
+        "repeat": dataset.repeat,
+        "num_frames": statistics.num_frames,
+        "num_atoms": statistics.num_atoms,
+        "manifest_fingerprint": dataset.manifest.fingerprint,
     }
 
 

@@ -93,9 +93,9 @@ class Errors:
 
 
 def compute_errors(
-    potential: Potential, manifest: Manifest, split: str, *, edge_budget: int, num_workers: int = 0
+    potential: Potential, manifest: Manifest, split: str, *, edge_budget: int, theory: int = 0, num_workers: int = 0
 ) -> Errors:
-    """Predict every frame of a split once.
+    """Predict every frame of a split once, at one of the potential's levels of theory.
 
     Raises:
         ValueError: the split has no frames that the potential knows all elements of.
@@ -110,6 +110,7 @@ def compute_errors(
         cutoff=potential.cutoff,
         edge_budget=edge_budget,
         elements=potential.elements,
+        theory=theory,
         num_workers=num_workers,
     )
     for batch in batches:

@@ -26,15 +26,26 @@ class Calculator(AseCalculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
 
-    def __init__(self, potential: Potential, device: str = "cpu", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        potential: Potential,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        theory: str | None = None,
+    ) -> None:
         """Wrap a potential, which is moved to the device and cast in place.
 
         Args:
             potential: What foundation.load() returned.
             device: torch's name of the device.
             dtype: Float type of the network.
+            theory: Level of theory to predict, one of potential.theories; needed when there are several.
+
+        Raises:
+            ValueError: there are several levels of theory and none is named, or it is not among them.
         """
         super().__init__()
+        self.theory = potential.theory_number(theory)
         self.potential = potential.to(device).cast(dtype).eval()
 
     def calculate(
@@ -51,7 +62,8 @@ class Calculator(AseCalculator):
         assert isinstance(self.atoms, ase.Atoms)
         structure = to_structure(self.atoms)
         potential = self.potential
-        batch = to_graph(structure, potential.cutoff, torch.float64).to(potential.device, potential.dtype)
+        batch = to_graph(structure, potential.cutoff, torch.float64, self.theory)
+        batch = batch.to(potential.device, potential.dtype)
         prediction = potential(batch)
         energy = float(prediction.energy)
         self.results = {

@@ -1,6 +1,7 @@
 """fit(): the only place that makes a Trainer."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from data_pipeline.graph import GraphBatch
-from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Oversize
-from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
+from data_pipeline.stream import Corrupt, Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
@@ -35,6 +35,9 @@ class FitConfig:
     """Atoms of a micro-batch."""
     oversize: Oversize = "error"
     """What happens to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    corrupt: Corrupt = "error"
+    """What happens to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
+    warning and a count."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     num_workers: int = 1
@@ -72,7 +75,7 @@ class FitConfig:
 
 def fit(
     potential: Potential,
-    manifest: Manifest,
+    datasets: Sequence[Dataset],
     *,
     config: FitConfig,
     loss: LossConfig,
@@ -108,7 +111,7 @@ def fit(
         enable_model_summary=False,
     )
     checkpoint = newest_checkpoint(out) if config.resume else None
-    data = _Data(manifest, potential, config)
+    data = _Data(datasets, potential, config)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
@@ -131,9 +134,9 @@ def newest_checkpoint(out: Path) -> Path:
 class _Data(lightning.LightningDataModule):
     """Streams for training, sweeps for validation; its state is the fingerprint of the stream."""
 
-    def __init__(self, manifest: Manifest, potential: Potential, config: FitConfig) -> None:
+    def __init__(self, datasets: Sequence[Dataset], potential: Potential, config: FitConfig) -> None:
         super().__init__()
-        self.manifest, self.config = manifest, config
+        self.datasets, self.config = datasets, config
         self.cutoff, self.elements = potential.cutoff, potential.elements
         # made once here, before any process starts, so that a wrong budget is an error at once
         self.fingerprint = self._stream().fingerprint
@@ -141,13 +144,14 @@ class _Data(lightning.LightningDataModule):
     def _stream(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Stream:
         config = self.config
         return Stream(
-            [Dataset(manifest=self.manifest)],
+            self.datasets,
             cutoff=self.cutoff,
             lanes=config.lanes,
             edge_budget=config.edge_budget,
             atom_budget=config.atom_budget,
             seed=config.seed,
             oversize=config.oversize,
+            corrupt=config.corrupt,
             rank=rank,
             world_size=world_size,
             num_workers=num_workers,
@@ -160,19 +164,25 @@ class _Data(lightning.LightningDataModule):
         stream = self._stream(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
         return _Run(stream, self.trainer.global_step, self.config.steps)
 
-    def val_dataloader(self) -> Sweep | list:
+    def val_dataloader(self) -> "_Sweeps | list":
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
-        if not self.manifest.split("val").shards:
-            return []
+        sweeps = [
+            self._sweep(dataset, self.trainer) for dataset in self.datasets if dataset.manifest.split("val").shards
+        ]
+        return _Sweeps(sweeps) if sweeps else []
+
+    def _sweep(self, dataset: Dataset, trainer: lightning.Trainer) -> Sweep:
         return sweep(
-            self.manifest,
+            dataset.manifest,
             "val",
             cutoff=self.cutoff,
             edge_budget=self.config.edge_budget,
             elements=self.elements,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            theory=dataset.theory_number,
+            corrupt=self.config.corrupt,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
             pin_memory=True,
         )
 
@@ -186,7 +196,10 @@ class _Data(lightning.LightningDataModule):
         Raises:
             ValueError: data, split, cutoff, seed, lanes or budgets differ from the checkpoint's.
         """
-        different = differences(self.fingerprint, state_dict["fingerprint"])
+        theirs = state_dict["fingerprint"]
+        if not isinstance(theirs, dict):
+            raise ValueError("cannot resume: the checkpoint is of an older version of this program; start a new run")
+        different = differences(self.fingerprint, theirs)
         if different:
             raise ValueError(
                 f"cannot resume with another stream of data. {'; '.join(different)}. "
@@ -198,13 +211,13 @@ class _Run:
     """The steps of a run as Lightning wants a loader: its length is the whole run's, so progress and resume agree."""
 
     def __init__(self, stream: Stream, first_step: int, last_step: int) -> None:
-        self.stream, self.first_step, self.last_step = stream, first_step, last_step
+        self.steps, self.last_step = stream.from_step(first_step, last_step), last_step
 
     def __len__(self) -> int:
         return self.last_step
 
     def __iter__(self) -> Iterator[list[GraphBatch]]:
-        return iter(self.stream.from_step(self.first_step, self.last_step))
+        return iter(self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the step is the trainer's."""
@@ -212,6 +225,19 @@ class _Run:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: the step is the trainer's."""
+
+
+class _Sweeps:
+    """The validation batches of all data sets, one after another."""
+
+    def __init__(self, sweeps: Sequence[Sweep]) -> None:
+        self.sweeps = sweeps
+
+    def __len__(self) -> int:
+        return sum(len(sweep) for sweep in self.sweeps)
+
+    def __iter__(self) -> Iterator[GraphBatch]:
+        return itertools.chain.from_iterable(self.sweeps)
 
 
 class _Averaging(EMAWeightAveraging):

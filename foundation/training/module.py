@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from data_pipeline.stream import Steps
 from foundation.potential import Potential
 from foundation.training.loss import ErrorSums, LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
@@ -31,7 +32,7 @@ class TrainingModule(lightning.LightningModule):
         self.loss_config, self.optim_config = loss_config, optim_config
         self.num_steps, self.log_every = num_steps, log_every
         self.training_errors, self.validation_errors = ErrorSums(), ErrorSums()
-        self._atoms_since, self._time_since = 0.0, time.perf_counter()
+        self._atoms_since, self._time_since, self._waited_since = 0.0, time.perf_counter(), 0.0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped by hand."""
@@ -83,19 +84,28 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(reduced, Tensor)
         return reduced
 
+    @property
+    def _steps(self) -> Steps:
+        assert self.trainer.train_dataloader is not None
+        return self.trainer.train_dataloader.steps
+
     def _log_step(self, total: Tensor, norm: Tensor, learning_rate: float) -> None:
         now = time.perf_counter()
         errors = self.training_errors.compute(self._sum_over_ranks)
         self.training_errors.reset()
-        atoms = float(self._sum_over_ranks(torch.tensor(self._atoms_since, device=self.device)))
-        atoms_per_second = atoms / (now - self._time_since)
-        self._atoms_since, self._time_since = 0.0, now
-        shown = {"loss": float(total), "force_mae": errors.get("force_mae", 0.0), "atoms/s": atoms_per_second}
+        waited = self._steps.waited
+        sums = torch.tensor([self._atoms_since, waited - self._waited_since], dtype=torch.float64)
+        atoms, waiting = (self._sum_over_ranks(sums) / (now - self._time_since)).tolist()
+        self._atoms_since, self._time_since, self._waited_since = 0.0, now, waited
+        shown = {"loss": float(total), "force_mae": errors.get("force_mae", 0.0), "atoms/s": atoms}
         self.log_dict(shown, prog_bar=True)
         self.log_dict(
             {
                 **{f"train/{name}": value for name, value in errors.items() if name != "force_mae"},
                 "gradient_norm": float(norm),
+                # share of the time that the average process waited for data
+                "data_wait": waiting / self.trainer.world_size,
+                "quarantined_frames": float(self._steps.num_quarantined_frames),
                 "learning_rate": learning_rate,
             }
         )
@@ -114,3 +124,4 @@ class TrainingModule(lightning.LightningModule):
         errors = self.validation_errors.compute(self._sum_over_ranks)
         self.log_dict({f"val/{name}": value for name, value in errors.items()}, sync_dist=True)
         self._atoms_since, self._time_since = 0.0, time.perf_counter()
+        self._waited_since = self._steps.waited

@@ -82,7 +82,7 @@ def _ours(model: EquivariantConfig, num_frames: int) -> tuple[Potential, GraphBa
     statistics = Statistics(cutoffs=(model.cutoff,))
     batch = collate(structures, model.cutoff)
     statistics.add(structures, np.full((len(structures), 1), batch.num_edges // len(structures)))
-    return new_potential(model, statistics), batch
+    return new_potential(model, {"EMT": statistics}), batch
 
 
 def _training_step(potential: Potential, batch: GraphBatch):

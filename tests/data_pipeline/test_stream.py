@@ -263,9 +263,9 @@ def test_a_mixture_reads_every_set_as_often_as_asked_and_knows_each_frames_theor
     assert sorted(energies[3]) == sorted(2 * second)
 
 
-def test_levels_of_theory_are_not_mixed_under_one_number(emt_manifest: Manifest, second_manifest: Manifest) -> None:
+def test_levels_of_theory_are_not_mixed_without_saying_so(emt_manifest: Manifest, second_manifest: Manifest) -> None:
     datasets = [Dataset(manifest=emt_manifest), Dataset(manifest=second_manifest)]
-    message = "'emt-test' is of level .* and 'other' of 'something else'.*Give each data set its own `theory` name"
+    message = "'emt-test' is of level .* and 'other' of 'something else'.*Give each data set its own `theory`"
     with pytest.raises(ValueError, match=message):
         Stream(datasets, cutoff=5.0, lanes=2, edge_budget=2000)
     with pytest.raises(ValueError, match="nothing to train on"):

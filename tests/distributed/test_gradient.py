@@ -22,7 +22,7 @@ def gradient(rank: int, world_size: int, root: Path) -> torch.Tensor:
     """Return the summed gradient of some steps, float64, over the lanes of a rank; reduced over the process group."""
     manifest = open_manifest(root)
     torch.manual_seed(0)
-    potential = new_potential(MODEL, manifest.split("train").statistics).cast(torch.float64).train()
+    potential = new_potential(MODEL, {"EMT": manifest.split("train").statistics}).cast(torch.float64).train()
     stream = Stream(
         [Dataset(manifest=manifest)],
         cutoff=5.0,

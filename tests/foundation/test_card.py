@@ -23,13 +23,12 @@ ERRORS = {
     "stress_mae": 0.001, "zero_stress_mae": 0.004,
 }  # fmt: skip
 FACTS = {
-    "dataset": {
+    "datasets": [{
         "name": "test-set", "licence": "CC-BY-4.0", "level_of_theory": "PBE", "energy_convention": "total",
         "citation": "Someone 2020", "source": "a place",
-    },
-    "manifest_fingerprint": "f" * 64,
-    "num_frames": 1234,
-    "num_atoms": 56789,
+        "manifest_fingerprint": "f" * 64, "num_frames": 1234, "num_atoms": 56789, "theory": "PBE", "repeat": 1.0,
+    }],
+    "theories": ("PBE",),
     "num_parameters": 842440,
     "versions": {"torch": "2", "e3nn": "0.6"},
     "method": "pretraining",
@@ -93,17 +92,26 @@ def test_a_missing_fact_of_the_run_is_named(name: str) -> None:
         render_card(COMPLETE, {key: value for key, value in FACTS.items() if key != name})
 
 
-@pytest.mark.parametrize("name", FACTS["dataset"])
+@pytest.mark.parametrize("name", FACTS["datasets"][0])
 def test_a_missing_fact_of_the_data_set_is_named(name: str) -> None:
-    dataset = {key: value for key, value in FACTS["dataset"].items() if key != name}
+    dataset = {key: value for key, value in FACTS["datasets"][0].items() if key != name}
     with pytest.raises(MissingFact, match=name):
-        render_card(COMPLETE, FACTS | {"dataset": dataset})
+        render_card(COMPLETE, FACTS | {"datasets": [dataset]})
 
 
-@pytest.mark.parametrize("name", FACTS["dataset"])
+@pytest.mark.parametrize("name", FACTS["datasets"][0])
 def test_an_empty_fact_of_the_data_set_is_named(name: str) -> None:
     with pytest.raises(MissingFact, match=name):
-        render_card(COMPLETE, FACTS | {"dataset": FACTS["dataset"] | {name: ""}})
+        render_card(COMPLETE, FACTS | {"datasets": [FACTS["datasets"][0] | {name: ""}]})
+
+
+def test_several_data_sets_are_all_described() -> None:
+    second = FACTS["datasets"][0] | {"name": "other-set", "theory": "r2SCAN", "repeat": 8.0, "num_frames": 4321}
+    text = render_card(COMPLETE, FACTS | {"datasets": [*FACTS["datasets"], second], "theories": ("PBE", "r2SCAN")})
+    for expected in ("test-set", "other-set (each frame 8 times a pass)", "4,321", "here called r2SCAN"):
+        assert expected in text
+    assert 'Calculator(potential, theory="PBE")' in text
+    assert "Levels of theory: PBE, r2SCAN." in text
 
 
 def test_without_force_and_stress_labels_their_rows_are_left_out() -> None:

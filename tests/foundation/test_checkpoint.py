@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_pipeline.graph import collate
 from data_pipeline.manifest import Manifest
@@ -24,7 +25,7 @@ CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radia
 @pytest.fixture
 def potential(emt_manifest: Manifest) -> Potential:
     torch.manual_seed(0)
-    return new_potential(CONFIG, emt_manifest.split("train").statistics).eval()
+    return new_potential(CONFIG, {"EMT": emt_manifest.split("train").statistics}).eval()
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_a_config_that_is_not_json_is_named(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize("key", ["schema_version", "model", "elements", "weights_sha256"])
+@pytest.mark.parametrize("key", ["schema_version", "model", "elements", "theories", "weights_sha256"])
 def test_a_config_without_a_key_is_named(saved: Path, key: str) -> None:
     change(saved, lambda config: config.pop(key) and None)
     with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
@@ -182,14 +183,33 @@ def test_a_config_without_a_key_is_named(saved: Path, key: str) -> None:
 def test_a_newer_schema_is_refused(release: Path) -> None:
     change(release, lambda config: config.update(schema_version=checkpoint.SCHEMA_VERSION + 1))
     checkpoint.write_checksums(release)
-    with pytest.raises(ValueError, match=r"schema 2 is newer than this program's 1; update it"):
+    with pytest.raises(ValueError, match=r"schema 3 is newer than this program's 2; update it"):
         load(release)
 
 
 def test_an_older_schema_goes_through_its_migration(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(saved, lambda config: config.update(schema_version=0, atoms=config.pop("elements")))
     monkeypatch.setitem(checkpoint.MIGRATIONS, 0, lambda config: config | {"elements": config["atoms"]})
+    monkeypatch.setitem(checkpoint.MIGRATIONS, 1, lambda config: config)
     assert checkpoint.read_config(saved)["elements"] == [13, 28, 29, 46, 47, 78, 79]
+
+
+def test_a_checkpoint_of_schema_1_has_one_theory_and_one_data_set(saved: Path, potential: Potential) -> None:
+    state = {name: tensor.clone() for name, tensor in potential.state_dict().items()}
+    state["reference_energies"] = state["reference_energies"][0].clone()
+    save_file(state, saved / "model.safetensors")
+    facts = {"num_frames": 7, "num_atoms": 70, "manifest_fingerprint": "f"}
+    old = {"dataset": {"name": "x", "level_of_theory": "PBE"}, **facts, "method": "pretraining"}
+    change(saved, lambda config: config.pop("theories") and None)
+    change(saved, lambda config: config.update(schema_version=1, provenance=old))
+    seal(saved)
+    loaded = load(saved)
+    assert loaded.theories == ("PBE",)
+    expected = potential.get_buffer("reference_energies")
+    assert torch.equal(loaded.get_buffer("reference_energies"), expected)
+    provenance = checkpoint.read_config(saved)["provenance"]
+    dataset = {"name": "x", "level_of_theory": "PBE", **facts, "theory": "PBE", "repeat": 1.0}
+    assert provenance == {"datasets": [dataset], "method": "pretraining"}
 
 
 class Trap:

@@ -12,7 +12,7 @@ from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig, EquivariantNetwork
-from foundation.potential import Potential, UnknownElement, new_potential
+from foundation.potential import Potential, UnknownElement, new_potential, reference_energies
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 
@@ -20,7 +20,7 @@ CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radia
 @pytest.fixture
 def potential(emt_manifest: Manifest) -> Potential:
     torch.manual_seed(0)
-    return new_potential(CONFIG, emt_manifest.split("train").statistics).eval()
+    return new_potential(CONFIG, {"EMT": emt_manifest.split("train").statistics}).eval()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_references_scale_and_elements_are_the_data_sets(potential: Potential, e
     statistics = emt_manifest.split("train").statistics
     assert potential.elements == statistics.elements == (13, 28, 29, 46, 47, 78, 79)
     expected = statistics.reference_energies()[list(potential.elements)]
-    np.testing.assert_array_equal(potential.get_buffer("reference_energies").numpy(), expected)
+    np.testing.assert_array_equal(potential.get_buffer("reference_energies")[0].numpy(), expected)
     assert set(potential.get_buffer("scale").tolist()) == {statistics.force_rms}
     denominator = potential.network.blocks[0].denominator.item()
     assert denominator == pytest.approx(statistics.mean_neighbors(5.0), rel=1e-6)
@@ -134,11 +134,11 @@ def test_references_scale_and_elements_are_the_data_sets(potential: Potential, e
 
 def test_energy_is_scale_times_network_plus_reference(potential: Potential, batch: GraphBatch) -> None:
     before = potential(batch)
-    potential.get_buffer("reference_energies")[2] += 3.0  # copper
+    potential.get_buffer("reference_energies")[0, 2] += 3.0  # copper
     potential.get_buffer("scale")[:] *= 2.0
     after = potential(batch)
     position = torch.tensor([potential.elements.index(int(number)) for number in batch.numbers])
-    references = potential.get_buffer("reference_energies")[position]
+    references = potential.get_buffer("reference_energies")[0, position]
     copper = 3.0 * (batch.numbers == 29)
     expected = 2 * (before.atom_energies - (references - copper)) + references
     torch.testing.assert_close(after.atom_energies, expected, rtol=1e-12, atol=1e-12)
@@ -147,7 +147,7 @@ def test_energy_is_scale_times_network_plus_reference(potential: Potential, batc
 
 def test_a_cutoff_that_the_data_did_not_count_is_refused(emt_manifest: Manifest) -> None:
     with pytest.raises(ValueError, match=r"counted at 5.0 Å, not at 6.0 Å"):
-        new_potential(replace(CONFIG, cutoff=6.0), emt_manifest.split("train").statistics)
+        new_potential(replace(CONFIG, cutoff=6.0), {"EMT": emt_manifest.split("train").statistics})
 
 
 def test_data_without_any_neighbours_are_refused() -> None:
@@ -156,7 +156,7 @@ def test_data_without_any_neighbours_are_refused() -> None:
         labelled = replace(atom(number), has_forces=True, forces=np.ones((1, 3), np.float32))
         statistics.add([labelled], np.zeros((1, 1), dtype=int))
     with pytest.raises(ValueError, match=r"no two atoms of the training data are within"):
-        new_potential(CONFIG, statistics)
+        new_potential(CONFIG, {"EMT": statistics})
 
 
 def test_an_empty_batch_has_an_empty_prediction(potential: Potential) -> None:
@@ -168,7 +168,40 @@ def test_an_empty_batch_has_an_empty_prediction(potential: Potential) -> None:
 
 def test_the_order_of_elements_belongs_to_the_network() -> None:
     torch.manual_seed(0)
-    potential = Potential(EquivariantNetwork(CONFIG, (29, 13), mean_neighbors=5.0), (29, 13)).eval()
-    potential.get_buffer("reference_energies").copy_(torch.tensor([-29.0, -13.0]))
+    potential = Potential(EquivariantNetwork(CONFIG, (29, 13), mean_neighbors=5.0), (29, 13), ("EMT",)).eval()
+    potential.get_buffer("reference_energies").copy_(torch.tensor([[-29.0, -13.0]]))
     potential.get_buffer("scale").zero_()
     assert potential(collate([atom(13), atom(29)], 5.0)).energy.tolist() == [-13.0, -29.0]
+
+
+def test_every_structure_has_the_references_of_its_theory() -> None:
+    elements = (13, 29)
+    potential = Potential(EquivariantNetwork(CONFIG, elements, mean_neighbors=5.0), elements, ("PBE", "SCAN")).eval()
+    potential.get_buffer("reference_energies").copy_(torch.tensor([[-13.0, -29.0], [-130.0, -290.0]]))
+    potential.get_buffer("scale").zero_()
+    batch = collate([atom(13), atom(29), atom(29)], 5.0, theories=[1, 0, 1])
+    assert potential(batch).energy.tolist() == [-130.0, -29.0, -290.0]
+    assert potential.composition_energy(batch).tolist() == [-130.0, -29.0, -290.0]
+
+
+def test_a_theory_is_named_where_there_are_several() -> None:
+    network = EquivariantNetwork(CONFIG, (13,), mean_neighbors=5.0)
+    one, two = Potential(network, (13,), ("PBE",)), Potential(network, (13,), ("PBE", "SCAN"))
+    assert (one.theory_number(None), one.theory_number("PBE"), two.theory_number("SCAN")) == (0, 0, 1)
+    for potential, name in ((two, None), (two, "r2SCAN"), (one, "SCAN")):
+        with pytest.raises(ValueError, match=rf"levels of theory are PBE.*not {name}"):
+            potential.theory_number(name)
+
+
+def test_an_element_without_data_at_one_theory_borrows_its_reference() -> None:
+    sums = []
+    # the second theory is 1 eV lower for both elements that they share, and has not seen copper
+    for shift, numbers in ((0.0, (1, 8, 29)), (-1.0, (1, 8))):
+        statistics = Statistics(cutoffs=(5.0,))
+        structures = [replace(atom(number), energy=-float(number) + shift) for number in numbers for _ in range(100)]
+        statistics.add(structures, np.ones((len(structures), 1), dtype=int))
+        sums.append(statistics)
+    references = reference_energies(sums)
+    np.testing.assert_allclose(references[:, [1, 8]], [[-1.0, -8.0], [-2.0, -9.0]], atol=0.05)
+    assert references[0, 29] == pytest.approx(-29.0, abs=0.05)
+    assert references[1, 29] == pytest.approx(-30.0, abs=0.1)

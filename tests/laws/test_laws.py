@@ -36,11 +36,13 @@ EXACT = 1e-11
 def make_potential(config: EquivariantConfig) -> Potential:
     """Every weight random, so that the laws do not hang on how a network is initialised."""
     torch.manual_seed(1)
-    potential = Potential(EquivariantNetwork(config, ELEMENTS, mean_neighbors=2.0), ELEMENTS).cast(torch.float64)
+    potential = Potential(EquivariantNetwork(config, ELEMENTS, mean_neighbors=2.0), ELEMENTS, ("PBE",)).cast(
+        torch.float64
+    )
     for name, parameter in potential.named_parameters():
         if name.endswith("weight"):
             torch.nn.init.normal_(parameter)
-    potential.get_buffer("reference_energies").copy_(torch.tensor([-1.0, 0.5, 2.0]))
+    potential.get_buffer("reference_energies").copy_(torch.tensor([[-1.0, 0.5, 2.0]]))
     potential.get_buffer("scale").copy_(torch.tensor([1.0, 1.5, 0.7]))
     return potential.eval()
 

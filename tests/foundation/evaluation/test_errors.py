@@ -34,7 +34,7 @@ def example() -> Errors:
 @pytest.fixture
 def potential(emt_manifest: Manifest) -> Potential:
     torch.manual_seed(0)
-    return new_potential(MODEL, emt_manifest.split("train").statistics)
+    return new_potential(MODEL, {"EMT": emt_manifest.split("train").statistics})
 
 
 def test_summary_is_numpys() -> None:
@@ -106,14 +106,14 @@ def test_the_composition_predictor_is_the_sum_of_reference_energies(
     potential: Potential, emt_manifest: Manifest
 ) -> None:
     errors = compute_errors(potential, emt_manifest, "test", edge_budget=5000)
-    references = dict(zip(potential.elements, potential.get_buffer("reference_energies").tolist(), strict=True))
+    references = dict(zip(potential.elements, potential.get_buffer("reference_energies")[0].tolist(), strict=True))
     frames = {frame.id: frame for frame in Frames(emt_manifest, "test")}
     for name, energy in zip(errors.ids, errors.energy[:, 2], strict=True):
         assert energy == pytest.approx(np.mean([references[int(z)] for z in frames[name].numbers]), rel=1e-12)
 
 
 def narrow_potential(*elements: int) -> Potential:
-    return Potential(EquivariantNetwork(MODEL, elements, mean_neighbors=10.0), elements)
+    return Potential(EquivariantNetwork(MODEL, elements, mean_neighbors=10.0), elements, ("EMT",))
 
 
 def test_frames_with_unknown_elements_are_left_out_and_counted(emt_manifest: Manifest) -> None:

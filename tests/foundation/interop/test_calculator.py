@@ -22,7 +22,7 @@ MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial
 @pytest.fixture
 def potential(emt_manifest: Manifest) -> Potential:
     torch.manual_seed(0)
-    return new_potential(MODEL, emt_manifest.split("train").statistics).eval()
+    return new_potential(MODEL, {"EMT": emt_manifest.split("train").statistics}).eval()
 
 
 @pytest.fixture

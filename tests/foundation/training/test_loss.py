@@ -66,7 +66,7 @@ def structures(emt_manifest: Manifest) -> list[Structure]:
 @pytest.fixture
 def potential(emt_manifest: Manifest) -> Potential:
     torch.manual_seed(0)
-    return new_potential(MODEL, emt_manifest.split("train").statistics).cast(torch.float64).train()
+    return new_potential(MODEL, {"EMT": emt_manifest.split("train").statistics}).cast(torch.float64).train()
 
 
 @pytest.mark.parametrize(

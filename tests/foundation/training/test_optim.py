@@ -17,7 +17,7 @@ MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial
 @pytest.fixture
 def potential() -> Potential:
     torch.manual_seed(0)
-    return Potential(EquivariantNetwork(MODEL, ELEMENTS, mean_neighbors=4.0), ELEMENTS)
+    return Potential(EquivariantNetwork(MODEL, ELEMENTS, mean_neighbors=4.0), ELEMENTS, ("EMT",))
 
 
 def groups_by_name(config: OptimConfig, potential: Potential) -> dict[str, dict]:

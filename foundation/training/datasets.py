@@ -1,0 +1,58 @@
+"""The data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.manifest import open_manifest
+from data_pipeline.statistics import Statistics
+from data_pipeline.stream import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One of several data sets that are trained on together."""
+
+    path: Path
+    """Manifest, or its folder."""
+    repeat: float = 1.0
+    """How often a pass takes each of its frames; with 0.1, a tenth of them, others every time."""
+    theory: str | None = None
+    """Name of its level of theory; data sets of the same name share reference energies. The manifest's own description
+    when absent."""
+
+
+def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Open the data sets of a run, and return them with the names of their levels of theory.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: no data set, or data sets at different levels of theory that are not told apart by name.
+    """
+    configs = [DatasetConfig(path=data)] if isinstance(data, Path) else list(data)
+    if not configs:
+        raise ValueError("data names no data set")
+    manifests = [open_manifest(config.path) for config in configs]
+    descriptions = [manifest.provenance.level_of_theory for manifest in manifests]
+    names = [config.theory or text for config, text in zip(configs, descriptions, strict=True)]
+    if len(set(names)) > 1 and not all(config.theory for config in configs):
+        found = "; ".join(f"{config.path}: {text}" for config, text in zip(configs, descriptions, strict=True))
+        raise ValueError(
+            f"the data sets are at different levels of theory ({found}). Their energies differ by more than chemistry: "
+            "name the level of each with `theory` (the same name where they are compatible)."
+        )
+    theories = tuple(dict.fromkeys(names))
+    datasets = [
+        Dataset(manifest=manifest, repeat=config.repeat, theory=theories.index(name))
+        for config, manifest, name in zip(configs, manifests, names, strict=True)
+    ]
+    return datasets, theories
+
+
+def statistics_by_theory(datasets: Sequence[Dataset], theories: Sequence[str]) -> dict[str, Statistics]:
+    """Return the sums over the training frames at each level of theory."""
+    sums: dict[str, Statistics] = {}
+    for dataset in datasets:
+        theory, statistics = theories[dataset.theory_number], dataset.manifest.split(dataset.split).statistics
+        sums[theory] = sums[theory] + statistics if theory in sums else statistics
+    return sums
