@@ -1,22 +1,54 @@
-"""Sources to shards and a manifest. Nothing appears under the target's name until everything is written."""
+"""Build: a source becomes shards and a manifest, by any number of processes, with the same bytes whoever does what.
 
+Three steps: every part of the source is read and measured (staging.py), what is kept is decided over all frames
+(filters.py), the shards are written (assembly.py). Finished parts and shards are kept in `<out>.partial`, so that a
+build that was killed goes on; nothing appears under the target's name until everything is written. The price is that
+the frames are written twice, and take twice their space until the end; reading costs more in every format.
+
+`mpirun -n N foundation build ...` deals parts and shards to N ranks that share the folder; each has its `workers`.
+"""
+
+import errno
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
 
-from data_pipeline.graph import neighbor_list
-from data_pipeline.index import BlockIndex, index_path
-from data_pipeline.manifest import Manifest, Provenance, Shard, Split, split_index_path
-from data_pipeline.shards import ShardWriter, sha256
-from data_pipeline.sources import SourceConfig
-from data_pipeline.statistics import Statistics
-from data_pipeline.structure import InvalidStructure, Structure
+from data_pipeline.assembly import Layout, ShardPlan, assembled, plan_shards, receipt_path, write_shard
+from data_pipeline.block import Precision
+from data_pipeline.crew import Task, dealt, work
+from data_pipeline.filters import (
+    FilterConfig,
+    check_ids,
+    check_stress,
+    decide,
+    split_name,
+    splits_of,
+    write_rejects,
+)
+from data_pipeline.manifest import SCHEMA_VERSION, Manifest, Provenance
+from data_pipeline.sources import Part, SourceConfig
+from data_pipeline.sources.ranks import each_rank_for_itself
+from data_pipeline.staging import Reading, StagedFrames, part_folder, stage_part
+from data_pipeline.structure import InvalidStructure
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+"""Environment variables that the process managers of MPI give their ranks (MPICH and SLURM, PMIx, Open MPI)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +73,12 @@ class BuildConfig:
     """Frames per block: the unit of reading."""
     shard_frames: int = 65536
     """Frames per shard."""
+    positions: Precision = "float64"
+    """Precision of the positions on disk: float32 rounds to 10⁻⁶ Å at 20 Å and saves 12 bytes an atom."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    """Which frames to leave out."""
+    workers: int = 1
+    """Processes that read and write; under mpirun, of each rank."""
     overwrite: bool = False
     """Replace a data set that is already there."""
 
@@ -51,115 +89,299 @@ class BuildConfig:
             raise ValueError("val_fraction and test_fraction must not be negative and must leave some for training")
         if self.block_frames < 1 or self.shard_frames < self.block_frames:
             raise ValueError("block_frames must be at least 1 and shard_frames at least block_frames")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if (self.filters.min_distance or 0.0) > max(self.cutoffs):
+            raise ValueError("filters.min_distance must be below the largest cutoff: distances are measured up to it")
+
+
+class DiskFull(OSError):
+    """There is no space for the data set; the message says where and how much is missing."""
 
 
 def build(config: BuildConfig) -> Manifest:
-    """Build a data set and return its manifest.
+    """Build a data set and return its manifest; the same on every rank.
 
     Raises:
         FileExistsError: the target is there and overwrite is False, or it is not a data set.
-        InvalidStructure: a frame is refused; nothing is left behind.
+        FileNotFoundError: a file of the source is missing.
+        InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
+            `<out>.partial` (unless there is nothing yet) and the same call goes on from there.
+        DiskFull: there is no space left.
+        ChildProcessError: a worker was killed.
     """
+    place = _Place(config.out)
+    with each_rank_for_itself(), _Ranks(place) as ranks, _explained(place, alone=ranks.size == 1):
+        parts = ranks.agree(lambda: _prepare(config, place))
+        reading = _reading(config)
+        todo = ranks.agree(lambda: [n for n in range(len(parts)) if not part_folder(place.staged, n).exists()])
+        tasks: list[Task] = [(place.staged, number, parts[number], reading) for number in todo]
+        ranks.work("reading", stage_part, tasks, [parts[number].size for number in todo], config.workers)
+        plans, rejected = ranks.agree(lambda: _decide(config, place, parts))
+        layout = Layout(
+            cutoffs=config.cutoffs,
+            block_frames=config.block_frames,
+            shard_frames=config.shard_frames,
+            positions=config.positions,
+        )
+        unwritten = ranks.agree(lambda: [p for p in plans if not receipt_path(place.receipts, p.name).exists()])
+        tasks = [(place.data, place.receipts, place.splits, plan, layout) for plan in unwritten]
+        ranks.work("writing", write_shard, tasks, [plan.num_frames for plan in unwritten], config.workers)
+        return ranks.agree(lambda: _finish(config, place, plans, rejected))
+
+
+def split_of(group: str, config: BuildConfig) -> str:
+    """Return the split of a group: a stable hash, so that adding data never moves a group."""
+    return split_name(group, config.split_seed, config.val_fraction, config.test_fraction)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process speaks for all: it is not under mpirun, or its first rank."""
+    return all(os.environ.get(name, "0") == "0" for name in LAUNCHERS)
+
+
+class _Place:
+    """The folders of a build: `<out>` and, until it is complete, what is in `<out>.partial`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.partial = out, out.with_name(out.name + ".partial")
+        self.state = self.partial / "state.json"
+        self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
+        self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
+        self.failed = self.partial / "failed"
+
+
+def _reading(config: BuildConfig) -> Reading:
+    return Reading(
+        cutoffs=config.cutoffs,
+        positions=config.positions,
+        split_seed=config.split_seed,
+        isolated_atoms=config.filters.isolated_atoms == "reject",
+        duplicates=config.filters.duplicates == "reject",
+        refuse=config.filters.invalid == "error",
+    )
+
+
+def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
+    """Check the target, and keep of an earlier attempt what is still good; return the parts of the source."""
+    if place.replaced.exists() and not config.out.exists():
+        os.rename(place.replaced, config.out)  # killed while the new data took the old one's place
+    if config.out.exists() and place.partial.exists() and not place.data.exists():
+        shutil.rmtree(place.partial)  # killed when everything was in its place
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
     if config.out.exists() and not (config.out / "manifest.json").is_file():
         raise FileExistsError(
             f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
         )
-    partial = config.out.with_name(config.out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        splits = _write_splits(config, partial)
-        if not splits["train"].shards:
-            raise InvalidStructure("no frame fell into the training split; the source has too few groups")
-        build_config = json.loads(json.dumps(asdict(config), default=str))
-        del build_config["out"], build_config["overwrite"]  # where it lies is no property of the data
-        manifest = Manifest(provenance=config.provenance, splits=splits, build_config=build_config, root=config.out)
-        text = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
-        (partial / "manifest.json").write_text(text + "\n")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(config.out, ignore_errors=True)
-    os.replace(partial, config.out)
+    parts = list(config.source.parts())
+    fingerprints = _fingerprints(config, parts, place)
+    earlier = _json(place.state)
+    if place.partial.exists() and earlier.get("reading") != fingerprints["reading"]:
+        logger.info("%s is from other files or settings, or incomplete: starting over", place.partial)
+        place.state.unlink(missing_ok=True)  # first, so that half of what is removed is never gone on with
+        shutil.rmtree(place.partial)
+    elif earlier:
+        done = sum(part_folder(place.staged, number).exists() for number in range(len(parts)))
+        logger.info("going on from %s: %d of %d parts are read", place.partial, done, len(parts))
+        if earlier["whole"] != fingerprints["whole"]:
+            shutil.rmtree(place.receipts, ignore_errors=True)
+            shutil.rmtree(place.data, ignore_errors=True)
+    for folder in (place.staged, place.receipts, place.data):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    place.failed.unlink(missing_ok=True)
+    sizes = [part.size for part in parts]
+    _write(place.state, json.dumps({**fingerprints, "sizes": sizes}).encode())
+    return parts
+
+
+def _fingerprints(config: BuildConfig, parts: Sequence[Part], place: _Place) -> dict[str, str]:
+    """Return what the staged parts depend on, and what the shards do, as hashes."""
+    files = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in _files(asdict(config.source))
+        if not path.is_relative_to(place.partial.absolute()) and not path.name.endswith("-lock")
+    ]
+    names = [[part.name, part.size] for part in parts]
+    source = [SCHEMA_VERSION, type(config.source).__name__, asdict(config.source), names, files]
+    # a frame that did not end the build did not need to be left out either, so `refuse` can change
+    reading = {key: value for key, value in asdict(_reading(config)).items() if key != "refuse"}
+    values = {"reading": [source, reading], "whole": [source, _recorded(config)]}
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _files(settings: Any) -> list[Path]:
+    """Return every file that a setting of the source names, and those in a folder that one names."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return [path for value in settings for path in _files(value)]
+    if not isinstance(settings, str | Path):
+        return []
+    path = Path(os.path.expandvars(settings)).expanduser().absolute()
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _recorded(config: BuildConfig) -> dict:
+    """Return the configuration as it is recorded: where the data lie and who made them is no property of them."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    for name in ("out", "overwrite", "workers"):
+        del values[name]
+    return values
+
+
+def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list[ShardPlan], dict[str, int]]:
+    """Apply the filters, list what is left out, and say which frames each shard holds."""
+    frames = StagedFrames(place.staged, len(parts))
+    check_ids(frames)
+    if config.filters.stress_check:
+        check_stress(frames)
+    rejections = decide(frames, config.filters)
+    splits = splits_of(frames, rejections, config.val_fraction, config.test_fraction)
+    rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
+    plans = plan_shards(frames, splits, config.shard_frames)
+    if not any(plan.split == 0 for plan in plans):
+        reasons = ", ".join(f"{number:,} for {reason}" for reason, number in rejected.items())
+        raise InvalidStructure(
+            "no frame fell into the training split; "
+            + (f"the filters left out {reasons}" if rejected else "the source has too few groups")
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, splits)
+    _write(place.splits, buffer.getvalue())
+    return plans, rejected
+
+
+def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], rejected: dict[str, int]) -> Manifest:
+    """Write the manifest and give the data their name."""
+    manifest = Manifest(
+        provenance=config.provenance,
+        splits=assembled(place.data, place.receipts, plans, config.cutoffs),
+        build_config=_recorded(config),
+        rejected=rejected,
+        root=config.out,
+    )
+    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
+    _write(place.data / "manifest.json", f"{text}\n".encode())
+    if config.out.exists():
+        shutil.rmtree(place.replaced, ignore_errors=True)
+        os.rename(config.out, place.replaced)
+    os.rename(place.data, config.out)
+    shutil.rmtree(place.partial)
     return manifest
 
 
-def split_of(group: str, config: BuildConfig) -> str:
-    """Return the split of a group: a stable hash, so that adding data never moves a group."""
-    digest = hashlib.sha256(f"{config.split_seed}:{group}".encode()).digest()
-    position = int.from_bytes(digest[:8], "little") / 2**64
-    if position < config.test_fraction:
-        return "test"
-    return "val" if position < config.test_fraction + config.val_fraction else "train"
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
-class _SplitWriter:
-    """Collects the frames of one split into blocks and shards."""
-
-    def __init__(self, name: str, config: BuildConfig, folder: Path) -> None:
-        self.name, self.config, self.folder = name, config, folder
-        self.statistics = Statistics(cutoffs=config.cutoffs)
-        self.shards: list[Shard] = []
-        self._pending: list[tuple[Structure, tuple[int, ...]]] = []
-
-    def add(self, structure: Structure, num_edges: tuple[int, ...]) -> None:
-        self._pending.append((structure, num_edges))
-        if len(self._pending) == self.config.shard_frames:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._pending:
-            return
-        path = self.folder / f"{self.name}-{len(self.shards):06d}.tar"
-        with ShardWriter(path, len(self.config.cutoffs)) as writer:
-            for block in _batched(self._pending, self.config.block_frames):
-                structures, edges = [structure for structure, _ in block], [edges for _, edges in block]
-                self.statistics.add(structures, np.array(edges))
-                writer.write(structures, edges)
-        self.shards.append(
-            Shard(
-                name=path.name,
-                sha256=sha256(path),
-                num_bytes=path.stat().st_size,
-                num_frames=len(self._pending),
-                index_sha256=sha256(index_path(path)),
-            )
-        )
-        self._pending.clear()
-
-    def split(self) -> Split:
-        """Write the index of the split and return the split."""
-        parts = [BlockIndex.load(index_path(self.folder / shard.name)) for shard in self.shards]
-        path = split_index_path(self.folder, self.name)
-        BlockIndex.joined(parts, len(self.config.cutoffs)).save(path)
-        return Split(shards=tuple(self.shards), statistics=self.statistics, index_sha256=sha256(path))
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _write_splits(config: BuildConfig, folder: Path) -> dict[str, Split]:
-    writers = {name: _SplitWriter(name, config, folder) for name in ("train", "val", "test")}
-    ids: set[str] = set()
-    for structure in config.source:
-        if structure.id in ids:
-            raise InvalidStructure(f"two frames are called {structure.id!r}; give the source an id_key that is unique")
-        ids.add(structure.id)
-        writers[split_of(structure.group, config)].add(structure, _count_edges(structure, config.cutoffs))
-    for writer in writers.values():
-        writer.flush()
-    return {name: writer.split() for name, writer in writers.items()}
-
-
-def _count_edges(structure: Structure, cutoffs: tuple[float, ...]) -> tuple[int, ...]:
+@contextmanager
+def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
+    """Say in an error what is left; remove what is left if it is nothing. A full disk gets its own error."""
     try:
-        distances = neighbor_list(structure, max(cutoffs)).distances
-    except InvalidStructure as error:
-        raise InvalidStructure(
-            f"frame {structure.id!r}: {error}. Correct the frame or remove it from the source."
-        ) from error
-    return tuple(int((distances < cutoff).sum()) for cutoff in cutoffs)
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error = DiskFull(_disk_full(place, error))
+        if not any(place.staged.glob("part-*")):
+            if alone:
+                shutil.rmtree(place.partial, ignore_errors=True)
+            raise error from error.__cause__
+        kept = f"What is done stays in {place.partial}; the same command goes on from there."
+        if isinstance(error, InvalidStructure | DiskFull | ChildProcessError | KeyboardInterrupt):
+            raise type(error)(f"{error} {kept}".strip()) from error
+        error.add_note(kept)
+        raise
 
 
-def _batched(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _disk_full(place: _Place, error: OSError) -> str:
+    """Say how much space is missing: staged frames and shards take the same, and both are needed at the end."""
+    staged, written = (sum(p.stat().st_size for p in f.rglob("*.tar")) for f in (place.staged, place.data))
+    sizes = _json(place.state).get("sizes", [])
+    read = [size for number, size in enumerate(sizes) if part_folder(place.staged, number).exists()]
+    # before a part is complete, staged frames are taken to be as large as the source
+    needed = 2 * (staged * sum(sizes) / sum(read) if sum(read) else sum(sizes)) - staged - written
+    free = shutil.disk_usage(place.partial).free
+    return (
+        f"{place.partial}: no space to write ({error.strerror}). About {_bytes(needed)} more are needed (frames are "
+        f"written twice, staged and in shards), {_bytes(free)} are free. Make space."
+    )
+
+
+def _bytes(number: int | float) -> str:
+    return f"{number / 1e9:,.1f} GB" if number > 1e9 else f"{number / 1e6:,.1f} MB"
+
+
+class _Ranks:
+    """The processes of an MPI launch, or this one alone. An error on one ends them all, and is shown once."""
+
+    def __init__(self, place: _Place) -> None:
+        self._place, self._world = place, _world()
+        self.rank, self.size = (0, 1) if self._world is None else (self._world.Get_rank(), self._world.Get_size())
+
+    def __enter__(self) -> "_Ranks":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or self.size == 1:
+            return
+        if self._speaks():
+            unexpected = not isinstance(error, ValueError | OSError | KeyboardInterrupt)
+            message = "".join(traceback.format_exception(error)) if unexpected else str(error)
+            print(f"foundation: rank {self.rank}: {message}", file=sys.stderr, flush=True)
+        self._world.Abort(2)  # the others wait for this rank and would wait for ever
+        os._exit(2)  # Abort may return before it takes effect, and the caller would show the error again
+
+    def _speaks(self) -> bool:
+        """Return whether this rank is the first to fail."""
+        try:
+            os.close(os.open(self._place.failed, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def agree(self, function: Callable[[], T]) -> T:
+        """Call a function on the first rank and return its result on all."""
+        if self._world is None:
+            return function()
+        return self._world.bcast(function() if self.rank == 0 else None, root=0)
+
+    def work(
+        self, label: str, function: Callable[..., None], tasks: Sequence[Task], sizes: Sequence[int], workers: int
+    ) -> None:
+        """Do every task on one of the ranks; the first shows the progress of its own share."""
+        mine = dealt(sizes, self.size)[self.rank]
+        columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+        hidden = self.rank > 0 or not sys.stderr.isatty()
+        with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+            bar = progress.add_task(label, total=sum(sizes[number] for number in mine))
+            for done in work(function, [tasks[number] for number in mine], workers):
+                progress.advance(bar, sizes[mine[done]])
+        if self._world is not None:
+            self._world.Barrier()
+
+
+def _world() -> Any:
+    """Return MPI's communicator of all ranks, or None if this process was not launched by MPI."""
+    if not any(name in os.environ for name in LAUNCHERS):
+        return None
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise FileNotFoundError("launched by mpirun, but mpi4py is not there: pip install mpi4py mpich") from error
+    return MPI.COMM_WORLD

@@ -69,6 +69,7 @@ def facts(manifest: Manifest) -> dict:
         "distributions": {name: _distribution(total, name) for name in BINS if total.histograms[name].any()},
         "frames_of_element": _frames_of_elements(total),
         "stress_check": stress_check(total),
+        "rejected": manifest.rejected,
     }
     return values | {"warnings": warnings(manifest, total, values["stress_check"])}
 

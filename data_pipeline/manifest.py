@@ -72,6 +72,8 @@ class Manifest:
     """The splits by name."""
     build_config: dict
     """The resolved configuration that built it."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Frames that the build left out, by reason; rejects.jsonl names each."""
     root: Path = field(default=Path(), compare=False)
     """Folder of the manifest and its shards; of a remote data set, the folder of the local copies."""
     remote: RemoteFolder | None = field(default=None, compare=False)
@@ -160,6 +162,7 @@ class Manifest:
             "provenance": asdict(self.provenance),
             "splits": splits,
             "build_config": self.build_config,
+            "rejected": self.rejected,
         }
 
 
@@ -231,6 +234,7 @@ def _parsed(file: str, content: bytes, root: Path, remote: RemoteFolder | None =
             provenance=Provenance(**values["provenance"]),
             splits=splits,
             build_config=values["build_config"],
+            rejected=values["rejected"],
             root=root,
             remote=remote,
         )

@@ -60,6 +60,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
             provenance=_joined_provenance(parts, name),
             splits={split: _merge_split(parts, split, partial, target) for split in _split_names(parts)},
             build_config={"merged": [_origin(part) for part in parts]},
+            rejected=dict(reduce(add, (Counter(part.rejected) for part in parts))),
             root=out,
         )
         text = json.dumps(merged.to_json(), indent=1, sort_keys=True)

@@ -170,13 +170,7 @@ class Statistics:
         an element seen rarely falls back to the mean rather than to zero, one never seen has exactly the mean.
         (Ridge least squares on compositions, as SevenNet's elemwise_reference_energies; ridge 0.1 as there.)
         """
-        if self.num_frames == 0:
-            return np.zeros(SIZE)
-        mean = float(self.composition_energy.sum()) / self.num_frames
-        gram = self.composition_gram + ridge * np.eye(SIZE)
-        # each x sums to one, so Gram times the vector of ones is the sum of x
-        residual = self.composition_energy - self.composition_gram.sum(axis=1) * mean
-        return mean + np.linalg.solve(gram, residual)
+        return ridge_energies(self.composition_gram, self.composition_energy, self.num_frames, ridge)
 
     def to_json(self) -> dict:
         """Return the sums as JSON: dense arrays restricted to the elements that occur."""
@@ -234,3 +228,21 @@ _SCALARS = (
     "energy_square_sum",
 )
 _ADDITIVE = (*_SCALARS, "atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")
+
+
+def ridge_energies(
+    gram: Float64[np.ndarray, "elements elements"],
+    projection: Float64[np.ndarray, " elements"],
+    num_frames: int,
+    ridge: float = 0.1,
+) -> Float64[np.ndarray, " elements"]:
+    """Return element energies [eV] from sums over frames: x xᵀ, and x times the energy per atom, x the composition.
+
+    Statistics.reference_energies says what is minimised.
+    """
+    if num_frames == 0:
+        return np.zeros(len(projection))
+    mean = float(projection.sum()) / num_frames
+    # each x sums to one, so Gram times the vector of ones is the sum of x
+    residual = projection - gram.sum(axis=1) * mean
+    return mean + np.linalg.solve(gram + ridge * np.eye(len(projection)), residual)

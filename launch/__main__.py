@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonargparse
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.build import BuildConfig, build, is_first_rank
 from data_pipeline.merge import MergeConfig, merge
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
@@ -16,8 +16,16 @@ from foundation.pretrain import PretrainConfig, pretrain
 from launch import show
 from launch.quickstart import QuickstartConfig, quickstart
 
+
+def _build(config: BuildConfig) -> None:
+    """Build a data set and show it, once for all ranks of MPI."""
+    manifest = build(config)
+    if is_first_rank():
+        show.manifest(manifest)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
-    "build": (BuildConfig, lambda c: show.manifest(build(c)), "turn a source of labelled frames into shards"),
+    "build": (BuildConfig, _build, "turn a source of labelled frames into shards"),
     "merge": (MergeConfig, lambda c: show.manifest(merge(c.manifests, c.out, c.name)), "make several data sets one"),
     "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
@@ -25,7 +33,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
     "quickstart": (QuickstartConfig, quickstart, "do all of it once, on an embedded data set"),
 }
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+USER_ERRORS = (ValueError, OSError)
 """What a wrong input raises: shown as a sentence, without a traceback."""
 
 

@@ -132,6 +132,9 @@ def manifest(opened: Manifest) -> None:
             f"{statistics.force_rms:.3f}" if statistics.num_force_atoms else "–",
         )
     console.print(table)
+    if opened.rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in opened.rejected.items())
+        console.print(f"left out: {reasons} (rejects.jsonl names each frame)")
     train = opened.split("train").statistics
     neighbors = ", ".join(f"{train.mean_neighbors(cutoff):.1f} within {cutoff} Å" for cutoff in train.cutoffs)
     console.print(f"mean neighbours in training: {neighbors}")

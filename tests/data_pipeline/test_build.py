@@ -4,9 +4,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import ase
 import ase.io
@@ -17,7 +19,7 @@ from data_pipeline.build import BuildConfig, build, split_of
 from data_pipeline.graph import neighbor_list
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.shards import sha256
-from data_pipeline.sources import AseFiles, EmtAlloys
+from data_pipeline.sources import AseFiles, EmtAlloys, Frame, Part
 from data_pipeline.stream import Frames
 from data_pipeline.structure import InvalidStructure, Structure
 
@@ -228,14 +230,17 @@ def test_two_atoms_at_the_same_place_name_the_frame_and_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["copper.extxyz"]
 
 
-def test_ids_that_occur_twice_are_named_and_nothing_is_left(
+def test_ids_that_occur_twice_are_named_and_the_corrected_source_starts_over(
     configure: Callable[..., BuildConfig], copper_file: Path, tmp_path: Path
 ) -> None:
     copper_file.write_text(copper_file.read_text().replace("energy=", "name=same energy="))
     source = AseFiles(files=(str(copper_file),), id_key="name")
     with pytest.raises(InvalidStructure, match=r"two frames are called 'same'.*id_key"):
         build(configure(source=source, block_frames=1, shard_frames=1))
-    assert list(tmp_path.iterdir()) == [copper_file]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copper.extxyz", "data.partial"]
+    corrected = build(configure(source=AseFiles(files=(str(copper_file),))))
+    assert sum(split.statistics.num_frames for split in corrected.splits.values()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copper.extxyz", "data"]
 
 
 def test_an_empty_file_leaves_nothing(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
@@ -279,26 +284,42 @@ def test_overwrite_replaces_the_data(configure: Callable[..., BuildConfig], tmp_
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted(EmtAlloys):
-    """Stops like a user or a scheduler would, after its frames."""
+    """Stops in its second part like a user or a scheduler would, the first time."""
 
-    def __iter__(self) -> Iterator[Structure]:
-        yield from super().__iter__()
-        raise KeyboardInterrupt
+    attempts: ClassVar[list[str]] = []
+
+    def parts(self) -> Sequence[Part]:
+        first, second = (EmtAlloys(num_frames=self.num_frames, seed=seed).parts()[0] for seed in (0, 1))
+        return [first, replace(second, name="second", read=partial(self._read, second.read))]
+
+    def _read(self, read: Callable[[], Iterator[Frame]]) -> Iterator[Frame]:
+        for number, frame in enumerate(read()):
+            if number == 5 and not self.attempts:
+                self.attempts.append("first")
+                raise KeyboardInterrupt
+            yield frame
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_an_interrupted_build_leaves_the_old_data_or_nothing(
-    configure: Callable[..., BuildConfig], tmp_path: Path, overwrite: bool
+def test_an_interrupted_build_keeps_the_old_data_and_goes_on_when_called_again(
+    configure: Callable[..., BuildConfig], tmp_path: Path, overwrite: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     before = checksums(build(configure()).root) if overwrite else None
+    Interrupted.attempts.clear()
     source = Interrupted(num_frames=10)
-    with pytest.raises(KeyboardInterrupt):
-        build(configure(source=source, overwrite=overwrite, block_frames=1, shard_frames=1))
+    config = configure(source=source, overwrite=overwrite, block_frames=1, shard_frames=1)
+    with pytest.raises(KeyboardInterrupt, match=r"data\.partial; the same command goes on"):
+        build(config)
     if before is None:
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["data.partial"]
     else:
         assert checksums(tmp_path / "data") == before
-        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    manifest = build(config)
+    assert "1 of 2 parts are read" in caplog.text
+    fresh = build(replace(config, out=tmp_path / "fresh"))
+    assert checksums(manifest.root) == checksums(fresh.root)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "fresh"]
 
 
 def test_bad_input_with_overwrite_leaves_the_old_data(

@@ -12,6 +12,7 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.build import BuildConfig, build
+from data_pipeline.filters import FilterConfig
 from data_pipeline.inspection import PERIODIC_TABLE, facts
 from data_pipeline.manifest import Manifest, Provenance, Split
 from data_pipeline.sources import AseFiles
@@ -177,7 +178,12 @@ def test_a_wrong_unit_given_to_the_source_is_caught_in_what_it_builds(
     found = {}
     for name, source in (("wrong", wrong), ("right", right)):
         config = BuildConfig(
-            source=source, provenance=provenance, out=tmp_path / name, val_fraction=0.0, test_fraction=0.0
+            source=source,
+            provenance=provenance,
+            out=tmp_path / name,
+            val_fraction=0.0,
+            test_fraction=0.0,
+            filters=FilterConfig(stress_check=False),  # the build itself would refuse the wrong one
         )
         found[name] = [text for text in facts(build(config))["warnings"] if "stress" in text]
     assert len(found["wrong"]) == 2

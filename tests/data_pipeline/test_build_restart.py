@@ -1,0 +1,314 @@
+"""Builds that are killed, shared by several processes or out of disk space: the same bytes in the end, or an error."""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+
+from data_pipeline.build import BuildConfig, DiskFull, build
+from data_pipeline.filters import FilterConfig
+from data_pipeline.manifest import Provenance
+from data_pipeline.shards import sha256
+from data_pipeline.sources import AseFiles, EmtAlloys
+from data_pipeline.structure import InvalidStructure
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_FILES, FRAMES_PER_FILE = 12, 10
+RUN = "import pickle, sys; from data_pipeline.build import build; build(pickle.loads(bytes.fromhex(sys.argv[1])))"
+"""A program that builds from a configuration in its argument."""
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Extxyz files of EMT frames, one frame in them a duplicate, one with a large force."""
+    folder = tmp_path_factory.mktemp("files")
+    frames = []
+    for structure in EmtAlloys(num_frames=NUM_FILES * FRAMES_PER_FILE):
+        atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+        atoms.info.update(REF_energy=structure.energy, name=structure.id, group=structure.group)
+        atoms.arrays["REF_forces"] = structure.forces.astype(float)
+        frames.append(atoms)
+    frames[57].arrays["REF_forces"][0] = 1000.0
+    frames[101] = frames[100].copy()
+    frames[101].info["name"] = "again"
+    for number in range(NUM_FILES):
+        part = frames[number * FRAMES_PER_FILE : (number + 1) * FRAMES_PER_FILE]
+        ase.io.write(folder / f"{number:02d}.extxyz", part)
+    return tuple(str(path) for path in sorted(folder.iterdir()))
+
+
+@pytest.fixture
+def configure(tmp_path: Path, provenance: Provenance, many_files: tuple[str, ...]) -> Callable[..., BuildConfig]:
+    """A build of the files in small blocks and shards, with filters."""
+
+    def make(**changes: object) -> BuildConfig:
+        source = AseFiles(
+            files=many_files, energy_key="REF_energy", forces_key="REF_forces", group_key="group", id_key="name"
+        )
+        settings = {
+            "source": source,
+            "provenance": provenance,
+            "out": tmp_path / "data",
+            "block_frames": 3,
+            "shard_frames": 6,
+            "val_fraction": 0.2,
+            "test_fraction": 0.2,
+            "filters": FilterConfig(duplicates="reject", max_force=100.0, max_energy_residual=50.0),
+        }
+        return BuildConfig(**{**settings, **changes})
+
+    return make
+
+
+def steps_done(partial: Path) -> int:
+    """How many parts are read and shards written."""
+    staged, receipts = ("staged/part-*", "receipts/*.json")
+    return len(list(partial.glob(staged))) + len(list(partial.glob(receipts)))
+
+
+def killed_at(config: BuildConfig, steps: int, delay: float) -> bool:
+    """Build in a child, kill it when so many steps are done and a delay has passed; return whether it was at work."""
+    child = os.fork()
+    if child == 0:
+        try:
+            build(config)
+        finally:
+            os._exit(0)
+    partial = config.out.with_name(config.out.name + ".partial")
+    status = (0, 0)
+    while steps_done(partial) < steps and status == (0, 0):
+        time.sleep(0.0005)
+        status = os.waitpid(child, os.WNOHANG)
+    if status == (0, 0):
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status[1]) == -signal.SIGKILL
+
+
+def test_a_build_killed_at_twenty_random_moments_ends_with_the_same_bytes(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    undisturbed = build(configure(out=tmp_path / "undisturbed"))
+    expected = checksums(undisturbed.root)
+    assert undisturbed.rejected == {"duplicate": 1, "max_force": 1}
+    num_steps = NUM_FILES + sum(len(split.shards) for split in undisturbed.splits.values())
+    rng = np.random.default_rng(0)
+    moments = sorted(rng.permutation(num_steps + 1)[:20].tolist())
+    killed = 0
+    for number, steps in enumerate(moments):
+        config = configure(out=tmp_path / f"killed-{number}")
+        killed += killed_at(config, steps, float(rng.uniform(0.0, 0.01)))
+        if not config.out.exists():
+            build(config)
+        assert checksums(config.out) == expected, f"killed after {steps} of {num_steps} steps"
+    assert killed >= 15
+
+
+def test_a_build_killed_again_and_again_keeps_what_was_done(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    expected = checksums(build(configure(out=tmp_path / "undisturbed")).root)
+    config, partial = configure(), tmp_path / "data.partial"
+    for steps in range(3, 24, 4):
+        killed_at(config, steps, 0.0)
+        assert not config.out.exists()
+        assert steps_done(partial) >= steps
+    read = {path: path.stat().st_mtime_ns for path in partial.glob("staged/part-*/*.tar")}
+    assert len(read) == NUM_FILES
+    killed_at(config, 25, 0.0)
+    assert {path: path.stat().st_mtime_ns for path in partial.glob("staged/part-*/*.tar")} == read
+    assert checksums(build(config).root) == expected
+    assert not partial.exists()
+
+
+def test_a_build_killed_while_it_replaces_old_data_never_loses_them(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    old = checksums(build(configure()).root)
+    config = configure(split_seed=7, overwrite=True)
+    for steps in (0, 9, 20):
+        killed_at(config, steps, 0.0)
+        assert checksums(tmp_path / "data") == old
+    # as if killed between the two renames at the end
+    os.rename(tmp_path / "data", tmp_path / "data.partial" / "replaced")
+    with pytest.raises(FileExistsError):
+        build(replace(config, overwrite=False))
+    assert checksums(tmp_path / "data") == old
+    build(config)
+    assert checksums(tmp_path / "data") == checksums(build(replace(config, out=tmp_path / "fresh")).root)
+
+
+def test_other_files_start_over(
+    configure: Callable[..., BuildConfig], tmp_path: Path, many_files: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    copies = []
+    for name in many_files[:3]:
+        copies.append(tmp_path / Path(name).name)
+        copies[-1].write_bytes(Path(name).read_bytes())
+    source = replace(configure().source, files=tuple(map(str, copies)))
+    config = configure(source=source)
+    killed_at(config, 2, 0.0)
+    copies[0].write_text(copies[0].read_text().replace("REF_energy=", "REF_energy=-"))  # same frames, other labels
+    build(config)
+    assert "starting over" in caplog.text
+    assert checksums(config.out) == checksums(build(replace(config, out=tmp_path / "fresh")).root)
+
+
+def test_other_limits_need_no_reading_again(
+    configure: Callable[..., BuildConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    killed_at(configure(), NUM_FILES + 2, 0.0)
+    config = configure(filters=FilterConfig(duplicates="reject"), shard_frames=9)
+    build(config)
+    assert f"{NUM_FILES} of {NUM_FILES} parts are read" in caplog.text
+    assert checksums(config.out) == checksums(build(replace(config, out=tmp_path / "fresh")).root)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_makes_the_same_bytes(
+    configure: Callable[..., BuildConfig], tmp_path: Path, workers: int
+) -> None:
+    alone = build(configure(out=tmp_path / "alone"))
+    assert checksums(build(configure(workers=workers)).root) == checksums(alone.root)
+
+
+def test_an_error_in_a_worker_reaches_the_caller_and_the_build_goes_on_after_it(
+    configure: Callable[..., BuildConfig], tmp_path: Path, many_files: tuple[str, ...]
+) -> None:
+    bad = tmp_path / "bad.extxyz"
+    bad.write_text(Path(many_files[0]).read_text().replace("REF_energy=", "REF_energy=nan x=", 1))
+    source = replace(configure().source, files=(*many_files[1:], str(bad)))
+    with pytest.raises(InvalidStructure, match=r"bad\.extxyz, frame 0.*energy.*--filters.invalid reject"):
+        build(configure(source=source, workers=2))
+    config = configure(source=source, workers=2, filters=FilterConfig(invalid="reject"))
+    assert build(config).rejected == {"invalid": 1}
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang(configure: Callable[..., BuildConfig]) -> None:
+    config = configure(source=Deadly(num_frames=4096), workers=2)
+    with pytest.raises(ChildProcessError, match="worker process was killed"):
+        build(config)
+
+
+class Deadly(EmtAlloys):
+    """Its process dies as if memory had run out."""
+
+    def _make(self, start: int, stop: int):
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from super()._make(start, stop)
+
+
+def started(config: BuildConfig, *launcher: str) -> subprocess.Popen[str]:
+    """A build in an interpreter of its own."""
+    command = [*launcher, sys.executable, "-c", RUN, pickle.dumps(config).hex()]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_workers_end_with_a_killed_build_and_leave_nothing_half_written(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    expected = checksums(build(configure(out=tmp_path / "alone")).root)
+    config = configure(workers=2)
+    with started(config) as process:
+        while steps_done(tmp_path / "data.partial") < 5 and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    assert checksums(build(configure()).root) == expected
+
+
+MPIRUN = Path(sys.executable).with_name("mpirun")
+needs_mpi = pytest.mark.skipif(
+    not MPIRUN.exists() and not os.environ.get("CI"), reason="no mpirun: pip install mpi4py mpich"
+)
+
+
+@needs_mpi
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (3, 1)])
+def test_any_number_of_mpi_ranks_makes_the_same_bytes(
+    configure: Callable[..., BuildConfig], tmp_path: Path, ranks: int, workers: int
+) -> None:
+    alone = build(configure(out=tmp_path / "alone"))
+    with started(configure(workers=workers), str(MPIRUN), "-n", str(ranks)) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert checksums(tmp_path / "data") == checksums(alone.root)
+
+
+@needs_mpi
+def test_a_failing_rank_ends_all_ranks_with_one_message(
+    configure: Callable[..., BuildConfig], tmp_path: Path, many_files: tuple[str, ...]
+) -> None:
+    bad = tmp_path / "bad.extxyz"
+    bad.write_text(Path(many_files[0]).read_text().replace("REF_energy=", "REF_energy=nan x="))
+    # largest first, so the second rank has the bad file
+    source = replace(configure().source, files=(*many_files[1:4], str(bad), str(bad)))
+    with started(configure(source=source), str(MPIRUN), "-n", "3") as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("energy is nan") == 1
+    assert "Traceback" not in errors
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_size_limit_or_a_full_disk_is_an_error_that_says_how_much_is_needed_and_the_build_goes_on(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    expected = checksums(build(configure(out=tmp_path / "undisturbed")).root)
+    config = configure(shard_frames=200)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(path.stat().st_size for path in (tmp_path / "undisturbed").glob("*.tar"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * largest, hard))
+    try:
+        with pytest.raises(DiskFull, match=r"data\.partial: no space.*MB more are needed.*goes on from there"):
+            build(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not config.out.exists()
+    assert len(list((tmp_path / "data.partial" / "staged").glob("part-*"))) == NUM_FILES
+    assert checksums(build(configure()).root) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of half a megabyte; only root can make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=500k", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_names_folder_and_space_and_the_build_goes_on_when_there_is_some(
+    configure: Callable[..., BuildConfig], tmp_path: Path, small_disk: Path
+) -> None:
+    config = configure(out=small_disk / "data")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    with pytest.raises(DiskFull, match=r"disk/data\.partial: no space.*No space left.*MB more are needed") as caught:
+        build(config)
+    assert not config.out.exists()
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert "goes on from there" in str(caught.value)
+    assert checksums(build(config).root) == checksums(build(configure()).root)
