@@ -14,6 +14,7 @@ from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
 from launch import show
+from launch.corpus import HELP, expand_corpus
 from launch.quickstart import QuickstartConfig, quickstart
 
 
@@ -46,7 +47,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = parser.add_subcommands(required=True, dest="verb")
     for name, (config_class, _, description) in VERBS.items():
-        verb = jsonargparse.ArgumentParser(description=config_class.__doc__)
+        verb = jsonargparse.ArgumentParser(description=config_class.__doc__, epilog=HELP if name == "build" else None)
         verb.add_argument("--config", action="config", help="YAML file; later options override what it says")
         verb.add_class_arguments(config_class, fail_untyped=True)
         verbs.add_subcommand(name, verb, help=description)
@@ -55,6 +56,8 @@ def make_parser() -> jsonargparse.ArgumentParser:
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the verb and its config object."""
+    if "build" in arguments:
+        arguments = expand_corpus(arguments)
     parser = make_parser()
     values = parser.parse_args(arguments)
     config_class = VERBS[values.verb][0]

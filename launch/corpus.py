@@ -1,0 +1,49 @@
+"""`foundation build --corpus NAME`: a public corpus by its name, in place of a source and a provenance."""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.build import LAUNCHERS
+from data_pipeline.corpora import CORPORA, corpus_build, fetch, find_corpus
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+HELP = """--corpus NAME stands for the source and the provenance of a public corpus; --download fetches its files first,
+resuming what an earlier call left, into --folder (runs/corpora/NAME when absent). Known: """ + ", ".join(CORPORA)
+
+
+def expand_corpus(arguments: list[str]) -> list[str]:
+    """Return the arguments of `build` with a corpus's name replaced by the options that it stands for.
+
+    Raises:
+        ValueError: there is no such corpus, it cannot be downloaded, or several processes were to download it.
+        FileNotFoundError: its files are not in the folder.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--corpus")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--download", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    if known.corpus is None:
+        return arguments
+    folder = known.folder or Path("runs/corpora") / known.corpus
+    if known.download:
+        if any(name in os.environ for name in LAUNCHERS):
+            raise ValueError("one process downloads: run with --download once without mpirun, then build under it")
+        fetch(find_corpus(known.corpus), folder)
+    source, provenance = corpus_build(known.corpus, folder)
+    verb = rest.index("build") + 1
+    # before the other options, so that any of it can be overridden
+    return [*rest[:verb], f"--source={_told(source)}", f"--provenance={_told(provenance)}", *rest[verb:]]
+
+
+def _told(config: "DataclassInstance") -> str:
+    """Return as JSON what of a config differs from its defaults."""
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    defaults = {item.name: item.default for item in dataclasses.fields(config)}
+    return json.dumps({name: value for name, value in values.items() if value != defaults[name]})
