@@ -264,8 +264,7 @@ def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], rejected
         rejected=rejected,
         root=config.out,
     )
-    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True)
-    _write(place.data / "manifest.json", f"{text}\n".encode())
+    _write(place.data / "manifest.json", manifest.to_text().encode())
     if config.out.exists():
         shutil.rmtree(place.replaced, ignore_errors=True)
         os.rename(config.out, place.replaced)

@@ -165,6 +165,11 @@ class Manifest:
             "rejected": self.rejected,
         }
 
+    def to_text(self) -> str:
+        """Return the content of manifest.json: one line for each top-level entry, since sums are no prose."""
+        lines = [f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in self.to_json().items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
 
 def split_index_path(root: Path, split: str) -> Path:
     """Return the path of the index of a split: the blocks of all its shards."""

@@ -4,7 +4,6 @@ It is for parts of one corpus, or corpora of one level of theory and one energy 
 its own manifest and trains beside the others, with its own element references.
 """
 
-import json
 import logging
 import os
 import re
@@ -63,8 +62,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
             rejected=dict(reduce(add, (Counter(part.rejected) for part in parts))),
             root=out,
         )
-        text = json.dumps(merged.to_json(), indent=1, sort_keys=True)
-        (partial / "manifest.json").write_text(text + "\n")
+        (partial / "manifest.json").write_text(merged.to_text())
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
