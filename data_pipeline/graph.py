@@ -20,6 +20,7 @@ import vesin
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64, UInt8
 from torch import Tensor
 
+from data_pipeline.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
 
 MIN_DISTANCE = 0.1
@@ -50,6 +51,12 @@ class GraphBatch:
     """Whole lattice vectors from the receiver's cell to the sender's."""
     row_pointers: Int[Tensor, " atoms_plus_one"]
     """The edges of atom i are row_pointers[i] to row_pointers[i + 1] (CSR)."""
+    pairs: Int[Tensor, " edges"]
+    """Pair of each edge: an edge and the one that runs the other way, which have the same length."""
+    reverse: Int[Tensor, " edges"]
+    """The edge that is the same pair the other way."""
+    pair_edges: Int[Tensor, " pairs"]
+    """First edge of each pair, the one of its lower receiver; ascending."""
     graph_of_atom: Int[Tensor, " atoms"]
     """Structure that each atom belongs to, ascending."""
     num_atoms: Int[Tensor, " graphs"]
@@ -81,9 +88,19 @@ class GraphBatch:
 
     def edge_vectors(self) -> Float[Tensor, "edges 3"]:
         """Return the vector of every edge, from its receiver to its sender [Å]."""
-        cells = self.cell[self.graph_of_atom[self.receivers]]
-        translations = torch.einsum("ei,eij->ej", self.shifts, cells)
-        return self.positions[self.senders] - self.positions[self.receivers] + translations
+        return self._vectors(self.receivers, self.senders, self.shifts)
+
+    def pair_vectors(self) -> Float[Tensor, "pairs 3"]:
+        """Return the vector of every pair's first edge [Å]."""
+        first = self.pair_edges
+        return self._vectors(self.receivers[first], self.senders[first], self.shifts[first])
+
+    def _vectors(
+        self, receivers: Int[Tensor, " some"], senders: Int[Tensor, " some"], shifts: Float[Tensor, "some 3"]
+    ) -> Float[Tensor, "some 3"]:
+        cells = self.cell.index_select(0, self.graph_of_atom[receivers])
+        translations = torch.einsum("ei,eij->ej", shifts, cells)
+        return self.positions.index_select(0, senders) - self.positions.index_select(0, receivers) + translations
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GraphBatch":
         """Return the batch on a device, with positions, cell, shifts, forces and stress in a float type."""
@@ -102,22 +119,14 @@ TENSORS = tuple(item.name for item in fields(GraphBatch) if item.name != "ids")
 class Edges:
     """The directed edges of one structure, sorted by receiver."""
 
-    pairs: Int64[np.ndarray, "edges 2"]
-    """Receiver and sender of each edge."""
-    shifts: Int32[np.ndarray, "edges 3"]
+    receivers: Int64[np.ndarray, " edges"]
+    """Atom that each edge belongs to, ascending."""
+    senders: Int64[np.ndarray, " edges"]
+    """Atom at the far end of each edge."""
+    shifts: Int64[np.ndarray, "edges 3"]
     """Whole lattice vectors from the receiver's cell to the sender's."""
     distances: Float64[np.ndarray, " edges"]
     """Lengths [Å]."""
-
-    @property
-    def receivers(self) -> Int64[np.ndarray, " edges"]:
-        """Atom that each edge belongs to, ascending."""
-        return self.pairs[:, 0]
-
-    @property
-    def senders(self) -> Int64[np.ndarray, " edges"]:
-        """Atom at the far end of each edge."""
-        return self.pairs[:, 1]
 
 
 def neighbor_list(structure: Structure, cutoff: float) -> Edges:
@@ -126,30 +135,42 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
     Raises:
         InvalidStructure: two atoms are at the same place.
     """
-    return _search(_searcher(cutoff), structure)
+    ends, shifts, distances = _search(_searcher(cutoff), structure)
+    mirrored = mirror(ends[:, 0], ends[:, 1], structure.num_atoms)
+    return Edges(
+        receivers=mirrored.receivers,
+        senders=mirrored.senders,
+        shifts=mirrored.signed(shifts.astype(np.int64)),
+        distances=distances[mirrored.origin][mirrored.pairs],
+    )
+
+
+Pairs = tuple[Int64[np.ndarray, "pairs 2"], Int32[np.ndarray, "pairs 3"], Float64[np.ndarray, " pairs"]]
+"""Both atoms of every pair, whole lattice vectors from the first's cell to the second's, and lengths [Å]."""
 
 
 def _searcher(cutoff: float) -> vesin.NeighborList:
-    return vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
+    return vesin.NeighborList(cutoff=cutoff, full_list=False, sorted=False, n_threads=1)
 
 
-def _search(searcher: vesin.NeighborList, structure: Structure) -> Edges:
-    pairs, shifts, distances = searcher.compute(
+def _search(searcher: vesin.NeighborList, structure: Structure) -> Pairs:
+    """Return every pair once; it is mirrored for a whole batch at a time."""
+    ends, shifts, distances = searcher.compute(
         points=structure.positions,
         box=complete_cell(structure.cell, structure.pbc),
         periodic=structure.pbc,
         quantities="PSd",
     )
     if len(distances) and distances.min() < MIN_DISTANCE:
-        edge = int(distances.argmin())
+        pair = int(distances.argmin())
         raise InvalidStructure(
-            f"two atoms at the same place: atoms {int(pairs[edge, 0])} and {int(pairs[edge, 1])} are "
-            f"{distances[edge]:.4f} Å apart (at least {MIN_DISTANCE} Å expected)"
+            f"two atoms at the same place: atoms {int(ends[pair, 0])} and {int(ends[pair, 1])} are "
+            f"{distances[pair]:.4f} Å apart (at least {MIN_DISTANCE} Å expected)"
         )
-    return Edges(pairs=pairs.view(np.int64), shifts=shifts, distances=distances)
+    return ends.view(np.int64), shifts, distances
 
 
-def _named_search(searcher: vesin.NeighborList, structure: Structure) -> Edges:
+def _named_search(searcher: vesin.NeighborList, structure: Structure) -> Pairs:
     try:
         return _search(searcher, structure)
     except InvalidStructure as error:
@@ -205,8 +226,8 @@ class BatchLayout:
 
     num_atoms: int
     """Atoms of all structures."""
-    num_edges: int
-    """Directed edges."""
+    num_pairs: int
+    """Pairs of neighbours, each of two directed edges."""
     num_graphs: int
     """Structures."""
     id_bytes: int
@@ -217,11 +238,14 @@ class BatchLayout:
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
         """First and last + 1 byte, type and shape of every array."""
-        atoms, edges, graphs, real = self.num_atoms, self.num_edges, self.num_graphs, self.float_type
+        atoms, edges, graphs, real = self.num_atoms, 2 * self.num_pairs, self.num_graphs, self.float_type
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "senders": ("int64", (edges,)),
             "receivers": ("int64", (edges,)),
             "shifts": (real, (edges, 3)),
+            "pairs": ("int64", (edges,)),
+            "reverse": ("int64", (edges,)),
+            "pair_edges": ("int64", (self.num_pairs,)),
             "numbers": ("int64", (atoms,)),
             "row_pointers": ("int64", (atoms + 1,)),
             "graph_of_atom": ("int64", (atoms,)),
@@ -285,11 +309,11 @@ class Graphs:
         """
         searcher = _searcher(cutoff)
         self._structures, self._theories = structures, theories
-        self._edges = [_named_search(searcher, structure) for structure in structures]
+        self._pairs = [_named_search(searcher, structure) for structure in structures]
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
             num_atoms=sum(s.num_atoms for s in structures),
-            num_edges=sum(len(e.shifts) for e in self._edges),
+            num_pairs=sum(len(ends) for ends, _, _ in self._pairs),
             num_graphs=len(structures),
             id_bytes=len(self._ids),
             float_type=float_type,
@@ -312,10 +336,12 @@ class Graphs:
         arrays["theory"][:] = 0 if self._theories is None else self._theories
         arrays["graph_of_atom"][:] = np.repeat(np.arange(len(structures)), arrays["num_atoms"])
         first_atom = np.cumsum(arrays["num_atoms"]) - arrays["num_atoms"]
-        offsets = np.repeat(first_atom, [len(e.shifts) for e in self._edges])
-        for column, name in enumerate(("receivers", "senders")):
-            np.concatenate([e.pairs[:, column] for e in self._edges], out=arrays[name])
-            arrays[name] += offsets
-        np.concatenate([e.shifts for e in self._edges], out=arrays["shifts"], casting="unsafe")
+        ends = np.concatenate([ends for ends, _, _ in self._pairs])
+        ends += np.repeat(first_atom, [len(ends) for ends, _, _ in self._pairs])[:, None]
+        mirrored = mirror(ends[:, 0], ends[:, 1], self.layout.num_atoms)
+        for name in ("receivers", "senders", "pairs", "reverse", "pair_edges"):
+            arrays[name][:] = getattr(mirrored, name)
+        shifts = np.concatenate([shifts for _, shifts, _ in self._pairs])
+        arrays["shifts"][:] = mirrored.signed(shifts.astype(self.layout.float_type))
         degrees = np.bincount(arrays["receivers"], minlength=self.layout.num_atoms)
         np.cumsum(degrees, out=arrays["row_pointers"][1:])

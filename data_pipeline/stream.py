@@ -408,7 +408,7 @@ def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
     filled = SLOT_MARGIN * edge_budget / num_edges
     layout = BatchLayout(
         num_atoms=math.ceil(filled * num_atoms),
-        num_edges=math.ceil(SLOT_MARGIN * edge_budget),
+        num_pairs=math.ceil(SLOT_MARGIN * edge_budget / 2),
         num_graphs=math.ceil(filled * num_frames),
         id_bytes=math.ceil(filled * num_frames) * ID_BYTES,
         float_type="float32",

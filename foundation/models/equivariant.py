@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from foundation.kernels.edges import EdgeIndex
 from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
@@ -130,14 +131,16 @@ class EquivariantNetwork(torch.nn.Module):
             batch: The structures.
             elements: Position of each atom's element among the network's elements.
         """
-        vectors = batch.edge_vectors()
+        vectors = batch.pair_vectors()
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(self.irreps_harmonics, vectors, normalize=True, normalization="component")
         basis = self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
-        one_hot = torch.nn.functional.one_hot(elements, self.num_elements).to(vectors.dtype)
+        # rows of the unit matrix: torch's one_hot looks at the values, which a traced graph cannot
+        one_hot = torch.eye(self.num_elements, dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
+        edges = edge_index(batch)
         for block in self.blocks:
-            features = block(features, harmonics, basis, batch.senders, batch.receivers)
+            features = block(features, harmonics, basis, edges)
         return self.readout(features).squeeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:
@@ -145,3 +148,15 @@ class EquivariantNetwork(torch.nn.Module):
         if config.cutoff_function == "xplor":
             return xplor_cutoff(distances, config.cutoff, config.cutoff_onset)
         return polynomial_cutoff(distances, config.cutoff, config.cutoff_power)
+
+
+def edge_index(batch: GraphBatch) -> EdgeIndex:
+    """Return a batch's edges as the convolution needs them: sorted by sender, they are the reverses of the rows."""
+    return EdgeIndex(
+        row_pointers=batch.row_pointers,
+        senders=batch.senders,
+        pairs=batch.pairs,
+        reverse=batch.reverse,
+        sender_order=batch.reverse,
+        sender_pointers=batch.row_pointers,
+    )

@@ -5,10 +5,12 @@
 
 import torch
 from e3nn import o3
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from foundation.kernels.convolution import Convolution, Paths
+from foundation.kernels.convolution import Convolution
+from foundation.kernels.edges import EdgeIndex
+from foundation.kernels.paths import Paths
 from foundation.nn.gate import Gate
 from foundation.nn.linear import Linear
 from foundation.nn.radial import RadialNetwork
@@ -54,15 +56,15 @@ class InteractionBlock(torch.nn.Module):
     def forward(
         self,
         features: Float[Tensor, "atoms inputs"],
-        harmonics: Float[Tensor, "edges harmonics"],
-        basis: Float[Tensor, "edges basis"],
-        senders: Int[Tensor, " edges"],
-        receivers: Int[Tensor, " edges"],
+        harmonics: Float[Tensor, "pairs harmonics"],
+        basis: Float[Tensor, "pairs basis"],
+        edges: EdgeIndex,
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the features after one exchange of messages."""
-        weights = self.radial(basis)
+        # the convolution is linear in its weights: dividing the few numbers they come from is dividing the sum
+        weights = self.radial(basis, self.get_buffer("denominator"))
         mixed = self.self_interaction_1(features)
-        summed = self.convolution(mixed, harmonics, weights, senders, receivers) / self.get_buffer("denominator")
+        summed = self.convolution(mixed, harmonics, weights, edges)
         return self.gate(self.self_interaction_2(summed) + self._connect(features))
 
     def _connect(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms gates"]:

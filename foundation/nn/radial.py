@@ -76,13 +76,19 @@ class RadialNetwork(torch.nn.Module):
         """The weight matrices of the layers."""
         return [self.get_parameter(f"layer{number}.weight") for number in range(self._num_layers)]
 
-    def forward(self, basis: Float[Tensor, "edges basis"]) -> Float[Tensor, "edges weights"]:
-        """Return the weights of every edge."""
-        values = basis
+    def forward(
+        self, basis: Float[Tensor, "pairs basis"], divisor: Float[Tensor, " one"] | None = None
+    ) -> Float[Tensor, "pairs weights"]:
+        """Return the weights of every pair, divided by a number.
+
+        All factors go into the weight matrices, which are small beside the rows of pairs.
+        """
+        values, scale = basis, 1.0
         for number, weight in enumerate(self.weights):
-            values = values @ (weight * weight.shape[0] ** -0.5)
-            if number < self._num_layers - 1:
-                values = self._activation_scale * torch.nn.functional.silu(values)
+            matrix = weight * (scale * weight.shape[0] ** -0.5)
+            if number == self._num_layers - 1:
+                return values @ (matrix if divisor is None else matrix / divisor)
+            values, scale = torch.nn.functional.silu(values @ matrix), self._activation_scale
         return values
 
 

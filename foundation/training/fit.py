@@ -1,6 +1,8 @@
 """fit(): the only place that makes a Trainer."""
 
+import ctypes
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from data_pipeline.graph import GraphBatch
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt, Dataset, Stream, Sweep, differences, sweep
+from foundation.kernels.convolution import Backend, backend_in_words, set_backend
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
+
+log = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt()."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,9 @@ class FitConfig:
     """Processes per node."""
     num_nodes: int = 1
     """Nodes."""
+    backend: Backend = "auto"
+    """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
+    (torch), or the best that works here (auto)."""
     wandb: bool = False
     """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
     resume: bool = False
@@ -81,8 +92,8 @@ def fit(
     loss: LossConfig,
     optim: OptimConfig,
     out: Path,
-) -> dict[str, float]:
-    """Train a potential in place and return the errors of the last validation.
+) -> dict[str, Any]:
+    """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.
 
     The potential ends with the moving average of the weights. Checkpoints and logs go to the run folder.
 
@@ -90,6 +101,8 @@ def fit(
         FileNotFoundError: resume is asked for and there is no checkpoint.
         ValueError: a checkpoint belongs to other data or another plan, or what Stream refuses.
     """
+    keep_freed_memory()
+    set_backend(potential, config.backend)
     module = TrainingModule(potential, loss, optim, config.steps, config.log_every)
     averaging = _Averaging(use_buffers=False, decay=optim.ema_decay)
     checkpoints = _Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
@@ -110,13 +123,27 @@ def fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+    convolution = backend_in_words(potential, trainer.strategy.root_device)
+    if trainer.is_global_zero:
+        log.info("convolution: %s", convolution)
     checkpoint = newest_checkpoint(out) if config.resume else None
     data = _Data(datasets, potential, config)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
     module.cpu()
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return {"validation": validation, "convolution": convolution}
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep what it frees: every step asks for the same again, and new pages cost a tenth of it."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def newest_checkpoint(out: Path) -> Path:

@@ -8,8 +8,8 @@ import jsonargparse
 
 import tests.benchmarks
 
-names = [module.name.removeprefix("bench_") for module in pkgutil.iter_modules(tests.benchmarks.__path__)]
-names = [name for name in names if name not in ("__main__", "rows")]
+modules = [module.name for module in pkgutil.iter_modules(tests.benchmarks.__path__)]
+names = [name.removeprefix("bench_") for name in modules if name.startswith("bench_")]
 arguments = sys.argv[1:]
 chosen = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else names
 for name in chosen:

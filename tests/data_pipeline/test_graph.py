@@ -194,6 +194,18 @@ def test_edge_vectors_have_the_lengths_of_the_list(batch: GraphBatch, frames: li
     assert batch.num_edges > 50
 
 
+def test_an_edge_and_its_reverse_are_one_pair(batch: GraphBatch) -> None:
+    vectors, numbers = batch.edge_vectors(), torch.arange(batch.num_edges)
+    assert torch.equal(batch.reverse[batch.reverse], numbers)
+    assert torch.equal(batch.senders[batch.reverse], batch.receivers)
+    assert torch.equal(vectors[batch.reverse], -vectors)
+    assert torch.equal(batch.pairs[batch.reverse], batch.pairs)
+    assert torch.equal(batch.pairs[batch.pair_edges], torch.arange(batch.num_edges // 2))
+    assert (batch.pair_edges.diff() > 0).all()
+    assert (batch.pair_edges < batch.reverse[batch.pair_edges]).all()
+    assert torch.equal(batch.pair_vectors(), vectors[batch.pair_edges])
+
+
 def test_edge_vectors_point_from_receiver_to_sender() -> None:
     frame = structure(np.array([[0, 0, 0], [3.5, 0, 0]]), np.diag([5.0, 50, 50]), (True,) * 3)
     batch = to_graph(frame, 2.0, torch.float64)
@@ -205,7 +217,8 @@ def test_edge_vectors_point_from_receiver_to_sender() -> None:
 def test_a_batch_is_its_structures_one_after_another(batch: GraphBatch, frames: list[Structure]) -> None:
     singles = [to_graph(frame, 4.5, torch.float64) for frame in frames]
     offsets = np.concatenate([[0], np.cumsum([frame.num_atoms for frame in frames])])
-    for name in set(TENSORS) - {"senders", "receivers", "row_pointers", "graph_of_atom"}:
+    indices = {"senders", "receivers", "row_pointers", "graph_of_atom", "pairs", "reverse", "pair_edges"}
+    for name in set(TENSORS) - indices:
         assert torch.equal(getattr(batch, name), torch.cat([getattr(single, name) for single in singles])), name
     senders = torch.cat([s.senders + int(offset) for s, offset in zip(singles, offsets, strict=False)])
     assert torch.equal(batch.senders, senders)

@@ -1,4 +1,4 @@
-"""The convolution operator against e3nn's TensorProduct, and its derivatives against themselves."""
+"""The convolution against e3nn's TensorProduct, with every backend that runs on a CPU."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,9 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from foundation.kernels.convolution import Convolution, Paths
+from foundation.kernels.convolution import Backend, Convolution
+from foundation.kernels.edges import EdgeIndex
+from foundation.kernels.paths import Paths
 from tests.foundation.layout import swap_layout
 
 CASES = {
@@ -27,6 +29,17 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=["c", "torch"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+def convolution_of(paths: Paths, backend: Backend) -> Convolution:
+    convolution = Convolution(paths)
+    convolution.backend = backend
+    return convolution
 
 
 def paths_of(case: str) -> Paths:
@@ -55,14 +68,15 @@ def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:
     return product, irreps_middle.simplify()
 
 
-def random_inputs(paths: Paths, num_atoms: int = 5, num_edges: int = 17) -> tuple[list[Tensor], Tensor, Tensor]:
+def random_inputs(paths: Paths, num_atoms: int = 5, num_edges: int = 17) -> tuple[list[Tensor], EdgeIndex]:
+    """Features, harmonics and weights of random edges; the last atom receives none."""
     generator = torch.Generator().manual_seed(0)
     widths = (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)
     rows = (num_atoms, num_edges, num_edges)
     arguments = [torch.randn(n, w, generator=generator).requires_grad_() for n, w in zip(rows, widths, strict=True)]
     senders = torch.randint(num_atoms, (num_edges,), generator=generator)
     receivers = torch.randint(num_atoms - 1, (num_edges,), generator=generator).sort().values
-    return arguments, senders, receivers
+    return arguments, EdgeIndex.single(senders, receivers, num_atoms)
 
 
 def value_and_derivatives(output: Tensor, arguments: list[Tensor]) -> list[Tensor]:
@@ -76,16 +90,16 @@ def value_and_derivatives(output: Tensor, arguments: list[Tensor]) -> list[Tenso
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_two_derivatives_are_those_of_e3nn(case: str) -> None:
+def test_value_and_two_derivatives_are_those_of_e3nn(case: str, backend: Backend) -> None:
     paths = paths_of(case)
-    arguments, senders, receivers = random_inputs(paths)
+    arguments, edges = random_inputs(paths)
     features, harmonics, weights = arguments
-    ours = value_and_derivatives(Convolution(paths)(*arguments, senders, receivers), arguments)
+    ours = value_and_derivatives(convolution_of(paths, backend)(*arguments, edges), arguments)
 
     product, irreps_out = oracle(paths)
     inputs = swap_layout(features, paths.irreps_in, to_e3nn=True)
-    messages = swap_layout(product(inputs[senders], harmonics, weights), irreps_out, to_e3nn=False)
-    summed = torch.zeros(len(features), irreps_out.dim).index_add(0, receivers, messages)
+    messages = swap_layout(product(inputs[edges.senders], harmonics, weights), irreps_out, to_e3nn=False)
+    summed = torch.zeros(len(features), irreps_out.dim).index_add(0, edges.receivers(), messages)
     expected = value_and_derivatives(summed, arguments)
 
     names = ("value", "d/dx", "d/dY", "d/dW", "d2/dx", "d2/dY", "d2/dW", "d2/dg")
@@ -103,22 +117,22 @@ def test_irreps_and_weight_count_are_those_of_e3nn(case: str) -> None:
     assert paths.num_weights == product.weight_numel
 
 
-def test_numerical_second_derivatives_agree() -> None:
+def test_numerical_second_derivatives_agree(backend: Backend) -> None:
     paths = Paths(o3.Irreps("1x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("1x0e+1x1o+1x1e"))
-    arguments, senders, receivers = random_inputs(paths, num_atoms=3, num_edges=4)
-    convolution = Convolution(paths)
+    arguments, edges = random_inputs(paths, num_atoms=3, num_edges=4)
+    convolution = convolution_of(paths, backend)
 
     def function(*values: Tensor) -> Tensor:
-        return convolution(*values, senders, receivers)
+        return convolution(*values, edges)
 
     assert torch.autograd.gradcheck(function, arguments)
     assert torch.autograd.gradgradcheck(function, arguments)
 
 
-def test_no_edges_give_zeros_and_zero_derivatives() -> None:
+def test_no_edges_give_zeros_and_zero_derivatives(backend: Backend) -> None:
     paths = paths_of("parity")
-    arguments, senders, receivers = random_inputs(paths, num_atoms=3, num_edges=0)
-    output = Convolution(paths)(*arguments, senders, receivers)
+    arguments, edges = random_inputs(paths, num_atoms=3, num_edges=0)
+    output = convolution_of(paths, backend)(*arguments, edges)
     assert output.shape == (3, paths.irreps_out.dim)
     assert not output.any()
     gradients = torch.autograd.grad(output.sum(), arguments, materialize_grads=True)
@@ -126,47 +140,52 @@ def test_no_edges_give_zeros_and_zero_derivatives() -> None:
     assert not gradients[0].any()
 
 
-def test_no_atoms_give_an_empty_result() -> None:
+def test_no_atoms_give_an_empty_result(backend: Backend) -> None:
     paths = paths_of("even")
     nothing = torch.zeros(0, dtype=torch.int64)
     empty = [torch.zeros(0, w) for w in (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)]
-    assert Convolution(paths)(*empty, nothing, nothing).shape == (0, paths.irreps_out.dim)
+    output = convolution_of(paths, backend)(*empty, EdgeIndex.single(nothing, nothing, 0))
+    assert output.shape == (0, paths.irreps_out.dim)
 
 
-def test_an_atom_without_edges_gets_zeros_and_the_others_do_not() -> None:
+def test_an_atom_without_edges_gets_zeros_and_the_others_do_not(backend: Backend) -> None:
     paths = paths_of("even")
-    arguments, senders, receivers = random_inputs(paths)
-    output = Convolution(paths)(*arguments, senders, receivers)
-    assert 4 not in receivers
+    arguments, edges = random_inputs(paths)
+    output = convolution_of(paths, backend)(*arguments, edges)
+    assert 4 not in edges.receivers()
     assert not output[4].any()
     assert output[:4].abs().sum(dim=1).min() > 0
 
 
-def test_an_edge_reaches_its_receiver_only() -> None:
+def test_an_edge_reaches_its_receiver_only(backend: Backend) -> None:
     paths = paths_of("even")
-    arguments, *_ = random_inputs(paths, num_atoms=3, num_edges=1)
-    output = Convolution(paths)(*arguments, torch.tensor([2]), torch.tensor([1]))
+    arguments, _ = random_inputs(paths, num_atoms=3, num_edges=1)
+    edges = EdgeIndex.single(torch.tensor([2]), torch.tensor([1]), 3)
+    output = convolution_of(paths, backend)(*arguments, edges)
     assert output[1].any()
     assert not output[[0, 2]].any()
 
 
-def test_the_order_of_edges_does_not_matter() -> None:
+def test_the_order_of_a_receivers_edges_does_not_matter(backend: Backend) -> None:
     paths = paths_of("degree-3")
-    (features, harmonics, weights), senders, receivers = random_inputs(paths)
-    convolution, order = Convolution(paths), torch.randperm(17, generator=torch.Generator().manual_seed(2))
-    ordered = convolution(features, harmonics, weights, senders, receivers)
-    shuffled = convolution(features, harmonics[order], weights[order], senders[order], receivers[order])
-    torch.testing.assert_close(shuffled, ordered, rtol=1e-12, atol=1e-12)
+    (features, harmonics, weights), edges = random_inputs(paths)
+    convolution, receivers = convolution_of(paths, backend), edges.receivers()
+    shuffled = torch.randperm(17, generator=torch.Generator().manual_seed(2))
+    order = shuffled[torch.argsort(receivers[shuffled], stable=True)]
+    assert not torch.equal(order, torch.arange(17))
+    ordered = convolution(features, harmonics, weights, edges)
+    other = EdgeIndex.single(edges.senders[order], receivers[order], 5)
+    torch.testing.assert_close(convolution(features, harmonics[order], weights[order], other), ordered)
 
 
-def test_a_module_made_in_float32_has_exact_coefficients_in_float64() -> None:
+def test_a_module_made_in_float32_has_exact_coefficients_in_float64(backend: Backend) -> None:
     paths = paths_of("degree-3")
     torch.set_default_dtype(torch.float32)
-    convolution = Convolution(paths).to(torch.float64)
+    convolution = convolution_of(paths, backend).to(torch.float64)
     torch.set_default_dtype(torch.float64)
-    arguments, senders, receivers = random_inputs(paths)
-    expected = Convolution(paths)(*arguments, senders, receivers)
-    torch.testing.assert_close(convolution(*arguments, senders, receivers), expected, rtol=1e-13, atol=1e-13)
+    arguments, edges = random_inputs(paths)
+    expected = convolution_of(paths, backend)(*arguments, edges)
+    torch.testing.assert_close(convolution(*arguments, edges), expected, rtol=1e-13, atol=1e-13)
 
 
 def test_weights_of_sevennet_0_are_ordered_by_output_then_input_then_harmonic() -> None:

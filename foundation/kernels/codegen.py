@@ -1,0 +1,299 @@
+"""C source of the convolution and its derivatives, written out path by path.
+
+All kernels are derivatives of one form, linear in each of its arguments: S(x, Y, W, g) = Σ out · g. Forward is ∂S/∂g;
+backward is ∂S/∂(x, Y, W); double backward is the gradient of S(vx, Y, W, g) + S(x, vY, W, g) + S(x, Y, vW, g).
+
+How the sums are ordered decides the speed:
+
+- Per edge, couplings and harmonics are contracted first into M[a, c], 16 edges at a time. M is a hundred scalars that
+  all channels share, so the rest is vectors of channels times scalars.
+- Sums over a row's edges (out, ∂/∂g) run with channels outside and edges inside: the outputs stay in registers.
+- What belongs to an edge (∂/∂x, ∂/∂Y, ∂/∂W) runs with edges outside: the receiver's gradient stays in the first-level
+  cache. With q[a] = Σ_c M[a, c] g[c], both ∂/∂W = Σ_a x[a] q[a] and ∂/∂x[a] = W q[a] are cheap.
+
+- An edge and its reverse share one row of harmonics and weights, and are worked on together: a row of weights is read
+  once and its gradient written once, in order.
+
+Rows are independent, but a pair's first edge also adds to its sender's ∂/∂x. Either a thread has all rows that edges
+connect (a structure) to itself, or such sums go to one row per edge and are then added up by sender. The order of every
+sum is the same both ways, so any number of threads gives the same bits.
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+
+from foundation.kernels.paths import Paths
+
+REGISTERS = 32
+"""Vector registers of AVX-512 and NEON; with fewer (AVX2) the compiler keeps the rest in memory."""
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """One path's place in the arrays, and its non-zero couplings."""
+
+    number: int
+    channels: int
+    degrees: tuple[int, int, int]
+    """Components of input, harmonic and output."""
+    x: int
+    y: int
+    w: int
+    out: int
+    """First column of the path in each array."""
+    stride: int
+    """Columns between components of the output."""
+    odd: bool
+    """Whether the harmonic changes sign with the edge's direction."""
+    couplings: dict[tuple[int, int], list[tuple[int, float]]]
+    """For every (a, c) the (b, value) that are not zero."""
+    matrix: dict[tuple[int, int], int]
+    """Place of every (a, c) in M."""
+
+    def of_output(self, c: int) -> list[int]:
+        return [a for a, other in self.couplings if other == c]
+
+
+def _entries(paths: Paths) -> list[list[_Entries]]:
+    """Return the paths' places, grouped by input irrep."""
+    x, y, out = paths.irreps_in.slices(), paths.irreps_harmonics.slices(), paths.irreps_out.slices()
+    place = {item.ir: (part.start, item.mul) for item, part in zip(paths.irreps_out, out, strict=True)}
+    used = dict.fromkeys(place, 0)
+    groups: dict[int, list[_Entries]] = {}
+    weights = matrix = 0
+    for number, path in enumerate(paths.paths):
+        wigner = paths.wigner[number]
+        couplings: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        for a, b, c in sorted(np.argwhere(abs(wigner) > 1e-12).tolist(), key=lambda entry: (entry[2], entry[0])):
+            couplings.setdefault((a, c), []).append((b, float(wigner[a, b, c])))
+        start, stride = place[path.output]
+        entry = _Entries(
+            number=number,
+            channels=path.channels,
+            degrees=(wigner.shape[0], wigner.shape[1], wigner.shape[2]),
+            x=x[path.input].start,
+            y=y[path.harmonic].start,
+            w=weights,
+            out=start + used[path.output],
+            stride=stride,
+            odd=paths.odd_harmonics[y[path.harmonic].start],
+            couplings=couplings,
+            matrix={key: matrix + k for k, key in enumerate(couplings)},
+        )
+        groups.setdefault(path.input, []).append(entry)
+        used[path.output] += path.channels
+        weights += path.channels
+        matrix += len(couplings)
+    return [groups[number] for number in sorted(groups)]
+
+
+def generate(paths: Paths) -> str:
+    """Return the C source of a set of paths; REAL (float or double) is given to the compiler."""
+    groups = _entries(paths)
+    flat = [entry for group in groups for entry in group]
+    sizes = {
+        "DX": paths.irreps_in.dim,
+        "DY": paths.irreps_harmonics.dim,
+        "DO": paths.irreps_out.dim,
+        "NW": paths.num_weights,
+        "NM": sum(len(entry.matrix) for entry in flat),
+    }
+    sizes_text = "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };"
+    odd_text = (
+        "static const unsigned char odd[DY] = {" + ", ".join(str(int(value)) for value in paths.odd_harmonics) + "};"
+    )
+    return "\n".join(
+        [
+            _part("prologue.c"),
+            sizes_text,
+            odd_text,
+            _part("batch.c"),
+            *_couple(flat),
+            *_row_sums(groups, double=False),
+            *_row_sums(groups, double=True),
+            *_pair_gradients(groups, double=False),
+            *_pair_gradients(groups, double=True),
+            _part("loops.c"),
+        ]
+    )
+
+
+def _part(name: str) -> str:
+    return files("foundation.kernels").joinpath(name).read_text()
+
+
+def _couple(flat: list[_Entries]) -> list[str]:
+    """M of 16 edges from their harmonics, edges side by side."""
+    lines = ["static void couple(const T *restrict y, T *restrict m) {", "for (int k = 0; k < EDGES; k += LANES) {"]
+    for entry in flat:
+        for key, terms in entry.couplings.items():
+            total = " + ".join(f"(T){value!r} * LOAD(y + {entry.y + b} * EDGES + k, LANES)" for b, value in terms)
+            lines.append(f"STORE(m + {entry.matrix[key]} * EDGES + k, {total}, LANES);")
+    return [*lines, "}", "}"]
+
+
+def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+    """Functions that add 16 edges to a row of out (or of ∂/∂g in the double backward), and one that calls them all."""
+    name = "double_sum" if double else "sum"
+    arguments, passed = "const Batch *b, T *o", "b, o"
+    lines, calls = [], []
+    for group in groups:
+        for part in _split(group):
+            function = f"{name}_{part[0].number}"
+            lines += [f"static inline FORCED void {function}({arguments}, long u, int lanes) {{"]
+            lines += [*_row_sum_body(part, double), "}"]
+            calls += _over_channels(function, passed, part[0].channels)
+    return [*lines, f"static void {name}({arguments}) {{", *calls, "}"]
+
+
+def _split(group: list[_Entries]) -> list[list[_Entries]]:
+    """Cut the paths of an input irrep so that their outputs fit into the registers."""
+    parts: list[list[_Entries]] = [[]]
+    room = REGISTERS - 2 - group[0].degrees[0]
+    for entry in group:
+        if parts[-1] and sum(other.degrees[2] for other in parts[-1]) + entry.degrees[2] > room - 2:
+            parts.append([])
+        parts[-1].append(entry)
+    return parts
+
+
+def _row_sum_body(part: list[_Entries], double: bool) -> list[str]:
+    inputs = part[0].degrees[0]
+    channels = part[0].channels
+    place = {(e.number, c): f"o + {e.out + c * e.stride} + u" for e in part for c in range(e.degrees[2])}
+    lines = [f"V o{p}_{c} = LOAD({where}, lanes);" for (p, c), where in place.items()]
+    lines.append("for (int k = 0; k < b->count; k++) {")
+    lines.append("const T *x = b->x[k] + u, *w = b->w[k] + u, *mk = b->m + k;")
+    lines += [f"const V x{a} = LOAD(x + {part[0].x + a * channels}, lanes);" for a in range(inputs)]
+    if double:
+        lines.append("const T *r = b->r[k] + u, *v = b->v[k] + u, *nk = b->n + k;")
+        lines += [f"const V r{a} = LOAD(r + {part[0].x + a * channels}, lanes);" for a in range(inputs)]
+    for entry in part:
+        lines.append(f"{{ const V wp = LOAD(w + {entry.w}, lanes); AHEAD(w + {entry.w}, b->ahead[k], 0);")
+        lines += _double_terms(entry) if double else _single_terms(entry)
+        lines.append("}")
+    return [*lines, "}", *(f"STORE({where}, o{p}_{c}, lanes);" for (p, c), where in place.items())]
+
+
+def _single_terms(entry: _Entries) -> list[str]:
+    inputs, _, outputs = entry.degrees
+    p, lines = entry.number, []
+    if inputs <= outputs:
+        lines += [f"const V t{a} = wp * x{a};" for a in range(inputs)]
+        lines += [f"o{p}_{c} += mk[{m} * EDGES] * t{a};" for (a, c), m in entry.matrix.items()]
+        return lines
+    for c in range(outputs):
+        total = " + ".join(f"mk[{entry.matrix[a, c]} * EDGES] * x{a}" for a in entry.of_output(c))
+        if total:
+            lines.append(f"o{p}_{c} += wp * ({total});")
+    return lines
+
+
+def _double_terms(entry: _Entries) -> list[str]:
+    p = entry.number
+    lines = [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"]
+    for a in range(entry.degrees[0]):
+        lines.append(f"const V s{a} = wp * x{a}, t{a} = wp * r{a} + vp * x{a};")
+    for (a, c), m in entry.matrix.items():
+        lines.append(f"o{p}_{c} += mk[{m} * EDGES] * t{a}; o{p}_{c} += nk[{m} * EDGES] * s{a};")
+    return lines
+
+
+def _pair_gradients(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+    """Functions that write 16 pairs' gradients for one vector of channels, and one that calls them all."""
+    name = "double_gradient" if double else "gradient"
+    lines, calls = [], []
+    for group in groups:
+        function, channels = f"{name}_{group[0].number}", group[0].channels
+        lines += [f"static inline FORCED void {function}(Batch *b, long u, int lanes) {{"]
+        lines += ["for (int k = 0; k < b->count; k++) {", *_pair_body(group, double), "}", "}"]
+        calls += _over_channels(function, "b", channels)
+    return [*lines, f"static void {name}(Batch *b) {{", *calls, "}"]
+
+
+def _over_channels(function: str, passed: str, channels: int) -> list[str]:
+    """Return calls of a function for every vector of channels; what remains is a narrower one."""
+    lines = [f"for (long u = 0; u + LANES <= {channels}; u += LANES) {function}({passed}, u, LANES);"]
+    return [*lines, f"if ({channels} % LANES) {function}({passed}, {channels} / LANES * LANES, {channels} % LANES);"]
+
+
+def _pair_body(group: list[_Entries], double: bool) -> list[str]:
+    """Both directions of a pair: side 0 is the first edge (from the sender), side 1 its reverse (from the receiver)."""
+    inputs, channels, first = group[0].degrees[0], group[0].channels, group[0].x
+    lines = ["const T *w = b->w[k] + u, *mk = b->m + k; T *gw = b->gw[k] + u; V *gy = b->gy + k * DY;"]
+    lines += ["const T *v = b->v[k] + u, *nk = b->n + k;"] if double else []
+    lines += ["const T *x0 = b->x[k] + u, *g0 = b->g + u, *x1 = b->own_x + u, *g1 = b->far_g[k] + u;"]
+    lines += ["T *h0 = b->gx[k] + u, *h1 = b->own_gx + u;"]
+    lines += ["const T *r0 = b->r[k] + u, *r1 = b->own_r + u;"] if double else []
+    places = [(side, a, first + a * channels) for side in (0, 1) for a in range(inputs)]
+    for side, a, where in places:
+        lines.append(f"const V x{side}_{a} = LOAD(x{side} + {where}, lanes);")
+        lines += [f"const V r{side}_{a} = LOAD(r{side} + {where}, lanes);"] if double else []
+        lines.append(f"V h{side}_{a} = ZERO;")
+    for entry in group:
+        lines += ["{", *_path_gradient(entry, double), "}"]
+    # a pair's whole sum is added at once, so that it may go through memory of its own and give the same bits
+    for side, a, where in places:
+        lines.append(f"STORE(h{side} + {where}, LOAD(h{side} + {where}, lanes) + h{side}_{a}, lanes);")
+    return lines
+
+
+def _path_gradient(entry: _Entries, double: bool) -> list[str]:
+    """∂/∂W and ∂/∂x from q[a] = Σ_c M[a, c] g[c] and, in the double backward, from z, the same of the tangents."""
+    lines = [f"V s = ZERO; const V wp = LOAD(w + {entry.w}, lanes); AHEAD(w + {entry.w}, b->ahead[k], 0);"]
+    lines += [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"] if double else []
+    names = (("q", "mk"), ("z", "nk")) if double else (("q", "mk"),)
+    for side in (0, 1):
+        lines += ["{", *(f"V {name}{a} = ZERO;" for name, _ in names for a in range(entry.degrees[0]))]
+        for c in range(entry.degrees[2]):
+            lines.append(f"{{ const V g = LOAD(g{side} + {entry.out + c * entry.stride}, lanes);")
+            for a in entry.of_output(c):
+                lines += [f"{name}{a} += {matrix}[{entry.matrix[a, c]} * EDGES] * g;" for name, matrix in names]
+            lines.append("}")
+        plus = "-=" if side and entry.odd else "+="
+        for a in range(entry.degrees[0]):
+            x, r, h = f"x{side}_{a}", f"r{side}_{a}", f"h{side}_{a}"
+            if double:
+                lines.append(f"s {plus} {x} * z{a}; s {plus} {r} * q{a}; {h} {plus} wp * z{a}; {h} {plus} vp * q{a};")
+            else:
+                lines.append(f"s {plus} {x} * q{a}; {h} {plus} wp * q{a};")
+        lines.append("}")
+    lines.append(f"STORE(gw + {entry.w}, s, lanes); AHEAD(gw + {entry.w}, b->ahead[k], 1);")
+    return lines + _harmonic_gradient(entry, double)
+
+
+def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
+    """∂/∂Y[b] = Σ_(a, c) CG[a, b, c] Σ_u k[a] g[c], with k = W x (in the double backward W vx + vW x)."""
+    inputs, harmonics, outputs = entry.degrees
+    lines = []
+    for side in (0, 1):
+        for a in range(inputs):
+            value = f"wp * r{side}_{a} + vp * x{side}_{a}" if double else f"wp * x{side}_{a}"
+            lines.append(f"const V k{side}_{a} = {value};")
+    lines += [f"V y{b} = gy[{entry.y + b}];" for b in range(harmonics)]
+    minus = "-" if entry.odd else "+"
+    for c in range(outputs):
+        where = entry.out + c * entry.stride
+        lines.append(f"{{ const V f0 = LOAD(g0 + {where}, lanes), f1 = LOAD(g1 + {where}, lanes);")
+        for a in entry.of_output(c):
+            lines.append(f"{{ const V t = k0_{a} * f0 {minus} k1_{a} * f1;")
+            lines += [f"y{b} += (T){value!r} * t;" for b, value in entry.couplings[a, c]]
+            lines.append("}")
+        lines.append("}")
+    return [*lines, *(f"gy[{entry.y + b}] = y{b};" for b in range(harmonics))]
+
+
+def operations(paths: Paths) -> dict[str, int]:
+    """Return the floating-point operations per edge of each kernel, as written here (a pair's count for two edges)."""
+    count: dict[str, int] = {"forward": 0, "backward": 0, "double backward": 0}
+    for entry in (entry for group in _entries(paths) for entry in group):
+        channels, (inputs, _, outputs) = entry.channels, entry.degrees
+        matrix, terms = len(entry.matrix), sum(len(values) for values in entry.couplings.values())
+        vectors = -(-channels // 16)
+        count["forward"] += channels * (2 * matrix + (inputs if inputs <= outputs else 2 * outputs))
+        harmonic = 3 * matrix * channels // 2 + terms * 16 * vectors
+        count["backward"] += channels * (2 * matrix + 5 * inputs) + harmonic
+        count["double backward"] += channels * (2 * 4 * matrix + 4 * inputs + 11 * inputs) + harmonic
+    return count

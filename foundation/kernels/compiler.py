@@ -1,0 +1,132 @@
+"""C source to a loaded library: compiled once for this machine, kept in the user's cache.
+
+A cache entry is named by what it was made from (source, flags, compiler, processor) and by its own checksum, so any
+number of processes may write it at once and a damaged one is found out. Compiling takes some seconds, loading none.
+"""
+
+import atexit
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+COMPILERS = ("gcc", "clang", "cc")
+FLAGS = ("-O2", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast", "-w")
+"""No -ffast-math: the order of sums, and with it the bits of the result, is the source's."""
+X86_FLAGS = ("-mprefer-vector-width=512",)
+
+
+class NoCompiler(RuntimeError):
+    """There is no C compiler here that can make the kernels; the message says what was tried."""
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """Return the path of the first C compiler found and the first line of its version.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    for name in COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                return path, result.stdout.splitlines()[0]
+    raise NoCompiler(f"no C compiler on PATH (tried {', '.join(COMPILERS)}); install one, gcc for instance")
+
+
+@cache
+def processor() -> str:
+    """Return what the compiler would compile for: the processor's model and features."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines() if ":" in line}
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *(lines[name] for name in names if name in lines)])
+
+
+def vector_bits() -> int:
+    """Return the width of this processor's vectors [bits], as the kernels use them."""
+    features = processor()
+    return 512 if re.search(r"\bavx512f\b", features) else 256 if re.search(r"\bavx\b", features) else 128
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept: foundation/kernels in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foundation" / "kernels"
+
+
+def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+    """Return the library of a C source, from the cache or compiled now.
+
+    Raises:
+        NoCompiler: there is no compiler, or it fails on the source.
+    """
+    path, version = compiler()
+    flags = [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *defines]
+    name = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()[:32]
+    _share_openmp()
+    for entry in sorted(cache_folder().glob(f"{name}-*.so")):
+        if _checksum(entry) == entry.stem.split("-")[1]:
+            return ctypes.CDLL(str(entry))
+        logger.warning("%s is damaged and is compiled again", entry)
+        entry.unlink(missing_ok=True)
+    return ctypes.CDLL(str(_compile(path, flags, source, name)))
+
+
+def _compile(path: str, flags: list[str], source: str, name: str) -> Path:
+    """Compile into a temporary file and give it its name only when it is complete."""
+    folder = _writable_folder()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        code, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
+        code.write_text(source)
+        result = subprocess.run(
+            [path, *flags, "-o", str(library), str(code), "-lm"], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise NoCompiler(f"{path} cannot compile the kernels: {result.stderr.strip()[:500]}")
+        entry = folder / f"{name}-{_checksum(library)}.so"
+        os.replace(library, entry)
+    return entry
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+@cache
+def _writable_folder() -> Path:
+    """Return the cache folder or, where it cannot be written, a temporary one for this process."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        temporary = tempfile.mkdtemp(prefix="foundation-kernels-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        logger.warning("kernels are compiled anew for this process: %s cannot be written (%s)", folder, error)
+        return Path(temporary)
+
+
+@cache
+def _share_openmp() -> None:
+    """Make the kernels use the OpenMP runtime that torch has loaded: two would fight for the cores."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    for library in sorted(set(re.findall(r"\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so[^/\s]*", maps))):
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,152 @@
+/* The loops over rows and edges. */
+
+typedef struct {
+  int64_t num_atoms, num_edges;
+  const int64_t *row_pointers, *senders, *pairs, *reverse, *sender_order, *sender_pointers;
+  int32_t num_threads;
+} Edges;
+
+typedef struct {
+  const T *x, *y, *w, *g, *vx, *vy, *vw;
+  T *gx, *gy, *gw, *gg;
+  T *own;     /* atoms x DX: the part of gx that a row sums by itself */
+  T *by_edge; /* edges x DX: the part of gx that goes to an edge's sender; NULL to add it to gx at once */
+} Arrays;
+
+static const T zeros[DO > DX ? DO : DX];
+
+static int is_first(const Edges *edges, int64_t edge) { return edges->reverse[edge] < 0 || edges->reverse[edge] > edge; }
+
+/* Put an edge into the batch; harmonics of odd degree change sign with its direction. */
+static inline void add_edge(const Edges *edges, const Arrays *a, int64_t edge, Batch *b) {
+  const int k = b->count++;
+  const int64_t pair = edges->pairs[edge], sender = edges->senders[edge];
+  const int reversed = !is_first(edges, edge);
+  const int64_t later = edge + EDGES < edges->num_edges ? edge + EDGES : edge;
+  T *y = (T *)b->y + k, *vy = (T *)b->vy + k;
+  b->pair[k] = pair;
+  b->x[k] = a->x + sender * DX;
+  b->w[k] = a->w + pair * NW;
+  b->ahead[k] = (edges->pairs[later] - pair) * NW;
+  for (int i = 0; i < DY; i++) y[i * EDGES] = reversed && odd[i] ? -a->y[pair * DY + i] : a->y[pair * DY + i];
+  if (!a->vx) return;
+  b->r[k] = a->vx + sender * DX;
+  b->v[k] = a->vw + pair * NW;
+  for (int i = 0; i < DY; i++) vy[i * EDGES] = reversed && odd[i] ? -a->vy[pair * DY + i] : a->vy[pair * DY + i];
+}
+
+static void couple_batch(const Arrays *a, Batch *b) {
+  couple((T *)b->y, b->m);
+  if (a->vx) couple((T *)b->vy, b->n);
+}
+
+/* One row of out, or of the gradient of g in the double backward. */
+static void sum_row(const Edges *edges, const Arrays *a, int64_t row, Batch *b, T *out) {
+  memset(out, 0, DO * sizeof(T));
+  const int64_t last = edges->row_pointers[row + 1];
+  for (int64_t edge = edges->row_pointers[row]; edge < last;) {
+    for (b->count = 0; edge < last && b->count < EDGES; edge++) add_edge(edges, a, edge, b);
+    couple_batch(a, b);
+    if (a->vx) double_sum(b, out);
+    else sum(b, out);
+  }
+}
+
+void forward(const Edges *edges, const Arrays *a, T *out) {
+#pragma omp parallel num_threads(edges->num_threads) if (edges->num_threads > 1)
+  {
+    Batch b = {0};
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t row = 0; row < edges->num_atoms; row++) sum_row(edges, a, row, &b, out + row * DO);
+  }
+}
+
+/* The gradients of all pairs whose first edge is in a row. */
+static void pairs_of_row(const Edges *edges, const Arrays *a, int64_t row, Batch *b) {
+  const int64_t last = edges->row_pointers[row + 1];
+  b->own_x = a->x + row * DX, b->own_r = a->vx + row * DX, b->g = a->g + row * DO, b->own_gx = a->own + row * DX;
+  memset(b->own_gx, 0, DX * sizeof(T));
+  for (int64_t edge = edges->row_pointers[row]; edge < last;) {
+    b->count = 0;
+    for (; edge < last && b->count < EDGES; edge++) {
+      if (!is_first(edges, edge)) continue;
+      const int64_t pair = edges->pairs[edge], sender = edges->senders[edge];
+      const int k = b->count;
+      add_edge(edges, a, edge, b);
+      b->ahead[k] = EDGES * NW;
+      b->far_g[k] = edges->reverse[edge] < 0 ? zeros : a->g + sender * DO;
+      b->gw[k] = a->gw + pair * NW;
+      b->gx[k] = a->by_edge ? a->by_edge + edge * DX : a->gx + sender * DX;
+      if (a->by_edge) memset(b->gx[k], 0, DX * sizeof(T));
+    }
+    couple_batch(a, b);
+    memset(b->gy, 0, sizeof b->gy);
+    if (a->vx) double_gradient(b);
+    else gradient(b);
+    for (int k = 0; k < b->count; k++)
+      for (int i = 0; i < DY; i++) a->gy[b->pair[k] * DY + i] = total(b->gy[k * DY + i]);
+  }
+}
+
+/* One past the last row of the shortest run of rows that no edge leaves. */
+static int64_t closed_rows(const Edges *edges, int64_t first) {
+  int64_t row = first, reach = first;
+  for (; row <= reach && row < edges->num_atoms; row++)
+    for (int64_t e = edges->row_pointers[row]; e < edges->row_pointers[row + 1]; e++)
+      if (edges->senders[e] > reach) reach = edges->senders[e];
+  return row;
+}
+
+static void gradients_of_rows(const Edges *edges, const Arrays *a, int64_t begin, int64_t end, int num_threads) {
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  {
+    Batch b = {0};
+    if (a->gg) {
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t row = begin; row < end; row++) sum_row(edges, a, row, &b, a->gg + row * DO);
+    }
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t row = begin; row < end; row++) pairs_of_row(edges, a, row, &b);
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t atom = begin; atom < end; atom++) {
+      T *restrict total = a->gx + atom * DX;
+      if (a->by_edge)
+        for (int64_t i = edges->sender_pointers[atom]; i < edges->sender_pointers[atom + 1]; i++) {
+          const int64_t edge = edges->sender_order[i];
+          if (is_first(edges, edge))
+            for (int j = 0; j < DX; j++) total[j] += a->by_edge[edge * DX + j];
+        }
+      for (int j = 0; j < DX; j++) total[j] += a->own[atom * DX + j];
+    }
+  }
+}
+
+/* Whether runs of rows that no edge leaves (structures, as a rule) are so many that each can be left to one thread. */
+static int has_many_runs(const Edges *edges) {
+  int64_t largest = 0;
+  for (int64_t begin = 0, end; begin < edges->num_atoms; begin = end) {
+    end = closed_rows(edges, begin);
+    const int64_t size = edges->row_pointers[end] - edges->row_pointers[begin];
+    if (size > largest) largest = size;
+  }
+  return 2 * largest * edges->num_threads <= edges->num_edges;
+}
+
+/* Returns 0 and does nothing if it needs a->by_edge and has not got it. */
+int backward(const Edges *edges, const Arrays *a) {
+  const int by_runs = edges->num_threads == 1 || has_many_runs(edges);
+  if (!by_runs && !a->by_edge) return 0;
+  memset(a->gx, 0, edges->num_atoms * DX * sizeof(T));
+  if (!by_runs) {
+    gradients_of_rows(edges, a, 0, edges->num_atoms, edges->num_threads);
+    return 1;
+  }
+#pragma omp parallel num_threads(edges->num_threads) if (edges->num_threads > 1)
+#pragma omp single
+  for (int64_t begin = 0, end; begin < edges->num_atoms; begin = end) {
+    end = closed_rows(edges, begin);
+#pragma omp task firstprivate(begin, end)
+    gradients_of_rows(edges, a, begin, end, 1);
+  }
+  return 1;
+}

@@ -1,0 +1,103 @@
+"""The convolution's kernels on the CPU: generated C, called through ctypes."""
+
+import ctypes
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foundation.kernels import compiler
+from foundation.kernels.codegen import generate
+from foundation.kernels.edges import EdgeIndex
+from foundation.kernels.paths import Paths
+
+POINTERS = ("x", "y", "w", "g", "vx", "vy", "vw", "gx", "gy", "gw", "gg", "own", "by_edge")
+
+
+class _Edges(ctypes.Structure):
+    """`Edges` of loops.c."""
+
+    _fields_ = [
+        ("num_atoms", ctypes.c_int64),
+        ("num_edges", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in EdgeIndex._fields),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class _Arrays(ctypes.Structure):
+    """`Arrays` of loops.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in POINTERS]
+
+
+@cache
+def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the compiled kernels of a set of paths (by `Paths.name`) in a float type.
+
+    Raises:
+        NoCompiler: they cannot be compiled here.
+    """
+    real = {torch.float32: "float", torch.float64: "double"}[dtype]
+    return compiler.load(generate(Paths.named(name)), (f"-DREAL={real}",))
+
+
+def describe() -> str:
+    """Return what makes the kernels, in words."""
+    return f"C, {compiler.vector_bits()}-bit vectors, {compiler.compiler()[1]}"
+
+
+def forward(
+    name: str,
+    features: Float[Tensor, "atoms features"],
+    harmonics: Float[Tensor, "pairs harmonics"],
+    weights: Float[Tensor, "pairs weights"],
+    edges: EdgeIndex,
+) -> Float[Tensor, "atoms outputs"]:
+    """Return the convolution."""
+    out = features.new_empty(len(features), Paths.named(name).irreps_out.dim)
+    arrays, kept = _arrays(x=features, y=harmonics, w=weights)
+    described = _edges(edges, len(features))
+    library(name, features.dtype).forward(
+        ctypes.byref(described), ctypes.byref(arrays), ctypes.c_void_p(out.data_ptr())
+    )
+    del kept
+    return out
+
+
+def backward(
+    name: str,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    tangents: tuple[Tensor, Tensor, Tensor] | None,
+    edges: EdgeIndex,
+) -> list[Tensor]:
+    """Return the gradients of S(x, Y, W, g) for x, Y and W; with tangents, those of the double backward, also for g."""
+    x, y, w, g = inputs
+    described = _edges(edges, len(x))
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, y, w)]
+    given = dict(zip(("gx", "gy", "gw"), gradients, strict=True)) | {"x": x, "y": y, "w": w, "g": g}
+    if tangents is not None:
+        gradients.append(torch.empty_like(g, memory_format=torch.contiguous_format))
+        given |= dict(zip(("vx", "vy", "vw"), tangents, strict=True)) | {"gg": gradients[3]}
+    given["own"] = torch.empty_like(gradients[0])
+    arrays, kept = _arrays(**given)
+    run = library(name, x.dtype).backward
+    if not run(ctypes.byref(described), ctypes.byref(arrays)):
+        # several threads on one large structure
+        arrays, kept = _arrays(**given, by_edge=x.new_empty(len(edges.senders), x.shape[1]))
+        run(ctypes.byref(described), ctypes.byref(arrays))
+    del kept
+    return gradients
+
+
+def _arrays(**tensors: Tensor) -> tuple[_Arrays, list[Tensor]]:
+    """Return the pointers, and the contiguous tensors that they point to."""
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return _Arrays(**{name: tensor.data_ptr() for name, tensor in kept.items()}), list(kept.values())
+
+
+def _edges(edges: EdgeIndex, num_atoms: int) -> _Edges:
+    """Return the edges as C has them."""
+    pointers = {name: getattr(edges, name).data_ptr() for name in EdgeIndex._fields}
+    return _Edges(num_atoms=num_atoms, num_edges=len(edges.senders), num_threads=torch.get_num_threads(), **pointers)

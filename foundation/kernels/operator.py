@@ -1,0 +1,111 @@
+"""The convolution as an operator of torch: known to autograd, torch.compile and torch.export as one node.
+
+`foundation::convolution` has a backward and a double backward, operators as well; both come from the form
+S(x, Y, W, g) = Σ out · g (see codegen.py). A third derivative is refused.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from foundation.kernels import native
+from foundation.kernels.edges import EdgeIndex
+from foundation.kernels.paths import Paths
+
+
+@custom_op("foundation::convolution", mutates_args=(), device_types="cpu")
+def convolution(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
+    """Return the convolution (see paths.py) of features with harmonics and weights of pairs of edges.
+
+    Args:
+        features: Features of atoms, component-major.
+        harmonics: Spherical harmonics of each pair's direction.
+        weights: Weights of each pair.
+        edges: The fields of an EdgeIndex.
+        paths: Name of the paths.
+    """
+    return native.forward(paths, features, harmonics, weights, EdgeIndex(*edges))
+
+
+@custom_op("foundation::convolution_backward", mutates_args=(), device_types="cpu")
+def convolution_backward(
+    features: Tensor, harmonics: Tensor, weights: Tensor, gradient: Tensor, edges: list[Tensor], paths: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ∂S/∂x, ∂S/∂Y and ∂S/∂W."""
+    inputs = (features, harmonics, weights, gradient)
+    x, y, w = native.backward(paths, inputs, None, EdgeIndex(*edges))
+    return x, y, w
+
+
+@custom_op("foundation::convolution_double_backward", mutates_args=(), device_types="cpu")
+def convolution_double_backward(
+    inputs: list[Tensor], tangents: list[Tensor], edges: list[Tensor], paths: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradient of S(vx, Y, W, g) + S(x, vY, W, g) + S(x, Y, vW, g) for x, Y, W and g."""
+    x, y, w, g = inputs
+    vx, vy, vw = tangents
+    gx, gy, gw, gg = native.backward(paths, (x, y, w, g), (vx, vy, vw), EdgeIndex(*edges))
+    return gx, gy, gw, gg
+
+
+@convolution.register_fake
+def _(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
+    return features.new_empty(features.shape[0], Paths.named(paths).irreps_out.dim)
+
+
+@convolution_backward.register_fake
+def _(
+    features: Tensor, harmonics: Tensor, weights: Tensor, gradient: Tensor, edges: list[Tensor], paths: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y, w = (tensor.new_empty(tensor.shape) for tensor in (features, harmonics, weights))
+    return x, y, w
+
+
+@convolution_double_backward.register_fake
+def _(
+    inputs: list[Tensor], tangents: list[Tensor], edges: list[Tensor], paths: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y, w, g = (tensor.new_empty(tensor.shape) for tensor in inputs)
+    return x, y, w, g
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    features, harmonics, weights, edges, ctx.paths = inputs
+    ctx.save_for_backward(features, harmonics, weights, *edges)
+
+
+def _backward(ctx, gradient: Tensor):
+    features, harmonics, weights, *edges = ctx.saved_tensors
+    return (
+        *convolution_backward(features, harmonics, weights, gradient, edges, ctx.paths),
+        [None] * len(EdgeIndex._fields),
+        None,
+    )
+
+
+def _keep_backward(ctx, inputs: tuple, output: tuple) -> None:
+    features, harmonics, weights, gradient, edges, ctx.paths = inputs
+    ctx.save_for_backward(features, harmonics, weights, gradient, *edges)
+
+
+def _double_backward(ctx, *tangents: Tensor):
+    saved = ctx.saved_tensors
+    return (
+        *convolution_double_backward(list(saved[:4]), list(tangents), list(saved[4:]), ctx.paths),
+        [None] * len(EdgeIndex._fields),
+        None,
+    )
+
+
+def _third(ctx, *gradients: Tensor):
+    raise NotImplementedError(
+        "the convolution has no third derivatives: forces and stress can be trained, their own derivatives cannot; "
+        "use the torch backend for those"
+    )
+
+
+convolution.register_autograd(_backward, setup_context=_keep)
+convolution_backward.register_autograd(_double_backward, setup_context=_keep_backward)
+convolution_double_backward.register_autograd(_third)
+for device in ("cpu", "cuda"):
+    torch.library.register_autocast("foundation::convolution", device, torch.float32)

@@ -1,0 +1,42 @@
+/* Vectors of the machine's width through the compiler's vector extensions. REAL is float or double. */
+#include <stdint.h>
+#include <string.h>
+
+typedef REAL T;
+#if defined(__AVX512F__)
+enum { BYTES = 64 };
+#elif defined(__AVX__)
+enum { BYTES = 32 };
+#else
+enum { BYTES = 16 };
+#endif
+enum { LANES = BYTES / sizeof(T), EDGES = 16 };
+typedef T V __attribute__((vector_size(BYTES)));
+typedef T Unaligned __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+
+#define FORCED __attribute__((always_inline))
+#define ZERO ((V){0})
+#define LOAD load
+#define STORE store
+
+/* The first `lanes` numbers at p, then zeros; `lanes` is a constant wherever this is inlined. */
+static inline FORCED V load(const T *p, int lanes) {
+  if (lanes == LANES) return *(const Unaligned *)p;
+  V v = ZERO;
+  memcpy(&v, p, lanes * sizeof(T));
+  return v;
+}
+
+static inline FORCED void store(T *p, V v, int lanes) {
+  if (lanes == LANES) *(Unaligned *)p = v;
+  else memcpy(p, &v, lanes * sizeof(T));
+}
+
+static inline FORCED T total(V v) {
+  T sum = 0;
+  for (int i = 0; i < LANES; i++) sum += v[i];
+  return sum;
+}
+
+/* What is needed 16 edges later, into the second-level cache. */
+#define AHEAD(place, offset, write) __builtin_prefetch((place) + (offset), write, 2)
