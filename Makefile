@@ -18,10 +18,6 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e ".[test]"
 	touch $@
 
-$(VENV)/.installed-peers: $(VENV)/.installed
-	$(PIP) -e ".[peers]"
-	touch $@
-
 quickstart: $(VENV)/.installed
 	$(BIN)/foundation quickstart --config configs/quickstart.yaml
 
@@ -33,7 +29,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.installed-peers
+bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 clean:

@@ -71,4 +71,4 @@ def _ratio(error: Any, trivial: Any) -> str:
 
 
 def _thousands(number: Any) -> str:
-    return f"{int(number):,}"
+    return number if isinstance(number, str) else f"{int(number):,}"

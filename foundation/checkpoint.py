@@ -91,7 +91,7 @@ def load(folder: Path | str) -> Potential:
     try:
         model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
         elements, theories = tuple(config["elements"]), tuple(config["theories"])
-        network = EquivariantNetwork(ModelConfig(**model), elements, mean_neighbors=1.0)
+        network = EquivariantNetwork(ModelConfig(**model), elements, 1.0, len(theories))
         potential = Potential(network, elements, theories)
         potential.cast(getattr(torch, config["dtype"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

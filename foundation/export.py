@@ -20,6 +20,7 @@ from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, check_facts, render_card
 from foundation.potential import Potential
+from foundation.theories import keep_theory
 
 GOLDEN = "golden.json"
 TOLERANCE = 1e-9
@@ -45,6 +46,8 @@ class ExportConfig:
     """Manifest to take the golden structures from; the run's own when absent."""
     num_golden: int = 3
     """Structures in golden.json."""
+    theory: str | None = None
+    """Level of theory to release alone; all of the potential's when absent. The report has to be of this one."""
 
 
 def export(config: ExportConfig) -> Path:
@@ -55,7 +58,7 @@ def export(config: ExportConfig) -> Path:
         FileNotFoundError: the run is not finished, was not evaluated, or its data are gone.
         MissingFact: the model card lacks a fact.
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
-        ValueError: the report is of other weights.
+        ValueError: the report is of other weights or of another level of theory, or the potential has no such level.
     """
     if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
         raise FileExistsError(
@@ -67,14 +70,18 @@ def export(config: ExportConfig) -> Path:
     card = config.card or CardFacts(**provenance["config"].get("card", {}))
     check_facts(card)
     evaluation = _evaluation(config.run, settings["weights_sha256"])
-    potential = checkpoint.load(source)
+    potential = _released(checkpoint.load(source), config.theory, evaluation)
     structures = _golden_structures(config.data or _first_dataset(provenance), potential, config.num_golden)
     partial = config.out.with_name(config.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
-            shutil.copyfile(source / name, partial / name)
+        if config.theory is None:
+            for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
+                shutil.copyfile(source / name, partial / name)
+        else:
+            checkpoint.save(potential, partial, _of_one_theory(potential, settings))
+            settings = checkpoint.read_config(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, settings, evaluation, len(golden))
@@ -86,6 +93,27 @@ def export(config: ExportConfig) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return config.out
+
+
+def _released(potential: Potential, theory: str | None, evaluation: dict) -> Potential:
+    """Return what is to be released of a potential."""
+    if theory is None:
+        return potential
+    kept = keep_theory(potential, theory)
+    if evaluation.get("theory") != theory:
+        raise ValueError(
+            f"the report is of {evaluation.get('theory')}; measure the errors of {theory} with `foundation evaluate "
+            f"--theory {theory}` to release it"
+        )
+    return kept
+
+
+def _of_one_theory(potential: Potential, settings: dict) -> dict:
+    """Return the provenance of a potential that one level of theory was kept of."""
+    return settings["provenance"] | {
+        "num_parameters": sum(p.numel() for p in potential.parameters()),
+        "kept_of": {"theories": settings["theories"], "weights_sha256": settings["weights_sha256"]},
+    }
 
 
 def golden_record(potential: Potential, structure: Structure, theory: str) -> dict:
@@ -126,7 +154,9 @@ def verify_golden(folder: Path) -> None:
 
 
 def _first_dataset(provenance: dict) -> Path:
-    data = provenance["config"]["data"]
+    data = provenance["config"].get("data")
+    if data is None:
+        raise FileNotFoundError("the potential was not trained here: give the data of its golden structures (--data)")
     return Path(data if isinstance(data, str) else data[0]["path"])
 
 
@@ -160,8 +190,8 @@ def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_gold
     return {
         **{name: provenance[name] for name in copied},
         "hardware": provenance["hardware"],
-        "wall_time_s": provenance["wall_time_s"],
-        "steps": provenance["config"]["fit"]["steps"],
+        "steps": provenance["config"].get("fit", {}).get("steps"),
+        "wall_time_s": provenance.get("wall_time_s"),
         "architecture": f"equivariant network, {model['num_blocks']} blocks of {model['irreps']}, "
         f"spherical harmonics to degree {model['max_degree']}",
         "cutoff": model["cutoff"],

@@ -170,7 +170,7 @@ def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> 
     elements, neighbors = everything.elements, everything.mean_neighbors(config.cutoff)
     if neighbors == 0:
         raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
-    potential = Potential(EquivariantNetwork(config, elements, neighbors), elements, tuple(statistics))
+    potential = Potential(EquivariantNetwork(config, elements, neighbors, len(statistics)), elements, tuple(statistics))
     references = reference_energies(list(statistics.values()))[:, list(elements)]
     potential.get_buffer("reference_energies").copy_(torch.from_numpy(np.ascontiguousarray(references)))
     potential.get_buffer("scale").fill_(everything.force_rms)

@@ -10,6 +10,7 @@ import jsonargparse
 
 from data_pipeline.build import BuildConfig, build, is_first_rank
 from data_pipeline.merge import MergeConfig, merge
+from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
@@ -32,10 +33,15 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
+    "convert": (ConvertConfig, lambda c: show.converted(c, convert(c)), "read or write another program's checkpoint"),
     "quickstart": (QuickstartConfig, quickstart, "do all of it once, on an embedded data set"),
 }
 USER_ERRORS = (ValueError, OSError)
 """What a wrong input raises: shown as a sentence, without a traceback."""
+
+
+OPTIONS = {"--from": "--from_"}
+"""Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -59,7 +65,8 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     if "build" in arguments:
         arguments = expand_corpus(arguments)
     parser = make_parser()
-    values = parser.parse_args(arguments)
+    words = [argument.partition("=") for argument in arguments]
+    values = parser.parse_args([OPTIONS.get(name, name) + equals + value for name, equals, value in words])
     config_class = VERBS[values.verb][0]
     settings = parser.instantiate(values)[values.verb].as_dict()
     settings.pop("config", None)

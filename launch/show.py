@@ -11,6 +11,7 @@ from rich.text import Text
 from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, facts, ordered_splits
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
+from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.data_report import write_data_report
 
@@ -176,8 +177,23 @@ def evaluation_page(config: EvaluateConfig) -> None:
     console.print(f"report: {report_folder(config) / 'index.html'}")
 
 
+def converted(config: ConvertConfig, path: Path) -> None:
+    """Print what a conversion wrote and how to use it."""
+    if config.from_:
+        potential(path)
+    else:
+        console.print(f"checkpoint of sevenn: {path}")
+        console.print(f"    sevenn get_model {path}    # for LAMMPS", highlight=False)
+        console.print(f'    atoms.calc = sevenn.calculator.SevenNetCalculator("{path}")', highlight=False)
+
+
 def release(folder: Path) -> None:
     """Print where a release is and the two lines that use it."""
-    console.print(f"release: {folder}")
+    potential(folder, "release")
+
+
+def potential(folder: Path, kind: str = "potential") -> None:
+    """Print where a potential is and the two lines that use it."""
+    console.print(f"{kind}: {folder}")
     console.print(f'    potential = foundation.load("{folder}")', highlight=False)
     console.print("    atoms.calc = foundation.Calculator(potential)", highlight=False)

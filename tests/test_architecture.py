@@ -24,9 +24,9 @@ FLOORS = (
     ("foundation.nn",),
     ("foundation.models",),
     ("foundation.potential",),
-    ("foundation.training", "foundation.checkpoint"),
+    ("foundation.training", "foundation.checkpoint", "foundation.theories"),
     ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card"),
-    ("foundation.pretrain", "foundation.finetune", "foundation.evaluate", "foundation.export"),
+    ("foundation.pretrain", "foundation.finetune", "foundation.evaluate", "foundation.export", "foundation.convert"),
 )
 """Inside foundation: a module imports from its own floor or those before it."""
 DOORS = {
@@ -37,10 +37,11 @@ DOORS = {
     "deepspeed": ("foundation/training/fit.py",),
     "fsspec": ("data_pipeline/remote.py",),
     "mpi4py": ("data_pipeline/build.py",),
-    "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/"),
+    "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),
     "lmdb": ("data_pipeline/sources/",),
     "h5py": ("data_pipeline/sources/mace_hdf5.py",),
     "requests": ("data_pipeline/download.py",),
+    "sevenn": (),
     "wandb": (),
 }
 """The only places that may import each dependency."""

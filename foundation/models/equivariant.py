@@ -8,7 +8,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from e3nn import o3
@@ -37,6 +37,9 @@ class EquivariantConfig:
     """Interaction blocks."""
     max_degree: int = 2
     """Highest degree of the spherical harmonics of edges."""
+    unit_harmonics: bool = True
+    """Spherical harmonics of an edge's direction; otherwise of its vector, so that they grow with its length (as in
+    SevenNet-0 of 22 May 2024)."""
     cutoff: float = 5.0
     """Atoms closer than this are neighbours [Å]."""
     num_basis: int = 8
@@ -53,6 +56,10 @@ class EquivariantConfig:
     """Channels between the two layers of the readout."""
     normalization: str = "mean"
     """What sums over neighbours are divided by: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
+
+    theory_biases: bool | None = None
+    """Whether the network sees the level of theory: a bias of the even scalars for each, in both self-interactions of
+    every block and in the readout (SevenNet-MF). When absent, it does if there are several."""
 
     def __post_init__(self) -> None:
         irreps = o3.Irreps(self.irreps)
@@ -78,15 +85,21 @@ class EquivariantConfig:
 class EquivariantNetwork(torch.nn.Module):
     """Atomic energies from element embedding, interaction blocks and a linear readout."""
 
-    def __init__(self, config: EquivariantConfig, elements: tuple[int, ...], mean_neighbors: float) -> None:
+    def __init__(
+        self, config: EquivariantConfig, elements: tuple[int, ...], mean_neighbors: float, num_theories: int = 1
+    ) -> None:
         """Prepare a network with random weights.
 
         Args:
             config: The architecture.
             elements: Atomic numbers that the network knows.
             mean_neighbors: Mean number of neighbours of an atom of the training data, at the cutoff.
+            num_theories: Levels of theory of the data.
         """
         super().__init__()
+        if config.theory_biases is None:
+            config = replace(config, theory_biases=num_theories > 1)
+        biases = num_theories if config.theory_biases else 0
         self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
         hidden = o3.Irreps(config.irreps)
         scalars = o3.Irreps([item for item in hidden if item.ir == o3.Irrep("0e")])
@@ -102,12 +115,12 @@ class EquivariantNetwork(torch.nn.Module):
         for number in range(config.num_blocks):
             wanted = hidden if number < config.num_blocks - 1 else scalars
             radial = [config.num_basis, *config.radial_sizes]
-            blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator))
+            blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator, biases))
             irreps = blocks[-1].irreps_out
         self.blocks = torch.nn.ModuleList(blocks)
         self._scale_messages()
         middle = o3.Irreps([(config.readout_channels, "0e")])
-        self.readout = torch.nn.Sequential(Linear(irreps, middle), Linear(middle, o3.Irreps("1x0e")))
+        self.readout = torch.nn.ModuleList([Linear(irreps, middle, biases), Linear(middle, o3.Irreps("1x0e"))])
 
     def _scale_messages(self) -> None:
         """Make the radial networks' inputs of unit size at the start.
@@ -133,15 +146,18 @@ class EquivariantNetwork(torch.nn.Module):
         """
         vectors = batch.pair_vectors()
         distances = torch.linalg.vector_norm(vectors, dim=1)
-        harmonics = o3.spherical_harmonics(self.irreps_harmonics, vectors, normalize=True, normalization="component")
+        harmonics = o3.spherical_harmonics(
+            self.irreps_harmonics, vectors, normalize=self.config.unit_harmonics, normalization="component"
+        )
         basis = self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
         # rows of the unit matrix: torch's one_hot looks at the values, which a traced graph cannot
         one_hot = torch.eye(self.num_elements, dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
-        edges = edge_index(batch)
+        edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
         for block in self.blocks:
-            features = block(features, harmonics, basis, edges)
-        return self.readout(features).squeeze(1)
+            features = block(features, harmonics, basis, edges, theory)
+        hidden, energy = self.readout
+        return energy(hidden(features, theory)).squeeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:
         config = self.config

@@ -5,7 +5,7 @@
 
 import torch
 from e3nn import o3
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foundation.kernels.convolution import Convolution
@@ -30,6 +30,7 @@ class InteractionBlock(torch.nn.Module):
         irreps_hidden: o3.Irreps,
         radial_sizes: list[int],
         denominator: float,
+        num_theories: int = 0,
     ) -> None:
         """Prepare a block.
 
@@ -39,6 +40,7 @@ class InteractionBlock(torch.nn.Module):
             irreps_hidden: Irreps wanted out; those that cannot be reached from irreps_in are left out.
             radial_sizes: Sizes of the radial network without its last layer.
             denominator: What the sum over neighbours is divided by.
+            num_theories: Levels of theory that have a bias in the two self-interactions.
         """
         super().__init__()
         paths = Paths(irreps_in, irreps_harmonics, irreps_hidden)
@@ -46,11 +48,11 @@ class InteractionBlock(torch.nn.Module):
         self.gate = Gate(reachable)
         self.irreps_out = self.gate.irreps_out
         self.self_connection = Linear(irreps_in, self.gate.irreps_in)
-        self.self_interaction_1 = Linear(irreps_in, irreps_in)
+        self.self_interaction_1 = Linear(irreps_in, irreps_in, num_theories)
         self.radial = RadialNetwork([*radial_sizes, paths.num_weights])
         self.convolution = Convolution(paths)
         self.register_buffer("denominator", torch.tensor([denominator]))
-        self.self_interaction_2 = Linear(paths.irreps_out, self.gate.irreps_in)
+        self.self_interaction_2 = Linear(paths.irreps_out, self.gate.irreps_in, num_theories)
         self._pad = _missing(self.gate.irreps_in, self.self_connection.irreps_out)
 
     def forward(
@@ -59,13 +61,14 @@ class InteractionBlock(torch.nn.Module):
         harmonics: Float[Tensor, "pairs harmonics"],
         basis: Float[Tensor, "pairs basis"],
         edges: EdgeIndex,
+        theory: Int[Tensor, " atoms"] | None = None,
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the features after one exchange of messages."""
         # the convolution is linear in its weights: dividing the few numbers they come from is dividing the sum
         weights = self.radial(basis, self.get_buffer("denominator"))
-        mixed = self.self_interaction_1(features)
+        mixed = self.self_interaction_1(features, theory)
         summed = self.convolution(mixed, harmonics, weights, edges)
-        return self.gate(self.self_interaction_2(summed) + self._connect(features))
+        return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))
 
     def _connect(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms gates"]:
         """Return the self-connection, zero for the irreps that the input lacks."""

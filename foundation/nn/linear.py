@@ -5,7 +5,7 @@
 
 import torch
 from e3nn import o3
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -14,9 +14,22 @@ class Linear(torch.nn.Module):
 
     The weight has e3nn's layout (o3.Linear): for each input irrep, each equal output irrep, a row-major matrix
     (channels in, channels out); outputs are divided by the square root of all channels in ('element' normalisation).
+
+    With theories, even scalars of the output get a bias that depends on the level of theory: the one-hot vector of the
+    theory is one more even scalar input, as in SevenNet-MF (Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)).
     """
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps) -> None:
+    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> None:
+        """Prepare a linear map.
+
+        Args:
+            irreps_in: Irreps of the features, each once.
+            irreps_out: Irreps wanted, each once.
+            num_theories: Levels of theory that have a bias; without any, the theory is not looked at.
+
+        Raises:
+            ValueError: an irrep occurs twice, or there are theories and no even scalars to bias.
+        """
         super().__init__()
         self.irreps_in = irreps_in.simplify()
         self.irreps_out = o3.Irreps([item for item in irreps_out.simplify() if item.ir in self.irreps_in])
@@ -24,6 +37,7 @@ class Linear(torch.nn.Module):
             if len({item.ir for item in irreps}) < len(irreps):
                 raise ValueError(f"{irreps}: an irrep occurs twice; sort the irreps")
         self._inputs = [item.dim for item in self.irreps_in]
+        self.num_theories = num_theories
         # (which input, components, channels in, channels out), in the order of the weights
         self._blocks = [
             (i, item.ir.dim, item.mul, output.mul)
@@ -34,13 +48,43 @@ class Linear(torch.nn.Module):
         position = [self.irreps_in[i].ir for i, *_ in self._blocks]
         self._order = [position.index(item.ir) for item in self.irreps_out]
         self.weight = torch.nn.Parameter(torch.randn(sum(a * b for _, _, a, b in self._blocks)))
+        if num_theories:
+            biased = [fan_out for i, _, _, fan_out in self._blocks if self.irreps_in[i].ir == o3.Irrep("0e")]
+            if not biased:
+                raise ValueError(f"{irreps_in} to {irreps_out}: no even scalars that a level of theory could bias")
+            self.theory_weight = torch.nn.Parameter(torch.randn(num_theories, biased[0]))
 
-    def forward(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms outputs"]:
-        """Return the mixed features."""
+    def mixed_theories(self, mixture: Float64[Tensor, "new old"]) -> dict[str, Tensor]:
+        """Return the weights, in float64, of the same map with other levels of theory.
+
+        Args:
+            mixture: How the bias of each new level is made up of those of the old; where there are none, it is zero.
+        """
+        state = {}
+        parts = list(self.weight.detach().double().split([a * b for _, _, a, b in self._blocks]))
+        for place, (i, _, fan_in, fan_out) in enumerate(self._blocks):
+            if self.irreps_in[i].ir == o3.Irrep("0e"):
+                # the channels in that the outputs are divided by include the levels of theory
+                growth = ((fan_in + len(mixture)) / (fan_in + self.num_theories)) ** 0.5
+                none = parts[place].new_zeros(mixture.shape[1], fan_out)
+                biases = self.theory_weight.detach().double() if self.num_theories else none
+                parts[place] = growth * parts[place]
+                state["theory_weight"] = growth * mixture.to(biases) @ biases
+        return state | {"weight": torch.cat(parts)}
+
+    def forward(
+        self, features: Float[Tensor, "atoms inputs"], theory: Int[Tensor, " atoms"] | None = None
+    ) -> Float[Tensor, "atoms outputs"]:
+        """Return the mixed features of atoms, each at the level of theory given by number."""
         inputs = features.split(self._inputs, dim=1)
         weights = self.weight.split([a * b for _, _, a, b in self._blocks])
         outputs = []
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
-            matrix = weight.view(fan_in, fan_out) * fan_in**-0.5
-            outputs.append((inputs[i].reshape(-1, fan_in) @ matrix).view(-1, components * fan_out))
+            biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")
+            scale = (fan_in + self.num_theories if biased else fan_in) ** -0.5
+            mixed = inputs[i].reshape(-1, fan_in) @ (weight.view(fan_in, fan_out) * scale)
+            if biased:
+                assert theory is not None
+                mixed = mixed + (self.theory_weight * scale)[theory]
+            outputs.append(mixed.view(-1, components * fan_out))
         return torch.cat([outputs[place] for place in self._order], dim=1)

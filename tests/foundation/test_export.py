@@ -18,14 +18,17 @@ from data_pipeline.structure import Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, MissingFact
 from foundation.checkpoint import CorruptCheckpoint, load
+from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, GoldenMismatch, export, verify_golden
+from foundation.interop.sevennet import to_sevennet
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.theories import add_theory
 from foundation.training.fit import FitConfig
 from foundation.training.optim import OptimConfig
 
-MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
 FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
 CARD = CardFacts(
     name="Three steps",
@@ -220,3 +223,58 @@ def test_a_run_folder_that_was_moved_still_exports(run: Path, tmp_path: Path) ->
     elsewhere = tmp_path / "elsewhere"
     run.rename(elsewhere)
     assert load(export(ExportConfig(run=elsewhere, out=tmp_path / "out"))).cutoff == 5.0
+
+
+@pytest.fixture
+def two_theories(run: Path, emt_manifest: Manifest) -> Path:
+    """The run with one more level of theory, evaluated at that one."""
+    potential = add_theory(load(run), "SCAN")
+    for parameter in (p for name, p in potential.named_parameters() if name.endswith("theory_weight")):
+        parameter.data[1] += 0.3
+    checkpoint.save(potential, run / "potential", checkpoint.read_config(run / "potential")["provenance"])
+    evaluate(EvaluateConfig(model=run, data=emt_manifest.root, theory="SCAN"))
+    return run
+
+
+def test_one_level_of_theory_is_released_alone(two_theories: Path) -> None:
+    out = export(ExportConfig(run=two_theories, out=two_theories / "release", theory="SCAN"))
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    released, trained = load(out), load(two_theories)
+    assert released.theories == ("SCAN",)
+    record = json.loads((out / "golden.json").read_text())[0]
+    assert record["theory"] == "SCAN"
+    inputs = {name: record[name] for name in ("numbers", "positions", "cell", "pbc")}
+    graph = to_graph(Structure.checked(**inputs, energy=0.0), 5.0, torch.float64, trained.theory_number("SCAN"))
+    expected = trained.cast(torch.float64)(graph)
+    assert record["energy"] == pytest.approx(expected.energy.item(), rel=1e-6)
+    np.testing.assert_allclose(
+        record["forces"], expected.forces.numpy(), atol=1e-6 * float(expected.forces.abs().max())
+    )
+    provenance = checkpoint.read_config(out)["provenance"]
+    assert provenance["kept_of"]["theories"] == list(trained.theories)
+    assert provenance["num_parameters"] == sum(p.numel() for p in released.parameters())
+    assert checkpoint.read_config(out)["weights_sha256"] in (out / "README.md").read_text()
+
+
+def test_the_report_has_to_be_of_the_theory_that_is_released(two_theories: Path) -> None:
+    other = load(two_theories).theories[0]
+    before = sorted(two_theories.iterdir())
+    with pytest.raises(ValueError, match=rf"the report is of SCAN; measure the errors of {other} with"):
+        export(ExportConfig(run=two_theories, out=two_theories / "release", theory=other))
+    with pytest.raises(ValueError, match=r"name one, not HSE"):
+        export(ExportConfig(run=two_theories, out=two_theories / "release", theory="HSE"))
+    assert sorted(two_theories.iterdir()) == before
+
+
+def test_a_converted_potential_is_evaluated_and_released_too(
+    trained: Path, tmp_path: Path, emt_manifest: Manifest
+) -> None:
+    to_sevennet(load(trained), tmp_path / "x.pth")
+    converted = convert(ConvertConfig(from_="sevennet", checkpoint=tmp_path / "x.pth", out=tmp_path / "x"))
+    evaluate(EvaluateConfig(model=converted, data=emt_manifest.root, out=converted / "report"))
+    with pytest.raises(FileNotFoundError, match=r"not trained here: give the data of its golden structures \(--data\)"):
+        export(ExportConfig(run=converted, out=tmp_path / "release", card=CARD))
+    out = export(ExportConfig(run=converted, out=tmp_path / "release", card=CARD, data=emt_manifest.root))
+    text = (out / "README.md").read_text()
+    assert "Converted from SevenNet. The complete configuration" in text
+    assert "| frames, atoms used for training | not stated in the file, not stated in the file |" in text

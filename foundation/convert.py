@@ -1,0 +1,91 @@
+"""Conversion: potentials of other programs become folders like those that are trained here, and the way back."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.shards import sha256
+from foundation import checkpoint
+from foundation.interop.published import NOT_STATED, published_of
+from foundation.interop.sevennet import from_sevennet, read_checkpoint, to_sevennet
+from foundation.potential import Potential
+
+Format = Literal["sevennet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """A potential from another program's file, or into one: give either --from or --to."""
+
+    from_: Format | None = None
+    """Program that wrote the checkpoint to read (--from on the command line)."""
+    to: Format | None = None
+    """Program that is to read what is written."""
+    checkpoint: Path | None = None
+    """With --from: the file to read."""
+    model: Path | None = None
+    """With --to: release folder or run folder to read."""
+    theory: str | None = None
+    """With --from: name of the level of theory, for a file that names none."""
+    out: Path
+    """Folder (--from) or file (--to) to write; an older one of the same kind is replaced."""
+
+    def __post_init__(self) -> None:
+        if (self.from_ is None) == (self.to is None):
+            raise ValueError("say either what to convert --from or what to convert --to")
+        if self.from_ and (self.checkpoint is None or self.model):
+            raise ValueError(f"--from {self.from_} reads a --checkpoint and writes the folder --out; it has no --model")
+        if self.to and (self.model is None or self.checkpoint or self.theory):
+            raise ValueError(
+                f"--to {self.to} reads a --model and writes the file --out; it has no --checkpoint and no --theory"
+            )
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Convert a potential and return what was written.
+
+    Raises:
+        FileExistsError: there is a folder, or a file, of another kind under the name to write.
+        FileNotFoundError: what to read is not there.
+        ValueError: what to read is refused or damaged, or the other program has no such network.
+    """
+    if config.checkpoint is not None:
+        if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
+            raise FileExistsError(
+                f"{config.out} has no config.json, so it is no potential and stays as it is; choose another --out"
+            )
+        potential = from_sevennet(config.checkpoint, config.theory)
+        checkpoint.save(potential, config.out, provenance_of_sevennet(config.checkpoint, potential))
+    elif config.model is not None:
+        if config.out.is_dir():
+            raise FileExistsError(f"{config.out} is a folder; --out is the file to write")
+        potential = checkpoint.load(config.model)
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        to_sevennet(potential, config.out)
+    return config.out
+
+
+def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
+    """Return what is known of a SevenNet checkpoint, as JSON; what is not is said not to be stated."""
+    digest, values = sha256(path), read_checkpoint(path)
+    facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source")
+    unknown = dict.fromkeys(facts, NOT_STATED)
+    published = published_of(digest)
+    known = published.datasets if published else [unknown | {"theory": name} for name in potential.theories]
+    not_counted = {"repeat": 1.0, **dict.fromkeys(("num_frames", "num_atoms", "manifest_fingerprint"), NOT_STATED)}
+    return {
+        "method": "converted from SevenNet",
+        "converted_from": {
+            "file": path.name,
+            "sha256": digest,
+            "sevenn": values["config"]["version"],
+            "epoch": values.get("epoch", NOT_STATED),
+            "citation": published.citation if published else NOT_STATED,
+        },
+        "datasets": [not_counted | dataset for dataset in known],
+        "num_parameters": sum(p.numel() for p in potential.parameters()),
+        "hardware": NOT_STATED,
+        "versions": {name: importlib.metadata.version(name) for name in ("foundation", "torch", "e3nn")},
+        "config": {},
+    }

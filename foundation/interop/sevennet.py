@@ -1,0 +1,428 @@
+"""SevenNet's checkpoints (.pth) as potentials and back, with the same numbers.
+
+A .pth is a pickle. It is read by torch's restricted unpickler, which builds tensors, numbers, strings and containers
+and refuses everything else before running it; sevenn itself is not needed. Weights are SevenNet's under other names,
+except for the order and the signs of those per edge (sevennet_paths.py).
+"""
+
+# e3nn 0.6 types Irreps as a bare tuple
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+
+import _codecs
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from data_pipeline.shards import sha256
+from data_pipeline.structure import SYMBOLS
+from foundation.interop.published import published_of
+from foundation.interop.sevennet_paths import (
+    block_of,
+    columns_of,
+    couplings,
+    degrees_of,
+    paths_of,
+    places,
+    wigner_symbols,
+)
+from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
+from foundation.nn.linear import Linear
+from foundation.potential import Potential
+from foundation.theories import add_theory
+
+HARMLESS = [
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_codecs.encode, "_codecs.encode"),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    torch.device,
+]
+"""What SevenNet's own checkpoints hold besides tensors and containers: numpy arrays and a device."""
+REQUIRED = {
+    "_model_type": ("E3_equivariant_model",),
+    "interaction_type": ("nequip", None),
+    "self_connection_type": ("linear",),
+    "act_radial": ("silu",),
+    "act_scalar": ({"e": "silu", "o": "tanh"},),
+    "act_gate": ({"e": "silu", "o": "tanh"},),
+    "readout_as_fcn": (False, None),
+    "use_bias_in_linear": (False, None),
+    "use_modal_node_embedding": (False, None),
+    "use_modal_wise_scale": (False, None),
+    "use_flash_tp": (False, None),
+    "use_oeq": (False, None),
+    "cuequivariance_config": ({}, {"use": False}, None),
+}
+"""The values of the architecture's options that this program has a network for; None stands for an absent option."""
+
+
+CONTENTS = ("model_state_dict", "config")
+"""The entries of a checkpoint that are read."""
+
+
+class UnsupportedSevenNet(ValueError):
+    """A SevenNet checkpoint whose architecture this program does not have; the message names the options."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a .pth of SevenNet holds, without running anything in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds objects other than tensors, numbers, strings and containers, or is no SevenNet checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything
+        reason = str(error).strip().splitlines()
+        unwanted = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"{path}: refused, "
+            + (f"it wants to run {unwanted[1]}" if unwanted else f"not a checkpoint ({reason[0] if reason else error})")
+            + ". Nothing in it was run; get the file from where its authors publish it."
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), dict) for name in CONTENTS):
+        raise ValueError(f"{path}: not a checkpoint of SevenNet (it has no model_state_dict and config)")
+    return values
+
+
+def from_sevennet(path: Path, theory: str | None = None) -> Potential:
+    """Return the potential of a SevenNet checkpoint, in float32 as it was trained.
+
+    Args:
+        path: The .pth.
+        theory: Name of the level of theory of a file that names none; when absent that of a published model, or
+            "unknown".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnsupportedSevenNet: its architecture has options that this program has no network for.
+        ValueError: the file is refused or damaged, or a theory is given and the file names its own.
+    """
+    values = read_checkpoint(path)
+    settings, state = values["config"], _renamed(values["model_state_dict"])
+    theories = _theories(settings, path, theory)
+    try:
+        config = _model_config(settings, state, path)
+        elements = tuple(sorted(settings["_type_map"], key=settings["_type_map"].get))
+        network = EquivariantNetwork(config, elements, 1.0, len(theories))
+        _check_layers(settings, network, path)
+        potential = Potential(network, elements, theories)
+        network.load_state_dict(our_weights(state, network, _version(settings)))
+        scale, shift = (state[f"rescale_atomic_energy.{name}"].double() for name in ("scale", "shift"))
+        potential.get_buffer("scale").copy_(scale.expand(len(elements)))
+        potential.get_buffer("reference_energies").copy_(shift.expand(len(theories), len(elements)))
+    except UnsupportedSevenNet:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: its weights are not those of its configuration ({error})") from error
+    return potential.eval()
+
+
+def _theories(settings: Mapping[str, Any], path: Path, theory: str | None) -> tuple[str, ...]:
+    """Return the names of the levels of theory."""
+    named = _modals(settings)
+    if named and theory:
+        raise ValueError(f"{path} names its levels of theory itself ({', '.join(named)}); leave out {theory}")
+    published = published_of(sha256(path))
+    known = published.datasets[0]["theory"] if published else "unknown"
+    return named or (theory or known,)
+
+
+def _modals(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    modals: dict[str, int] = (settings.get("use_modality") and settings.get("_modal_map")) or {}
+    return tuple(sorted(modals, key=lambda name: modals[name]))
+
+
+def _version(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the version of sevenn that wrote a checkpoint; the first development state of 0.11 counts as 0.10."""
+    version = str(settings["version"])
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (0, 10) if version == "0.11.0.dev0" else (major, minor)
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the names of sevenn 0.10 and later."""
+    renamed = {}
+    for name, value in state.items():
+        module, _, rest = name.partition(".")
+        module = {
+            "EdgeEmbedding": "edge_embedding",
+            "reducing nn input to hidden": "reduce_input_to_hidden",
+            "reducing nn hidden to energy": "reduce_hidden_to_energy",
+        }.get(module, module.replace(" ", "_"))
+        renamed[f"{module}.{rest}".replace("denumerator", "denominator")] = value
+    return renamed
+
+
+def _model_config(settings: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> EquivariantConfig:
+    """Return the architecture, or refuse options that this program has no network for."""
+    wrong = [
+        f"{name}: {settings.get(name)!r}" for name, allowed in REQUIRED.items() if settings.get(name) not in allowed
+    ]
+    modal = [f"use_modal_{place}" for place in ("self_inter_intro", "self_inter_outro", "output_block")]
+    biased = {bool(settings.get(name)) for name in modal} if _modals(settings) else {False}
+    if len(biased) > 1:
+        wrong.append(f"{' and '.join(modal)} differ")
+    for name in ("lmax_edge", "lmax_node"):
+        if settings.get(name, -1) not in (-1, settings["lmax"]):
+            wrong.append(f"{name}: {settings[name]!r}")
+    cutoff, basis = settings["cutoff_function"], settings["radial_basis"]
+    cutoff_name = {"XPLOR": "xplor", "poly_cut": "polynomial"}.get(cutoff["cutoff_function_name"])
+    if cutoff_name is None:
+        wrong.append(f"cutoff_function_name: {cutoff['cutoff_function_name']!r}")
+    if basis["radial_basis_name"] != "bessel":
+        wrong.append(f"radial_basis_name: {basis['radial_basis_name']!r}")
+    hidden, problem = _hidden_irreps(settings)
+    wrong += problem
+    if wrong or cutoff_name is None:
+        raise UnsupportedSevenNet(f"{path}: this program has no network for {'; '.join(wrong)}")
+    return EquivariantConfig(
+        irreps=hidden,
+        num_blocks=settings["num_convolution_layer"],
+        max_degree=settings["lmax"],
+        unit_harmonics=bool(settings.get("_normalize_sph", _version(settings) >= (0, 10))),
+        cutoff=float(settings["cutoff"]),
+        num_basis=basis["bessel_basis_num"],
+        radial_sizes=tuple(settings["weight_nn_hidden_neurons"]),
+        cutoff_function=cutoff_name,
+        cutoff_onset=float(cutoff["cutoff_on"] if cutoff_name == "xplor" else 0.9 * settings["cutoff"]),
+        cutoff_power=int(cutoff.get("poly_cut_p_value", 6)),
+        readout_channels=state["reduce_hidden_to_energy.linear.weight"].numel(),
+        theory_biases=biased.pop(),
+    )
+
+
+def _hidden_irreps(settings: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the irreps of the hidden layers, and what is unusual about those of the layers."""
+    layers = settings["irreps_manual"]
+    if not layers:
+        if settings["is_parity"]:
+            return "", ["is_parity without irreps_manual"]
+        return "+".join(f"{settings['channel']}x{degree}e" for degree in range(settings["lmax"] + 1)), []
+    irreps = [o3.Irreps(text) for text in layers]
+    hidden = max(irreps[1:-1] or irreps, key=lambda layer: layer.dim)
+    parity = any(item.ir.p == -1 for item in hidden)
+    wrong = []
+    if hidden.sort().irreps.simplify() != hidden or o3.Irrep("0e") not in hidden:
+        wrong.append(f"irreps_manual: {layers!r}")
+    if parity != bool(settings["is_parity"]):
+        wrong.append(f"is_parity: {settings['is_parity']!r} with irreps {hidden}")
+    return str(hidden), wrong
+
+
+def _check_layers(settings: Mapping[str, Any], network: EquivariantNetwork, path: Path) -> None:
+    """Refuse irreps that change from layer to layer otherwise than by what can be reached."""
+    layers = settings["irreps_manual"]
+    if layers and [str(o3.Irreps(text)) for text in layers] != _layers(network):
+        raise UnsupportedSevenNet(
+            f"{path}: this program has no network for irreps_manual: {layers!r}; the nearest it has is "
+            f"{_layers(network)!r}"
+        )
+
+
+def _layers(network: EquivariantNetwork) -> list[str]:
+    """Return the irreps of the features before the first and after every block."""
+    blocks = [block_of(network, number) for number in range(network.config.num_blocks)]
+    return [str(irreps) for irreps in (network.embedding.irreps_out, *(block.irreps_out for block in blocks))]
+
+
+def our_weights(
+    state: Mapping[str, Tensor], network: EquivariantNetwork, version: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return SevenNet's weights under the names, and in the order, of the network.
+
+    Args:
+        state: Weights and buffers under the names of sevenn 0.10 and later.
+        network: The network that they are for.
+        version: Version of sevenn that wrote them.
+
+    Raises:
+        KeyError: one is missing, or the Wigner 3j symbols are in no known order.
+    """
+    converted = {
+        "radial_basis.wave_numbers": state["edge_embedding.basis_function.coeffs"],
+        "embedding.weight": state["onehot_to_feature_x.linear.weight"],
+        "readout.1.weight": state["reduce_hidden_to_energy.linear.weight"],
+        **_linear(state, "reduce_input_to_hidden", network, "readout.0"),
+    }
+    for number in range(network.config.num_blocks):
+        ours, convolution = f"blocks.{number}", f"{number}_convolution"
+        converted |= _linear(state, f"{number}_self_connection_intro", network, f"{ours}.self_connection")
+        converted |= _linear(state, f"{number}_self_interaction_1", network, f"{ours}.self_interaction_1")
+        converted |= _linear(state, f"{number}_self_interaction_2", network, f"{ours}.self_interaction_2")
+        converted[f"{ours}.denominator"] = state[f"{convolution}.denominator"]
+        last = len(network.config.radial_sizes)
+        for layer in range(last):
+            converted[f"{ours}.radial.layer{layer}.weight"] = state[f"{convolution}.weight_nn.layer{layer}.weight"]
+        columns, signs = columns_of(wigner_symbols(state, convolution), *paths_of(network, number), version)
+        weights = state[f"{convolution}.weight_nn.layer{last}.weight"]
+        converted[f"{ours}.radial.layer{last}.weight"] = weights[:, columns] * signs.to(weights)
+    return converted
+
+
+def _linear(state: Mapping[str, Tensor], theirs: str, network: EquivariantNetwork, ours: str) -> dict[str, Tensor]:
+    """Return the weight of one linear layer; the rows of the levels of theory, their last, are apart in ours."""
+    weight, layer = state[f"{theirs}.linear.weight"], network.get_submodule(ours)
+    if not isinstance(layer, Linear) or not layer.num_theories:
+        return {f"{ours}.weight": weight}
+    count = layer.theory_weight.numel()
+    return {f"{ours}.weight": weight[:-count], f"{ours}.theory_weight": weight[-count:].view_as(layer.theory_weight)}
+
+
+def to_sevennet(potential: Potential, path: Path) -> None:
+    """Write a potential as a checkpoint of sevenn >= 0.11, in float32, so that its LAMMPS and ASE routes are open.
+
+    Raises:
+        UnsupportedSevenNet: the network has something that sevenn's has not.
+    """
+    network, config = potential.network, potential.network.config
+    scalars = network.embedding.irreps_out.dim
+    if config.readout_channels != scalars // 2:
+        raise UnsupportedSevenNet(
+            f"readout_channels: {config.readout_channels}; sevenn's readout has half of the {scalars} even scalars"
+        )
+    if config.theory_biases and len(potential.theories) == 1:
+        # sevenn looks at the biases only where there are several levels of theory
+        again = f"{potential.theories[0]}-again"
+        return to_sevennet(add_theory(potential, again), path)
+    state = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
+    written = {
+        "edge_embedding.basis_function.coeffs": state["radial_basis.wave_numbers"],
+        **_linear_state("onehot_to_feature_x", network, state, "embedding"),
+    }
+    for number in range(config.num_blocks):
+        written |= _block_state(number, network, state)
+    written |= _linear_state("reduce_input_to_hidden", network, state, "readout.0")
+    written |= _linear_state("reduce_hidden_to_energy", network, state, "readout.1")
+    shift = potential.get_buffer("reference_energies").float().cpu()
+    written["rescale_atomic_energy.shift"] = shift if len(potential.theories) > 1 else shift[0]
+    written["rescale_atomic_energy.scale"] = potential.get_buffer("scale").float().cpu()
+    checkpoint = {
+        "model_state_dict": {name: value.clone().contiguous() for name, value in written.items()},
+        "optimizer_state_dict": {},
+        "scheduler_state_dict": {},
+        "config": _settings(potential),
+        "epoch": 0,
+    }
+    partial = path.with_name(path.name + ".partial")
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)
+
+
+def _block_state(number: int, network: EquivariantNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of an interaction block under SevenNet's names, with the constants that sevenn checks."""
+    ours, convolution = f"blocks.{number}", f"{number}_convolution"
+    block = block_of(network, number)
+    ours_paths, paths = paths_of(network, number)
+    tensor_product = f"{convolution}.convolution"
+    written = {
+        **_linear_state(
+            f"{number}_self_connection_intro", network, state, f"{ours}.self_connection", block.gate.irreps_in
+        ),
+        **_linear_state(f"{number}_self_interaction_1", network, state, f"{ours}.self_interaction_1"),
+        f"{convolution}.denominator": state[f"{ours}.denominator"],
+        f"{tensor_product}.weight": torch.zeros(0),
+        f"{tensor_product}.output_mask": torch.ones(paths.irreps_out.dim),
+    }
+    degrees, order = degrees_of(paths), range(len(paths.paths))
+    for coupling in couplings(order, degrees):
+        name = "_".join(map(str, coupling))
+        written[f"{tensor_product}._compiled_main_left_right._w3j_{name}"] = o3.wigner_3j(
+            *coupling, dtype=torch.float32
+        )
+    last = len(network.config.radial_sizes)
+    for layer in range(last + 1):
+        written[f"{convolution}.weight_nn.layer{layer}.weight"] = state[f"{ours}.radial.layer{layer}.weight"]
+    weights = state[f"{ours}.radial.layer{last}.weight"]
+    padded = weights.new_zeros(weights.shape[0], paths.num_weights)
+    padded[:, places(ours_paths, paths, order)] = weights
+    written[f"{convolution}.weight_nn.layer{last}.weight"] = padded
+    written |= _linear_state(f"{number}_self_interaction_2", network, state, f"{ours}.self_interaction_2")
+    gated = sum(item.dim for item in block.gate.irreps_out if item.ir.l > 0)
+    gate = f"{number}_equivariant_gate.gate.mul"
+    return written | {f"{gate}.weight": torch.zeros(0), f"{gate}.output_mask": torch.ones(gated)}
+
+
+def _linear_state(
+    theirs: str,
+    network: EquivariantNetwork,
+    state: Mapping[str, Tensor],
+    ours: str,
+    wanted: o3.Irreps | None = None,
+) -> dict[str, Tensor]:
+    """Return a linear layer under e3nn's names; of the irreps wanted, the input may lack some."""
+    layer = network.get_submodule(ours)
+    assert isinstance(layer, Linear)
+    weight = state[f"{ours}.weight"]
+    if f"{ours}.theory_weight" in state:
+        weight = torch.cat([weight, state[f"{ours}.theory_weight"].flatten()])
+    mask = [torch.full((item.dim,), float(item.ir in layer.irreps_out)) for item in wanted or layer.irreps_out]
+    return {
+        f"{theirs}.linear.weight": weight,
+        f"{theirs}.linear.bias": torch.zeros(0),
+        f"{theirs}.linear.output_mask": torch.cat(mask),
+    }
+
+
+def _settings(potential: Potential) -> dict[str, Any]:
+    """Return the options of sevenn that describe the potential."""
+    network, config = potential.network, potential.network.config
+    cutoff = {"cutoff_function_name": "poly_cut", "poly_cut_p_value": config.cutoff_power}
+    if config.cutoff_function == "xplor":
+        cutoff = {"cutoff_function_name": "XPLOR", "cutoff_on": config.cutoff_onset}
+    theories = potential.theories if len(potential.theories) > 1 else ()
+    biased = bool(config.theory_biases)
+    references = potential.get_buffer("reference_energies").tolist()
+    activation = {"e": "silu", "o": "tanh"}
+    return {
+        "version": "0.11.0",
+        "_model_type": "E3_equivariant_model",
+        "_number_of_species": len(potential.elements),
+        "_type_map": {number: place for place, number in enumerate(potential.elements)},
+        "chemical_species": [SYMBOLS[number] for number in potential.elements],
+        "cutoff": config.cutoff,
+        "cutoff_function": cutoff,
+        "radial_basis": {"radial_basis_name": "bessel", "bessel_basis_num": config.num_basis},
+        "channel": network.embedding.irreps_out.dim,
+        "irreps_manual": _layers(network),
+        "lmax": config.max_degree,
+        "lmax_edge": -1,
+        "lmax_node": -1,
+        "is_parity": config.parity,
+        "num_convolution_layer": config.num_blocks,
+        "weight_nn_hidden_neurons": list(config.radial_sizes),
+        "conv_denominator": [
+            float(block_of(network, number).get_buffer("denominator")) for number in range(config.num_blocks)
+        ],
+        "act_radial": "silu",
+        "act_scalar": activation,
+        "act_gate": activation,
+        "self_connection_type": "linear",
+        "interaction_type": "nequip",
+        "readout_as_fcn": False,
+        "use_bias_in_linear": False,
+        "_normalize_sph": config.unit_harmonics,
+        "train_shift_scale": False,
+        "train_denominator": False,
+        "shift": references if theories else references[0],
+        "scale": potential.get_buffer("scale").tolist(),
+        "use_modality": bool(theories),
+        "_modal_map": {theory: number for number, theory in enumerate(theories)},
+        "_number_of_modalities": len(theories),
+        "use_modal_wise_shift": bool(theories),
+        "use_modal_wise_scale": False,
+        "use_modal_node_embedding": False,
+        **{f"use_modal_{place}": biased for place in ("self_inter_intro", "self_inter_outro", "output_block")},
+    }
