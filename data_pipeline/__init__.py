@@ -1,9 +1,9 @@
 """The data side: labelled structures to shards, shards to batches of graphs.
 
-Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards.
+Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards. Building is not imported
+here: who trains or predicts does not wait for the libraries of every format (half a second).
 """
 
-from data_pipeline.build import BuildConfig, build
 from data_pipeline.graph import GraphBatch, collate, to_graph
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.plan import Plan, PlannedSet
@@ -12,7 +12,6 @@ from data_pipeline.stream import Dataset, Stream, sweep
 from data_pipeline.structure import InvalidStructure, Structure
 
 __all__ = [
-    "BuildConfig",
     "Dataset",
     "GraphBatch",
     "InvalidStructure",
@@ -22,7 +21,6 @@ __all__ = [
     "Statistics",
     "Stream",
     "Structure",
-    "build",
     "collate",
     "open_manifest",
     "sweep",

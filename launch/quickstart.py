@@ -10,7 +10,7 @@ from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
-from foundation.interop.calculator import relax
+from foundation.interop.relaxation import relax
 from foundation.pretrain import PretrainConfig, pretrain
 from launch import show
 

@@ -1,6 +1,5 @@
 """Potentials as ASE calculators."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import ase
@@ -8,8 +7,6 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graph import to_graph
@@ -93,41 +90,3 @@ def to_structure(atoms: ase.Atoms) -> Structure:
 def to_atoms(structure: Structure) -> ase.Atoms:
     """Return a Structure as ASE's Atoms, without its labels."""
     return ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Relaxation:
-    """The outcome of a relaxation."""
-
-    atoms: ase.Atoms
-    """The relaxed structure."""
-    energy_before: float
-    """Total energy at the start [eV]."""
-    energy_after: float
-    """Total energy at the end [eV]."""
-    num_steps: int
-    """Steps taken."""
-    max_force: float
-    """Largest force at the end, strain included as ASE's filter counts it [eV/Å]."""
-    converged: bool
-    """Whether the largest force is below the limit."""
-
-
-def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02, max_steps: int = 300) -> Relaxation:
-    """Relax positions, and the cell where all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
-    atoms = to_atoms(structure)
-    atoms.calc = Calculator(potential)
-    before = float(atoms.get_potential_energy())
-    target = FrechetCellFilter(atoms) if structure.pbc.all() else atoms
-    with FIRE(target, logfile=None) as optimizer:  # pyright: ignore[reportArgumentType] (ASE's hints are too narrow)
-        converged = bool(optimizer.run(fmax=max_force, steps=max_steps))
-        steps = optimizer.nsteps
-    largest = float(np.linalg.norm(target.get_forces(), axis=1).max())
-    return Relaxation(
-        atoms=atoms,
-        energy_before=before,
-        energy_after=float(atoms.get_potential_energy()),
-        num_steps=steps,
-        max_force=largest,
-        converged=converged,
-    )

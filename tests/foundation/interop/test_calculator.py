@@ -10,9 +10,8 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 
 from data_pipeline.graph import to_graph
 from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
 from data_pipeline.structure import InvalidStructure
-from foundation.interop.calculator import Calculator, relax, to_atoms, to_structure
+from foundation.interop.calculator import Calculator, to_atoms, to_structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, UnknownElement, new_potential
 
@@ -113,33 +112,3 @@ def test_structures_become_atoms_and_come_back(crystal: ase.Atoms) -> None:
     assert again == crystal
     assert not structure.has_forces
     assert not structure.has_stress
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_relaxation_lowers_energy_and_forces(potential: Potential, emt_manifest: Manifest, number: int) -> None:
-    structure = Frames(emt_manifest, "train")[number]
-    before = potential.cast(torch.float64)(to_graph(structure, potential.cutoff, torch.float64))
-    relaxation = relax(structure, potential, max_steps=30)
-    assert relaxation.energy_before == pytest.approx(before.energy.item(), rel=1e-12)
-    assert relaxation.energy_after < relaxation.energy_before
-    assert 0 < relaxation.num_steps <= 30
-    relaxed = potential(to_graph(to_structure(relaxation.atoms), potential.cutoff, torch.float64))
-    assert relaxed.energy.item() == pytest.approx(relaxation.energy_after, rel=1e-9)
-    assert relaxation.converged == (relaxation.max_force < 0.02)
-
-
-def test_relaxation_of_a_crystal_moves_its_cell_and_of_a_molecule_does_not(potential: Potential) -> None:
-    strained = bulk("Cu", a=3.9)
-    strained.symbols[:] = "Al"
-    crystal = relax(to_structure(strained), potential, max_steps=20, max_force=1e-4)
-    assert np.abs(crystal.atoms.cell[:] - strained.cell[:]).max() > 1e-4
-    pair = relax(to_structure(dimer()), potential, max_steps=20, max_force=1e-4)
-    assert not pair.atoms.cell[:].any()
-    assert np.abs(pair.atoms.positions - dimer().positions).max() > 1e-4
-
-
-def test_one_step_is_not_called_converged(potential: Potential, crystal: ase.Atoms) -> None:
-    relaxation = relax(to_structure(crystal), potential, max_steps=1, max_force=1e-8)
-    assert not relaxation.converged
-    assert relaxation.num_steps == 1
-    assert relaxation.max_force > 1e-8

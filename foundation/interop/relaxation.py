@@ -1,0 +1,50 @@
+"""Relaxation with ASE's optimizers; apart from the calculator, because they take longer to import than it all."""
+
+from dataclasses import dataclass
+
+import ase
+import numpy as np
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+
+from data_pipeline.structure import Structure
+from foundation.interop.calculator import Calculator, to_atoms
+from foundation.potential import Potential
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Relaxation:
+    """The outcome of a relaxation."""
+
+    atoms: ase.Atoms
+    """The relaxed structure."""
+    energy_before: float
+    """Total energy at the start [eV]."""
+    energy_after: float
+    """Total energy at the end [eV]."""
+    num_steps: int
+    """Steps taken."""
+    max_force: float
+    """Largest force at the end, strain included as ASE's filter counts it [eV/Å]."""
+    converged: bool
+    """Whether the largest force is below the limit."""
+
+
+def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02, max_steps: int = 300) -> Relaxation:
+    """Relax positions, and the cell where all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
+    atoms = to_atoms(structure)
+    atoms.calc = Calculator(potential)
+    before = float(atoms.get_potential_energy())
+    target = FrechetCellFilter(atoms) if structure.pbc.all() else atoms
+    with FIRE(target, logfile=None) as optimizer:  # pyright: ignore[reportArgumentType] (ASE's hints are too narrow)
+        converged = bool(optimizer.run(fmax=max_force, steps=max_steps))
+        steps = optimizer.nsteps
+    largest = float(np.linalg.norm(target.get_forces(), axis=1).max())
+    return Relaxation(
+        atoms=atoms,
+        energy_before=before,
+        energy_after=float(atoms.get_potential_energy()),
+        num_steps=steps,
+        max_force=largest,
+        converged=converged,
+    )
