@@ -33,7 +33,7 @@ def potential_for(model: EquivariantConfig, structures: list[Structure]) -> tupl
     statistics = Statistics(cutoffs=(model.cutoff,))
     batch = collate(structures, model.cutoff)
     statistics.add(structures, np.full((len(structures), 1), batch.num_edges // len(structures)))
-    return new_potential(model, statistics), batch
+    return new_potential(model, {"PBE": statistics}), batch
 
 
 def training_step(potential: Potential, batch: GraphBatch):

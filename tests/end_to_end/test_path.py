@@ -62,6 +62,12 @@ def test_a_release_holds_what_people_need(release: Path) -> None:
     ]
 
 
+def test_the_provenance_says_what_computed_the_convolution(release: Path) -> None:
+    provenance = json.loads((release.parent / "potential" / "config.json").read_text())["provenance"]
+    assert provenance["convolution"].startswith("C, ")
+    assert "bit vectors" in provenance["convolution"]
+
+
 def test_ase_gives_the_golden_energies(release: Path) -> None:
     calculator = foundation.Calculator(foundation.load(release))
     import ase

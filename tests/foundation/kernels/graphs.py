@@ -13,7 +13,7 @@ def paired_edges(num_atoms: int, num_pairs: int, seed: int = 0) -> EdgeIndex:
     """Random pairs, an atom with itself included; the last atom has none."""
     rng = np.random.default_rng(seed)
     ends = rng.integers(0, max(num_atoms - 1, 1), (2, num_pairs if num_atoms else 0))
-    edges = mirror(ends[0], ends[1])
+    edges = mirror(ends[0], ends[1], num_atoms)
     pointers = np.concatenate([[0], np.cumsum(np.bincount(edges.receivers, minlength=num_atoms))])
     rows, senders, pairs, reverse = map(torch.from_numpy, (pointers, edges.senders, edges.pairs, edges.reverse))
     return EdgeIndex(rows, senders, pairs, reverse, sender_order=reverse, sender_pointers=rows)

@@ -133,7 +133,7 @@ def make_potential(batch: GraphBatch) -> Potential:
     config = EquivariantConfig(irreps="8x0e+3x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), cutoff=4.0,
                                cutoff_onset=3.5)  # fmt: skip
     elements = tuple(sorted(set(batch.numbers.tolist())))
-    return Potential(EquivariantNetwork(config, elements, mean_neighbors=20.0), elements).train()
+    return Potential(EquivariantNetwork(config, elements, mean_neighbors=20.0), elements, ("PBE",)).train()
 
 
 def step(potential: Potential, batch: GraphBatch) -> list[Tensor]:
