@@ -45,7 +45,8 @@ OPTIONS = {"--from": "--from_"}
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line; the docstring under each field is its help."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="foundation",
         description="Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
