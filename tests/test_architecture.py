@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 from pathlib import Path
 
 import jsonargparse
@@ -131,6 +132,14 @@ def test_every_yaml_parses_into_its_config_class(path: Path) -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CONFIG_CLASSES[place], fail_untyped=True)
     parser.parse_object(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "tests" / "benchmarks").glob("bench_*.py")), ids=name_of)
+def test_every_benchmark_can_be_started(path: Path) -> None:
+    # they run by hand only, and would be found broken by whoever wants a number
+    benchmark = importlib.import_module(name_of(path))
+    assert callable(benchmark.run)
+    assert dataclasses.is_dataclass(benchmark.Config())
 
 
 def test_configs_are_frozen_keyword_only_and_without_public_methods() -> None:

@@ -15,7 +15,7 @@ from ase.build import add_adsorbate, bcc110, diamond111, fcc111, hcp0001, molecu
 from ase.collections import g2
 
 import foundation
-from data_pipeline.sources.ase_files import resolve
+from data_pipeline.sources.source import resolve
 from data_pipeline.structure import Structure
 from foundation.interop.calculator import to_structure
 from foundation.interop.sevennet import our_weights, to_sevennet
@@ -55,7 +55,7 @@ class Config:
 def run(config: Config) -> None:
     """Compare and write runs/bench/sevennet.json."""
     torch.set_num_threads(1)
-    frames = [atoms for atoms in ase.io.read(resolve(config.data), ":") if len(atoms) <= config.max_atoms]
+    frames = [atoms for atoms in ase.io.read(resolve(config.data, field="data"), ":") if len(atoms) <= config.max_atoms]
     crystals = [to_structure(atoms) for atoms in frames[:: len(frames) // config.num_frames][: config.num_frames]]
     names = g2.names[:: len(g2.names) // config.num_molecules][: config.num_molecules]
     sets = {
