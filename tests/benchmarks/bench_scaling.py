@@ -100,7 +100,9 @@ def in_turn(steps: Iterable[Callable[[], None]]) -> Callable[[], None]:
 def model_curves(config: Config, structures: list[Structure]) -> dict[str, Curve]:
     """Return the seconds of a step by what is changed in the architecture."""
     models = {model for curve in MODELS.values() for model in curve.values()}
-    tasks = {repr(model): training_step(*potential_for(model, structures)) for model in models}
+    tasks: dict[str, Callable[[], object]] = {
+        repr(model): training_step(*potential_for(model, structures)) for model in models
+    }
     seconds = interleaved(tasks, config.rounds)
     return {axis: {place: seconds[repr(model)] for place, model in curve.items()} for axis, curve in MODELS.items()}
 
