@@ -166,7 +166,10 @@ class _Data(lightning.LightningDataModule):
         self.datasets, self.config = datasets, config
         self.cutoff, self.elements = potential.cutoff, potential.elements
         # made once here, before any process starts, so that a wrong budget is an error at once
-        self.fingerprint = self._stream().fingerprint
+        stream = self._stream()
+        self.fingerprint = stream.fingerprint
+        if stream.plan.num_skipped and is_rank_zero():
+            log.warning("%d structures are larger than the budget and left out", stream.plan.num_skipped)
 
     def _stream(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Stream:
         config = self.config

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,17 @@ def test_a_budget_smaller_than_a_structure_is_an_error_before_training(emt_manif
     with pytest.raises(ValueError, match="Raise the budget"):
         pretrain(config(emt_manifest, tmp_path / "run", edge_budget=50, oversize="error"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_structures_that_are_left_out_are_counted_in_the_log(
+    emt_manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = emt_manifest.index("train")
+    edges = index.counts(0, index.num_frames)[1][:, 0]
+    budget = int(np.median(edges))
+    with caplog.at_level("WARNING"):
+        pretrain(config(emt_manifest, tmp_path / "run", steps=2, edge_budget=budget, oversize="skip"))
+    assert f"{(edges > budget).sum()} structures are larger than the budget and left out" in caplog.text
 
 
 def test_lanes_that_the_processes_do_not_divide_are_an_error() -> None:
