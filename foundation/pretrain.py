@@ -19,9 +19,11 @@ from foundation.checkpoint import save
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
-from foundation.training.fit import FitConfig, fit, is_rank_zero, seed_everything
+from foundation.training.fit import fit, seed_everything
+from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.optim import OptimConfig
+from foundation.training.strategy import is_rank_zero
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ DOORS = {
     "webdataset": ("data_pipeline/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/__main__.py",),
-    "deepspeed": ("foundation/training/fit.py",),
+    "deepspeed": ("foundation/training/strategy.py",),
     "fsspec": ("data_pipeline/remote.py",),
     "mpi4py": ("data_pipeline/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),

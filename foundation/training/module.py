@@ -12,7 +12,8 @@ from torch import Tensor
 from data_pipeline.graph import GraphBatch
 from data_pipeline.stream import Steps
 from foundation.potential import Potential
-from foundation.training.loss import ErrorSums, LossConfig, label_counts, loss
+from foundation.training.loss import LossConfig, label_counts, loss
+from foundation.training.metrics import ErrorSums
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 
 

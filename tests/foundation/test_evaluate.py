@@ -13,7 +13,7 @@ from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.errors import compute_errors
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fit import FitConfig
+from foundation.training.fit_config import FitConfig
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)

@@ -25,7 +25,7 @@ from foundation.interop.sevennet import to_sevennet
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.theories import add_theory
-from foundation.training.fit import FitConfig
+from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)

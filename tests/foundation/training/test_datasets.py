@@ -25,7 +25,7 @@ from foundation.interop.calculator import to_atoms
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
-from foundation.training.fit import FitConfig
+from foundation.training.fit_config import FitConfig
 from tests.foundation.test_card import COMPLETE
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)

@@ -11,7 +11,8 @@ import torch
 from data_pipeline.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fit import FitConfig, newest_checkpoint
+from foundation.training.checkpoints import newest_checkpoint
+from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
 

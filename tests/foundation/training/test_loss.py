@@ -13,7 +13,8 @@ from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, Prediction, new_potential
-from foundation.training.loss import ErrorSums, LossConfig, TermConfig, label_counts, loss
+from foundation.training.loss import LossConfig, TermConfig, label_counts, loss
+from foundation.training.metrics import ErrorSums
 
 OFF = TermConfig(weight=0.0)
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)

@@ -1,0 +1,62 @@
+"""FitConfig: everything about the loop that is not the model, the data, the loss or the optimizer."""
+
+from dataclasses import dataclass
+
+from data_pipeline.plan import Oversize
+from data_pipeline.stream import Corrupt
+from foundation.kernels.convolution import Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The loop: how long, in what batches, on what machine. Nothing here changes what a step means."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    lanes: int = 8
+    """Micro-batches per optimizer step; the number of processes must divide it."""
+    edge_budget: int = 20000
+    """Directed edges of a micro-batch."""
+    atom_budget: int | None = None
+    """Atoms of a micro-batch."""
+    oversize: Oversize = "error"
+    """What happens to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    corrupt: Corrupt = "error"
+    """What happens to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
+    warning and a count."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    num_workers: int = 1
+    """Worker processes per rank that read shards and build graphs; 0 does it in the training process."""
+    validate_every: int = 500
+    """Steps between validations."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept."""
+    log_every: int = 10
+    """Steps between logged metrics."""
+    accelerator: str = "auto"
+    """Lightning's name of the accelerator: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes per node."""
+    num_nodes: int = 1
+    """Nodes."""
+    backend: Backend = "auto"
+    """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
+    (torch), or the best that works here (auto)."""
+    wandb: bool = False
+    """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
+    resume: bool = False
+    """Continue from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("steps", "lanes", "edge_budget", "validate_every")}
+        numbers |= {name: getattr(self, name) for name in ("checkpoint_every", "log_every", "keep_checkpoints")}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        world_size = self.devices * self.num_nodes
+        if world_size < 1 or self.lanes % world_size:
+            sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
+            raise ValueError(f"{self.lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
