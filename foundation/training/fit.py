@@ -19,7 +19,7 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
-from foundation.training.strategy import FlatGradientStrategy
+from foundation.training.strategy import FlatGradientStrategy, cluster_environment
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def fit(
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=FlatGradientStrategy() if config.devices * config.num_nodes > 1 else "auto",
+        plugins=[cluster_environment()],
         max_steps=config.steps,
         max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
         val_check_interval=config.validate_every,

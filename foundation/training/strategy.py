@@ -1,5 +1,13 @@
 """How the processes of a run share its work."""
 
+import os
+
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -9,6 +17,18 @@ class FlatGradientStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return who started this process: torchrun, srun, or a shell.
+
+    Lightning guesses too, but takes a machine where SLURM is installed for one where srun was forgotten.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if "SLURM_STEP_ID" in os.environ:
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
 
 
 def is_rank_zero() -> bool:
