@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 calls a torch interface that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)`", category=FutureWarning)
+    # Lightning looks for srun even when it is told that a shell started the run
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     try:
         verb, config = parse(arguments)
         VERBS[verb][1](config)
