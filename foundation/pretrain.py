@@ -64,9 +64,12 @@ def pretrain(config: PretrainConfig) -> Potential:
     seed_everything(config.fit.seed)
     potential = new_potential(config.model, statistics_by_theory(datasets, theories))
     started = time.time()
-    facts = fit(potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out)
+    record = resolved(config)
+    facts = fit(
+        potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out, record=record
+    )
     if is_rank_zero():
-        facts |= {"config": resolved(config), "wall_time_s": round(time.time() - started, 1)}
+        facts |= {"config": record, "wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
     return potential
 

@@ -1,56 +1,235 @@
-"""Checkpoints of a run in training: when they are written, how many are kept, which one is newest."""
+"""Checkpoints of a run in training: written whole or not at all, checked before they are used.
 
+A checkpoint is one file beside its checksum, whatever the number of processes and the strategy. It is written by a
+thread under another name, flushed to the disk, and then renamed; only then is an older one deleted. So a run that dies
+in the middle of a save has lost nothing, and one whose newest file was damaged goes on from the one before.
+"""
+
+import json
+import logging
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
-from lightning.pytorch.callbacks import Checkpoint
+import torch
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+
+from data_pipeline.shards import sha256
+from foundation.training.strategy import ZeroStrategy
+
+log = logging.getLogger(__name__)
+
+PARTIAL, CHECKSUM = ".partial", ".sha256"
+BEST = "best.json"
+Kind = TypeVar("Kind")
 
 
 def newest_checkpoint(out: Path) -> Path:
-    """Return the newest checkpoint of a run folder.
+    """Return the newest checkpoint of a run folder that is what was written; damaged ones are skipped with a warning.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted((out / "checkpoints").glob("step=*.ckpt"))
-    if not found:
-        raise FileNotFoundError(f"{out / 'checkpoints'}: no checkpoint to resume from; start with --fit.resume false")
-    return found[-1]
+    found = sorted((out / "checkpoints").glob("step=*.ckpt"), reverse=True)
+    for path in found:
+        damage = _damage(path)
+        if damage is None:
+            return path
+        log.warning("%s: %s; the checkpoint before it is used", path, damage)
+    what = "none of its checkpoints is whole" if found else "no checkpoint to resume from"
+    raise FileNotFoundError(f"{out / 'checkpoints'}: {what}; start with --fit.resume false")
+
+
+def _damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint."""
+    checksum = path.with_name(path.name + CHECKSUM)
+    if not checksum.is_file():
+        return "has no checksum"
+    if sha256(path) != checksum.read_text(errors="replace").partition(" ")[0]:
+        return "differs from its checksum"
+    return None
+
+
+def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with another architecture, loss, optimizer or length than a checkpoint's run had.
+
+    Args:
+        checkpoint: The file.
+        record: The configuration of this run, resolved, as JSON.
+
+    Raises:
+        ValueError: something that decides what a step does has changed.
+    """
+    theirs = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config", {})
+    ours = {name: value for name, value in _flat(record) if _decides(name)}
+    before = {name: value for name, value in _flat(theirs) if _decides(name)}
+    changed = [
+        f"{name} was {before.get(name)} and is {ours.get(name)}"
+        for name in sorted(ours | before)
+        if ours.get(name) != before.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"cannot resume {checkpoint} with another configuration: {'; '.join(changed)}. Restore it, or start a new "
+            "run."
+        )
+
+
+def _decides(name: str) -> bool:
+    return name == "fit.steps" or name.partition(".")[0] in ("model", "loss", "optim")
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the dotted names and values of a nested dictionary."""
+    pairs = []
+    for name, value in record.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return pairs
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and deletes old ones: all but the newest few and the best."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.best: dict[str, Any] | None = None
+        """File, step and error of the best checkpoint."""
+        self.failure: str | None = None
+        """Why the last checkpoint could not be written."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; if that fails, remember why: the run decides what follows, in all processes alike."""
+        path = Path(path)
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _write(path.with_name(path.name + CHECKSUM), f"{sha256(partial)}  {path.name}\n")
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+            if self.best is not None and self.best["file"] == path.name:
+                _write(path.parent / BEST, json.dumps(self.best) + "\n")
+        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            self.failure = f"{path} could not be written ({error}); the checkpoint before it is whole"
+            log.error("%s", self.failure)
+            return
+        self.failure = None
+        self._delete_old(path.parent)
+
+    def _delete_old(self, folder: Path) -> None:
+        # what the file says: the best one may just be waiting to be written
+        best = json.loads((folder / BEST).read_text())["file"] if (folder / BEST).is_file() else None
+        for old in sorted(folder.glob("step=*.ckpt"))[: -self.keep]:
+            if old.name != best:
+                old.unlink()
+                old.with_name(old.name + CHECKSUM).unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file that is either there whole or not."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the disk know the names of a folder's files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Checkpoints(Checkpoint):
-    """Saves a checkpoint every so many steps, at the end and on an exception, and keeps the newest few.
+    """Saves a checkpoint every so many steps, at the best validation, at the end and on an exception.
 
     Lightning's ModelCheckpoint expects automatic optimization: with manual it wants the weights from before the step.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(self, folder: Path, every: int, keep: int, best_by: str) -> None:
+        self.folder, self.every, self.best_by = folder, every, best_by
+        self.files = CheckpointFiles(keep)
+        self.writer = AsyncCheckpointIO(self.files)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Make the folder, and delete what a save that was cut short has left in it."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for partial in self.folder.glob("*" + PARTIAL):
+                partial.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which checkpoint was best so far."""
+        return {"best": self.files.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was best before."""
+        self.files.best = state_dict["best"]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time."""
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self._save(trainer)
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save if there was no better validation before."""
+        value = float(trainer.callback_metrics.get(self.best_by, float("inf")))
+        before = float("inf") if self.files.best is None else self.files.best["error"]
+        if value < before and trainer.global_step > 0:
+            file = self.path(trainer).name
+            self.files.best = {"file": file, "step": trainer.global_step, "by": self.best_by, "error": value}
+            self.save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.writer.teardown()
+        if self.files.failure is not None:
+            raise OSError(self.files.failure)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save what there is, if any step has been taken.
+        """Save what there is, if any step has been taken and finished.
 
-        Without Lightning's barrier: the other processes may not be failing, and would never come to it.
+        Without Lightning's barrier: the other processes may not be failing, and would never come to it. So not under
+        ZeRO, where each has a part of the state.
         """
-        if trainer.global_step > 0 and trainer.is_global_zero:
+        averaged = [c._latest_update_step for c in callbacks_of(trainer, WeightAveraging)]
+        finished = all(step == trainer.global_step for step in averaged) and trainer.global_step > 0
+        alone = trainer.is_global_zero and not isinstance(trainer.strategy, ZeroStrategy)
+        if finished and alone and not isinstance(exception, NothingToSave):
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            trainer.strategy.save_checkpoint(state, self._path(trainer))
+            trainer.strategy.save_checkpoint(state, self.path(trainer))
 
-    def _path(self, trainer: lightning.Trainer) -> Path:
+    def path(self, trainer: lightning.Trainer) -> Path:
+        """Return where the checkpoint of the current step is."""
         return self.folder / f"step={trainer.global_step:09d}.ckpt"
 
-    def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self._path(trainer))
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
-                old.unlink()
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save the current step; all processes have to call it together."""
+        trainer.save_checkpoint(self.path(trainer))
+
+
+def callbacks_of(trainer: lightning.Trainer, kind: type[Kind]) -> list[Kind]:
+    """Return a trainer's callbacks of a kind."""
+    return [callback for callback in vars(trainer)["callbacks"] if isinstance(callback, kind)]
+
+
+class NothingToSave(ValueError):
+    """An error after which the state of the run is not worth keeping."""

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.stream import Dataset
 from foundation.kernels.convolution import backend_in_words, set_backend
 from foundation.potential import Potential
-from foundation.training.checkpoints import Checkpoints, newest_checkpoint
+from foundation.training.checkpoints import Checkpoints, newest_checkpoint, refuse_changes
 from foundation.training.data import TrainingData
 from foundation.training.fit_config import FitConfig
+from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
-from foundation.training.strategy import FlatGradientStrategy, cluster_environment
+from foundation.training.strategy import cluster_environment, make_strategy
 
 log = logging.getLogger(__name__)
 
@@ -35,42 +37,41 @@ def fit(
     loss: LossConfig,
     optim: OptimConfig,
     out: Path,
+    record: dict[str, Any],
 ) -> dict[str, Any]:
     """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.
 
     The potential ends with the moving average of the weights. Checkpoints and logs go to the run folder.
 
+    Args:
+        potential: What to train.
+        datasets: What to train on.
+        config: The loop.
+        loss: Loss terms.
+        optim: Optimizer and schedule.
+        out: The run folder.
+        record: The resolved configuration, as JSON; checkpoints carry it, and one that differs is not resumed.
+
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
-        ValueError: a checkpoint belongs to other data or another plan, or what Stream refuses.
+        ValueError: a checkpoint belongs to another configuration, other data or another plan, or what Stream refuses.
+        Diverged: the loss or gradient stayed unusable.
+        OSError: a checkpoint could not be written.
     """
+    checkpoint = newest_checkpoint(out) if config.resume else None
+    if checkpoint is not None:
+        refuse_changes(checkpoint, record)
     keep_freed_memory()
     set_backend(potential, config.backend)
-    module = TrainingModule(potential, loss, optim, config.steps, config.log_every)
-    averaging = _Averaging(use_buffers=False, decay=optim.ema_decay)
-    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
-    trainer = lightning.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=FlatGradientStrategy() if config.devices * config.num_nodes > 1 else "auto",
-        plugins=[cluster_environment()],
-        max_steps=config.steps,
-        max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
-        val_check_interval=config.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
-        inference_mode=False,  # forces need autograd in validation too
-        callbacks=[averaging, checkpoints, _Progress()],
-        logger=_loggers(config, out),
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
+    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
+    guard = Guard(config.guard, checkpoints)
+    module = TrainingModule(potential, loss, optim, config, guard, record)
+    # the order counts: a checkpoint must have the average that goes with its weights
+    callbacks = [_Averaging(use_buffers=False, decay=optim.ema_decay), guard, checkpoints, _Progress()]
+    trainer = _trainer(config, optim, callbacks, checkpoints.writer, out)
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
-    checkpoint = newest_checkpoint(out) if config.resume else None
     data = TrainingData(datasets, potential, config)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
@@ -78,6 +79,29 @@ def fit(
     module.cpu()
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"validation": validation, "convolution": convolution}
+
+
+def _trainer(
+    config: FitConfig, optim: OptimConfig, callbacks: list[Callback], writer: AsyncCheckpointIO, out: Path
+) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(config.strategy, config.devices * config.num_nodes, optim.clip_norm),
+        plugins=[cluster_environment(), writer],
+        max_steps=config.steps,
+        max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        inference_mode=False,  # forces need autograd in validation too
+        callbacks=callbacks,
+        logger=_loggers(config, out),
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
 
 
 def keep_freed_memory() -> None:

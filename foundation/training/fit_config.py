@@ -1,10 +1,12 @@
 """FitConfig: everything about the loop that is not the model, the data, the loss or the optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
 from foundation.kernels.convolution import Backend
+from foundation.training.guard import GuardConfig
+from foundation.training.strategy import StrategyName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class FitConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept."""
+    best_by: str = "val/force_mae"
+    """The validation error by which the best checkpoint is kept as well."""
     log_every: int = 10
     """Steps between logged metrics."""
     accelerator: str = "auto"
@@ -42,9 +46,14 @@ class FitConfig:
     """Processes per node."""
     num_nodes: int = 1
     """Nodes."""
+    strategy: StrategyName = "ddp"
+    """How processes share the work: each with the whole optimizer (ddp), or with a part of its state (zero-1) and of
+    the gradient (zero-2), also in the host's memory (zero-2-offload); ZeRO needs the extra 'cluster'."""
     backend: Backend = "auto"
     """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
     (torch), or the best that works here (auto)."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What happens when training goes wrong."""
     wandb: bool = False
     """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
     resume: bool = False

@@ -1,13 +1,37 @@
-"""How the processes of a run share its work."""
+"""How the processes of a run share its work: DDP with one flat gradient, or DeepSpeed's ZeRO stages 1 and 2.
+
+Stage 3 is not offered: it takes the parameters away between layers, and the derivative
+by positions inside the model, whose graph the loss differentiates again, needs them there. With fewer than 10^8
+parameters it would save nothing either: activations fill the memory, and these fall with the edge budget or with
+recomputation.
+"""
 
 import os
+from typing import Any, Literal
 
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload"]
+
+
+def make_strategy(name: StrategyName, world_size: int, clip_norm: float) -> Strategy | str:
+    """Return what Lightning needs to share a run.
+
+    Raises:
+        ValueError: ZeRO for a single process, or without DeepSpeed.
+    """
+    if name == "ddp":
+        return FlatGradientStrategy() if world_size > 1 else "auto"
+    if world_size == 1:
+        raise ValueError(f"strategy {name} shards the optimizer over processes, and there is one: use ddp")
+    return ZeroStrategy(int(name[5]), offload=name.endswith("offload"), clip_norm=clip_norm)
 
 
 class FlatGradientStrategy(DDPStrategy):
@@ -15,6 +39,125 @@ class FlatGradientStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO with checkpoints like everybody's: one file, whole, for any number of processes.
+
+    DeepSpeed's own checkpoints are a folder of pickles per process that only the same number of processes can read.
+    """
+
+    def __init__(self, stage: int, *, offload: bool, clip_norm: float) -> None:
+        """Prepare a stage; with offload, the optimizer's state and work are the host's."""
+        try:
+            super().__init__(stage=stage, offload_optimizer=offload, logging_batch_size_per_gpu=1)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"strategy zero-{stage} needs DeepSpeed: pip install 'foundation[cluster]', or use ddp"
+            ) from error
+        assert isinstance(self.config, dict)
+        self.config |= {"gradient_clipping": clip_norm, "zero_force_ds_cpu_optimizer": False}
+
+    def setup_environment(self) -> None:
+        """Start the process group, on processors too, for which Lightning thinks DeepSpeed is not."""
+        if self.root_device.type == "cuda":
+            super().setup_environment()
+            return
+        from deepspeed import ops
+
+        # built on first use for minutes, and a build that is killed leaves a lock for which all later runs wait
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        assert self.accelerator is not None
+        self.accelerator.setup_device(self.root_device)
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where this process computes."""
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank]
+
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's optimizer, which holds this process's part of the gradient and of the optimizer's state."""
+        return self.deepspeed_engine.optimizer
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether Lightning restores the optimizer: it does, through this class."""
+        return True
+
+    def init_deepspeed(self) -> None:
+        """Wrap the module; the gradient is summed in the parameters' own float type."""
+        super().init_deepspeed()
+        assert self.lightning_module is not None
+        self.zero.communication_data_type = next(self.lightning_module.parameters()).dtype
+
+    def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint as any other strategy does."""
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint as any other strategy does."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Put weights into the module; load_optimizer_state_dict copies them to DeepSpeed's master weights."""
+        assert self.lightning_module is not None
+        self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return the whole state of the optimizer as plain torch keeps it; all processes have to call it together."""
+        inner, state, groups = self.zero.optimizer, {}, []
+        for parameters, group in zip(self.zero.bit16_groups, inner.param_groups, strict=True):
+            partition = group["params"][0]
+            numbers = list(range(len(state), len(state) + len(parameters)))
+            groups.append(group | {"params": numbers})
+            for number, parameter in zip(numbers, parameters, strict=True):
+                values = inner.state[partition].items()
+                state[number] = {name: self._gather(parameter, partition, value) for name, value in values}
+        return {"state": {number: values for number, values in state.items() if values}, "param_groups": groups}
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """Take this process's part of an optimizer's state, and of the weights that the module has by now."""
+        saved, inner = checkpoint["optimizer_states"][0], self.zero.optimizer
+        for parameters, group, theirs in zip(
+            self.zero.bit16_groups, inner.param_groups, saved["param_groups"], strict=True
+        ):
+            partition = group["params"][0]
+            group |= {name: value for name, value in theirs.items() if name != "params"}
+            states = [saved["state"].get(number, {}) for number in theirs["params"]]
+            own = inner.state[partition]
+            for name, value in states[0].items():
+                own[name] = torch.zeros_like(partition) if torch.is_tensor(value) and value.dim() else value
+            for parameter, values in zip(parameters, states, strict=True):
+                for name, value in values.items():
+                    if _is_sharded(own[name], partition) and parameter._hp_mapping is not None:
+                        theirs_slice, own_slice = _slices(parameter)
+                        own[name][own_slice] = value.flatten()[theirs_slice].to(partition)
+        self.zero.refresh_fp32_params()
+
+    def _gather(self, parameter: Any, partition: Tensor, value: Any) -> Any:
+        """Return a state of a whole parameter, of which this process may have a part."""
+        if not _is_sharded(value, partition):
+            return value
+        whole = torch.zeros(parameter.numel(), dtype=value.dtype, device=self.root_device)
+        if parameter._hp_mapping is not None:
+            of_parameter, of_partition = _slices(parameter)
+            whole[of_parameter] = value[of_partition].to(whole)
+        return self.reduce(whole, reduce_op="sum").view_as(parameter)
+
+
+def _is_sharded(value: Any, partition: Tensor) -> bool:
+    return torch.is_tensor(value) and value.shape == partition.shape
+
+
+def _slices(parameter: Any) -> tuple[slice, slice]:
+    """Return which elements of a parameter this process holds, and where in its partition they are."""
+    places = (parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address)
+    of_parameter, of_partition = (slice(place.start, place.start + place.numel) for place in places)
+    return of_parameter, of_partition
 
 
 def cluster_environment() -> ClusterEnvironment:

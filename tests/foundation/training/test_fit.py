@@ -1,6 +1,7 @@
 """fit(): resuming is exact, and what does not fit is refused before or at the first step."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
 
 def state(run: Path) -> dict:
     return torch.load(newest_checkpoint(run), weights_only=True)
+
+
+def best(run: Path) -> str:
+    return json.loads((run / "checkpoints" / "best.json").read_text())["file"]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,8 @@ def test_a_crash_inside_validation_saves_the_weights_in_training(
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed: Path) -> None:
     names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
-    assert names == ["step=000000006.ckpt", "step=000000008.ckpt"]
+    kept = {"step=000000006.ckpt", "step=000000008.ckpt", best(undisturbed)}
+    assert set(names) == {"best.json", *kept, *(f"{name}.sha256" for name in kept)}
 
 
 def test_the_released_weights_are_the_moving_average(undisturbed: Path) -> None:
@@ -133,7 +139,13 @@ def test_another_stream_is_not_resumed(
 ) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     with pytest.raises(ValueError, match=rf"cannot resume with another stream of data\. {difference}\. Restore"):
-        pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10, **change))
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True, **change))
+
+
+def test_another_length_is_not_resumed(undisturbed: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another configuration: fit\.steps was 8 and is 10\."):
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10))
 
 
 def test_nothing_to_resume_is_an_error(emt_manifest: Manifest, tmp_path: Path) -> None:
