@@ -21,7 +21,8 @@ from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
-from foundation.training.strategy import cluster_environment, make_strategy
+from foundation.training.strategy import make_strategy, plugins_for
+from foundation.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def fit(
     guard = Guard(config.guard, checkpoints)
     module = TrainingModule(potential, loss, optim, config, guard, record)
     # the order counts: a checkpoint must have the average that goes with its weights
-    callbacks = [_Averaging(use_buffers=False, decay=optim.ema_decay), guard, checkpoints, _Progress()]
+    averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
+    callbacks = [averaging, guard, checkpoints, watchdog, _Progress()]
     trainer = _trainer(config, optim, callbacks, checkpoints.writer, out)
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
@@ -89,7 +91,7 @@ def _trainer(
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=make_strategy(config.strategy, config.devices * config.num_nodes, optim.clip_norm),
-        plugins=[cluster_environment(), writer],
+        plugins=[*plugins_for(config.strategy), writer],
         max_steps=config.steps,
         max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
         val_check_interval=config.validate_every,

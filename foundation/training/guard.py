@@ -46,8 +46,7 @@ class GuardConfig:
     save_errors: Literal["stop", "continue"] = "stop"
     """What a checkpoint that cannot be written does to the run. It is tried again at the next one either way."""
     stall_after: float = 1800.0
-    """Time without a step after which a process is reported by name [s]; after twice this the run ends. It must be
-    longer than a validation."""
+    """Time without a step after which a process is reported by name [s]; after twice this the run ends."""
 
     def __post_init__(self) -> None:
         if min(self.max_bad_steps, self.spike_window) < 1 or self.max_rollbacks < 0:

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -32,6 +33,19 @@ def make_strategy(name: StrategyName, world_size: int, clip_norm: float) -> Stra
     if world_size == 1:
         raise ValueError(f"strategy {name} shards the optimizer over processes, and there is one: use ddp")
     return ZeroStrategy(int(name[5]), offload=name.endswith("offload"), clip_norm=clip_norm)
+
+
+def plugins_for(name: StrategyName) -> list[Any]:
+    """Return what else a strategy needs: who started the processes, and how batches are converted."""
+    return [cluster_environment(), *([] if name == "ddp" else [_OwnPrecision("32-true")])]
+
+
+class _OwnPrecision(DeepSpeedPrecision):
+    """DeepSpeed's precision, which leaves batches as they are: the potential converts them itself."""
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the batch."""
+        return data
 
 
 class FlatGradientStrategy(DDPStrategy):
@@ -74,9 +88,10 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """Where this process computes."""
+        """Where this process computes; DeepSpeed wants a number of processors too."""
         assert self.parallel_devices is not None
-        return self.parallel_devices[self.local_rank]
+        device = self.parallel_devices[self.local_rank]
+        return torch.device("cpu", 0) if device.type == "cpu" else device
 
     @property
     def zero(self) -> Any:
