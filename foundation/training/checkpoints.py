@@ -26,13 +26,18 @@ BEST = "best.json"
 Kind = TypeVar("Kind")
 
 
-def newest_checkpoint(out: Path) -> Path:
+def newest_checkpoint(out: Path, every: int = 1) -> Path:
     """Return the newest checkpoint of a run folder that is what was written; damaged ones are skipped with a warning.
+
+    Args:
+        out: The run folder.
+        every: Only checkpoints of multiples of so many steps count.
 
     Raises:
         FileNotFoundError: there is none.
     """
     found = sorted((out / "checkpoints").glob("step=*.ckpt"), reverse=True)
+    found = [path for path in found if int(path.stem.removeprefix("step=")) % every == 0]
     for path in found:
         damage = _damage(path)
         if damage is None:

@@ -134,7 +134,8 @@ class Guard(Callback):
         path = None
         if trainer.is_global_zero:
             try:
-                path = newest_checkpoint(self._checkpoints.folder.parent)
+                # not one that a crash has left in between: the run must go the same way without the crash
+                path = newest_checkpoint(self._checkpoints.folder.parent, self._checkpoints.every)
             except FileNotFoundError:
                 log.error("there is no checkpoint yet to go back to")
         path = trainer.strategy.broadcast(path)

@@ -41,11 +41,15 @@ def plugins_for(name: StrategyName) -> list[Any]:
 
 
 class _OwnPrecision(DeepSpeedPrecision):
-    """DeepSpeed's precision, which leaves batches as they are: the potential converts them itself."""
+    """DeepSpeed's precision, which leaves module and batches as they are: the potential converts them itself."""
 
     def convert_input(self, data: Any) -> Any:
         """Return the batch."""
         return data
+
+    def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Return the module."""
+        return module
 
 
 class FlatGradientStrategy(DDPStrategy):
@@ -107,7 +111,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Wrap the module; the gradient is summed in the parameters' own float type."""
         super().init_deepspeed()
         assert self.lightning_module is not None
-        self.zero.communication_data_type = next(self.lightning_module.parameters()).dtype
+        dtype = next(self.lightning_module.parameters()).dtype
+        self.zero.communication_data_type = self.zero.gradient_accumulation_dtype = dtype
+        self.zero.use_grad_accum_attribute = False
+        self.zero.ipg_buckets = {dtype: bucket for bucket in self.zero.ipg_buckets.values()}
 
     def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint as any other strategy does."""
