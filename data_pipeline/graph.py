@@ -39,9 +39,9 @@ class GraphBatch:
 
     numbers: Int[Tensor, " atoms"]
     """Atomic numbers."""
-    positions: Float[Tensor, "atoms 3"]
-    """Cartesian positions [Å]."""
-    cell: Float[Tensor, "graphs 3 3"]
+    positions: Float64[Tensor, "atoms 3"]
+    """Cartesian positions [Å]; float64, because it is their differences that count, however large the cell."""
+    cell: Float64[Tensor, "graphs 3 3"]
     """Lattice vectors as rows [Å]; a zero row where there is none."""
     senders: Int[Tensor, " edges"]
     """Atom at the far end of each edge."""
@@ -86,27 +86,27 @@ class GraphBatch:
         """Number of directed edges."""
         return len(self.senders)
 
-    def edge_vectors(self) -> Float[Tensor, "edges 3"]:
+    def edge_vectors(self) -> Float64[Tensor, "edges 3"]:
         """Return the vector of every edge, from its receiver to its sender [Å]."""
         return self._vectors(self.receivers, self.senders, self.shifts)
 
-    def pair_vectors(self) -> Float[Tensor, "pairs 3"]:
+    def pair_vectors(self) -> Float64[Tensor, "pairs 3"]:
         """Return the vector of every pair's first edge [Å]."""
         first = self.pair_edges
         return self._vectors(self.receivers[first], self.senders[first], self.shifts[first])
 
     def _vectors(
         self, receivers: Int[Tensor, " some"], senders: Int[Tensor, " some"], shifts: Float[Tensor, "some 3"]
-    ) -> Float[Tensor, "some 3"]:
+    ) -> Float64[Tensor, "some 3"]:
         cells = self.cell.index_select(0, self.graph_of_atom[receivers])
-        translations = torch.einsum("ei,eij->ej", shifts, cells)
+        translations = torch.einsum("ei,eij->ej", shifts.to(cells.dtype), cells)
         return self.positions.index_select(0, senders) - self.positions.index_select(0, receivers) + translations
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GraphBatch":
-        """Return the batch on a device, with positions, cell, shifts, forces and stress in a float type."""
+        """Return the batch on a device, with shifts, forces and stress in a float type; the rest is float64 always."""
 
         def convert(name: str, tensor: Tensor) -> Tensor:
-            changes = tensor.is_floating_point() and name != "energy"
+            changes = tensor.is_floating_point() and name not in ("energy", "positions", "cell")
             return tensor.to(device=device, dtype=dtype if changes else None, non_blocking=True)
 
         return replace(self, **{name: convert(name, getattr(self, name)) for name in TENSORS})
@@ -206,7 +206,7 @@ def collate(
     dtype: torch.dtype = torch.float32,
     theories: Sequence[int] | None = None,
 ) -> GraphBatch:
-    """Return the structures as one batch in a float type, with their edges within the cutoff [Å].
+    """Return the structures as one batch, with their edges within the cutoff [Å]; see GraphBatch.to for the float type.
 
     Every structure is of level of theory 0 unless `theories` says otherwise.
 
@@ -217,7 +217,7 @@ def collate(
     buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
     graphs.write(buffer.numpy())
     batch = graphs.layout.batch(buffer)
-    return batch if batch.positions.dtype == dtype else batch.to(dtype=dtype)
+    return batch if batch.forces.dtype == dtype else batch.to(dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class BatchLayout:
     id_bytes: int
     """Bytes of the names, as JSON."""
     float_type: str
-    """numpy's name of the type of positions, cell, shifts, forces and stress."""
+    """numpy's name of the type of shifts, forces and stress."""
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
@@ -249,12 +249,12 @@ class BatchLayout:
             "numbers": ("int64", (atoms,)),
             "row_pointers": ("int64", (atoms + 1,)),
             "graph_of_atom": ("int64", (atoms,)),
-            "positions": (real, (atoms, 3)),
+            "positions": ("float64", (atoms, 3)),
             "forces": (real, (atoms, 3)),
             "num_atoms": ("int64", (graphs,)),
             "theory": ("int64", (graphs,)),
             "energy": ("float64", (graphs,)),
-            "cell": (real, (graphs, 3, 3)),
+            "cell": ("float64", (graphs, 3, 3)),
             "stress": (real, (graphs, 3, 3)),
             "has_forces": ("bool", (graphs,)),
             "has_stress": ("bool", (graphs,)),

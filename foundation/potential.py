@@ -79,16 +79,26 @@ class Potential(torch.nn.Module):
         self.network.to(dtype)
         return self
 
+    def tabulate_radial(self, num_knots: int) -> None:
+        """Interpolate the network's radial functions between so many distances from now on (256 are good); 0: do not.
+
+        The weights stay what they are. Outside training the table is made once for them.
+
+        Raises:
+            ValueError: there are too few knots.
+        """
+        self.network.tabulate_radial(num_knots)
+
     def forward(self, batch: GraphBatch) -> Prediction:
         """Return energies, forces and stresses from one backward pass through positions and strain.
 
         Stress is (1/V) ∂E/∂ε for a symmetric strain ε of positions and cell (Knuth et al., Comput. Phys. Commun.
-        190, 33 (2015), equation 7).
+        190, 33 (2015), equation 7). Vectors between atoms are subtracted in float64 and cast afterwards, so the digits
+        of a float32 network's forces do not depend on the size of the cell.
 
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
-        batch = batch.to(dtype=self.dtype)
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             strain = torch.zeros_like(batch.cell, requires_grad=True)
@@ -104,8 +114,12 @@ class Potential(torch.nn.Module):
         inverse = torch.where(volume > 0, 1.0 / torch.where(volume > 0, volume, 1.0), 0.0)
         if not self.training:
             energy, atom_energies = energy.detach(), atom_energies.detach()
+        forces, stress = -position_gradient, strain_gradient * inverse
         return Prediction(
-            energy=energy, forces=-position_gradient, stress=strain_gradient * inverse, atom_energies=atom_energies
+            energy=energy,
+            forces=forces.to(self.dtype),
+            stress=stress.to(self.dtype),
+            atom_energies=atom_energies,
         )
 
     def atom_energies(self, batch: GraphBatch) -> Float64[Tensor, " atoms"]:

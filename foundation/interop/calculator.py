@@ -59,9 +59,7 @@ class Calculator(AseCalculator):
         assert isinstance(self.atoms, ase.Atoms)
         structure = to_structure(self.atoms)
         potential = self.potential
-        batch = to_graph(structure, potential.cutoff, torch.float64, self.theory)
-        batch = batch.to(potential.device, potential.dtype)
-        prediction = potential(batch)
+        prediction = potential(to_graph(structure, potential.cutoff, theory=self.theory).to(potential.device))
         energy = float(prediction.energy)
         self.results = {
             "energy": energy,

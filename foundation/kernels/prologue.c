@@ -1,5 +1,6 @@
 /* Vectors of the machine's width through the compiler's vector extensions. REAL is float or double. */
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef REAL T;

@@ -21,6 +21,7 @@ from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
+from foundation.nn.radial_table import Knots, Tabulated, check_num_knots, hermite, radial_table
 
 INITIAL_GAIN = 0.5
 """Size of the radial networks' inputs at the start; with one, the messages of five blocks add up to large forces."""
@@ -100,6 +101,8 @@ class EquivariantNetwork(torch.nn.Module):
         if config.theory_biases is None:
             config = replace(config, theory_biases=num_theories > 1)
         biases = num_theories if config.theory_biases else 0
+        self._knots: Knots | None = None
+        self._tables: tuple[list[Tensor], list[Tensor]] = [], []
         self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
         hidden = o3.Irreps(config.irreps)
         scalars = o3.Irreps([item for item in hidden if item.ir == o3.Irrep("0e")])
@@ -130,12 +133,25 @@ class EquivariantNetwork(torch.nn.Module):
         """
         distances = torch.linspace(0.4, 1.0, 61)[:-1] * self.cutoff
         with torch.no_grad():
-            basis = self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
+            basis = self._basis(distances)
             density = distances**2 / (distances**2).sum()
             rms = (density.unsqueeze(1) * basis.square()).sum(dim=0).mean().sqrt()
             for block in self.blocks:
                 assert isinstance(block, InteractionBlock)
                 block.radial.weights[0].mul_(INITIAL_GAIN / rms)
+
+    def tabulate_radial(self, num_knots: int) -> None:
+        """Run the radial networks at so many distances and interpolate (see radial_table.py); 0: at every pair.
+
+        Outside training the tables are made once for the weights there are, and no gradient flows back into these.
+
+        Raises:
+            ValueError: there are too few knots to interpolate between.
+        """
+        check_num_knots(num_knots)
+        config = self.config
+        kink = config.cutoff_onset if config.cutoff_function == "xplor" else config.cutoff
+        self._knots = Knots.of(num_knots, self._cutoff, kink, config.cutoff) if num_knots else None
 
     def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
         """Return the energy of each atom, in units of the potential's scale.
@@ -144,26 +160,61 @@ class EquivariantNetwork(torch.nn.Module):
             batch: The structures.
             elements: Position of each atom's element among the network's elements.
         """
-        vectors = batch.pair_vectors()
+        vectors = batch.pair_vectors().to(self.embedding.weight.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(
             self.irreps_harmonics, vectors, normalize=self.config.unit_harmonics, normalization="component"
         )
-        basis = self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
         # rows of the unit matrix: torch's one_hot looks at the values, which a traced graph cannot
         one_hot = torch.eye(self.num_elements, dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
         edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
-        for block in self.blocks:
+        for block, basis in zip(self.blocks, self._bases(distances), strict=True):
             features = block(features, harmonics, basis, edges, theory)
         hidden, energy = self.readout
         return energy(hidden(features, theory)).squeeze(1)
+
+    def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
+        """Return what each block's weights are made from: the one radial basis, or the block's table."""
+        if self._knots is None:
+            return [self._basis(distances)] * len(self.blocks)
+        if self._knots.lengths.device != distances.device:
+            self._knots = Knots(*(tensor.to(distances.device) for tensor in self._knots))
+        places, coefficients = hermite(self._knots.lengths.to(distances.dtype), distances)
+        return [Tabulated(table, coefficients, places) for table in self._current_tables(self._knots)]
+
+    def _current_tables(self, knots: Knots) -> list[Tensor]:
+        """Return the table of every block."""
+
+        def make() -> list[Tensor]:
+            radial = self.radial_basis
+            return [radial_table(b.radial, radial, knots, b.get_buffer("denominator")) for b in self.blocks]
+
+        if self.training:
+            return make()
+        tensors = [knots.lengths, self.radial_basis.wave_numbers]
+        for block in self.blocks:
+            tensors += [*block.radial.parameters(), block.get_buffer("denominator")]
+        # compared by value: a megabyte, and weights may be changed in ways that torch keeps no count of
+        made_from, tables = self._tables
+        if len(made_from) != len(tensors) or not all(map(_same, made_from, tensors)):
+            with torch.no_grad():
+                made_from, tables = [tensor.clone() for tensor in tensors], make()
+            self._tables = made_from, tables
+        return tables
+
+    def _basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+        return self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:
         config = self.config
         if config.cutoff_function == "xplor":
             return xplor_cutoff(distances, config.cutoff, config.cutoff_onset)
         return polynomial_cutoff(distances, config.cutoff, config.cutoff_power)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return (left.dtype, left.device) == (right.dtype, right.device) and torch.equal(left, right)
 
 
 def edge_index(batch: GraphBatch) -> EdgeIndex:

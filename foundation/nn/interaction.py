@@ -14,6 +14,7 @@ from foundation.kernels.paths import Paths
 from foundation.nn.gate import Gate
 from foundation.nn.linear import Linear
 from foundation.nn.radial import RadialNetwork
+from foundation.nn.radial_table import Tabulated, radial_weights
 
 
 class InteractionBlock(torch.nn.Module):
@@ -59,13 +60,13 @@ class InteractionBlock(torch.nn.Module):
         self,
         features: Float[Tensor, "atoms inputs"],
         harmonics: Float[Tensor, "pairs harmonics"],
-        basis: Float[Tensor, "pairs basis"],
+        basis: Float[Tensor, "pairs basis"] | Tabulated,
         edges: EdgeIndex,
         theory: Int[Tensor, " atoms"] | None = None,
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the features after one exchange of messages."""
         # the convolution is linear in its weights: dividing the few numbers they come from is dividing the sum
-        weights = self.radial(basis, self.get_buffer("denominator"))
+        weights = radial_weights(self.radial, basis, self.get_buffer("denominator"))
         mixed = self.self_interaction_1(features, theory)
         summed = self.convolution(mixed, harmonics, weights, edges)
         return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))

@@ -30,6 +30,16 @@ class BesselBasis(torch.nn.Module):
         distances = distances.unsqueeze(1)
         return 2.0 / self.cutoff * torch.sin(distances * self.wave_numbers) / distances
 
+    def with_derivatives(self, distances: Float[Tensor, " knots"]) -> Float[Tensor, "3 knots basis"]:
+        """Return the basis functions of lengths [Å] and their first two derivatives [1/Å, 1/Å²]."""
+        distances, wave_numbers = distances.unsqueeze(1), self.wave_numbers.to(distances.dtype)
+        phases, prefactor = distances * wave_numbers, 2.0 / self.cutoff
+        values = prefactor * torch.sin(phases) / distances
+        slopes = (prefactor * wave_numbers * torch.cos(phases) - values) / distances
+        # r b has the second derivative -k² r b
+        curvatures = -(wave_numbers**2) * values - 2 * slopes / distances
+        return torch.stack([values, slopes, curvatures])
+
 
 def polynomial_cutoff(distances: Float[Tensor, " edges"], cutoff: float, power: int) -> Float[Tensor, " edges"]:
     """Return the polynomial cutoff function of lengths [Å]: one at zero, zero with two derivatives at the cutoff.
@@ -83,13 +93,42 @@ class RadialNetwork(torch.nn.Module):
 
         All factors go into the weight matrices, which are small beside the rows of pairs.
         """
+        return self.hidden(basis) @ self.last(divisor)
+
+    def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
+        """Return what the last layer is applied to, up to the factor of the activation."""
         values, scale = basis, 1.0
-        for number, weight in enumerate(self.weights):
+        for weight in self.weights[:-1]:
             matrix = weight * (scale * weight.shape[0] ** -0.5)
-            if number == self._num_layers - 1:
-                return values @ (matrix if divisor is None else matrix / divisor)
             values, scale = torch.nn.functional.silu(values @ matrix), self._activation_scale
         return values
+
+    def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:
+        """Return `hidden` of a basis, with first and second derivatives along, in the basis' float type."""
+        stacked, scale = basis, 1.0
+        for weight in self.weights[:-1]:
+            matrix = (weight * (scale * weight.shape[0] ** -0.5)).to(basis.dtype)
+            values, slopes, curvatures = stacked @ matrix
+            sigmoid = torch.sigmoid(values)
+            silu = values * sigmoid
+            first = sigmoid + silu * (1 - sigmoid)
+            second = (1 - sigmoid) * (sigmoid + first - silu * sigmoid)
+            stacked = torch.stack([silu, first * slopes, first * curvatures + second * slopes**2])
+            scale = self._activation_scale
+        return stacked
+
+    def last(self, divisor: Float[Tensor, " one"] | None = None) -> Float[Tensor, "hidden weights"]:
+        """Return the matrix of the last layer with all factors in it, divided by a number."""
+        weight = self.weights[-1]
+        scale = self._activation_scale if self._num_layers > 1 else 1.0
+        matrix = weight * (scale * weight.shape[0] ** -0.5)
+        return matrix if divisor is None else matrix / divisor
+
+
+def product(left: Float[Tensor, "3 knots _"], right: Float[Tensor, "3 knots _"]) -> Float[Tensor, "3 knots _"]:
+    """Return the product of two functions that come with their first and second derivatives."""
+    (a, a1, a2), (b, b1, b2) = left, right
+    return torch.stack([a * b, a1 * b + a * b1, a2 * b + 2 * a1 * b1 + a * b2])
 
 
 _SCALES: dict[str, float] = {}

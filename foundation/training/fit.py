@@ -64,6 +64,7 @@ def fit(
         refuse_changes(checkpoint, record)
     keep_freed_memory()
     set_backend(potential, config.backend)
+    potential.tabulate_radial(config.radial_table)
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     module = TrainingModule(potential, loss, optim, config, guard, record)

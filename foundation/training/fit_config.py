@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
 from foundation.kernels.convolution import Backend
+from foundation.nn.radial_table import check_num_knots
 from foundation.training.guard import GuardConfig
 from foundation.training.strategy import StrategyName
 
@@ -52,6 +53,9 @@ class FitConfig:
     backend: Backend = "auto"
     """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
     (torch), or the best that works here (auto)."""
+    radial_table: int = 0
+    """Distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to about
+    1e-5. 0 evaluates them at every pair of atoms. The potential that is saved has no table."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What happens when training goes wrong."""
     wandb: bool = False
@@ -65,6 +69,7 @@ class FitConfig:
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        check_num_knots(self.radial_table)
         world_size = self.devices * self.num_nodes
         if world_size < 1 or self.lanes % world_size:
             sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]

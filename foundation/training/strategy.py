@@ -114,7 +114,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         dtype = next(self.lightning_module.parameters()).dtype
         self.zero.communication_data_type = self.zero.gradient_accumulation_dtype = dtype
         self.zero.use_grad_accum_attribute = False
-        self.zero.ipg_buckets = {dtype: bucket for bucket in self.zero.ipg_buckets.values()}
+        (bucket,) = self.zero.ipg_buckets.values()
+        self.zero.ipg_buckets = {dtype: bucket}
 
     def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint as any other strategy does."""

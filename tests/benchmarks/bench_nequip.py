@@ -122,8 +122,8 @@ def architecture(batch: GraphBatch, num_blocks: int) -> dict:
 def inputs(batch: GraphBatch) -> dict[str, Tensor]:
     """Return a batch as nequip takes it, lengths in float64; its edges are the same, from receiver to sender."""
     return {
-        "pos": batch.positions.double(),
-        "cell": batch.cell.double(),
+        "pos": batch.positions,
+        "cell": batch.cell,
         "pbc": torch.ones(batch.num_graphs, 3, dtype=torch.bool),
         "atom_types": batch.numbers.unique(return_inverse=True)[1],
         "edge_index": torch.stack([batch.receivers, batch.senders]),

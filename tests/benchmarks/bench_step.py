@@ -11,6 +11,7 @@ from data_pipeline.sources import EmtAlloys
 from foundation.models import EquivariantConfig
 from foundation.models.equivariant import edge_index
 from foundation.potential import Potential
+from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
 from tests.benchmarks.oxides import oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
@@ -41,8 +42,9 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Measure and write runs/bench/step.json."""
+    """Measure and write runs/bench/step.json; what is freed is kept, as in training, for the peer as well."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     torch.manual_seed(0)
     small, small_batch = potential_for(QUICKSTART, list(EmtAlloys(num_frames=config.num_frames)))
     large, large_batch = potential_for(EquivariantConfig(), oxides(config.num_frames_large))

@@ -21,16 +21,16 @@ def sevenn_step(batch: GraphBatch):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def data() -> dict:
-        vectors = batch.edge_vectors()
+        vectors = batch.edge_vectors().float()
         values = {
             key.NODE_FEATURE: torch.tensor([model.type_map[z] for z in batch.numbers.tolist()]),
             key.ATOMIC_NUMBERS: batch.numbers,
-            key.POS: batch.positions.clone(),
+            key.POS: batch.positions.float(),
             key.EDGE_IDX: torch.stack([batch.receivers, batch.senders]),
             key.EDGE_VEC: vectors,
-            key.CELL: batch.cell.clone(),
+            key.CELL: batch.cell.float(),
             key.CELL_SHIFT: batch.shifts,
-            key.CELL_VOLUME: torch.linalg.det(batch.cell).abs(),
+            key.CELL_VOLUME: torch.linalg.det(batch.cell).abs().float(),
             key.NUM_ATOMS: batch.num_atoms,
             key.BATCH: batch.graph_of_atom,
         }

@@ -244,11 +244,11 @@ def test_an_empty_batch_has_no_graphs() -> None:
     assert batch.cell.shape == batch.stress.shape == (0, 3, 3)
 
 
-FLOATS = {"positions", "cell", "shifts", "forces", "stress"}
+FLOATS = {"shifts", "forces", "stress"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_float_type_changes_everything_but_energies_and_indices(
+def test_the_float_type_changes_neither_energies_and_indices_nor_where_the_atoms_are(
     frames: list[Structure], dtype: torch.dtype
 ) -> None:
     original = collate(frames, 4.5)
@@ -256,8 +256,8 @@ def test_the_float_type_changes_everything_but_energies_and_indices(
     for name in TENSORS:
         expected = dtype if name in FLOATS else getattr(original, name).dtype
         assert getattr(converted, name).dtype == expected, name
-    assert original.positions.dtype == torch.float32
-    assert converted.energy.dtype == torch.float64
+    assert original.forces.dtype == torch.float32
+    assert converted.energy.dtype == converted.positions.dtype == converted.cell.dtype == torch.float64
     assert converted.ids == original.ids
 
 

@@ -84,14 +84,14 @@ class Sevenn:
     def _inputs(self, structures: Sequence[Structure], dtype: torch.dtype, theory: str | None) -> dict[str, Tensor]:
         from sevenn import _keys as key
 
-        batch = collate(structures, self.model.cutoff, torch.float64).to(dtype=dtype)
-        volumes = torch.linalg.det(batch.cell).abs()
+        batch = collate(structures, self.model.cutoff)
+        volumes = torch.linalg.det(batch.cell).abs().to(dtype)
         return {
             key.ATOMIC_NUMBERS: batch.numbers,
             key.NODE_FEATURE: batch.numbers,
-            key.POS: batch.positions,
+            key.POS: batch.positions.to(dtype),
             key.EDGE_IDX: torch.stack([batch.receivers, batch.senders]),
-            key.EDGE_VEC: batch.edge_vectors(),
+            key.EDGE_VEC: batch.edge_vectors().to(dtype),
             key.CELL_VOLUME: torch.where(volumes > 0, volumes, 1.0),
             key.NUM_ATOMS: batch.num_atoms,
             key.BATCH: batch.graph_of_atom,

@@ -112,3 +112,33 @@ def test_structures_become_atoms_and_come_back(crystal: ase.Atoms) -> None:
     assert again == crystal
     assert not structure.has_forces
     assert not structure.has_stress
+
+
+def supercell(repeat: int) -> ase.Atoms:
+    atoms = bulk("Cu", cubic=True).repeat(repeat)
+    atoms.symbols[::4] = "Al"
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+def float32_error(potential: Potential, atoms: ase.Atoms) -> dict[str, float]:
+    """Largest difference of forces and stress from float64's, over the largest value."""
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        atoms.calc = Calculator(potential, dtype=dtype)
+        found[dtype] = {"forces": atoms.get_forces(), "stress": atoms.get_stress()}
+    exact, rounded = found.values()
+    return {name: np.abs(rounded[name] - exact[name]).max() / np.abs(exact[name]).max() for name in exact}
+
+
+def test_digits_of_float32_do_not_depend_on_the_size_of_the_cell_nor_on_where_the_atoms_are(
+    potential: Potential,
+) -> None:
+    small, large, far = supercell(2), supercell(6), supercell(2)
+    far.positions += 1000.0
+    assert len(large) == 27 * len(small)
+    expected = float32_error(potential, small)
+    for atoms in (large, far):
+        errors = float32_error(potential, atoms)
+        for name, error in errors.items():
+            assert error < 3 * expected[name] < 1e-5, name

@@ -80,7 +80,7 @@ def test_float32_is_good_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_structures", [1, 20])
+@pytest.mark.parametrize("num_structures", [1, 3, 20])
 def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, num_structures: int, threads: None) -> None:
     edges = paired_edges(30, 700, seed=3) if num_structures == 1 else many_structures(num_structures)
     results = []

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_pipeline.manifest import Manifest
+from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.checkpoints import newest_checkpoint
@@ -54,6 +55,16 @@ def undisturbed(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     pretrain(config(emt_manifest, out))
     return out
+
+
+def test_a_radial_table_trains_to_almost_the_same_weights(
+    undisturbed: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    exact = load(undisturbed)
+    pretrain(config(emt_manifest, tmp_path / "run", radial_table=256))
+    ours = load(tmp_path / "run")
+    expected, found = (torch.cat([p.detach().flatten() for p in potential.parameters()]) for potential in (exact, ours))
+    assert 0 < (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 class Crash(RuntimeError):
