@@ -80,10 +80,10 @@ class Plan:
             Units(planned, self._budgets, UNITS_PER_LANE * lanes, np.random.default_rng([_ROTATION, seed, place]))
             for place, planned in enumerate(sets)
         ]
-        num_too_large = sum(units.num_too_large for units in self._units)
-        if oversize == "error" and num_too_large:
-            raise ValueError(self._too_large_message(num_too_large))
-        self.num_skipped = num_too_large if oversize == "skip" else 0
+        self.num_too_large = sum(units.num_too_large for units in self._units)
+        if oversize == "error" and self.num_too_large:
+            raise ValueError(self._too_large_message(self.num_too_large))
+        self.num_skipped = self.num_too_large if oversize == "skip" else 0
         frames = sum(units.repeat * int(units.sums[0].sum()) for units in self._units)
         if frames < lanes:
             found = f"{float(frames):g} frames per pass ({self.num_skipped} skipped)"

@@ -14,7 +14,7 @@ import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -306,6 +306,22 @@ class Stream:
             pin_memory=self._pin_memory and torch.cuda.is_available(),
         )
         return Steps(job, share)
+
+    def prepare(self, frames: Int[np.ndarray, " frames"]) -> GraphBatch:
+        """Return a batch of frames by number, made as those of the steps are.
+
+        Raises:
+            CorruptShard: a block is not what was written, and losing it was not allowed.
+            FileNotFoundError: the same of a shard that is missing.
+        """
+        graphs, _ = _Preparation(self._mixture, lambda _: frames, self.cutoff)(0)
+        buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
+        graphs.write(buffer.numpy())
+        return graphs.layout.batch(buffer)
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        return Mixture(self.datasets, self.corrupt)
 
     def _frames_of(self, task: int) -> Int[np.ndarray, " frames"]:
         step, place = divmod(task, len(self.rank_lanes))

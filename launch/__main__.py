@@ -1,4 +1,7 @@
-"""The `foundation` command: reads a config (YAML, dotted overrides) for a verb and calls its function."""
+"""The `foundation` command: reads a config (YAML, dotted overrides) for a verb and calls its function.
+
+A function that returns an integer decides the exit code; whatever else it returns, the code is 0.
+"""
 
 import logging
 import sys
@@ -16,6 +19,7 @@ from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
 from launch import show
 from launch.corpus import HELP, expand_corpus
+from launch.preflight import PreflightConfig, preflight
 from launch.quickstart import QuickstartConfig, quickstart
 
 
@@ -31,6 +35,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "merge": (MergeConfig, lambda c: show.manifest(merge(c.manifests, c.out, c.name)), "make several data sets one"),
     "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
+    "preflight": (PreflightConfig, preflight, "check a run and estimate its time, memory and cost before it starts"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
     "convert": (ConvertConfig, lambda c: show.converted(c, convert(c)), "read or write another program's checkpoint"),
@@ -86,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     try:
         verb, config = parse(arguments)
-        VERBS[verb][1](config)
+        outcome = VERBS[verb][1](config)
     except USER_ERRORS as error:
         if "--traceback" in arguments:
             raise
@@ -95,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"foundation: interrupted. {error}", file=sys.stderr)
         return 130
-    return 0
+    return outcome if isinstance(outcome, int) else 0
 
 
 if __name__ == "__main__":

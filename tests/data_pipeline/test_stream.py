@@ -69,6 +69,13 @@ def test_batches_are_the_graphs_of_the_frames_the_plan_names(
         assert batch.num_edges == frames.index.counts(0, len(frames))[1][numbers, 0].sum()
 
 
+def test_a_batch_of_any_frames_is_made_as_those_of_the_steps_are(make_stream: Callable[..., Stream]) -> None:
+    stream = make_stream()
+    (batches,) = stream.from_step(3, 4)
+    for lane, batch in enumerate(batches):
+        assert_same_batch(stream.prepare(stream.plan.micro_batch(3, lane)), batch)
+
+
 def test_a_step_has_a_micro_batch_for_every_lane(make_stream: Callable[..., Stream]) -> None:
     stream = make_stream(split="val", lanes=2)
     steps = ids(stream, 0, stream.plan.steps_of_pass(0))

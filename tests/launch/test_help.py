@@ -7,6 +7,7 @@ from launch.__main__ import main
 SENTENCES = {
     "build": "A group's split is a function of this and of the group's name alone.",
     "pretrain": "Optimizer steps of the whole run.",
+    "preflight": "Price of one device for an hour, in any currency.",
     "export": "Release folder to write; an older release there is replaced once the new one is verified.",
 }
 

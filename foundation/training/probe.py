@@ -1,0 +1,307 @@
+"""What a step of a run costs on this machine, measured before the run in processes of their own.
+
+Processes of their own for three reasons: the peak of a process's memory never falls, so only a fresh one can tell what
+a step adds; a step that does not fit gets its process killed, which must not end the report; and the all-reduce is then
+that of a real process group, while all of its members compute as they will in the run. It costs the start of a process
+and about ten micro-batches.
+"""
+
+import copy
+import math
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Int64
+
+from data_pipeline.graph import GraphBatch
+from data_pipeline.stream import Stream
+from foundation.kernels.convolution import backend_in_words, set_backend
+from foundation.models import ModelConfig
+from foundation.potential import new_potential
+from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
+from foundation.training.fit import keep_freed_memory, seed_everything
+from foundation.training.fit_config import FitConfig
+from foundation.training.loss import LossConfig, label_counts, loss
+from foundation.training.optim import OptimConfig, make_optimizer
+
+REDUCTIONS = 10
+"""All-reduces that are timed together."""
+
+Frames = Int64[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What to measure: a run's configuration and the frames of some micro-batches, numbered as its plan does."""
+
+    data: Path | tuple[DatasetConfig, ...]
+    """The data of the run."""
+    model: ModelConfig
+    """Its architecture."""
+    fit: FitConfig
+    """Its loop; `devices` is the number of processes that measure together."""
+    loss: LossConfig
+    """Its loss."""
+    optim: OptimConfig
+    """Its optimizer."""
+    ladder: Sequence[Frames]
+    """Micro-batches of growing size, to which lines are fitted."""
+    kinds: Mapping[str, Frames]
+    """Micro-batches that have to go through, by what is special about each."""
+    folder: Path
+    """Folder on the file system of the run, where a checkpoint is written to a nameless file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One forward and backward pass."""
+
+    name: str
+    """What is special about the micro-batch."""
+    num_graphs: int
+    """Structures."""
+    num_atoms: int
+    """Atoms."""
+    num_edges: int
+    """Directed edges."""
+    seconds: float
+    """Time of the passes [s]."""
+    peak: int
+    """Peak of the memory so far: of the process, or on CUDA of what torch has allocated [bytes]."""
+    trouble: str = ""
+    """What went wrong; empty if nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one process measured."""
+
+    convolution: str
+    """What computed the convolutions."""
+    num_parameters: int
+    """Trained parameters."""
+    gradient_bytes: int
+    """Size of the gradient [bytes]."""
+    ladder: tuple[Trial, ...]
+    """The micro-batches of growing size."""
+    kinds: tuple[Trial, ...]
+    """The special ones."""
+    optimizer_seconds: float
+    """Time of an optimizer step [s]."""
+    inference_seconds: float
+    """Time of the largest micro-batch of the ladder in validation [s]."""
+    prepare_seconds: float
+    """Time to read that micro-batch and to find its neighbours [s]."""
+    reduce_seconds: float | None
+    """Time of an all-reduce of the gradient [s]; None of a process alone."""
+    checkpoint_bytes: int
+    """Size of the state of a run, with optimizer and moving average [bytes]."""
+    checkpoint_seconds: float
+    """Time to write it [s]."""
+
+
+class OutOfMemory(OSError):
+    """A process was killed while it measured, as the system does when memory runs out."""
+
+
+def device_type(accelerator: str) -> str:
+    """Return what a run would compute on here: cuda or cpu."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def memory_of_device(kind: str) -> int:
+    """Return the memory of a device here: of the first GPU, or of the whole machine [bytes]."""
+    if kind == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(probe: Probe) -> list[Measured]:
+    """Return what `probe.fit.devices` processes measured together on this node.
+
+    Raises:
+        OutOfMemory: a process was killed.
+        ValueError: the backend does not work here, or the model does not fit the data.
+    """
+    count = probe.fit.devices
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor,
+    ):
+        tasks = [executor.submit(_measure, probe, rank, Path(folder) / "rendezvous") for rank in range(count)]
+        try:
+            return [task.result() for task in tasks]
+        except BrokenProcessPool as error:
+            raise OutOfMemory(
+                "a process was killed while it measured, as the system does when memory runs out"
+            ) from error
+
+
+def _measure(probe: Probe, rank: int, rendezvous: Path) -> Measured:
+    """Measure in this process, as one of `devices`."""
+    world_size, kind = probe.fit.devices, device_type(probe.fit.accelerator)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if world_size > 1:
+        # as Lightning does for several processes of a node
+        torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
+        backend = "nccl" if kind == "cuda" else "gloo"
+        torch.distributed.init_process_group(
+            backend, init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
+        )
+    try:
+        return _Bench(probe, device).measured()
+    finally:
+        if world_size > 1:
+            torch.distributed.destroy_process_group()
+
+
+class _Bench:
+    """A potential in training on a device, and the micro-batches to try on it."""
+
+    def __init__(self, probe: Probe, device: torch.device) -> None:
+        keep_freed_memory()
+        seed_everything(probe.fit.seed)
+        datasets, theories = open_datasets(probe.data)
+        self.probe, self.device = probe, device
+        self.potential = new_potential(probe.model, statistics_by_theory(datasets, theories)).to(device).train()
+        set_backend(self.potential, probe.fit.backend)
+        self.optimizer = make_optimizer(probe.optim, self.potential, len(self.potential.elements))
+        fit = probe.fit
+        # the plan is not used: frames come with the probe
+        self.stream = Stream(
+            datasets,
+            cutoff=self.potential.cutoff,
+            lanes=1,
+            edge_budget=fit.edge_budget,
+            oversize="alone",
+            corrupt=fit.corrupt,
+        )
+        self.average = copy.deepcopy(self.potential.state_dict())
+
+    def measured(self) -> Measured:
+        """Measure everything; sizes grow, or the peak of one would hide that of the next."""
+        probe, parameters = self.probe, [p for p in self.potential.parameters() if p.requires_grad]
+        convolution = backend_in_words(self.potential, self.device)
+        self._trial("warm-up", probe.ladder[0])
+        optimizer_seconds = min(self._seconds(self.optimizer.step) for _ in range(2))
+        ladder = tuple(self._trial("", frames, repeats=2) for frames in probe.ladder)
+        prepare_seconds, batch = self._prepared(probe.ladder[-1])
+        kinds = tuple(self._trial(name, frames) for name, frames in probe.kinds.items())
+        size, checkpoint_seconds = self._checkpoint()
+        return Measured(
+            convolution=convolution,
+            num_parameters=sum(p.numel() for p in parameters),
+            gradient_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            ladder=ladder,
+            kinds=kinds,
+            optimizer_seconds=optimizer_seconds,
+            inference_seconds=self._inference(batch),
+            prepare_seconds=prepare_seconds,
+            reduce_seconds=self._reduction(parameters),
+            checkpoint_bytes=size,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+
+    def _prepared(self, frames: Frames) -> tuple[float, GraphBatch]:
+        """Return the time it took to prepare a micro-batch [s], and the micro-batch."""
+        started = time.perf_counter()
+        batch = self.stream.prepare(frames)
+        return time.perf_counter() - started, batch
+
+    def _trial(self, name: str, frames: Frames, repeats: int = 1) -> Trial:
+        """Return how forward and backward go through a micro-batch; the time is the shortest of some repeats."""
+        _, batch = self._prepared(frames)
+        seconds, trouble = math.inf, ""
+        moved = batch.to(self.device)
+        try:
+            for _ in range(repeats):
+                self.optimizer.zero_grad()
+                seconds = min(seconds, self._seconds(lambda: self._passes(moved)))
+            trouble = self._not_finite()
+        except RuntimeError as error:  # what torch raises on CPUs as well, where it has no class of its own
+            if "memory" not in str(error):
+                raise
+            trouble = "out of memory"
+        return Trial(
+            name=name,
+            num_graphs=batch.num_graphs,
+            num_atoms=len(batch.numbers),
+            num_edges=batch.num_edges,
+            seconds=seconds,
+            peak=_peak(self.device),
+            trouble=trouble,
+        )
+
+    def _passes(self, batch: GraphBatch) -> None:
+        loss(self.probe.loss, self.potential(batch), batch, label_counts(batch)).backward()
+
+    def _not_finite(self) -> str:
+        bad = [
+            name
+            for name, parameter in self.potential.named_parameters()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ]
+        return f"the gradient of {len(bad)} parameters is not finite, of {bad[0]} for one" if bad else ""
+
+    def _inference(self, batch: GraphBatch) -> float:
+        moved = batch.to(self.device)
+        self.potential.eval()
+        seconds = self._seconds(lambda: self.potential(moved))
+        self.potential.train()
+        return seconds
+
+    def _reduction(self, parameters: Sequence[torch.Tensor]) -> float | None:
+        """Return the time of an all-reduce of the gradient in one flat buffer [s]."""
+        if not torch.distributed.is_initialized():
+            return None
+        flat = torch.zeros(sum(p.numel() for p in parameters), dtype=self.potential.dtype, device=self.device)
+        torch.distributed.all_reduce(flat)
+        return self._seconds(lambda: [torch.distributed.all_reduce(flat) for _ in range(REDUCTIONS)]) / REDUCTIONS
+
+    def _checkpoint(self) -> tuple[int, float]:
+        """Return the size of the state of a run [bytes], and the time it takes to write it to its file system [s]."""
+        state = {
+            "state_dict": self.average,
+            "current_model_state": self.potential.state_dict(),
+            "optimizer_states": [self.optimizer.state_dict()],
+        }
+        with tempfile.TemporaryFile(dir=self.probe.folder) as file:
+            started = time.perf_counter()
+            torch.save(state, file)
+            file.flush()
+            return file.tell(), time.perf_counter() - started
+
+    def _seconds(self, task: Callable[[], object]) -> float:
+        """Return the time of a task [s]."""
+        self._wait()
+        started = time.perf_counter()
+        task()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _peak(device: torch.device) -> int:
+    """Return the peak of the memory so far [bytes]."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # getrusage would count what the parent held when it started this process
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,254 @@
+"""What measurements of a step say of a whole run: memory, the largest budget, time, cost, disk."""
+
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foundation.training.fit_config import FitConfig
+from foundation.training.probe import Measured, Trial
+from launch.checks import Check
+
+MEMORY_MARGIN = 0.15
+"""Share of the memory that is left free: sizes of micro-batches vary, and memory is allocated in pieces."""
+VISIBLE_BYTES = 8 * 2**20
+"""Rise of the memory from the smallest to the largest micro-batch that was tried, below which it is noise."""
+SLACK = 0.1
+"""A data worker should be faster than the device by this share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the micro-batches of a run ask of its devices."""
+
+    mean_edges: float
+    """Directed edges of the mean micro-batch."""
+    largest: int
+    """Directed edges of the largest."""
+    unevenness: float
+    """Largest over mean work of a process in a step."""
+    validation_edges: int
+    """Directed edges of all validation frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A quantity as a line in the number of edges."""
+
+    fixed: float
+    """Its value without edges."""
+    slope: float
+    """What each edge adds."""
+    at: tuple[int, ...]
+    """The numbers of edges that it was fitted to."""
+
+    def __call__(self, edges: float) -> float:
+        """Return its value at a number of edges."""
+        return self.fixed + self.slope * edges
+
+    @staticmethod
+    def through(edges: Sequence[int], values: Sequence[float]) -> "Line":
+        """Return the least-squares line; neither part is below zero."""
+        x, y = np.array(edges, dtype=float), np.array(values, dtype=float)
+        slope, fixed = np.polyfit(x, y, 1) if len(set(edges)) > 1 else (0.0, float(y.mean()))
+        if fixed < 0:
+            slope, fixed = float((x * y).sum() / (x * x).sum()), 0.0
+        return Line(fixed=max(float(fixed), 0.0), slope=max(float(slope), 0.0), at=tuple(edges))
+
+
+def lines(ladder: Sequence[Trial]) -> tuple[Line, Line]:
+    """Return the time [s] and the peak of the memory [bytes] of the trials of growing size."""
+    good = [trial for trial in ladder if not trial.trouble]
+    edges = [trial.num_edges for trial in good]
+    seconds = Line.through(edges, [trial.seconds for trial in good])
+    return seconds, Line.through(edges, [float(trial.peak) for trial in good])
+
+
+def check_kinds(measured: Sequence[Measured]) -> Check:
+    """Return whether every kind of micro-batch went through forward and backward with finite numbers."""
+    trials = [trial for one in measured for trial in (*one.ladder, *one.kinds)]
+    troubles = [
+        f"{trial.name or 'plain'} ({trial.num_edges:,} edges): {trial.trouble}" for trial in trials if trial.trouble
+    ]
+    names = ", ".join(f"{t.name} ({t.num_graphs} structures, {t.num_edges:,} edges)" for t in measured[0].kinds)
+    if troubles:
+        return Check(
+            name="forward and backward",
+            verdict="fail",
+            finding="; ".join(dict.fromkeys(troubles)),
+            advice="look for wrong labels with `foundation inspect`; for memory, lower edge_budget",
+        )
+    return Check(name="forward and backward", verdict="ok", finding=f"finite: {names}")
+
+
+def check_memory(memory: Line, largest: int, fit: FitConfig, limit: float, *, here: bool) -> Check:
+    """Return whether the largest micro-batch fits a device, and the largest budget that does.
+
+    Args:
+        memory: Peak of a process, or of a GPU [bytes].
+        largest: Edges of the largest micro-batch of the run.
+        fit: The loop.
+        limit: Memory of a device [bytes].
+        here: Whether the run's own kind of device was measured.
+    """
+    room = (1 - MEMORY_MARGIN) * limit
+    needed = memory(largest)
+    finding = f"{memory.slope / 1e3:,.1f} kB an edge and {memory.fixed / 2**30:.2f} GiB besides "
+    finding += f"(fitted at {', '.join(f'{edges:,}' for edges in memory.at)} edges)"
+    finding += f"; {needed / 2**30:.2f} of {limit / 2**30:.1f} GiB for the largest micro-batch of {largest:,} edges"
+    advice = f"micro-batches of {memory.at[-1]:,} edges are too small to tell what an edge takes"
+    if memory.slope * (memory.at[-1] - memory.at[0]) > VISIBLE_BYTES:
+        # a micro-batch may be larger than the budget, by as much as in the part of the run that was looked at
+        ratio = max(1.0, largest / fit.edge_budget) if fit.oversize != "alone" else 1.0
+        budget = max(0, int((room - memory.fixed) / memory.slope / ratio))
+        advice = f"the largest edge_budget that leaves {MEMORY_MARGIN:.0%} free is {budget:,}"
+    verdict = "ok" if needed <= room else "warn" if needed <= limit else "fail"
+    if not here:
+        finding += "; measured on this machine's CPU, not on the run's device"
+        verdict = "warn"
+    return Check(name="memory", verdict=verdict, finding=finding, advice=advice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """How long a run takes, and how that was found."""
+
+    step: float
+    """Time of a step [s]."""
+    reduce: float
+    """Of which the all-reduce of the gradient [s]."""
+    steps: float
+    """Time of all steps [s]."""
+    validations: float
+    """Time of all validations [s]."""
+    checkpoints: float
+    """Time of all checkpoints [s]."""
+
+    @property
+    def total(self) -> float:
+        """Time of the run [s]."""
+        return self.steps + self.validations + self.checkpoints
+
+
+def duration(fit: FitConfig, measured: Sequence[Measured], work: Workload, edges_per_second: float | None) -> Duration:
+    """Return how long a run takes; with a speed in edges/s given, from that instead of what was measured here."""
+    world_size = fit.devices * fit.num_nodes
+    seconds = max(lines(one.ladder)[0](work.mean_edges) for one in measured)
+    if edges_per_second:
+        seconds = work.mean_edges / edges_per_second
+    if fit.num_workers == 0:
+        seconds += work.mean_edges * prepare_per_edge(measured)
+    reduce = max((one.reduce_seconds or 0.0) for one in measured)
+    step = fit.lanes // world_size * seconds * work.unevenness + reduce
+    if not edges_per_second:
+        step += max(one.optimizer_seconds for one in measured)
+    # validation is inference, a constant share of the time of training
+    share = max(one.inference_seconds / one.ladder[-1].seconds for one in measured)
+    validation = work.validation_edges / world_size / work.mean_edges * seconds * share
+    return Duration(
+        step=step,
+        reduce=reduce,
+        steps=fit.steps * step,
+        validations=fit.steps // fit.validate_every * validation,
+        checkpoints=math.ceil(fit.steps / fit.checkpoint_every) * measured[0].checkpoint_seconds,
+    )
+
+
+def prepare_per_edge(measured: Sequence[Measured]) -> float:
+    """Return the time a data worker takes for an edge [s]."""
+    return max(one.prepare_seconds / one.ladder[-1].num_edges for one in measured)
+
+
+def check_workers(fit: FitConfig, measured: Sequence[Measured], edges_per_second: float | None) -> Check:
+    """Return whether the data workers of a process keep up with its device."""
+    prepare = prepare_per_edge(measured)
+    compute = (
+        1 / edges_per_second if edges_per_second else measured[0].ladder[-1].seconds / measured[0].ladder[-1].num_edges
+    )
+    needed = math.ceil((1 + SLACK) * prepare / compute)
+    finding = (
+        f"a worker prepares {1 / prepare:,.0f} edges/s, a device takes {1 / compute:,.0f}; {fit.num_workers} workers"
+    )
+    if fit.num_workers == 0:
+        share = prepare / (prepare + compute)
+        late, finding = share > SLACK, f"{finding}: preparing in turn takes {share:.1%} of a step"
+    else:
+        late = fit.num_workers < needed
+    return Check(
+        name="data workers",
+        verdict="warn" if late else "ok",
+        finding=finding,
+        advice=f"set --fit.num_workers {needed}" if late else "",
+    )
+
+
+def check_reduce(fit: FitConfig, measured: Sequence[Measured]) -> Check:
+    """Return what the all-reduce of the gradient takes, within this node."""
+    size, processes = measured[0].gradient_bytes, len(measured)
+    seconds = max((one.reduce_seconds or 0.0) for one in measured)
+    finding = f"gradient {size / 1e6:.2f} MB"
+    if fit.devices * fit.num_nodes == 1:
+        return Check(name="all-reduce", verdict="ok", finding=f"{finding}; one process, nothing to reduce")
+    if processes == 1:
+        return Check(
+            name="all-reduce",
+            verdict="warn",
+            finding=f"{finding}; not measured: {fit.devices} processes of a node cannot run here",
+            advice="run preflight on a compute node as well",
+        )
+    # bus bandwidth as nccl-tests defines it: every byte crosses the slowest link 2 (n - 1) / n times
+    bandwidth = 2 * (processes - 1) / processes * size / seconds
+    finding += f", {1e3 * seconds:.2f} ms a step over {processes} processes ({bandwidth / 1e9:.2f} GB/s)"
+    if fit.num_nodes > 1:
+        finding += f"; within this node, not between the {fit.num_nodes}"
+    return Check(name="all-reduce", verdict="ok", finding=finding)
+
+
+def check_disk(fit: FitConfig, folder: Path, measured: Measured, limit: float | None) -> Check:
+    """Return whether the checkpoints that are kept fit the disk, one more while it is written, and the best."""
+    size = measured.checkpoint_bytes
+    needed = size * (fit.keep_checkpoints + 2)
+    free = shutil.disk_usage(folder).free if limit is None else limit
+    writes = math.ceil(fit.steps / fit.checkpoint_every)
+    finding = f"{size / 1e6:,.1f} MB a checkpoint, written in {measured.checkpoint_seconds:.2f} s, {writes} times; "
+    finding += f"{fit.keep_checkpoints} newest, the best and one being written: {needed / 1e9:,.3g} GB "
+    finding += f"of {free / 1e9:,.1f} GB free"
+    if needed > free:
+        return Check(name="disk", verdict="fail", finding=finding, advice="make room, or lower keep_checkpoints")
+    return Check(name="disk", verdict="ok", finding=finding)
+
+
+def check_time(hours: float, time_limit: str | None) -> Check:
+    """Return whether a run of so many hours ends within the time limit of a job."""
+    finding = f"{hours:,.2f} h in all"
+    if time_limit is None:
+        return Check(name="time limit", verdict="ok", finding=f"{finding}; no --time_limit given")
+    limit = slurm_seconds(time_limit)
+    jobs = math.ceil(3600 * hours / limit)
+    if jobs <= 1:
+        return Check(name="time limit", verdict="ok", finding=f"{finding}, within {time_limit}")
+    return Check(
+        name="time limit",
+        verdict="warn",
+        finding=f"{finding}, {jobs} jobs of {time_limit}",
+        advice="start the next ones with --fit.resume true, or let the job requeue itself",
+    )
+
+
+def slurm_seconds(text: str) -> float:
+    """Return a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:...] [s].
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time limit: write hours:minutes:seconds or days-hours:minutes:seconds")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    units = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
