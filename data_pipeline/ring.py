@@ -23,6 +23,8 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -129,12 +131,14 @@ class _Worker:
         # forked, so that the memory and the index of the data are shared, not copied
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=_work, args=arguments, daemon=True, name=f"data-{number}")
-        # Ctrl-C is for the training process, which then ends this one
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C, and what SLURM sends to all processes of a job, is for the training process, which then ends this one
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # also at the end of the program, where multiprocessing itself would send SIGTERM and wait
+        self._end = Finalize(self, _kill, args=(self._process,), exitpriority=0)
         # only the worker has these ends now: when it dies, they close
         results.close()
         freed.close()
@@ -203,11 +207,15 @@ class _Worker:
         """End the process, whatever it is doing: it writes nothing that a sudden end could spoil."""
         if os.getpid() != self._owner:  # a forked copy of this object, collected in another worker
             return
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        self._end()
         self._results.close()
         self._freed.close()
+
+
+def _kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+    process.close()
 
 
 def _work(
@@ -220,8 +228,6 @@ def _work(
     parent: int,
 ) -> None:
     """Prepare tasks one after another, in a worker process."""
-    # not what the training process does to end well
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for connection in not_mine:
         connection.close()
     try:

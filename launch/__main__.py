@@ -17,10 +17,14 @@ from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.preemption import PreemptedError
+from foundation.training.watchdog import TRY_AGAIN
 from launch import show
 from launch.corpus import HELP, expand_corpus
+from launch.local import LocalConfig, launch_local
 from launch.preflight import PreflightConfig, preflight
 from launch.quickstart import QuickstartConfig, quickstart
+from launch.slurm import SlurmConfig, launch_slurm
 
 
 def _build(config: BuildConfig) -> None:
@@ -39,12 +43,16 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
     "convert": (ConvertConfig, lambda c: show.converted(c, convert(c)), "read or write another program's checkpoint"),
+    "launch slurm": (SlurmConfig, lambda c: launch_slurm(c, parse), "write the script of a SLURM job, and submit it"),
+    "launch local": (LocalConfig, lambda c: launch_local(c, parse), "run several processes on this machine"),
     "quickstart": (QuickstartConfig, quickstart, "do all of it once, on an embedded data set"),
 }
 USER_ERRORS = (ValueError, OSError)
 """What a wrong input raises: shown as a sentence, without a traceback."""
 
 
+COMMAND = "command"
+"""Field of the config of a launcher: what stands behind `--`."""
 OPTIONS = {"--from": "--from_"}
 """Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
 
@@ -54,29 +62,53 @@ def make_parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="foundation",
+        allow_abbrev=False,
         description="Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = parser.add_subcommands(required=True, dest="verb")
+    launcher = jsonargparse.ArgumentParser(description="Start a command that trains on several processes.")
+    verbs.add_subcommand("launch", launcher, help="start a command on the nodes of a cluster, or on several processes")
+    launchers = launcher.add_subcommands(required=True, dest="where")
     for name, (config_class, _, description) in VERBS.items():
-        verb = jsonargparse.ArgumentParser(description=config_class.__doc__, epilog=HELP if name == "build" else None)
+        verb = jsonargparse.ArgumentParser(
+            description=config_class.__doc__, epilog=HELP if name == "build" else None, allow_abbrev=False
+        )
         verb.add_argument("--config", action="config", help="YAML file; later options override what it says")
-        verb.add_class_arguments(config_class, fail_untyped=True)
-        verbs.add_subcommand(name, verb, help=description)
+        verb.add_class_arguments(config_class, fail_untyped=True, skip={COMMAND})
+        group, _, where = name.partition(" ")
+        (launchers if where else verbs).add_subcommand(where or group, verb, help=description)
     return parser
+
+
+def _as_declared(argument: str) -> str:
+    """Return an option as the fields of the configs have it: --num-nodes is --num_nodes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return OPTIONS.get(name, "--" + name[2:].replace("-", "_")) + equals + value
 
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the verb and its config object."""
     if "build" in arguments:
         arguments = expand_corpus(arguments)
+    command = []
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, command = arguments[:split], arguments[split + 1 :]
     parser = make_parser()
-    words = [argument.partition("=") for argument in arguments]
-    values = parser.parse_args([OPTIONS.get(name, name) + equals + value for name, equals, value in words])
-    config_class = VERBS[values.verb][0]
-    settings = parser.instantiate(values)[values.verb].as_dict()
+    values = parser.parse_args([_as_declared(argument) for argument in arguments])
+    verb, settings = values.verb, parser.instantiate(values)[values.verb]
+    if verb == "launch":
+        verb, settings = f"launch {settings.where}", settings[settings.where]
+    settings = settings.as_dict()
     settings.pop("config", None)
-    return values.verb, config_class(**settings)
+    if verb.startswith("launch "):
+        settings[COMMAND] = tuple(command)
+    elif command:
+        raise ValueError(f"`{verb}` takes no command behind --")
+    return verb, VERBS[verb][0](**settings)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"foundation: {error}", file=sys.stderr)
         return 2
+    except PreemptedError:  # it was logged before the job went back to the queue
+        return TRY_AGAIN
     except KeyboardInterrupt as error:
         print(f"foundation: interrupted. {error}", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -45,6 +45,17 @@ def newest_checkpoint(out: Path, every: int = 1) -> Path:
         log.warning("%s: %s; the checkpoint before it is used", path, damage)
     what = "none of its checkpoints is whole" if found else "no checkpoint to resume from"
     raise FileNotFoundError(f"{out / 'checkpoints'}: {what}; start with --fit.resume false")
+
+
+def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> Path | None:
+    """Return the checkpoint that a run starts from, if any.
+
+    Raises:
+        FileNotFoundError: resume is True and there is none; or, also with 'auto', there are and all are damaged.
+    """
+    if not resume or (resume == "auto" and not any((out / "checkpoints").glob("step=*.ckpt"))):
+        return None
+    return newest_checkpoint(out)
 
 
 def _damage(path: Path) -> str | None:
@@ -165,6 +176,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.every, self.best_by = folder, every, best_by
         self.files = CheckpointFiles(keep)
         self.writer = AsyncCheckpointIO(self.files)
+        self._saved: int | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Make the folder, and delete what a save that was cut short has left in it."""
@@ -198,25 +210,20 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Wait for the last checkpoint.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        self.writer.teardown()
-        if self.files.failure is not None:
-            raise OSError(self.files.failure)
+        """Wait for the last checkpoint."""
+        self.finish()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save what there is, if any step has been taken and finished.
+        """Save what there is, if any step has been taken and finished since the last time.
 
         Without Lightning's barrier: the other processes may not be failing, and would never come to it. So not under
         ZeRO, where each has a part of the state.
         """
         averaged = [c._latest_update_step for c in callbacks_of(trainer, WeightAveraging)]
         finished = all(step == trainer.global_step for step in averaged) and trainer.global_step > 0
+        finished = finished and trainer.global_step != self._saved
         alone = trainer.is_global_zero and not isinstance(trainer.strategy, ZeroStrategy)
         if finished and alone and not isinstance(exception, NothingToSave):
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -229,6 +236,17 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: lightning.Trainer) -> None:
         """Save the current step; all processes have to call it together."""
         trainer.save_checkpoint(self.path(trainer))
+        self._saved = trainer.global_step
+
+    def finish(self) -> None:
+        """Wait until all that was saved is on the disk.
+
+        Raises:
+            OSError: the last checkpoint could not be written.
+        """
+        self.writer.teardown()
+        if self.files.failure is not None:
+            raise OSError(self.files.failure)
 
 
 def callbacks_of(trainer: lightning.Trainer, kind: type[Kind]) -> list[Kind]:

@@ -14,13 +14,14 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from data_pipeline.stream import Dataset
 from foundation.kernels.convolution import backend_in_words, set_backend
 from foundation.potential import Potential
-from foundation.training.checkpoints import Checkpoints, newest_checkpoint, refuse_changes
+from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_changes
 from foundation.training.data import TrainingData
 from foundation.training.fit_config import FitConfig
 from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
+from foundation.training.preemption import Preemption
 from foundation.training.strategy import make_strategy, plugins_for
 from foundation.training.watchdog import Watchdog
 
@@ -56,10 +57,11 @@ def fit(
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
         ValueError: a checkpoint belongs to another configuration, other data or another plan, or what Stream refuses.
+        PreemptedError: a signal stopped the run.
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
-    checkpoint = newest_checkpoint(out) if config.resume else None
+    checkpoint = checkpoint_to_resume(out, config.resume)
     if checkpoint is not None:
         refuse_changes(checkpoint, record)
     keep_freed_memory()
@@ -70,11 +72,13 @@ def fit(
     module = TrainingModule(potential, loss, optim, config, guard, record)
     # the order counts: a checkpoint must have the average that goes with its weights
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
-    callbacks = [averaging, guard, checkpoints, watchdog, _Progress()]
+    callbacks = [averaging, guard, checkpoints, watchdog, _Progress(), Preemption(checkpoints)]
     trainer = _trainer(config, optim, callbacks, checkpoints.writer, out)
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
+        if checkpoint is not None:
+            log.info("continuing from %s", checkpoint)
     data = TrainingData(datasets, potential, config)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:

@@ -1,6 +1,7 @@
 """FitConfig: everything about the loop that is not the model, the data, the loss or the optimizer."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
@@ -60,8 +61,8 @@ class FitConfig:
     """What happens when training goes wrong."""
     wandb: bool = False
     """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
-    resume: bool = False
-    """Continue from the newest checkpoint of the run folder."""
+    resume: bool | Literal["auto"] = False
+    """Continue from the newest checkpoint of the run folder; 'auto' does so if there is one, and else starts."""
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("steps", "lanes", "edge_budget", "validate_every")}

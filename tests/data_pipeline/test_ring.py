@@ -171,7 +171,7 @@ def test_an_exception_is_raised_as_it_was_in_the_worker(error: Exception, kind: 
     assert "raise error" in "".join(raised.value.__notes__)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_an_error_that_names_it(how: signal.Signals) -> None:
     def die(task: int) -> tuple[Graphs, list]:
         if task == 5:
@@ -216,12 +216,13 @@ def test_a_worker_killed_while_it_sends_is_an_error() -> None:
         list(batches)
 
 
-def test_ctrl_c_reaches_the_training_process_only() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_is_for_the_training_process(number: signal.Signals) -> None:
     batches = deliver(job(num_workers=2, last=None), Tally())
     before = children()
     next(batches)
     for worker in children() - before:
-        os.kill(worker, signal.SIGINT)
+        os.kill(worker, number)
     assert len(list(itertools.islice(batches, 20))) == 20
     batches.close()
 

@@ -1,0 +1,51 @@
+"""The command behind `--` of a launcher: what may stand there, checked before anything is written or started.
+
+A wrong option found now costs a second; found by the job it costs a night in the queue.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Parse = Callable[[list[str]], tuple[str, Any]]
+"""The command line's own parser: arguments to the verb and its config."""
+VERBS_THAT_TRAIN = ("pretrain",)
+RESUME = ("--fit.resume", "auto")
+"""A first start begins, every further one continues from the newest checkpoint."""
+SCRIPT, LOGS = "job.sbatch", "slurm-*.log"
+"""What a launcher leaves in a run folder before there is a run."""
+
+
+def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tuple[Any, list[str]]:
+    """Return the config that a command amounts to, and the options that the launcher adds to it.
+
+    Raises:
+        ValueError: no command, not one that trains, an option that the launcher sets, or what the config refuses.
+        FileExistsError: the run folder is there and the command does not say to continue it.
+    """
+    if not words:
+        raise ValueError("no command: put it behind --, for example `-- pretrain --config configs/pretrain/X.yaml`")
+    if words[0] not in VERBS_THAT_TRAIN:
+        raise ValueError(f"`{words[0]}` does not train, so there is nothing to launch; run it directly")
+    for option in machine:
+        if any(word.split("=")[0] == option for word in words):
+            raise ValueError(f"{option} in the command: leave it out, the launcher sets it")
+    added = [str(word) for setting in machine.items() for word in setting]
+    _, config = parse([*words, *added])
+    if config.overwrite:
+        raise ValueError("--overwrite in the command: a job may start more than once; remove the old run yourself")
+    if config.fit.resume:
+        return config, added
+    _refuse_existing(config.out)
+    return config, [*added, *RESUME]
+
+
+def _refuse_existing(out: Path) -> None:
+    if not out.exists():
+        return
+    if (out / "run.json").is_file():
+        raise FileExistsError(
+            f"{out} already holds a run; continue it with --fit.resume auto in the command, or choose another --out"
+        )
+    if any(path.name != SCRIPT and not path.match(LOGS) for path in out.iterdir()):
+        raise FileExistsError(f"{out} already exists and is no run; choose another --out in the command")

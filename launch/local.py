@@ -1,0 +1,72 @@
+"""Processes on this machine, started again together when one of them fails: torchrun's agent, in this process."""
+
+import os
+import signal
+import sys
+import uuid
+from dataclasses import dataclass
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from foundation.training.preemption import PreemptedError
+from foundation.training.watchdog import TRY_AGAIN
+from launch.command import Parse, check
+
+FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+"""Signals that go on to the processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """Processes on this machine, started again when one fails. The command to run comes after `--`."""
+
+    processes: int
+    """Processes, one for each GPU if there are any."""
+    max_restarts: int = 3
+    """How often they are started again."""
+    command: tuple[str, ...]
+    """What to run."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or self.max_restarts < 0:
+            raise ValueError("processes must be at least 1 and max_restarts at least 0")
+
+
+def launch_local(config: LocalConfig, parse: Parse) -> None:
+    """Check the command and run it on several processes.
+
+    Raises:
+        ChildProcessError: the processes failed once more than they may.
+        PreemptedError: they stopped and can go on, after a signal or because nothing moved.
+        ValueError: the command is wrong.
+        FileExistsError: the run folder is already there.
+    """
+    _, added = check(config.command, parse, {"--fit.devices": config.processes, "--fit.num_nodes": 1})
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=config.max_restarts,
+        signals_to_handle=",".join(FORWARDED),
+    )
+    # torch keeps one store over restarts, in which new processes find the addresses of dead ones and wait for them
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # held back since the start for the sake of a process that trains; the agent passes it on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    try:
+        elastic_launch(agent, sys.executable)("-m", "launch", *config.command, *added)
+    except SignalException as error:
+        raise PreemptedError(str(error)) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == TRY_AGAIN:
+            raise PreemptedError(f"process {rank} ended so that it can be started again") from None
+        raise ChildProcessError(
+            f"process {rank} failed with exit code {failure.exitcode} after {config.max_restarts} restarts; "
+            "what it said is above"
+        ) from None

@@ -1,0 +1,216 @@
+"""A SLURM job script: written so that a person can read, change and submit it by hand, and submitted if asked.
+
+The job may be stopped by its time limit, preempted, or lose a node; each time it is queued again and continues where it
+was. One start and the next write to the same log.
+"""
+
+import logging
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.command import SCRIPT, Parse, check
+
+log = logging.getLogger(__name__)
+
+TASK = "{task}"
+"""In the command of a job array: the number of the task."""
+KILLED_BY_USR1 = 128 + signal.SIGUSR1
+"""Exit code of srun when the signal came before Python held it back."""
+TEMPLATE = """\
+#!/bin/bash
+# Written by `foundation launch slurm`. Submit it again with: sbatch {script}
+{directives}
+
+{prologue}export OMP_NUM_THREADS={threads}
+# this script runs on the first node, as does rank 0
+export MASTER_ADDR=$(hostname)
+export MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
+echo "start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job {job} on $SLURM_JOB_NODELIST, $(date)"
+
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 \\
+    {command}
+status=$?
+# the signal of the time limit came before Python could hold it back
+if [ $status -eq {killed_by_usr1} ]; then scontrol requeue "{job}"; fi
+exit $status
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """A SLURM job that trains and, when it is stopped, queues itself again. The command to run comes after `--`."""
+
+    time: str
+    """Time limit of one start, as SLURM writes it: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    nodes: int = 1
+    """Nodes."""
+    gpus_per_node: int = 0
+    """GPUs of a node, one process for each; 0 trains on CPUs."""
+    processes_per_node: int = 1
+    """Processes of a node, if there are no GPUs."""
+    cpus_per_task: int | None = None
+    """CPU cores of a process; one, and one for each of its --fit.num_workers, if nothing is said."""
+    memory: str | None = None
+    """Memory of a node, as SLURM writes it (240G); the partition's default if nothing is said."""
+    partition: str | None = None
+    """Partition."""
+    account: str | None = None
+    """Account that pays."""
+    qos: str | None = None
+    """Quality of service."""
+    name: str | None = None
+    """Name of the job; that of the run folder if nothing is said."""
+    array: str | None = None
+    """A sweep: numbers of the tasks as SLURM writes them (0-15, or 0-15%4 for four at a time). `{task}` in the command,
+    as in `--config sweep/{task}.yaml --out runs/sweep-{task}`, is the number of the task."""
+    signal_before: int = 300
+    """How long before the time limit the run saves a checkpoint and queues itself again. [s]"""
+    directives: tuple[str, ...] = ()
+    """More options of sbatch, one line each: ["--constraint=h100", "--exclusive"]."""
+    prologue: tuple[str, ...] = ()
+    """Lines of shell to run first: ["module load cuda"]."""
+    out: Path | None = None
+    """Folder of the script and of the logs; the run folder if nothing is said."""
+    submit: bool = False
+    """Submit the script."""
+    command: tuple[str, ...]
+    """What to run."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "processes_per_node", "signal_before"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.gpus_per_node < 0 or (self.cpus_per_task is not None and self.cpus_per_task < 1):
+            raise ValueError("gpus_per_node must be at least 0 and cpus_per_task at least 1")
+        if self.gpus_per_node and self.processes_per_node > 1:
+            raise ValueError("with --gpus-per-node there is one process for each GPU; leave --processes-per-node out")
+        if seconds_of(self.time) <= self.signal_before:
+            raise ValueError(f"time {self.time}: shorter than signal_before, {self.signal_before} s; nothing would run")
+        if self.array is not None and self.out is None:
+            raise ValueError("the tasks of an array have different run folders; say with --out where the script goes")
+
+
+def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
+    """Check the command, write the job script and, if asked, submit it; return the script.
+
+    Raises:
+        ValueError: the command or the configuration is wrong.
+        FileExistsError: the run folder is already there.
+        OSError: sbatch is missing or refuses the script.
+    """
+    machine = {
+        "--fit.accelerator": "gpu" if config.gpus_per_node else "cpu",
+        "--fit.devices": config.gpus_per_node or config.processes_per_node,
+        "--fit.num_nodes": config.nodes,
+    }
+    if config.array is None and any(TASK in word for word in config.command):
+        raise ValueError(f"{TASK} in the command is the number of a task of a job array; say which with --array")
+    checked = [
+        check([word.replace(TASK, task) for word in config.command], parse, machine) for task in tasks_of(config.array)
+    ]
+    run, added = checked[0]
+    if len({task_run.out for task_run, _ in checked}) < len(checked):
+        raise ValueError(f"the tasks of the array would share a run folder; put {TASK} into --out of the command")
+    folder = (config.out or run.out).absolute()
+    script = folder / SCRIPT
+    text = script_text(config, run, [*config.command, *added], script)
+    folder.mkdir(parents=True, exist_ok=True)
+    script.write_text(text)
+    log.info("wrote %s", script)
+    if config.submit:
+        done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"sbatch refuses {script}: {done.stderr.strip()}")
+        log.info("%s", done.stdout.strip())
+    return script
+
+
+def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: Path) -> str:
+    """Return the text of a job script."""
+    cpus = config.cpus_per_task or 1 + run.fit.num_workers
+    job, log_name = ("${SLURM_JOB_ID}", "slurm-%j.log")
+    if config.array:
+        job, log_name = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", "slurm-%A_%a.log"
+    directives = {
+        "job-name": config.name or script.parent.name,
+        "nodes": config.nodes,
+        "ntasks-per-node": config.gpus_per_node or config.processes_per_node,
+        "gpus-per-node": config.gpus_per_node or None,
+        "cpus-per-task": cpus,
+        "mem": config.memory,
+        "time": config.time,
+        "partition": config.partition,
+        "account": config.account,
+        "qos": config.qos,
+        "array": config.array,
+        "signal": f"USR1@{config.signal_before}",
+        "output": script.parent / log_name,
+        "open-mode": "append",
+        "chdir": Path.cwd(),
+    }
+    options = [f"--{name}={shlex.quote(str(value))}" for name, value in directives.items() if value is not None]
+    return TEMPLATE.format(
+        script=script,
+        directives="\n".join(f"#SBATCH {option}" for option in [*options, "--requeue", *config.directives]),
+        prologue="".join(line + "\n" for line in config.prologue),
+        threads=max(1, cpus - run.fit.num_workers),
+        cpus=cpus,
+        command=_lines([sys.executable, "-m", "launch", *command]),
+        killed_by_usr1=KILLED_BY_USR1,
+        job=job,
+    )
+
+
+def _lines(words: Sequence[str]) -> str:
+    """Return a command as shell, an option and its value on each line."""
+    lines = [[]]
+    for word in words:
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(_quoted(word))
+    return " \\\n    ".join(" ".join(line) for line in lines)
+
+
+def _quoted(word: str) -> str:
+    return '"${SLURM_ARRAY_TASK_ID}"'.join(part and shlex.quote(part) for part in word.split(TASK))
+
+
+def tasks_of(array: str | None) -> list[str]:
+    """Return the numbers of the tasks of a job array; one empty word if there is no array.
+
+    Raises:
+        ValueError: SLURM would not understand it.
+    """
+    if array is None:
+        return [""]
+    tasks = []
+    for part in array.partition("%")[0].split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if not found or not re.fullmatch(r"[^%]+(%[1-9]\d*)?", array):
+            raise ValueError(f"array {array!r}: write it as 0-15, 0-15%4, 1,3,7 or 0-30:10")
+        first, last, step = found.groups()
+        tasks += range(int(first), int(last or first) + 1, int(step or 1))
+    return [str(task) for task in tasks]
+
+
+def seconds_of(time: str) -> int:
+    """Return a time limit of SLURM in seconds.
+
+    Raises:
+        ValueError: SLURM would not understand it.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if not found:
+        raise ValueError(f"time {time!r}: write it as minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+    days, *numbers = (int(number) if number else None for number in found.groups())
+    first, second, third = (number or 0 for number in numbers)
+    if days is not None or numbers[2] is not None:
+        return (((days or 0) * 24 + first) * 60 + second) * 60 + third
+    return first * 60 + second
