@@ -73,6 +73,8 @@ class GraphBatch:
     """Whether a structure's stress is labelled."""
     theory: Int[Tensor, " graphs"]
     """Number of the level of theory that each structure's labels were computed at."""
+    weight: Float64[Tensor, " graphs"]
+    """Factor of each structure's part of the loss."""
     ids: tuple[str, ...] = ()
     """Names of the structures."""
 
@@ -106,7 +108,7 @@ class GraphBatch:
         """Return the batch on a device, with shifts, forces and stress in a float type; the rest is float64 always."""
 
         def convert(name: str, tensor: Tensor) -> Tensor:
-            changes = tensor.is_floating_point() and name not in ("energy", "positions", "cell")
+            changes = tensor.is_floating_point() and name not in ("energy", "weight", "positions", "cell")
             return tensor.to(device=device, dtype=dtype if changes else None, non_blocking=True)
 
         return replace(self, **{name: convert(name, getattr(self, name)) for name in TENSORS})
@@ -253,6 +255,7 @@ class BatchLayout:
             "forces": (real, (atoms, 3)),
             "num_atoms": ("int64", (graphs,)),
             "theory": ("int64", (graphs,)),
+            "weight": ("float64", (graphs,)),
             "energy": ("float64", (graphs,)),
             "cell": ("float64", (graphs, 3, 3)),
             "stress": (real, (graphs, 3, 3)),
@@ -301,14 +304,15 @@ class Graphs:
         cutoff: float,
         theories: Sequence[int] | None = None,
         float_type: str = "float32",
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """Find the edges within the cutoff [Å].
+        """Find the edges within the cutoff [Å]; theories are 0 and weights one unless given.
 
         Raises:
             InvalidStructure: two atoms of a structure are at the same place; the message names the structure.
         """
         searcher = _searcher(cutoff)
-        self._structures, self._theories = structures, theories
+        self._structures, self._theories, self._weights = structures, theories, weights
         self._pairs = [_named_search(searcher, structure) for structure in structures]
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
@@ -334,6 +338,7 @@ class Graphs:
         for name in ("num_atoms", "energy", "has_forces", "has_stress"):
             arrays[name][:] = [getattr(s, name) for s in structures]
         arrays["theory"][:] = 0 if self._theories is None else self._theories
+        arrays["weight"][:] = 1.0 if self._weights is None else self._weights
         arrays["graph_of_atom"][:] = np.repeat(np.arange(len(structures)), arrays["num_atoms"])
         first_atom = np.cumsum(arrays["num_atoms"]) - arrays["num_atoms"]
         ends = np.concatenate([ends for ends, _, _ in self._pairs])

@@ -55,6 +55,8 @@ class Dataset:
     theory: int | None = None
     """Number of the level of theory of its labels. Without it, it is the first, and all data sets without it have to be
     described as of the same level; giving it says that those of the same number are compatible."""
+    weight: float = 1.0
+    """Factor of its frames' part of the loss."""
 
     @property
     def theory_number(self) -> int:
@@ -126,17 +128,17 @@ class Mixture:
         cache = BlockCache()
         self._sets = [Frames(dataset.manifest, dataset.split, cache) for dataset in datasets]
         self._first = np.cumsum([0, *map(len, self._sets)])
-        self._theories, self._corrupt = [dataset.theory_number for dataset in datasets], corrupt
+        self._datasets, self._corrupt = tuple(datasets), corrupt
         self._lost: set[tuple[int, int]] = set()
 
-    def take(self, numbers: Int[np.ndarray, " frames"]) -> tuple[list[Structure], list[int], list[LostBlock]]:
-        """Return frames by number, their levels of theory, and the blocks newly found to be lost.
+    def take(self, numbers: Int[np.ndarray, " frames"]) -> tuple[list[Structure], list[Dataset], list[LostBlock]]:
+        """Return frames by number, the data set of each, and the blocks newly found to be lost.
 
         Raises:
             CorruptShard: a block is not what was written, and losing it was not allowed.
             FileNotFoundError: the same of a shard that is missing.
         """
-        structures, theories, lost = [], [], []
+        structures, datasets, lost = [], [], []
         for number in numbers.tolist():
             dataset = int(np.searchsorted(self._first, number, side="right")) - 1
             frames, frame = self._sets[dataset], number - int(self._first[dataset])
@@ -145,14 +147,14 @@ class Mixture:
                 continue
             try:
                 structures.append(frames[frame])
-                theories.append(self._theories[dataset])
+                datasets.append(self._datasets[dataset])
             except (CorruptShard, FileNotFoundError) as error:
                 if self._corrupt == "error":
                     raise
                 self._lost.add((dataset, block))
                 count = int(frames.index.blocks.num_frames[block])
                 lost.append(LostBlock(dataset=dataset, number=block, num_frames=count, reason=str(error)))
-        return structures, theories, lost
+        return structures, datasets, lost
 
 
 class Batches:
@@ -288,6 +290,7 @@ class Stream:
                 f"manifest of data set {number}": dataset.manifest.fingerprint,
                 f"split of data set {number}": dataset.split,
                 f"theory of data set {number}": dataset.theory_number,
+                f"weight of data set {number}": dataset.weight,
             }
         return parts | self.plan.settings
 
@@ -405,12 +408,13 @@ class _Preparation:
         self._elements = None if elements is None else np.array(elements)
 
     def __call__(self, task: int) -> tuple[Graphs, list[LostBlock]]:
-        structures, theories, lost = self._mixture.take(self._frames_of(task))
+        structures, datasets, lost = self._mixture.take(self._frames_of(task))
         if self._elements is not None:
             known = [bool(np.isin(s.numbers, self._elements).all()) for s in structures]
             structures = list(itertools.compress(structures, known))
-            theories = list(itertools.compress(theories, known))
-        return Graphs(structures, self._cutoff, theories), lost
+            datasets = list(itertools.compress(datasets, known))
+        theories, weights = [item.theory_number for item in datasets], [item.weight for item in datasets]
+        return Graphs(structures, self._cutoff, theories, weights=weights), lost
 
 
 def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:

@@ -189,6 +189,7 @@ def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_gold
     copied = ("datasets", "num_parameters", "versions", "method")
     return {
         **{name: provenance[name] for name in copied},
+        "earlier_datasets": provenance.get("start", {}).get("datasets", []),
         "hardware": provenance["hardware"],
         "steps": provenance["config"].get("fit", {}).get("steps"),
         "wall_time_s": provenance.get("wall_time_s"),

@@ -18,6 +18,7 @@ from foundation.card import CardFacts
 from foundation.checkpoint import save
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
+from foundation.start import start_facts, start_from
 from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
@@ -36,6 +37,9 @@ class PretrainConfig:
     """Run folder to write."""
     fit: FitConfig
     """Length, batches and machine."""
+    start: Path | None = None
+    """Released folder or finished run whose weights the run begins with; random weights when absent. The architecture
+    has to be the same, and reference energies and scale stay those of the start."""
     model: ModelConfig = field(default_factory=EquivariantConfig)
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -49,27 +53,33 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> Potential:
-    """Train a potential from scratch and return it, with the moving average of its weights.
+    """Train a potential from scratch, or on from another, and return it, with the moving average of its weights.
 
     The run folder gets run.json (the resolved configuration), checkpoints/, logs/ and, at the end, potential/.
 
     Raises:
         FileExistsError: the run folder is there, and neither resume nor overwrite is set.
-        FileNotFoundError: no manifest, or nothing to resume.
-        ValueError: the configuration does not fit the data.
+        FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
+        ValueError: the configuration does not fit the data, or the start does not fit either.
     """
     datasets, theories = open_datasets(config.data)
+    seed_everything(config.fit.seed)
+    statistics = statistics_by_theory(datasets, theories)
+    if config.start is None:
+        potential, begun = new_potential(config.model, statistics), {}
+    else:
+        potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
     if is_rank_zero():
         _prepare_folder(config)
-    seed_everything(config.fit.seed)
-    potential = new_potential(config.model, statistics_by_theory(datasets, theories))
+    numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
+    datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
     started = time.time()
     record = resolved(config)
     facts = fit(
         potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out, record=record
     )
     if is_rank_zero():
-        facts |= {"config": record, "wall_time_s": round(time.time() - started, 1)}
+        facts |= begun | {"config": record, "wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
     return potential
 
@@ -108,6 +118,7 @@ def _facts_of(dataset: Dataset, theories: Sequence[str]) -> dict:
     return dataclasses.asdict(dataset.manifest.provenance) | {
         "theory": theories[dataset.theory_number],
         "repeat": dataset.repeat,
+        "weight": dataset.weight,
         "num_frames": statistics.num_frames,
         "num_atoms": statistics.num_atoms,
         "manifest_fingerprint": dataset.manifest.fingerprint,

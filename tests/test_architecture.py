@@ -26,7 +26,7 @@ FLOORS = (
     ("foundation.models",),
     ("foundation.potential",),
     ("foundation.training", "foundation.checkpoint", "foundation.theories"),
-    ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card"),
+    ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card", "foundation.start"),
     ("foundation.pretrain", "foundation.finetune", "foundation.evaluate", "foundation.export", "foundation.convert"),
 )
 """Inside foundation: a module imports from its own floor or those before it."""

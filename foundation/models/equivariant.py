@@ -9,6 +9,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from e3nn import o3
@@ -22,6 +23,7 @@ from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
 from foundation.nn.radial_table import Knots, Tabulated, check_num_knots, hermite, radial_table
+from foundation.nn.recompute import recomputed
 
 INITIAL_GAIN = 0.5
 """Size of the radial networks' inputs at the start; with one, the messages of five blocks add up to large forces."""
@@ -104,6 +106,8 @@ class EquivariantNetwork(torch.nn.Module):
         self._knots: Knots | None = None
         self._tables: tuple[list[Tensor], list[Tensor]] = [], []
         self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
+        self.recompute = False
+        """Whether only what goes in and out of a block is kept, and its inside computed again for derivatives."""
         hidden = o3.Irreps(config.irreps)
         scalars = o3.Irreps([item for item in hidden if item.ir == o3.Irrep("0e")])
         sign = -1 if config.parity else 1
@@ -170,9 +174,32 @@ class EquivariantNetwork(torch.nn.Module):
         features = self.embedding(one_hot)
         edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
         for block, basis in zip(self.blocks, self._bases(distances), strict=True):
-            features = block(features, harmonics, basis, edges, theory)
+            if self.recompute:
+                features = self._recomputed(block, features, harmonics, basis, edges, theory)
+            else:
+                features = block(features, harmonics, basis, edges, theory)
         hidden, energy = self.readout
         return energy(hidden(features, theory)).squeeze(1)
+
+    def _recomputed(
+        self,
+        block: torch.nn.Module,
+        features: Float[Tensor, "atoms inputs"],
+        harmonics: Float[Tensor, "pairs harmonics"],
+        basis: Float[Tensor, "pairs basis"] | Tabulated,
+        edges: EdgeIndex,
+        theory: Int[Tensor, " atoms"],
+    ) -> Float[Tensor, "atoms outputs"]:
+        """Return what a block does, without keeping its inside."""
+        # outside training derivatives come detached: nobody asks for those of the weights
+        weights = list(block.parameters()) if self.training else []
+        if not isinstance(basis, Tabulated):
+            return recomputed(partial(block, edges=edges, theory=theory), weights, features, harmonics, basis)
+
+        def part(features: Tensor, harmonics: Tensor, table: Tensor, coefficients: Tensor) -> Tensor:
+            return block(features, harmonics, Tabulated(table, coefficients, basis.places), edges, theory)
+
+        return recomputed(part, weights, features, harmonics, basis.table, basis.coefficients)
 
     def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
         """Return what each block's weights are made from: the one radial basis, or the block's table."""

@@ -8,6 +8,8 @@ from e3nn import o3
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from foundation.nn.product import Product
+
 
 class Linear(torch.nn.Module):
     """Mixes the channels of each irrep; irreps that the output has and the input lacks are left out of irreps_out.
@@ -38,6 +40,7 @@ class Linear(torch.nn.Module):
                 raise ValueError(f"{irreps}: an irrep occurs twice; sort the irreps")
         self._inputs = [item.dim for item in self.irreps_in]
         self.num_theories = num_theories
+        self.product = Product()
         # (which input, components, channels in, channels out), in the order of the weights
         self._blocks = [
             (i, item.ir.dim, item.mul, output.mul)
@@ -53,6 +56,11 @@ class Linear(torch.nn.Module):
             if not biased:
                 raise ValueError(f"{irreps_in} to {irreps_out}: no even scalars that a level of theory could bias")
             self.theory_weight = torch.nn.Parameter(torch.randn(num_theories, biased[0]))
+
+    @property
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Channels in and out of the matrices, one for each irrep, that lie in the weight one after another."""
+        return [(fan_in, fan_out) for _, _, fan_in, fan_out in self._blocks]
 
     def mixed_theories(self, mixture: Float64[Tensor, "new old"]) -> dict[str, Tensor]:
         """Return the weights, in float64, of the same map with other levels of theory.
@@ -82,7 +90,7 @@ class Linear(torch.nn.Module):
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
             biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")
             scale = (fan_in + self.num_theories if biased else fan_in) ** -0.5
-            mixed = inputs[i].reshape(-1, fan_in) @ (weight.view(fan_in, fan_out) * scale)
+            mixed = self.product(inputs[i].reshape(-1, fan_in), weight.view(fan_in, fan_out) * scale)
             if biased:
                 assert theory is not None
                 mixed = mixed + (self.theory_weight * scale)[theory]

@@ -20,6 +20,12 @@ class DatasetConfig:
     theory: str | None = None
     """Name of its level of theory; data sets of the same name share reference energies. The manifest's own description
     when absent."""
+    weight: float = 1.0
+    """Factor of its frames' part of the loss; for a whole level of theory, the same for all of its data sets."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"{self.path}: weight must be positive, not {self.weight}; leave the data set out instead")
 
 
 def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], tuple[str, ...]]:
@@ -43,7 +49,7 @@ def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], 
         )
     theories = tuple(dict.fromkeys(names))
     datasets = [
-        Dataset(manifest=manifest, repeat=config.repeat, theory=theories.index(name))
+        Dataset(manifest=manifest, repeat=config.repeat, theory=theories.index(name), weight=config.weight)
         for config, manifest, name in zip(configs, manifests, names, strict=True)
     ]
     return datasets, theories

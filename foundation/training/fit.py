@@ -1,5 +1,6 @@
 """fit(): the only place that makes a Trainer."""
 
+import contextlib
 import ctypes
 import logging
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.stream import Dataset
 from foundation.kernels.convolution import backend_in_words, set_backend
+from foundation.nn.product import precision_in_words, set_precision
 from foundation.potential import Potential
 from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_changes
 from foundation.training.data import TrainingData
@@ -22,6 +24,7 @@ from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
 from foundation.training.preemption import Preemption
+from foundation.training.schedule_free import ScheduleFree
 from foundation.training.strategy import make_strategy, plugins_for
 from foundation.training.watchdog import Watchdog
 
@@ -56,17 +59,18 @@ def fit(
 
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
-        ValueError: a checkpoint belongs to another configuration, other data or another plan, or what Stream refuses.
+        ValueError: a checkpoint belongs to another configuration, other data or another plan, the optimizer does not
+            work with the strategy, or what Stream refuses.
         PreemptedError: a signal stopped the run.
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
+    _check_optimizer(config, optim)
     checkpoint = checkpoint_to_resume(out, config.resume)
     if checkpoint is not None:
         refuse_changes(checkpoint, record)
     keep_freed_memory()
-    set_backend(potential, config.backend)
-    potential.tabulate_radial(config.radial_table)
+    set_computation(potential, config)
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     module = TrainingModule(potential, loss, optim, config, guard, record)
@@ -77,6 +81,7 @@ def fit(
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
+        log.info("matrix products: %s", precision_in_words(config.precision, trainer.strategy.root_device))
         if checkpoint is not None:
             log.info("continuing from %s", checkpoint)
     data = TrainingData(datasets, potential, config)
@@ -84,8 +89,32 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
     module.cpu()
+    reset_computation(potential)
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"validation": validation, "convolution": convolution}
+
+
+def set_computation(potential: Potential, config: FitConfig) -> None:
+    """Let a potential compute as a run is to: backend, tables, precision, recomputation."""
+    set_backend(potential, config.backend)
+    potential.tabulate_radial(config.radial_table)
+    set_precision(potential, config.precision)
+    potential.network.recompute = config.recompute
+
+
+def reset_computation(potential: Potential) -> None:
+    """Let a potential compute as one that is loaded from a folder."""
+    potential.tabulate_radial(0)
+    set_precision(potential, "float32")
+    potential.network.recompute = False
+
+
+def _check_optimizer(config: FitConfig, optim: OptimConfig) -> None:
+    if config.strategy != "ddp" and optim.optimizer != "adamw":
+        raise ValueError(
+            f"optim.optimizer {optim.optimizer} needs every parameter whole, and fit.strategy {config.strategy} parts "
+            "them: use adamw, or ddp"
+        )
 
 
 def _trainer(
@@ -125,6 +154,14 @@ class _Averaging(EMAWeightAveraging):
     """Lightning's moving average, which also takes its weights back if validation is interrupted."""
 
     _swapped = False
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average the weights; of an optimizer that does so itself, take what it says."""
+        optimizer = trainer.optimizers[0]
+        with optimizer.averaged() if isinstance(optimizer, ScheduleFree) else contextlib.nullcontext():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
         super()._swap_models(pl_module)

@@ -6,6 +6,7 @@ from typing import Literal
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
 from foundation.kernels.convolution import Backend
+from foundation.nn.product import Precision
 from foundation.nn.radial_table import check_num_knots
 from foundation.training.guard import GuardConfig
 from foundation.training.strategy import StrategyName
@@ -13,7 +14,7 @@ from foundation.training.strategy import StrategyName
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """The loop: how long, in what batches, on what machine. Nothing here changes what a step means."""
+    """The loop: how long, in what batches, on what machine. Only precision changes what a step means, by rounding."""
 
     steps: int
     """Optimizer steps of the whole run."""
@@ -57,6 +58,14 @@ class FitConfig:
     radial_table: int = 0
     """Distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to about
     1e-5. 0 evaluates them at every pair of atoms. The potential that is saved has no table."""
+    precision: Precision = "float32"
+    """Of the matrix products in linear maps and radial networks: float32; 'tf32', factors rounded to 11 bits, on GPUs
+    that can and for all products of the process; or 'bf16', factors rounded to 8 bits, sums in float32, in training
+    only. The convolution stays float32 and sums over atoms float64. What it costs in forces: `make bench
+    BENCH=precision`."""
+    recompute: bool = False
+    """Keep only what goes in and out of each block and compute its inside again where derivatives need it: activation
+    checkpointing, the same result with less memory in more time (`make bench BENCH=memory`)."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What happens when training goes wrong."""
     wandb: bool = False

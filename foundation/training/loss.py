@@ -1,6 +1,9 @@
 """Loss as sums over a whole optimizer step, divided by the global counts of its labels.
 
 Normalised that way, the gradient does not depend on how a step is cut into micro-batches or spread over processes.
+Counts are of labels, whatever the weights of their structures: a weight of two then means what two equal structures
+mean, in any company, and a step is an unbiased estimate of the weighted loss over all data. Divided by the sum of
+weights instead, a structure would count the less the heavier those are that happen to be in the same step.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +16,11 @@ from torch import Tensor
 from data_pipeline.graph import GraphBatch
 from foundation.potential import Prediction
 
+STRATA = (100.0, 200.0, 300.0)
+"""Sizes of a reference force [eV/Å] that part the strata of the stratified Huber error."""
+STRATUM_FACTORS = (1.0, 0.7, 0.4, 0.1)
+"""Factors of its delta from the weakest to the strongest forces (Batatia et al., arXiv:2401.00096)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
@@ -20,9 +28,10 @@ class TermConfig:
 
     weight: float
     """Factor of the term; zero leaves it out."""
-    kind: Literal["mae", "mse", "huber", "l2"] = "mae"
+    kind: Literal["mae", "mse", "huber", "l2", "stratified_huber"] = "mae"
     """Mean absolute, squared or Huber error over components, or 'l2': the mean Euclidean norm over vectors (or, for
-    stress, matrices)."""
+    stress, matrices). 'stratified_huber', for forces only: Huber with a delta that shrinks where the reference force
+    is large, so that strongly distorted structures count like outliers (MACE's conditional Huber)."""
     delta: float = 0.01
     """Where the Huber error turns from square to linear, in the unit of the label."""
 
@@ -45,6 +54,11 @@ class LossConfig:
     stress: TermConfig = field(default_factory=lambda: TermConfig(weight=5.0))
     """Stress; an L2 term counts structures, the others all nine components."""
 
+    def __post_init__(self) -> None:
+        for name, term in (("energy", self.energy), ("stress", self.stress)):
+            if term.kind == "stratified_huber":
+                raise ValueError(f"loss.{name}: stratified_huber looks at the size of forces; use huber")
+
 
 def label_counts(batch: GraphBatch) -> Float64[Tensor, " 3"]:
     """Return how many energies, atoms with forces and structures with stress a batch has labels for."""
@@ -52,37 +66,68 @@ def label_counts(batch: GraphBatch) -> Float64[Tensor, " 3"]:
     return torch.stack([batch.num_atoms.new_tensor(batch.num_graphs), atoms, batch.has_stress.sum()]).double()
 
 
-def loss(
+def loss_terms(
     config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Float64[Tensor, " 3"]
-) -> Float64[Tensor, ""]:
-    """Return a batch's share of the loss of an optimizer step.
+) -> Float64[Tensor, " 3"]:
+    """Return a batch's share of the energy, force and stress term of the loss of an optimizer step.
 
     Args:
         config: The terms.
         prediction: What the potential said of the batch.
-        batch: The labels.
+        batch: The labels, and the weight of each structure.
         counts: Sum of label_counts over the whole step: all micro-batches of all processes.
     """
+    labelled = batch.has_forces[batch.graph_of_atom]
+    reference = batch.forces[labelled]
     energy_error = ((prediction.energy - batch.energy) / batch.num_atoms).unsqueeze(1)
-    force_error = (prediction.forces - batch.forces)[batch.has_forces[batch.graph_of_atom]]
+    force_error = prediction.forces[labelled] - reference
     stress_error = (prediction.stress - batch.stress)[batch.has_stress].flatten(1)
-    terms = (config.energy, energy_error), (config.forces, force_error), (config.stress, stress_error)
-    total = torch.zeros((), dtype=torch.float64, device=counts.device)
-    for (term, error), count in zip(terms, counts, strict=True):
-        if term.weight > 0:
-            total = total + term.weight * _sum(term, error) / count.clamp(min=1)
-    return total
+    force_weight = batch.weight[batch.graph_of_atom][labelled]
+    sums = [
+        _sum(config.energy, energy_error, batch.weight),
+        _sum(config.forces, force_error, force_weight, _stratum_factors(reference)),
+        _sum(config.stress, stress_error, batch.weight[batch.has_stress]),
+    ]
+    return torch.stack(sums) / counts.clamp(min=1)
 
 
-def _sum(term: TermConfig, error: Float[Tensor, "rows components"]) -> Float64[Tensor, ""]:
-    """Return the sum over rows of the row's norm, or of the mean of its components' errors."""
+def loss(
+    config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Float64[Tensor, " 3"]
+) -> Float64[Tensor, ""]:
+    """Return a batch's share of the loss of an optimizer step: the sum of loss_terms()."""
+    return loss_terms(config, prediction, batch, counts).sum()
+
+
+def _sum(
+    term: TermConfig,
+    error: Float[Tensor, "rows components"],
+    weights: Float64[Tensor, " rows"],
+    stratum_factors: Float[Tensor, "rows 1"] | None = None,
+) -> Float64[Tensor, ""]:
+    """Return the term's factor times the weighted sum over rows of the row's norm or mean error of its components."""
+    if term.weight == 0:  # not even the gradient of zero times it is computed
+        return weights.new_zeros(())
     if term.kind == "l2":
         values = torch.linalg.vector_norm(error, dim=1)
     elif term.kind == "mae":
         values = error.abs().mean(dim=1)
     elif term.kind == "mse":
         values = error.square().mean(dim=1)
+    elif term.kind == "huber" or stratum_factors is None:
+        values = _huber(error, torch.full_like(error[:, :1], term.delta))
     else:
-        values = torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=term.delta)
-        values = values.mean(dim=1)
-    return values.double().sum()
+        values = _huber(error, term.delta * stratum_factors)
+    return term.weight * (weights * values).sum()
+
+
+def _huber(error: Float[Tensor, "rows components"], delta: Float[Tensor, "rows 1"]) -> Float[Tensor, " rows"]:
+    """Return the mean over components of the Huber error, with a delta for each row."""
+    size = error.abs()
+    return torch.where(size <= delta, 0.5 * size.square(), delta * (size - 0.5 * delta)).mean(dim=1)
+
+
+def _stratum_factors(reference: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 1"]:
+    """Return the factor of delta for each reference force [eV/Å]."""
+    sizes = torch.linalg.vector_norm(reference, dim=1, keepdim=True)
+    stratum = torch.bucketize(sizes, sizes.new_tensor(STRATA), right=True)
+    return sizes.new_tensor(STRATUM_FACTORS)[stratum]

@@ -2,24 +2,42 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+
+from foundation.nn.linear import Linear
+from foundation.nn.radial import RadialNetwork
+from foundation.training.muon import Muon
+from foundation.training.schedule_free import ScheduleFree
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """Optimizer, learning rate over the run, and averaging of the weights; AdamW with warm-up and cosine by default."""
 
+    optimizer: Literal["adamw", "muon", "schedule_free"] = "adamw"
+    """AdamW; Muon for the weight matrices inside the network with AdamW for the rest; or schedule-free AdamW, which
+    needs `schedule: constant` and `ema_decay: 0`, because its own average takes the place of both."""
     learning_rate: float = 2e-3
-    """Highest learning rate."""
+    """Highest learning rate; Muon's updates are of the size of Adam's, so that it means the same for all optimizers."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine to the end; warm-up, stable, decay (Hu et al., arXiv:2404.06395):
+    constant, then falling over the last decay_fraction; or constant."""
     final_fraction: float = 0.01
-    """Learning rate at the last step, as a fraction of the highest."""
+    """Learning rate at the last step, as a fraction of the highest; a constant one stays."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
+    decay_fraction: float = 0.2
+    """Last part of the run, in which the learning rate of wsd falls."""
+    decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """How it falls: by the root of the progress (Hägele et al., arXiv:2405.18392), or linearly."""
     weight_decay: float = 1e-3
     """Decoupled weight decay of the weight matrices; the radial basis is never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's two moments."""
+    """Decay of Adam's two moments; schedule_free's first is the share of its average in the weights in training."""
+    momentum: float = 0.95
+    """Decay of Muon's momentum."""
     clip_norm: float = 10.0
     """Largest norm of the gradient of a step; larger ones are scaled down."""
     ema_decay: float = 0.999
@@ -28,37 +46,77 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("learning_rate and clip_norm must be positive, warmup_steps and weight_decay not negative")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        for name, value in {"ema_decay": self.ema_decay, "momentum": self.momentum}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {value}")
+        if not 0 < self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
+            raise ValueError(
+                "decay_fraction must be in (0, 1] and final_fraction in [0, 1], "
+                f"not {self.decay_fraction} and {self.final_fraction}"
+            )
+        if self.optimizer == "schedule_free" and (self.schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                "schedule_free averages the weights itself, instead of a schedule: set schedule to constant and "
+                f"ema_decay to 0, not {self.schedule} and {self.ema_decay}"
+            )
 
 
-def make_optimizer(config: OptimConfig, module: torch.nn.Module, num_elements: int) -> torch.optim.AdamW:
-    """Return AdamW with decay on weight matrices only (parameters named 'weight').
+def make_optimizer(config: OptimConfig, module: torch.nn.Module, num_elements: int) -> torch.optim.Optimizer:
+    """Return the optimizer, with decay on weight matrices only (parameters named 'weight').
 
     The element embedding learns sqrt(elements) times faster: that layer divides its weights by this root, and Adam's
     steps do not depend on the size of the gradient, so it would otherwise learn the slower the more elements there are.
     """
     rate = config.learning_rate
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if name.endswith("weight") else 0.0
             factor = num_elements**0.5 if name.endswith("embedding.weight") else 1.0
             # decay is taken as a fraction of the learning rate, so the factor must not reach it
             groups.append({"params": [parameter], "lr": rate * factor, "weight_decay": decay / factor, "name": name})
+    if config.optimizer == "schedule_free":
+        return ScheduleFree(groups, lr=rate, betas=config.betas)
+    if config.optimizer == "muon":
+        shapes = matrix_shapes(module)
+        groups = [group | {"shapes": shapes.get(group["name"], ())} for group in groups]
+        return Muon(groups, lr=rate, momentum=config.momentum, betas=config.betas)
     return torch.optim.AdamW(groups, lr=rate, betas=config.betas)
+
+
+def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
+    """Return, for the weights between hidden channels, the matrices that each consists of: what Muon is for.
+
+    Left out are the embedding, of whose rows a step may see a few only, the last layer of the readout, which has one
+    output, and the biases of levels of theory.
+    """
+    shapes: dict[str, list[tuple[int, int]]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, Linear) and not name.endswith("embedding"):
+            shapes[f"{name}.weight"] = layer.matrix_shapes
+        elif isinstance(layer, RadialNetwork):
+            for number, weight in enumerate(layer.weights):
+                shapes[f"{name}.layer{number}.weight"] = [(weight.shape[0], weight.shape[1])]
+    return {name: parts for name, parts in shapes.items() if max(min(part) for part in parts) > 1}
 
 
 def make_schedule(
     config: OptimConfig, optimizer: torch.optim.Optimizer, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return warm-up and cosine decay over a run of num_steps steps."""
+    """Return the schedule over a run of num_steps steps."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
-        progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return config.final_fraction + (1.0 - config.final_fraction) * cosine
+        if config.schedule == "constant":
+            return 1.0
+        if config.schedule == "cosine":
+            progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
+            kept = 0.5 * (1.0 + math.cos(math.pi * progress))
+        else:
+            length = config.decay_fraction * num_steps
+            progress = min(1.0, max(0.0, (step - (num_steps - length)) / length))
+            kept = 1.0 - (progress if config.decay_shape == "linear" else progress**0.5)
+        return config.final_fraction + (1.0 - config.final_fraction) * kept
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -27,11 +27,11 @@ from jaxtyping import Int64
 
 from data_pipeline.graph import GraphBatch
 from data_pipeline.stream import Stream
-from foundation.kernels.convolution import backend_in_words, set_backend
+from foundation.kernels.convolution import backend_in_words
 from foundation.models import ModelConfig
 from foundation.potential import new_potential
 from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
-from foundation.training.fit import keep_freed_memory, seed_everything
+from foundation.training.fit import keep_freed_memory, seed_everything, set_computation
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
@@ -176,7 +176,7 @@ class _Bench:
         datasets, theories = open_datasets(probe.data)
         self.probe, self.device = probe, device
         self.potential = new_potential(probe.model, statistics_by_theory(datasets, theories)).to(device).train()
-        set_backend(self.potential, probe.fit.backend)
+        set_computation(self.potential, probe.fit)
         self.optimizer = make_optimizer(probe.optim, self.potential, len(self.potential.elements))
         fit = probe.fit
         # the plan is not used: frames come with the probe

@@ -265,9 +265,9 @@ def _stages(stream: Stream, datasets: list[Dataset], batches: list[np.ndarray]) 
         times = [clock()]
         frames = fresh.plan.micro_batch(*divmod(number, LANES))
         times.append(clock())
-        structures, theories, _ = mixture.take(frames)
+        structures, origins, _ = mixture.take(frames)
         times.append(clock())
-        graphs = Graphs(structures, CUTOFF, theories)
+        graphs = Graphs(structures, CUTOFF, [dataset.theory_number for dataset in origins])
         times.append(clock())
         part = slot[: graphs.layout.num_bytes]
         graphs.write(part)

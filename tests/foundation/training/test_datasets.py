@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import foundation
 from data_pipeline.block import CorruptShard
@@ -17,7 +19,7 @@ from data_pipeline.build import BuildConfig, build
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.sources.source import Part
-from data_pipeline.stream import Frames
+from data_pipeline.stream import Frames, Stream, differences
 from data_pipeline.structure import Structure
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
@@ -80,6 +82,30 @@ def test_data_sets_of_one_name_share_their_statistics(emt_manifest: Manifest, sh
     sums = statistics_by_theory(datasets, theories)
     assert sums["a"].num_frames == 2 * emt_manifest.split("train").statistics.num_frames
     assert sums["b"].num_frames == shifted_manifest.split("train").statistics.num_frames
+
+
+def test_the_weight_of_a_data_set_goes_with_its_frames(emt_manifest: Manifest, shifted_manifest: Manifest) -> None:
+    configs = (
+        DatasetConfig(path=emt_manifest.root, theory="EMT", weight=0.25),
+        DatasetConfig(path=shifted_manifest.root, theory="EMT+100"),
+    )
+    datasets, _ = open_datasets(configs)
+    stream = Stream(datasets, cutoff=5.0, lanes=2, edge_budget=3000)
+    for batch in itertools.chain.from_iterable(stream.from_step(0, 3)):
+        assert batch.weight.dtype == torch.float64
+        assert batch.weight.tolist() == [(0.25, 1.0)[theory] for theory in batch.theory.tolist()]
+        assert batch.to(dtype=torch.float32).weight.dtype == torch.float64
+    heavier, _ = open_datasets((dataclasses.replace(configs[0], weight=2.0), configs[1]))
+    other = Stream(heavier, cutoff=5.0, lanes=2, edge_budget=3000)
+    assert differences(other.fingerprint, stream.fingerprint) == [
+        "weight of data set 1: 0.25 in the checkpoint, 2.0 now"
+    ]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_a_weight_that_is_not_positive_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"weight must be positive, not .*; leave the data set out instead"):
+        DatasetConfig(path=Path("data"), weight=weight)
 
 
 def test_no_data_set_is_refused() -> None:

@@ -13,7 +13,7 @@ from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, Prediction, new_potential
-from foundation.training.loss import LossConfig, TermConfig, label_counts, loss
+from foundation.training.loss import LossConfig, TermConfig, label_counts, loss, loss_terms
 from foundation.training.metrics import ErrorSums
 
 OFF = TermConfig(weight=0.0)
@@ -103,8 +103,63 @@ def test_each_kind_of_error_by_hand(
 def test_terms_add_up(example: tuple[GraphBatch, Prediction]) -> None:
     batch, prediction = example
     config = LossConfig(energy=TermConfig(weight=1.0), forces=TermConfig(weight=10.0), stress=TermConfig(weight=100.0))
-    expected = 4 / 3 + 10 * 10 / 9 + 100 * 0.7 / 9
-    assert loss(config, prediction, batch, label_counts(batch)).item() == pytest.approx(expected, rel=1e-12)
+    terms = loss_terms(config, prediction, batch, label_counts(batch))
+    assert terms.tolist() == pytest.approx([4 / 3, 10 * 10 / 9, 100 * 0.7 / 9], rel=1e-12)
+    assert loss(config, prediction, batch, label_counts(batch)) == terms.sum()
+
+
+@pytest.mark.parametrize("kind", ["mae", "mse", "l2", "huber", "stratified_huber"])
+def test_a_structure_of_weight_three_counts_like_three_of_them(
+    potential: Potential, structures: list[Structure], kind: str
+) -> None:
+    forces = TermConfig(weight=2.0, kind=kind)
+    others = TermConfig(weight=1.0, kind="huber" if kind == "stratified_huber" else kind)
+    config = LossConfig(energy=others, forces=forces, stress=others)
+
+    def terms(chosen: list[Structure], weights: list[float], counts: torch.Tensor) -> torch.Tensor:
+        batch = collate(chosen, potential.cutoff, torch.float64)
+        batch = replace(batch, weight=torch.tensor(weights, dtype=torch.float64))
+        return loss_terms(config, potential(batch), batch, counts)
+
+    counts = torch.tensor([10.0, 100.0, 9.0], dtype=torch.float64)
+    weighted = terms(structures[:3], [1.0, 3.0, 0.5], counts)
+    single = [terms([structure], [1.0], counts) for structure in structures[:3]]
+    torch.testing.assert_close(weighted, single[0] + 3 * single[1] + 0.5 * single[2], rtol=1e-10, atol=0)
+
+
+def test_a_weight_does_not_change_what_the_others_count(example: tuple[GraphBatch, Prediction]) -> None:
+    batch, prediction = example
+    config = LossConfig(energy=TermConfig(weight=1.0), forces=OFF, stress=OFF)
+    heavy = replace(batch, weight=torch.tensor([1.0, 1.0, 10.0], dtype=torch.float64))
+    assert label_counts(heavy).tolist() == label_counts(batch).tolist()
+    value = loss(config, prediction, heavy, label_counts(heavy)).item()
+    assert value == pytest.approx((0.5 + 1.5 + 10 * 2) / 3, rel=1e-12)
+
+
+def test_strata_of_the_huber_error_by_hand() -> None:
+    structure = replace(
+        atoms(5, forces=True, stress=False),
+        forces=np.diag([1.0, 0, 0]).repeat([5, 0, 0], axis=0).astype(np.float32)
+        * np.array([[99.0], [100.0], [250.0], [300.0], [-400.0]], np.float32),
+    )
+    batch = collate([structure], 5.0, torch.float64)
+    error = torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64)
+    prediction = Prediction(
+        energy=batch.energy,
+        forces=batch.forces + error,
+        stress=batch.stress,
+        atom_energies=torch.zeros(5, dtype=torch.float64),
+    )
+    term = TermConfig(weight=1.0, kind="stratified_huber", delta=1.0)
+    value = loss(LossConfig(energy=OFF, forces=term, stress=OFF), prediction, batch, label_counts(batch))
+    expected = sum(delta * (2 - 0.5 * delta) for delta in (1.0, 0.7, 0.4, 0.1, 0.1)) / 15
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["energy", "stress"])
+def test_the_stratified_huber_error_is_for_forces(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"loss\.{name}: stratified_huber looks at the size of forces; use huber"):
+        LossConfig(**{name: TermConfig(weight=1.0, kind="stratified_huber")})
 
 
 def test_counts_are_energies_atoms_with_forces_and_structures_with_stress(
