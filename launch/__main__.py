@@ -91,12 +91,10 @@ def _as_declared(argument: str) -> str:
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the verb and its config object."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, command = arguments[:split], arguments[split + 1 :]
     if "build" in arguments:
         arguments = expand_corpus(arguments)
-    command = []
-    if "--" in arguments:
-        split = arguments.index("--")
-        arguments, command = arguments[:split], arguments[split + 1 :]
     parser = make_parser()
     values = parser.parse_args([_as_declared(argument) for argument in arguments])
     verb, settings = values.verb, parser.instantiate(values)[values.verb]

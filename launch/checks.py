@@ -13,8 +13,9 @@ from data_pipeline.index import SplitIndex
 from data_pipeline.manifest import Split
 from data_pipeline.plan import Plan
 from data_pipeline.stream import Dataset, Stream
+from foundation.checkpoint import find
 from foundation.pretrain import PretrainConfig, resolved
-from foundation.training.checkpoints import newest_checkpoint, refuse_changes
+from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.fit_config import FitConfig
 from foundation.training.strategy import make_strategy
 
@@ -55,11 +56,14 @@ def check_folder(config: PretrainConfig) -> Check:
             finding=f"{out} is there already",
             advice="continue it with --fit.resume true, replace it with --overwrite true, or choose another --out",
         )
-    if config.fit.resume:
-        try:
-            refuse_changes(newest_checkpoint(out), resolved(config))
-        except (FileNotFoundError, ValueError) as error:
-            return Check(name="run folder", verdict="fail", finding=str(error))
+    try:
+        checkpoint = checkpoint_to_resume(out, config.fit.resume)
+        if checkpoint is not None:
+            refuse_changes(checkpoint, resolved(config))
+        if config.start is not None:
+            find(config.start)
+    except (FileNotFoundError, ValueError) as error:
+        return Check(name="run folder", verdict="fail", finding=str(error))
     if not os.access(existing_parent(out), os.W_OK):
         return Check(
             name="run folder",
@@ -67,7 +71,7 @@ def check_folder(config: PretrainConfig) -> Check:
             finding=f"{existing_parent(out)} cannot be written to",
             advice="choose another --out",
         )
-    return Check(name="run folder", verdict="ok", finding=f"{out}, {'goes on' if config.fit.resume else 'new'}")
+    return Check(name="run folder", verdict="ok", finding=f"{out}, {'goes on' if checkpoint else 'new'}")
 
 
 def existing_parent(path: Path) -> Path:

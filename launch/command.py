@@ -28,7 +28,7 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
     if words[0] not in VERBS_THAT_TRAIN:
         raise ValueError(f"`{words[0]}` does not train, so there is nothing to launch; run it directly")
     for option in machine:
-        if any(word.split("=")[0] == option for word in words):
+        if any(word.partition("=")[0].replace("-", "_") == option.replace("-", "_") for word in words):
             raise ValueError(f"{option} in the command: leave it out, the launcher sets it")
     added = [str(word) for setting in machine.items() for word in setting]
     _, config = parse([*words, *added])

@@ -1,7 +1,6 @@
 """What measurements of a step say of a whole run: memory, the largest budget, time, cost, disk."""
 
 import math
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from foundation.training.fit_config import FitConfig
 from foundation.training.probe import Measured, Trial
 from launch.checks import Check
+from launch.slurm import seconds_of
 
 MEMORY_MARGIN = 0.15
 """Share of the memory that is left free: sizes of micro-batches vary, and memory is allocated in pieces."""
@@ -227,7 +227,7 @@ def check_time(hours: float, time_limit: str | None) -> Check:
     finding = f"{hours:,.2f} h in all"
     if time_limit is None:
         return Check(name="time limit", verdict="ok", finding=f"{finding}; no --time_limit given")
-    limit = slurm_seconds(time_limit)
+    limit = seconds_of(time_limit)
     jobs = math.ceil(3600 * hours / limit)
     if jobs <= 1:
         return Check(name="time limit", verdict="ok", finding=f"{finding}, within {time_limit}")
@@ -237,18 +237,3 @@ def check_time(hours: float, time_limit: str | None) -> Check:
         finding=f"{finding}, {jobs} jobs of {time_limit}",
         advice="start the next ones with --fit.resume true, or let the job requeue itself",
     )
-
-
-def slurm_seconds(text: str) -> float:
-    """Return a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:...] [s].
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time limit: write hours:minutes:seconds or days-hours:minutes:seconds")
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
-    units = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
-    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))

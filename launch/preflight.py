@@ -52,8 +52,8 @@ from launch.estimate import (
     check_workers,
     duration,
     lines,
-    slurm_seconds,
 )
+from launch.slurm import seconds_of
 
 ELSEWHERE_EDGES = 20_000
 """Edges of the largest micro-batch that is tried on a CPU in place of the run's GPU."""
@@ -89,7 +89,7 @@ class PreflightConfig(PretrainConfig):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
         if self.time_limit is not None:
-            slurm_seconds(self.time_limit)
+            seconds_of(self.time_limit)
 
 
 @dataclass(kw_only=True)

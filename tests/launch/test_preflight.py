@@ -34,8 +34,8 @@ from launch.estimate import (
     check_time,
     duration,
     lines,
-    slurm_seconds,
 )
+from launch.slurm import seconds_of
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
@@ -346,9 +346,9 @@ def test_the_ladder_grows_to_the_size_asked_for() -> None:
     [("30", 1800), ("1:30", 90), ("24:00:00", 86400), ("2-12", 216000), ("1-00:30:00", 88200)],
 )
 def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: float) -> None:
-    assert slurm_seconds(text) == seconds
+    assert seconds_of(text) == seconds
 
 
 def test_what_is_no_time_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="no time limit"):
-        slurm_seconds("a day")
+    with pytest.raises(ValueError, match="write it as minutes"):
+        seconds_of("a day")

@@ -106,6 +106,7 @@ def test_a_sweep_is_an_array_whose_tasks_have_their_own_run_folders(tmp_path: Pa
         ("", [], "no command: put it behind --"),
         ("", ["--", "evaluate", "--model", "m", "--data", "d"], "`evaluate` does not train"),
         ("", [*COMMAND, "--fit.devices", "2"], "--fit.devices in the command: leave it out"),
+        ("", [*COMMAND, "--fit.num-nodes=2"], "--fit.num_nodes in the command: leave it out"),
         ("", [*COMMAND, "--overwrite", "true"], "--overwrite in the command"),
         ("--gpus-per-node 2 --processes-per-node 2", [*COMMAND], "leave --processes-per-node out"),
         ("--nodes 0", [*COMMAND], "nodes must be at least 1, not 0"),
