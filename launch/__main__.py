@@ -3,6 +3,8 @@
 A function that returns an integer decides the exit code; whatever else it returns, the code is 0.
 """
 
+import itertools
+import json
 import logging
 import sys
 import warnings
@@ -17,6 +19,7 @@ from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.report import ReportConfig, report
 from foundation.training.preemption import PreemptedError
 from foundation.training.watchdog import TRY_AGAIN
 from launch import show
@@ -41,6 +44,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
     "preflight": (PreflightConfig, preflight, "check a run and estimate its time, memory and cost before it starts"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
+    "report": (ReportConfig, lambda c: show.training(c, report(c)), "draw the curves of a run, or of several"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
     "convert": (ConvertConfig, lambda c: show.converted(c, convert(c)), "read or write another program's checkpoint"),
     "launch slurm": (SlurmConfig, lambda c: launch_slurm(c, parse), "write the script of a SLURM job, and submit it"),
@@ -95,6 +99,8 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     arguments, command = arguments[:split], arguments[split + 1 :]
     if "build" in arguments:
         arguments = expand_corpus(arguments)
+    if arguments[:1] == ["report"]:
+        arguments = _name_runs(arguments)
     parser = make_parser()
     values = parser.parse_args([_as_declared(argument) for argument in arguments])
     verb, settings = values.verb, parser.instantiate(values)[values.verb]
@@ -107,6 +113,13 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     elif command:
         raise ValueError(f"`{verb}` takes no command behind --")
     return verb, VERBS[verb][0](**settings)
+
+
+def _name_runs(arguments: list[str]) -> list[str]:
+    """Return `report FOLDER...` as `report --run [FOLDER, ...]`."""
+    runs = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments[1:]))
+    named = ["--run", json.dumps(runs)] if len(runs) > 1 else ["--run", *runs] if runs else []
+    return [arguments[0], *named, *arguments[1 + len(runs) :]]
 
 
 def main(arguments: list[str] | None = None) -> int:

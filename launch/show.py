@@ -14,6 +14,8 @@ from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.data_report import write_data_report
+from foundation.evaluation.run_report import remarks, summary_table
+from foundation.report import ReportConfig, curves_folder
 
 console = Console()
 
@@ -175,6 +177,21 @@ def evaluation(config: EvaluateConfig, values: dict) -> None:
 def evaluation_page(config: EvaluateConfig) -> None:
     """Print where the page of an evaluation is."""
     console.print(f"report: {report_folder(config) / 'index.html'}")
+
+
+def training(config: ReportConfig, facts: list[dict]) -> None:
+    """Print the numbers of runs, what deserves a look, and where the page is."""
+    shown = Table(title="Training", title_justify="left")
+    shown.add_column("")
+    for values in facts:
+        shown.add_column(values["name"], justify="right")
+    for name, cells in summary_table(facts):
+        shown.add_row(Text(name), *cells)
+    console.print(shown)
+    for values in facts:
+        for remark in remarks(values):
+            console.print(Text.assemble(("look at this: ", "bold yellow"), f"{values['name']}: {remark}"))
+    console.print(f"page: {curves_folder(config) / 'index.html'}")
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

@@ -27,7 +27,14 @@ FLOORS = (
     ("foundation.potential",),
     ("foundation.training", "foundation.checkpoint", "foundation.theories"),
     ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card", "foundation.start"),
-    ("foundation.pretrain", "foundation.finetune", "foundation.evaluate", "foundation.export", "foundation.convert"),
+    (
+        "foundation.pretrain",
+        "foundation.finetune",
+        "foundation.evaluate",
+        "foundation.export",
+        "foundation.convert",
+        "foundation.report",
+    ),
 )
 """Inside foundation: a module imports from its own floor or those before it."""
 DOORS = {

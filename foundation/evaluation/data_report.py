@@ -7,15 +7,13 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from data_pipeline.histograms import BINS, Bins
-from data_pipeline.inspection import FACTOR, MIN_PAIRS, PERIODIC_TABLE, facts, ordered_splits
+from data_pipeline.inspection import FACTOR, MIN_PAIRS, facts, ordered_splits
 from data_pipeline.manifest import Manifest
+from foundation.evaluation.periodic_table import draw_periodic_table
 
 COLORS = {"train": "#1f5fa8", "val": "#e0862a", "test": "#2a9d74"}
 """Colours of the splits."""
@@ -62,31 +60,8 @@ def _numeral(value: float) -> str:
 
 def draw_elements(frames: dict[str, int], path: Path) -> None:
     """Draw the periodic table, each element in the colour of how many frames hold it."""
-    figure = Figure(figsize=(9.2, 4.9))
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    norm, colors = LogNorm(1, max(10, *frames.values())), colormaps["Blues"]
-    for row, line in enumerate(PERIODIC_TABLE):
-        # the two rows of the f elements stand apart
-        top = row + (0.35 if row > 6 else 0.0)
-        for start in range(0, len(line), 3):
-            symbol = line[start : start + 3].strip()
-            if symbol:
-                _draw_element(axes, start // 3, top, symbol, frames.get(symbol, 0), colors, norm)
-    axes.set_xlim(-0.05, 18.05)
-    axes.set_ylim(9.4, -0.05)
-    axes.set_axis_off()
-    figure.savefig(path, dpi=200, metadata={"Software": None})
-
-
-def _draw_element(axes: Axes, column: int, top: float, symbol: str, number: int, colors, norm: LogNorm) -> None:
-    depth = 0.12 + 0.83 * float(norm(number)) if number else 0.0
-    face = colors(depth) if number else "#f6f6f6"
-    ink = "white" if depth > 0.55 else "#16324f" if number else "#c4c4c4"
-    axes.add_patch(Rectangle((column + 0.03, top + 0.03), 0.94, 0.94, facecolor=face, linewidth=0))
-    center = column + 0.5
-    axes.text(center, top + 0.42, symbol, color=ink, fontsize=15.5, fontweight="bold", ha="center", va="center")
-    if number:
-        axes.text(center, top + 0.82, _short(number), color=ink, fontsize=6.5, ha="center", va="center")
+    norm = LogNorm(1, max(10, *frames.values()))
+    draw_periodic_table(frames, path, norm=norm, colors="Blues", written=lambda number: _short(int(number)))
 
 
 def _short(number: int) -> str:

@@ -1,5 +1,6 @@
 """The streams of a run as Lightning takes them: training steps, validation sweeps, and what must agree on resume."""
 
+import bisect
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -55,10 +56,9 @@ class TrainingData(lightning.LightningDataModule):
     def val_dataloader(self) -> "Sweeps | list":
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
-        sweeps = [
-            self._sweep(dataset, self.trainer) for dataset in self.datasets if dataset.manifest.split("val").shards
-        ]
-        return Sweeps(sweeps) if sweeps else []
+        held_out = [dataset for dataset in self.datasets if dataset.manifest.split("val").shards]
+        names = [dataset.manifest.provenance.name for dataset in held_out]
+        return Sweeps([self._sweep(dataset, self.trainer) for dataset in held_out], names) if held_out else []
 
     def _sweep(self, dataset: Dataset, trainer: lightning.Trainer) -> Sweep:
         return sweep(
@@ -118,8 +118,16 @@ class Run:
 class Sweeps:
     """The validation batches of all data sets, one after another."""
 
-    def __init__(self, sweeps: Sequence[Sweep]) -> None:
-        self.sweeps = sweeps
+    def __init__(self, sweeps: Sequence[Sweep], names: Sequence[str]) -> None:
+        """Chain sweeps; of data sets with the same name, all but the first get a number."""
+        self.sweeps, self.names = sweeps, list[str]()
+        for number, name in enumerate(names, start=1):
+            self.names.append(f"{name} ({number})" if name in self.names else name)
+        self._ends = list(itertools.accumulate(len(sweep) for sweep in sweeps))
+
+    def dataset_of(self, number: int) -> int:
+        """Return which data set a batch belongs to."""
+        return bisect.bisect_right(self._ends, number)
 
     def __len__(self) -> int:
         return sum(len(sweep) for sweep in self.sweeps)

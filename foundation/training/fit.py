@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.stream import Dataset
@@ -22,9 +22,11 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
+from foundation.training.monitor import Monitor
 from foundation.training.optim import OptimConfig
 from foundation.training.preemption import Preemption
 from foundation.training.schedule_free import ScheduleFree
+from foundation.training.sinks import make_loggers, make_progress
 from foundation.training.strategy import make_strategy, plugins_for
 from foundation.training.watchdog import Watchdog
 
@@ -73,11 +75,13 @@ def fit(
     set_computation(potential, config)
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
-    module = TrainingModule(potential, loss, optim, config, guard, record)
+    monitor = Monitor(config, potential)
+    module = TrainingModule(potential, loss, optim, config, guard, monitor, record)
     # the order counts: a checkpoint must have the average that goes with its weights
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
-    callbacks = [averaging, guard, checkpoints, watchdog, _Progress(), Preemption(checkpoints)]
-    trainer = _trainer(config, optim, callbacks, checkpoints.writer, out)
+    callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
+    first_step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
+    trainer = _trainer(config, optim, callbacks, checkpoints.writer, make_loggers(config, out, first_step, record))
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
@@ -118,7 +122,7 @@ def _check_optimizer(config: FitConfig, optim: OptimConfig) -> None:
 
 
 def _trainer(
-    config: FitConfig, optim: OptimConfig, callbacks: list[Callback], writer: AsyncCheckpointIO, out: Path
+    config: FitConfig, optim: OptimConfig, callbacks: list[Callback], writer: AsyncCheckpointIO, loggers: list[Logger]
 ) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator=config.accelerator,
@@ -133,8 +137,9 @@ def _trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
         inference_mode=False,  # forces need autograd in validation too
-        callbacks=callbacks,
-        logger=_loggers(config, out),
+        callbacks=[*callbacks, *(progress := make_progress())],
+        enable_progress_bar=bool(progress),
+        logger=loggers,
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
@@ -173,22 +178,6 @@ class _Averaging(EMAWeightAveraging):
         """Put the weights in training back before the checkpoint on exception is written."""
         if self._swapped:
             self._swap_models(pl_module)
-
-
-class _Progress(RichProgressBar):
-    """Lightning's progress bar without the number of the log."""
-
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """Return the metrics to show."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
-
-def _loggers(config: FitConfig, out: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(out, name="logs", flush_logs_every_n_steps=config.log_every)]
-    if config.wandb:
-        loggers.append(WandbLogger(project="foundation", name=out.name, save_dir=out, offline=True))
-    return loggers
 
 
 def seed_everything(seed: int) -> None:

@@ -68,8 +68,11 @@ class FitConfig:
     checkpointing, the same result with less memory in more time (`make bench BENCH=memory`)."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What happens when training goes wrong."""
-    wandb: bool = False
-    """Write a Weights & Biases run as well, offline; `wandb sync` uploads it."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Write a Weights & Biases run as well: 'offline', for `wandb sync` to upload, or 'online', sent at once. When
+    resumed, a run goes on under the same id."""
+    tensorboard: bool = False
+    """Write TensorBoard's files as well, in logs/tensorboard of the run folder; needs the extra 'tensorboard'."""
     resume: bool | Literal["auto"] = False
     """Continue from the newest checkpoint of the run folder; 'auto' does so if there is one, and else starts."""
 

@@ -1,6 +1,5 @@
 """The LightningModule: one training step is one optimizer step over all of a rank's micro-batches, nothing clever."""
 
-import time
 from typing import Any
 
 import lightning
@@ -12,12 +11,15 @@ from torch import Tensor
 from data_pipeline.graph import GraphBatch
 from data_pipeline.stream import Steps
 from foundation.potential import Potential
+from foundation.training.data import Sweeps
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
 from foundation.training.guard import Guard
-from foundation.training.loss import LossConfig, label_counts, loss
-from foundation.training.metrics import ErrorSums
+from foundation.training.loss import LossConfig, loss_terms
+from foundation.training.metrics import ValidationErrors
+from foundation.training.monitor import Monitor, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
+from foundation.training.sinks import log_row
 
 
 class TrainingModule(lightning.LightningModule):
@@ -34,15 +36,14 @@ class TrainingModule(lightning.LightningModule):
         optim_config: OptimConfig,
         fit_config: FitConfig,
         guard: Guard,
+        monitor: Monitor,
         record: dict[str, Any],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.potential = potential
         self.loss_config, self.optim_config, self.fit_config = loss_config, optim_config, fit_config
-        self.guard, self._record = guard, record
-        self.training_errors, self.validation_errors = ErrorSums(), ErrorSums()
-        self._atoms_since, self._time_since, self._waited_since = 0.0, time.perf_counter(), 0.0
+        self.guard, self.monitor, self._record = guard, monitor, record
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped by hand."""
@@ -59,19 +60,31 @@ class TrainingModule(lightning.LightningModule):
         parameters = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
 
+    def on_train_batch_start(self, batch: list[GraphBatch], batch_idx: int) -> None:
+        """Put right how many batches Lightning thinks to have begun, by which it validates.
+
+        It counts one too many after a checkpoint that was saved in the middle of a step, and would validate one step
+        early to the end of the run.
+        """
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        total.ready = self.trainer.global_step + 1
+        total.started = total.processed = total.completed = self.trainer.global_step
+
     def training_step(self, micro_batches: list[GraphBatch], step: int) -> None:
         """Take one optimizer step, or skip it if its loss or gradient is unusable."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         optimizer.zero_grad()
-        counts = self._sum_over_ranks(torch.stack([label_counts(batch) for batch in micro_batches]).sum(dim=0))
+        counts, sizes = self._sum_over_ranks(step_counts(micro_batches, self.device)).split(3)
+        self.monitor.start_step(micro_batches, sizes)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for place, batch in enumerate(micro_batches):
             self._seed(step, place)
             share = self._share(batch, counts)
             total += share.detach()
             self._gradients.add(share, last=place == len(micro_batches) - 1)
+        self.monitor.stop_computing()
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
         if failed > 0:
@@ -85,19 +98,19 @@ class TrainingModule(lightning.LightningModule):
             self._gradients.discard()
             self._count_step(optimizer)
             self.guard.bad_step(self.trainer, self.potential, micro_batches, trouble)
-        schedule.step()
-        self._atoms_since += sum(len(batch.numbers) for batch in micro_batches)
+        self.monitor.end_step(taken=trouble is None)
         if self.trainer.global_step % self.fit_config.log_every == 0:
-            rate = optimizer.param_groups[0]["lr"]
-            self._log_step(total, norm, rate)
+            self._log_step(norm, optimizer.param_groups[0]["lr"])
+        schedule.step()
 
     def _share(self, batch: GraphBatch, counts: Tensor) -> Tensor:
         """Return a micro-batch's share of the loss of the step."""
         if batch.num_graphs == 0:
             return torch.zeros((), dtype=torch.float64, device=self.device)
         prediction = self.potential(batch)
-        self.training_errors.update(prediction, batch)
-        return loss(self.loss_config, prediction, batch, counts)
+        terms = loss_terms(self.loss_config, prediction, batch, counts)
+        self.monitor.add(prediction, batch, terms)
+        return terms.sum()
 
     def _seed(self, step: int, place: int) -> None:
         """Make random numbers depend on the step and the lane only: not on what ran before, nor on how many ranks."""
@@ -120,39 +133,32 @@ class TrainingModule(lightning.LightningModule):
         assert self.trainer.train_dataloader is not None
         return self.trainer.train_dataloader.steps
 
-    def _log_step(self, total: Tensor, norm: Tensor, learning_rate: float) -> None:
-        now = time.perf_counter()
-        errors = self.training_errors.compute(self._sum_over_ranks)
-        self.training_errors.reset()
-        waited = self._steps.waited
-        sums = torch.tensor([self._atoms_since, waited - self._waited_since], dtype=torch.float64)
-        atoms, waiting = (self._sum_over_ranks(sums) / (now - self._time_since)).tolist()
-        self._atoms_since, self._time_since, self._waited_since = 0.0, now, waited
-        shown = {"loss": float(total), "force_mae": errors.get("force_mae", 0.0), "atoms/s": atoms}
-        self.log_dict(shown, prog_bar=True)
-        self.log_dict(
-            {
-                **{f"train/{name}": value for name, value in errors.items() if name != "force_mae"},
-                "gradient_norm": float(norm),
-                # share of the time that the average process waited for data
-                "data_wait": waiting / self.trainer.world_size,
-                "quarantined_frames": float(self._steps.num_quarantined_frames),
-                "learning_rate": learning_rate,
-            }
-        )
+    def _log_step(self, norm: Tensor, learning_rate: float) -> None:
+        values = self.monitor.compute(self.trainer, self._steps, self._sum_over_ranks)
+        values |= {
+            "train/gradient_norm": float(norm),
+            "train/learning_rate": learning_rate,
+            "train/skipped_steps": float(self.guard.num_skipped),
+            "train/rollbacks": float(self.guard.num_rollbacks),
+        }
+        log_row(self.trainer.loggers, "train", self.trainer.global_step, values)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self.validation_errors.reset()
+        assert isinstance(self.trainer.val_dataloaders, Sweeps)
+        self._validation_errors = ValidationErrors(self.trainer.val_dataloaders.names)
 
     def validation_step(self, batch: GraphBatch, number: int) -> None:
         """Add the errors of a batch."""
         if batch.num_graphs:
-            self.validation_errors.update(self.potential(batch), batch)
+            assert isinstance(self.trainer.val_dataloaders, Sweeps)
+            dataset = self.trainer.val_dataloaders.dataset_of(number)
+            self._validation_errors.update(self.potential(batch), batch, dataset)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the errors over every validation frame, and leave validation's time out of atoms/s."""
-        errors = self.validation_errors.compute(self._sum_over_ranks)
-        self.log_dict({f"val/{name}": value for name, value in errors.items()}, sync_dist=True)
-        self._atoms_since, self._time_since = 0.0, time.perf_counter()
-        self._waited_since = self._steps.waited
+        """Log the errors over every validation frame."""
+        errors, by_element = self._validation_errors.compute(self._sum_over_ranks)
+        values = {f"val/{name}": value for name, value in errors.items()}
+        # what decides which checkpoint is best; the same in all processes
+        self.log_dict(values, logger=False)
+        log_row(self.trainer.loggers, "validation", self.trainer.global_step, {**values, "val/by_element": by_element})

@@ -29,7 +29,7 @@ from tests.benchmarks.rows import Row, write
 
 COMMAND = "make bench BENCH=weak_scaling"
 BAR = 0.9
-RATE, WAIT = "atoms/s", "data_wait"
+RATE, WAIT = "speed/atoms_per_second", "speed/data_wait"
 """Columns of a run's metrics.csv."""
 QUICKSTART = {
     "irreps": "32x0e+16x1e+8x2e",

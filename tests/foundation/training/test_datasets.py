@@ -166,12 +166,12 @@ def test_evaluating_at_no_theory_in_particular_is_refused(run: Path, emt_manifes
 
 
 def logged(run: Path, name: str) -> list[float]:
-    with (run / "logs" / "version_0" / "metrics.csv").open() as file:
+    with (run / "logs" / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
 def test_every_process_logs_how_long_it_waited_for_data(run: Path) -> None:
-    shares = logged(run, "data_wait")
+    shares = logged(run, "speed/data_wait")
     assert shares
     assert all(0.0 < share < 1.0 for share in shares)
 
@@ -185,6 +185,6 @@ def test_a_run_goes_on_without_a_block_that_cannot_be_read(emt_manifest: Manifes
     shard.write_bytes(content)
     fit = dataclasses.replace(FIT, corrupt="quarantine")
     pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=fit))
-    assert logged(tmp_path / "run", "quarantined_frames")[-1] == 16.0
+    assert logged(tmp_path / "run", "seen/quarantined_frames")[-1] == 16.0
     with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte"):
         pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "again", model=MODEL, fit=FIT))

@@ -1,0 +1,76 @@
+"""The floating-point operations of a training step, counted, and how many the machine can do, measured.
+
+Counted are the products that a step cannot do without: convolutions as their kernels are written, radial networks per
+pair of edges, linear maps per atom. Each matrix product is done six times: forward; the gradient by positions; and the
+derivatives of both by weights and inputs. Element-wise work is left out, and so is what recomputation repeats, so that
+the quotient is the model FLOP utilisation of Chowdhery et al. (arXiv:2204.02311), appendix B.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from foundation.kernels.codegen import operations
+from foundation.kernels.convolution import Convolution
+from foundation.nn.linear import Linear
+from foundation.nn.radial import RadialNetwork
+from foundation.potential import Potential
+
+PASSES = 6
+"""Times that a matrix product of the energy is done in a training step."""
+SIZES = {"cpu": 512, "cuda": 8192}
+"""Rows of the square matrices whose product shows what a device can do."""
+SECONDS = 0.2
+"""How long it is measured [s]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """The floating-point operations of a training step."""
+
+    per_edge: float
+    """For each directed edge."""
+    per_atom: float
+    """For each atom."""
+
+
+def training_cost(potential: Potential, *, tabulated: bool) -> StepCost | None:
+    """Return the operations of a training step; None for a network without convolutions, whose cost is not known.
+
+    Args:
+        potential: What is trained.
+        tabulated: Whether radial networks are interpolated: run at a few hundred distances, they are left out.
+    """
+    per_edge = per_atom = 0.0
+    modules = list(potential.network.modules())
+    if not any(isinstance(module, Convolution) for module in modules):
+        return None
+    for module in modules:
+        if isinstance(module, Convolution):
+            count = operations(module.paths)
+            per_edge += count["forward"] + 2 * count["backward"] + count["double backward"]
+        elif isinstance(module, RadialNetwork) and not tabulated:
+            per_edge += PASSES * sum(weight.numel() for weight in module.weights)  # two operations, for two edges
+        elif isinstance(module, Linear):
+            same = [(i, o) for i in module.irreps_in for o in module.irreps_out if i.ir == o.ir]
+            per_atom += PASSES * 2 * sum(i.ir.dim * i.mul * o.mul for i, o in same)
+    return StepCost(per_edge=per_edge, per_atom=per_atom)
+
+
+@cache
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the operations per second of a large matrix product; None on a device that cannot be timed here."""
+    if device.type not in SIZES:
+        return None
+    size = SIZES[device.type]
+    matrix = torch.ones(size, size, dtype=dtype, device=device)  # no random numbers: training's are not to be touched
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        torch.matmul(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best

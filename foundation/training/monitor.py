@@ -1,0 +1,221 @@
+"""What a run says of itself while it trains: errors, speed, how evenly the processes are loaded, what it has cost.
+
+Between logged steps nothing is exchanged and no accelerator is waited for: sums stay where they are computed, sizes of
+batches are known to the host, and the number of frames travels with the counts of labels that the loss needs anyway. A
+logged step reduces one vector over the processes. Each process has a place of its own in it for the edges and the
+seconds of every step, because a step lasts as long as its slowest process: what counts is the sum over steps of the
+largest, not the largest of the sums.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float64
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from data_pipeline.graph import GraphBatch
+from data_pipeline.stream import Steps
+from foundation.potential import Potential, Prediction
+from foundation.training.fit_config import FitConfig
+from foundation.training.flops import peak_rate, training_cost
+from foundation.training.loss import label_counts
+from foundation.training.metrics import ErrorSums, mean_errors
+from foundation.training.metrics_file import START
+from foundation.training.sinks import log_row
+
+
+def step_counts(batches: Sequence[GraphBatch], device: torch.device) -> Float64[Tensor, " 6"]:
+    """Return the label_counts of a process's micro-batches, and their frames, atoms and edges."""
+    sizes = [sum(sizes) for sizes in zip(*((b.num_graphs, len(b.numbers), b.num_edges) for b in batches), strict=True)]
+    counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0).to(device)
+    return torch.cat([counts, torch.tensor(sizes, dtype=torch.float64, device=device)])
+
+
+class Stopwatch:
+    """The seconds that a device computes between a start and a stop, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._laps: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        """Begin a lap."""
+        self._begin = self._now()
+
+    def stop(self) -> None:
+        """End a lap."""
+        self._laps.append((self._begin, self._now()))
+
+    def take(self) -> list[float]:
+        """Return the seconds of all laps and forget them; waits for the device."""
+        laps, self._laps = self._laps, []
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            return [begin.elapsed_time(end) / 1000.0 for begin, end in laps]
+        return [end - begin for begin, end in laps]
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Monitor(Callback):
+    """Measures the steps of a run; the training module tells it what happens in them."""
+
+    def __init__(self, config: FitConfig, potential: Potential) -> None:
+        self._lanes, self._edge_budget = config.lanes, config.edge_budget
+        self._cost = training_cost(potential, tabulated=config.radial_table > 0)
+        self._errors, self._step_errors = ErrorSums(), ErrorSums()
+        self._terms = torch.zeros(3, dtype=torch.float64)
+        self._seen = torch.zeros(3, dtype=torch.float64)
+        self._seen_before, self._edges = [0.0, 0.0, 0.0], list[int]()
+        self._device_seconds = self._waited = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the frames, atoms and edges seen so far and the seconds of all processes together."""
+        return {"seen": self._seen.tolist(), "device_seconds": self._device_seconds_now()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the counts where they were."""
+        self._seen = torch.tensor(state_dict["seen"], dtype=torch.float64)
+        self._seen_before = state_dict["seen"]
+        self._device_seconds = state_dict["device_seconds"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clocks, find out what the device can do, and note that a process of this run begins here."""
+        device = trainer.strategy.root_device
+        self._watch, self._world_size = Stopwatch(device), trainer.world_size
+        self._peak = peak_rate(device, next(pl_module.parameters()).dtype) if self._cost else None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._first_step, self._began = trainer.global_step, time.perf_counter()
+        self._since = self._began
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        facts: dict[str, Any] = {"processes": trainer.world_size, "device": name}
+        if self._cost:
+            facts |= {"flops_per_edge": self._cost.per_edge, "flops_per_atom": self._cost.per_atom}
+        if self._peak:
+            facts["peak_flops"] = self._peak
+        log_row(trainer.loggers, START, trainer.global_step, facts)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop the clock of the speed of training."""
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Let the clock of the speed of training go on."""
+        self._since += time.perf_counter() - self._validation_began
+
+    def start_step(self, batches: Sequence[GraphBatch], sizes: Float64[Tensor, " 3"]) -> None:
+        """Begin a step.
+
+        Args:
+            batches: This process's micro-batches.
+            sizes: Frames, atoms and edges of the step, over all processes.
+        """
+        self._seen = self._seen.to(sizes.device) + sizes
+        self._edges.append(sum(batch.num_edges for batch in batches))
+        self._step_errors.reset()
+        self._terms = torch.zeros_like(sizes)
+        self._watch.start()
+
+    def add(self, prediction: Prediction, batch: GraphBatch, terms: Float64[Tensor, " 3"]) -> None:
+        """Take note of a micro-batch and its share of the terms of the loss."""
+        self._terms = self._terms + terms.detach()
+        self._step_errors.update(prediction, batch)
+
+    def stop_computing(self) -> None:
+        """Take note that a process has done its part of a step, up to exchanging gradients."""
+        self._watch.stop()
+
+    def end_step(self, *, taken: bool) -> None:
+        """End a step; the errors of one that was not taken are left out."""
+        if taken:
+            self._errors.add(self._step_errors)
+
+    def compute(self, trainer: lightning.Trainer, steps: Steps, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the metrics of the last step, and of the steps since the last call; all processes call it together.
+
+        train/loss and its terms are the last step's, by its global counts. train/*_mae are over the training frames
+        since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the same time, validation left out: data_wait
+        is the share of it that the average process waited for data; budget_fill the edges over those that fit;
+        imbalance_* the largest over the mean of the processes, by edges and by the time to the gradient; peak_memory of
+        the largest process [GB]; flop_utilization counted operations over what matrix products reach here. seen/* are
+        since the start of the run, and so are run/device_hours of all processes together.
+        """
+        device, num_steps = self._terms.device, len(self._edges)
+        own = torch.tensor([*self._edges, *self._watch.take(), peak_memory(device)], dtype=torch.float64)
+        now = time.perf_counter()
+        places = torch.zeros(self._world_size, len(own), dtype=torch.float64)
+        places[trainer.global_rank] = own
+        waited, self._waited = steps.waited - self._waited, steps.waited
+        shared = torch.tensor([waited, self._peak or 0.0, steps.num_quarantined_frames], dtype=torch.float64)
+        parts = [self._errors.sums, self._terms, shared, places.flatten()]
+        sums = reduce(torch.cat([part.to(device) for part in parts])).cpu()
+        errors, terms, shared, places = sums.split([len(part) for part in parts])
+        edges, times, memory = places.view(self._world_size, -1).split([num_steps, num_steps, 1], dim=1)
+        waited, peak, quarantined = shared.tolist()
+        seen, seconds = self._seen.tolist(), now - self._since
+        values = _of_training(errors.tolist(), terms.tolist()) | self._of_speed(seconds, seen, peak)
+        values |= {
+            "speed/data_wait": waited / self._world_size / seconds,
+            "speed/budget_fill": float(edges.sum()) / (num_steps * self._lanes * self._edge_budget),
+            "speed/imbalance_edges": imbalance(edges),
+            "speed/imbalance_seconds": imbalance(times),
+            "speed/peak_memory": float(memory.max()) / 1e9,
+            **{f"seen/{name}": value for name, value in zip(("frames", "atoms", "edges"), seen, strict=True)},
+            "seen/quarantined_frames": quarantined,
+            "run/device_hours": self._device_seconds_now() / 3600.0,
+            "run/remaining_seconds": self._remaining(trainer, now),
+        }
+        self._since, self._seen_before = now, seen
+        self._edges.clear()
+        self._errors.reset()
+        return values
+
+    def _of_speed(self, seconds: float, seen: list[float], peak: float) -> dict[str, float]:
+        _, atoms, edges = (after - before for after, before in zip(seen, self._seen_before, strict=True))
+        values = {"speed/atoms_per_second": atoms / seconds, "speed/edges_per_second": edges / seconds}
+        if self._cost and peak:
+            done = self._cost.per_atom * atoms + self._cost.per_edge * edges
+            values["speed/flop_utilization"] = done / (seconds * peak)
+        return values
+
+    def _remaining(self, trainer: lightning.Trainer, now: float) -> float:
+        """Return how long the rest of the run takes [s] at the pace of this process so far, validation included."""
+        taken = trainer.global_step - self._first_step
+        return (trainer.max_steps - trainer.global_step) * (now - self._began) / taken
+
+    def _device_seconds_now(self) -> float:
+        return self._device_seconds + self._world_size * (time.perf_counter() - self._began)
+
+
+def _of_training(errors: list[float], terms: list[float]) -> dict[str, float]:
+    values = {"train/loss": sum(terms)}
+    values |= {f"train/loss_{name}": term for name, term in zip(("energy", "forces", "stress"), terms, strict=True)}
+    means = mean_errors(errors)
+    del means["frames"]
+    return values | {f"train/{name}": value for name, value in means.items()}
+
+
+def imbalance(loads: Float64[Tensor, "processes steps"]) -> float:
+    """Return by how much longer steps take than with evenly loaded processes: sum of the largest over sum of means."""
+    mean = float(loads.mean(dim=0).sum())
+    return float(loads.amax(dim=0).sum()) / mean if mean > 0 else 1.0
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has held: of an accelerator what was allocated, else resident [B]."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)
