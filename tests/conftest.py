@@ -10,6 +10,9 @@ from data_pipeline.build import BuildConfig, build
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import EmtAlloys
 
+# processes that tests start would each take all cores, and several are started at once
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

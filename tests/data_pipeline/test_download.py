@@ -80,8 +80,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(server.body) - start))
         self.end_headers()
         end = start + server.break_after.pop(0) if server.break_after else len(server.body)
-        self.wfile.write(server.body[start:end])
+        # counted first: a client that has all it wants does not wait for this thread
         server.bytes_sent += len(server.body[start:end])
+        self.wfile.write(server.body[start:end])
 
 
 @pytest.fixture
