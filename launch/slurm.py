@@ -7,7 +7,6 @@ was. One start and the next write to the same log.
 import logging
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ log = logging.getLogger(__name__)
 
 TASK = "{task}"
 """In the command of a job array: the number of the task."""
-KILLED_BY_USR1 = 128 + signal.SIGUSR1
-"""Exit code of srun when the signal came before Python held it back."""
 TEMPLATE = """\
 #!/bin/bash
 # Written by `foundation launch slurm`. Submit it again with: sbatch {script}
@@ -33,13 +30,10 @@ TEMPLATE = """\
 export MASTER_ADDR=$(hostname)
 export MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
 echo "start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job {job} on $SLURM_JOB_NODELIST, $(date)"
-
-srun --cpus-per-task={cpus} --kill-on-bad-exit=1 \\
+# SIGUSR1 waits until training starts; where env is too old for it, only from Python's first imports on
+hold=$(env --block-signal=USR1 echo "env --block-signal=USR1" 2>/dev/null)
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 $hold \\
     {command}
-status=$?
-# the signal of the time limit came before Python could hold it back
-if [ $status -eq {killed_by_usr1} ]; then scontrol requeue "{job}"; fi
-exit $status
 """
 
 
@@ -163,7 +157,6 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
         threads=max(1, cpus - run.fit.num_workers),
         cpus=cpus,
         command=_lines([sys.executable, "-m", "launch", *command]),
-        killed_by_usr1=KILLED_BY_USR1,
         job=job,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
@@ -184,6 +185,23 @@ class Checkpoints(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             for partial in self.folder.glob("*" + PARTIAL):
                 partial.unlink()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compare where the processes begin: each has looked for the newest checkpoint itself.
+
+        Raises:
+            RuntimeError: they do not begin at the same step.
+        """
+        if trainer.world_size == 1:
+            return
+        step = torch.tensor([trainer.global_step, -trainer.global_step], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(step, op=torch.distributed.ReduceOp.MAX)
+        last, first = int(step[0]), -int(step[1])
+        if first != last:
+            raise RuntimeError(
+                f"process {trainer.global_rank} begins at step {trainer.global_step} and others at steps from {first} "
+                f"to {last}: {self.folder} does not look the same from all nodes; start the run again"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return which checkpoint was best so far."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
-from foundation.training.strategy import ZeroStrategy
+from foundation.training.strategy import ZeroStrategy, sum_over_ranks
 
 
 class FlatGradients:
@@ -32,7 +32,7 @@ class FlatGradients:
         if isinstance(self._strategy, DDPStrategy):
             # numbers go as float32 like the gradient: what they decide is the same in every process
             flat = torch.cat([*(gradient.flatten() for gradient in gradients), sums.to(gradients[0].dtype)])
-            *parts, sums = self._sum(flat).split([*(g.numel() for g in gradients), len(sums)])
+            *parts, sums = sum_over_ranks(flat).split([*(g.numel() for g in gradients), len(sums)])
             for gradient, reduced in zip(gradients, parts, strict=True):
                 gradient.copy_(reduced.view_as(gradient))
         return torch.nn.utils.get_total_norm(gradients), sums
@@ -45,11 +45,6 @@ class FlatGradients:
         """Forget the gradient of this step."""
         for parameter in self._parameters:
             parameter.grad = None
-
-    def _sum(self, flat: Tensor) -> Tensor:
-        reduced = self._strategy.reduce(flat, reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced
 
 
 class ZeroGradients:
@@ -73,8 +68,7 @@ class ZeroGradients:
         """Return the norm of the gradient, which DeepSpeed has summed, and a few numbers summed over processes."""
         parts = [part for group in self.partitions() for part in group]
         square = torch.stack([part.double().square().sum() for part in parts]).sum().to(self._strategy.root_device)
-        reduced = self._strategy.reduce(torch.cat([square.view(1), sums.double()]), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
+        reduced = sum_over_ranks(torch.cat([square.view(1), sums.double()]))
         return reduced[0].sqrt(), reduced[1:]
 
     def partitions(self) -> list[list[Tensor]]:

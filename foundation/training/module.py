@@ -20,6 +20,7 @@ from foundation.training.metrics import ValidationErrors
 from foundation.training.monitor import Monitor, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 from foundation.training.sinks import log_row
+from foundation.training.strategy import sum_over_ranks
 
 
 class TrainingModule(lightning.LightningModule):
@@ -124,9 +125,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer._on_after_step()
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced
+        return sum_over_ranks(tensor.to(self.device, copy=True))
 
     @property
     def _steps(self) -> Steps:

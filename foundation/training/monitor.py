@@ -73,6 +73,7 @@ class Monitor(Callback):
 
     def __init__(self, config: FitConfig, potential: Potential) -> None:
         self._lanes, self._edge_budget = config.lanes, config.edge_budget
+        self._is_bf16 = config.precision == "bf16"
         self._cost = training_cost(potential, tabulated=config.radial_table > 0)
         self._errors, self._step_errors = ErrorSums(), ErrorSums()
         self._terms = torch.zeros(3, dtype=torch.float64)
@@ -94,7 +95,8 @@ class Monitor(Callback):
         """Start the clocks, find out what the device can do, and note that a process of this run begins here."""
         device = trainer.strategy.root_device
         self._watch, self._world_size = Stopwatch(device), trainer.world_size
-        self._peak = peak_rate(device, next(pl_module.parameters()).dtype) if self._cost else None
+        dtype = torch.bfloat16 if self._is_bf16 else next(pl_module.parameters()).dtype
+        self._peak = peak_rate(device, dtype) if self._cost else None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._first_step, self._began = trainer.global_step, time.perf_counter()

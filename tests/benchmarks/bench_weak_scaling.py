@@ -173,7 +173,7 @@ def _read(config: Config, manifest: Manifest, out: Path, devices: int) -> Speed:
     frame_atoms, frame_edges = index.counts(0, index.num_frames)
     seconds, waited, edges = 0.0, 0.0, 0
     for before, line in itertools.pairwise(lines):
-        steps = range(int(before["step"]) + 1, int(line["step"]) + 1)
+        steps = range(int(before["step"]), int(line["step"]))
         frames = np.concatenate([plan.micro_batch(step, lane) for step in steps for lane in range(devices)])
         took = float(frame_atoms[frames].sum()) / float(line[RATE])
         seconds, waited = seconds + took, waited + took * float(line[WAIT])

@@ -144,11 +144,16 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for_end(self, job: str, timeout: float = 300) -> dict[str, str]:
-        """Return what SLURM knows of a job that has ended; one that is back in the queue need not wait there."""
+        """Return what SLURM knows of a job that has ended; one that is back in the queue waits there for a moment only.
+
+        Left alone it is two minutes, in which the end of the last start is sure to be reported: a report that comes
+        after the next start ends that one.
+        """
 
         def ended() -> bool:
             facts = self.job(job)
             if facts["JobState"] == "PENDING" and facts["Reason"] == "BeginTime":
+                time.sleep(2)
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
             return facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 

@@ -37,8 +37,9 @@ export OMP_NUM_THREADS=1
 export MASTER_ADDR=$(hostname)
 export MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
 echo "start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job ${{SLURM_JOB_ID}} on $SLURM_JOB_NODELIST, $(date)"
-
-srun --cpus-per-task=2 --kill-on-bad-exit=1 \\
+# SIGUSR1 waits until training starts; where env is too old for it, only from Python's first imports on
+hold=$(env --block-signal=USR1 echo "env --block-signal=USR1" 2>/dev/null)
+srun --cpus-per-task=2 --kill-on-bad-exit=1 $hold \\
     {python} -m launch pretrain \\
     --data data \\
     --out runs/big \\
@@ -47,10 +48,6 @@ srun --cpus-per-task=2 --kill-on-bad-exit=1 \\
     --fit.devices 4 \\
     --fit.num_nodes 2 \\
     --fit.resume auto
-status=$?
-# the signal of the time limit came before Python could hold it back
-if [ $status -eq 138 ]; then scontrol requeue "${{SLURM_JOB_ID}}"; fi
-exit $status
 """
 
 
@@ -90,7 +87,7 @@ def test_a_sweep_is_an_array_whose_tasks_have_their_own_run_folders(tmp_path: Pa
     for line in ("#SBATCH --array=0-6:2%2", f"#SBATCH --output={tmp_path}/runs/sweep/slurm-%A_%a.log"):
         assert line in text.splitlines()
     assert '--fit.seed "${SLURM_ARRAY_TASK_ID}" \\\n    --out \'runs/a sweep/\'"${SLURM_ARRAY_TASK_ID}" \\' in text
-    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"' in text
+    assert "of job ${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID} on" in text
 
 
 @pytest.mark.parametrize(
