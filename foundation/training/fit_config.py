@@ -9,7 +9,7 @@ from foundation.kernels.convolution import Backend
 from foundation.nn.product import Precision
 from foundation.nn.radial_table import check_num_knots
 from foundation.training.guard import GuardConfig
-from foundation.training.strategy import StrategyName
+from foundation.training.strategy import NO_ZERO_3, StrategyName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class FitConfig:
     """Nodes."""
     strategy: StrategyName = "ddp"
     """How processes share the work: each with the whole optimizer (ddp), or with a part of its state (zero-1) and of
-    the gradient (zero-2), also in the host's memory (zero-2-offload); ZeRO needs the extra 'cluster'."""
+    the gradient (zero-2), also in the host's memory (zero-2-offload); zero-3 is refused. ZeRO needs the extra
+    'cluster'."""
     backend: Backend = "auto"
     """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
     (torch), or the best that works here (auto)."""
@@ -83,6 +84,8 @@ class FitConfig:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         check_num_knots(self.radial_table)
+        if self.strategy == "zero-3":
+            raise ValueError(NO_ZERO_3)
         world_size = self.devices * self.num_nodes
         if world_size < 1 or self.lanes % world_size:
             sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]

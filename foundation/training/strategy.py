@@ -20,7 +20,12 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload"]
+StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload", "zero-3"]
+NO_ZERO_3 = (
+    "strategy zero-3 takes the parameters away between layers, and the forces, derivatives by positions inside the "
+    "model that the loss differentiates again, need them there. The parameters are not what fills the memory: use "
+    "zero-2, and fit.recompute or a smaller fit.edge_budget"
+)
 
 
 def make_strategy(name: StrategyName, world_size: int, clip_norm: float) -> Strategy | str:

@@ -1,5 +1,6 @@
 """A process that is stopped is named by the others, and the run ends so that it can be started again."""
 
+import contextlib
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ def test_a_stopped_process_is_reported_by_name_and_the_run_ends(emt_manifest: Ma
     command = [sys.executable, "-m", "launch", "pretrain", "--data", str(emt_manifest.root), *ARGUMENTS]
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=log, stderr=log)
+    processes = [run.pid]
     try:
         metrics = tmp_path / "run" / "logs"
         deadline = time.monotonic() + 120
@@ -34,11 +36,14 @@ def test_a_stopped_process_is_reported_by_name_and_the_run_ends(emt_manifest: Ma
             assert time.monotonic() < deadline
             time.sleep(0.2)
         (second,) = children(run.pid)
+        processes.append(second)
         os.kill(second, signal.SIGSTOP)
         assert run.wait(timeout=60) == 75
     finally:
-        for process in (*children(run.pid), run.pid):
-            os.kill(process, signal.SIGKILL) if process != run.pid or run.poll() is None else None
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        run.wait()
     said = (tmp_path / "log").read_text()
     assert "process 0 on" in said
     assert re.search(r"no step for \d+ s, at step \d+, in ", said)
