@@ -1,4 +1,4 @@
-"""Runs under torchrun: two runs of four steps, in the third of which the gradient of the second process is not finite."""
+"""Runs under torchrun: two runs of four steps, in the third of which the second process has no finite gradient."""
 
 import sys
 from pathlib import Path
