@@ -44,7 +44,12 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
         potential: What to write.
         folder: Where.
         provenance: What the potential was made from and how, as JSON.
+
+    Raises:
+        ValueError: the potential has adapters, which are part of training only.
     """
+    if any(".adapter." in name for name, _ in potential.named_parameters()):
+        raise ValueError(f"{folder}: the potential has adapters; merge_adapters() makes it one that can be saved")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -21,6 +21,9 @@ class Linear(torch.nn.Module):
     theory is one more even scalar input, as in SevenNet-MF (Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)).
     """
 
+    adapter: torch.nn.Module | None
+    """What fine-tuning adds to the weight, if anything: a module that maps it to the one that is used."""
+
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> None:
         """Prepare a linear map.
 
@@ -51,6 +54,7 @@ class Linear(torch.nn.Module):
         position = [self.irreps_in[i].ir for i, *_ in self._blocks]
         self._order = [position.index(item.ir) for item in self.irreps_out]
         self.weight = torch.nn.Parameter(torch.randn(sum(a * b for _, _, a, b in self._blocks)))
+        self.register_module("adapter", None)
         if num_theories:
             biased = [fan_out for i, _, _, fan_out in self._blocks if self.irreps_in[i].ir == o3.Irrep("0e")]
             if not biased:
@@ -85,7 +89,8 @@ class Linear(torch.nn.Module):
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the mixed features of atoms, each at the level of theory given by number."""
         inputs = features.split(self._inputs, dim=1)
-        weights = self.weight.split([a * b for _, _, a, b in self._blocks])
+        weight = self.weight if self.adapter is None else self.adapter(self.weight)
+        weights = weight.split([a * b for _, _, a, b in self._blocks])
         outputs = []
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
             biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")

@@ -82,12 +82,20 @@ class RadialNetwork(torch.nn.Module):
         for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             layer = torch.nn.Module()
             layer.weight = torch.nn.Parameter(torch.randn(fan_in, fan_out))
+            # what fine-tuning adds to the weight, if anything: a module that maps it to the one that is used
+            layer.register_module("adapter", None)
             self.add_module(f"layer{number}", layer)
 
     @property
     def weights(self) -> list[torch.nn.Parameter]:
         """The weight matrices of the layers."""
         return [self.get_parameter(f"layer{number}.weight") for number in range(self._num_layers)]
+
+    def _adapted(self, number: int) -> Float[Tensor, "fan_in fan_out"]:
+        """Return the weight of a layer, with what its adapter adds."""
+        layer = self.get_submodule(f"layer{number}")
+        weight = layer.get_parameter("weight")
+        return weight if layer.adapter is None else layer.get_submodule("adapter")(weight)
 
     def forward(
         self, basis: Float[Tensor, "pairs basis"], divisor: Float[Tensor, " one"] | None = None
@@ -101,7 +109,7 @@ class RadialNetwork(torch.nn.Module):
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return what the last layer is applied to, up to the factor of the activation."""
         values, scale = basis, 1.0
-        for weight in self.weights[:-1]:
+        for weight in map(self._adapted, range(self._num_layers - 1)):
             matrix = weight * (scale * weight.shape[0] ** -0.5)
             values, scale = torch.nn.functional.silu(self.product(values, matrix)), self._activation_scale
         return values
@@ -109,7 +117,7 @@ class RadialNetwork(torch.nn.Module):
     def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:
         """Return `hidden` of a basis, with first and second derivatives along, in the basis' float type."""
         stacked, scale = basis, 1.0
-        for weight in self.weights[:-1]:
+        for weight in map(self._adapted, range(self._num_layers - 1)):
             matrix = (weight * (scale * weight.shape[0] ** -0.5)).to(basis.dtype)
             values, slopes, curvatures = stacked @ matrix
             sigmoid = torch.sigmoid(values)
@@ -122,7 +130,7 @@ class RadialNetwork(torch.nn.Module):
 
     def last(self, divisor: Float[Tensor, " one"] | None = None) -> Float[Tensor, "hidden weights"]:
         """Return the matrix of the last layer with all factors in it, divided by a number."""
-        weight = self.weights[-1]
+        weight = self._adapted(self._num_layers - 1)
         scale = self._activation_scale if self._num_layers > 1 else 1.0
         matrix = weight * (scale * weight.shape[0] ** -0.5)
         return matrix if divisor is None else matrix / divisor

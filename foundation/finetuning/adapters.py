@@ -1,0 +1,103 @@
+"""Low-rank adapters (LoRA; Hu et al., ICLR 2022) on the linear maps and the radial networks.
+
+A linear map mixes the channels of each irrep by a matrix of its own, so W + (alpha / r) A B within each matrix is as
+equivariant as W; radial weights are invariant anyway. The start's parameters are frozen and keep their names, the
+adapters' stand beside them as ...adapter.down and ...adapter.up. They are plain modules rather than torch's
+parametrizations, which cannot be pickled and share a class between copies: merging a copy would break the original.
+A forward pass costs one small product per matrix more; merging takes adapters away, and then there is no cost at all.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foundation.finetuning.freezing import matching
+from foundation.nn.linear import Linear
+from foundation.nn.radial import RadialNetwork
+from foundation.potential import Potential
+
+
+class LowRank(torch.nn.Module):
+    """Adds (alpha / rank) A B to each of the matrices that lie in a weight one after another.
+
+    A (`down`) is normal, like the weights of these layers, which are normalised in use; B (`up`) is zero, so that at
+    first nothing is added. Matrices with fewer rows or columns than the rank get no more than that.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], rank: int, alpha: float) -> None:
+        super().__init__()
+        self._shapes = [(fan_in, min(rank, fan_in, fan_out), fan_out) for fan_in, fan_out in shapes]
+        self._scale = alpha / rank
+        self.down = torch.nn.Parameter(torch.randn(sum(a * r for a, r, _ in self._shapes)))
+        self.up = torch.nn.Parameter(torch.zeros(sum(r * b for _, r, b in self._shapes)))
+
+    def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the adapted weight."""
+        downs = self.down.split([a * r for a, r, _ in self._shapes])
+        ups = self.up.split([r * b for _, r, b in self._shapes])
+        parts = [
+            (down.view(fan_in, rank) @ up.view(rank, fan_out)).flatten()
+            for (fan_in, rank, fan_out), down, up in zip(self._shapes, downs, ups, strict=True)
+        ]
+        return weight + self._scale * torch.cat(parts).view_as(weight)
+
+
+def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequence[str] = ("*",)) -> list[str]:
+    """Freeze a potential, put trainable adapters on its weights, and return the names of the adapted weights.
+
+    Predictions stay what they are, to the last bit.
+
+    Args:
+        potential: What to adapt, in place; left alone if something is refused.
+        rank: Rank of what is added to each matrix.
+        alpha: What is added is multiplied with alpha / rank.
+        patterns: Presets and patterns of freezing.py that choose among the weights of linear maps and radial networks.
+
+    Raises:
+        ValueError: rank or alpha is not positive, a pattern matches no such weight, or there are adapters already.
+    """
+    if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f"adapters need a rank of at least 1 and a positive alpha, not {rank} and {alpha}")
+    if any(layer.adapter is not None for _, layer, _ in _layers(potential)):
+        raise ValueError("the potential has adapters already: merge them first")
+    layers = {f"{name}.weight": (layer, shapes) for name, layer, shapes in _layers(potential)}
+    chosen = matching(potential, patterns, list(layers))
+    potential.requires_grad_(False)
+    for name in chosen:
+        layer, shapes = layers[name]
+        layer.adapter = LowRank(shapes, rank, alpha).to(layer.get_parameter("weight")).train(layer.training)
+    return chosen
+
+
+def merge_adapters(potential: Potential) -> list[str]:
+    """Put adapters into the weights in place, and return the names of the weights that had one.
+
+    The result is a plain potential that predicts the same, and all of whose parameters can be trained again.
+
+    Raises:
+        ValueError: there are no adapters.
+    """
+    adapted = [(name, layer) for name, layer, _ in _layers(potential) if layer.adapter is not None]
+    if not adapted:
+        raise ValueError("the potential has no adapters to merge")
+    with torch.no_grad():
+        for _, layer in adapted:
+            weight = layer.get_parameter("weight")
+            weight.copy_(layer.get_submodule("adapter")(weight))
+            layer.register_module("adapter", None)
+    potential.requires_grad_(True)
+    return [f"{name}.weight" for name, _ in adapted]
+
+
+def _layers(potential: Potential) -> Iterator[tuple[str, torch.nn.Module, list[tuple[int, int]]]]:
+    """Yield name, module and matrices of everything that an adapter can be put on."""
+    for name, module in potential.named_modules():
+        if isinstance(module, Linear):
+            yield name, module, module.matrix_shapes
+        elif isinstance(module, RadialNetwork):
+            for number, weight in enumerate(module.weights):
+                layer = f"layer{number}"
+                yield f"{name}.{layer}", module.get_submodule(layer), [(weight.shape[0], weight.shape[1])]
