@@ -18,6 +18,7 @@ from data_pipeline.merge import MergeConfig, merge
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
+from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.report import ReportConfig, report
 from foundation.training.preemption import PreemptedError
@@ -43,6 +44,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
     "preflight": (PreflightConfig, preflight, "check a run and estimate its time, memory and cost before it starts"),
+    "fisher": (FisherConfig, compute_fisher, "measure how much each weight of a potential matters to data"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "report": (ReportConfig, lambda c: show.training(c, report(c)), "draw the curves of a run, or of several"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),

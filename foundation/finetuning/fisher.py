@@ -1,0 +1,335 @@
+"""The diagonal Fisher of a potential: how much the loss on data it has learned depends on each of its weights.
+
+F_i is the mean over structures of the squared derivative of the training loss of that structure alone: the 'empirical'
+Fisher (Kirkpatrick et al., PNAS 114, 3521 (2017); of interatomic potentials, Kim et al., arXiv:2506.15223). It scales
+with the square of the loss and belongs to the weights it was computed at, so that both are kept with it and a mismatch
+is refused. A file takes 8 bytes a weight for F beside the weights themselves.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_pipeline.manifest import open_manifest
+from data_pipeline.stream import Dataset
+from foundation import checkpoint
+from foundation.finetuning.penalties import mismatches
+from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
+from foundation.potential import Potential
+from foundation.training.loss import LossConfig, TermConfig
+from foundation.training.strategy import sum_over_ranks
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+FACTS, CHECKSUM = "facts", "sha256"
+"""Entries of the header of a Fisher file: what it is, as JSON, and the checksum of that and of the tensors."""
+FACT_NAMES = (
+    "num_structures",
+    "num_above_threshold",
+    "num_unknown",
+    "loss_threshold",
+    "data",
+    "weights_sha256",
+)
+"""Fields of a Fisher that are JSON as they are."""
+
+
+class CorruptFisher(ValueError):
+    """A file that is not the Fisher that was saved; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """Of which potential to compute the diagonal Fisher, on what data."""
+
+    model: Path
+    """Release folder or run folder."""
+    data: Path
+    """Manifest of data that the model has learned, or its folder."""
+    out: Path
+    """File to write, by convention of suffix .safetensors; an older one is replaced once the new one is complete."""
+    split: str = "train"
+    """Split whose structures are used."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss whose derivatives are squared: that of the fine-tuning which will use the Fisher."""
+    max_structures: int | None = None
+    """Use this many structures, chosen at random; all when absent."""
+    loss_threshold: float | None = None
+    """Leave out structures whose loss is above this, which the model has not learned; none when absent."""
+    seed: int = 0
+    """Seed of the choice of structures."""
+    device: str = "cpu"
+    """torch's name of the device."""
+    theory: str | None = None
+    """Level of theory of the data, one of the potential's; when absent the one that the data set is described as, or
+    the only one there is."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.max_structures, self.loss_threshold)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fisher:
+    """The diagonal Fisher of a potential, with all that decides what it may be used for."""
+
+    values: dict[str, Tensor]
+    """Mean squared derivative of the loss by parameter name, float64."""
+    theta_star: dict[str, Tensor]
+    """The parameters that it was computed at."""
+    num_structures: int
+    """Structures that the mean is over."""
+    num_above_threshold: int
+    """Structures left out because their loss is above the threshold."""
+    num_unknown: int
+    """Structures left out because the potential does not know an element."""
+    loss_threshold: float | None
+    """The threshold of the loss."""
+    loss: LossConfig
+    """The loss."""
+    data: tuple[dict[str, str], ...]
+    """Name, split and manifest fingerprint of each data set."""
+    weights_sha256: str
+    """Checksum of the potential's weights, the one in its config.json."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(value.numel() for value in self.values.values())
+
+    @property
+    def num_unprotected(self) -> int:
+        """Number of weights whose Fisher is zero, such as those of elements that the data do not have."""
+        return sum(int((value == 0).sum()) for value in self.values.values())
+
+    def check(self, potential: Potential, loss: LossConfig) -> None:
+        """Refuse to serve for another potential, or for training with another loss.
+
+        Raises:
+            ValueError: names, shapes or weights of the parameters or the loss differ; the message says which.
+        """
+        parameters = dict(potential.named_parameters())
+        found = mismatches(potential, self.values, "the Fisher")
+        missing = [name for name in parameters if name not in self.values]
+        found += [f"the potential has {name}, which the Fisher has not" for name in missing]
+        if not found:
+            pairs = ((name, value.cpu().double(), parameters[name]) for name, value in self.theta_star.items())
+            differ = [name for name, star, ours in pairs if not torch.equal(star, ours.detach().cpu().double())]
+            found += [f"the weights {name} differ" for name in differ]
+        theirs, ours = asdict(self.loss), asdict(loss)
+        found += [
+            f"loss.{name} was {theirs[name]} and is {ours[name]} now" for name in ours if theirs[name] != ours[name]
+        ]
+        if found:
+            raise ValueError(
+                f"the Fisher was computed of another potential or loss: {'; '.join(found)}. "
+                "Compute it again with `foundation fisher`."
+            )
+
+
+def diagonal_fisher(
+    potential: Potential,
+    datasets: Sequence[Dataset],
+    loss_config: LossConfig,
+    *,
+    max_structures: int | None = None,
+    loss_threshold: float | None = None,
+    seed: int = 0,
+) -> Fisher:
+    """Return the diagonal Fisher of a potential; all processes of a process group share the work and get the whole.
+
+    The arguments are those of squared_gradients().
+
+    Raises:
+        ValueError: what squared_gradients() refuses, or no structure was left to use.
+    """
+    grouped = torch.distributed.is_initialized()
+    part = squared_gradients(
+        potential,
+        datasets,
+        loss_config,
+        rank=torch.distributed.get_rank() if grouped else 0,
+        world_size=torch.distributed.get_world_size() if grouped else 1,
+        max_structures=max_structures,
+        loss_threshold=loss_threshold,
+        seed=seed,
+    )
+    whole = SquaredGradients(sums=sum_over_ranks(part.sums), counts=sum_over_ranks(part.counts))
+    return fisher_from(whole, potential, datasets, loss_config, loss_threshold)
+
+
+def fisher_from(
+    whole: SquaredGradients,
+    potential: Potential,
+    datasets: Sequence[Dataset],
+    loss_config: LossConfig,
+    loss_threshold: float | None,
+) -> Fisher:
+    """Return the Fisher that the sums over all structures make.
+
+    Raises:
+        ValueError: no structure was left to use.
+    """
+    used, above, unknown = (int(count) for count in whole.counts)
+    if used == 0:
+        raise ValueError(
+            f"no structure is left for the Fisher: {above} have a loss above the threshold {loss_threshold}, {unknown} "
+            "an element that the potential does not know. Raise the threshold or give other data."
+        )
+    named = {name: parameter.detach().cpu().clone() for name, parameter in potential.named_parameters()}
+    means = (whole.sums / used).cpu().split([parameter.numel() for parameter in named.values()])
+    return Fisher(
+        values={name: mean.view_as(named[name]).clone() for name, mean in zip(named, means, strict=True)},
+        theta_star=named,
+        num_structures=used,
+        num_above_threshold=above,
+        num_unknown=unknown,
+        loss_threshold=loss_threshold,
+        loss=loss_config,
+        data=tuple(
+            {"name": each.manifest.provenance.name, "split": each.split, "fingerprint": each.manifest.fingerprint}
+            for each in datasets
+        ),
+        weights_sha256=weights_sha256(potential),
+    )
+
+
+def merge(old: Fisher, new: Fisher, gamma: float) -> Fisher:
+    """Return gamma F_old + F_new at the new weights: online EWC (Schwarz et al., ICML 2018, section 3.2).
+
+    Raises:
+        ValueError: gamma is outside 0 to 1, or the two are of different parameters or losses.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be from 0 (forget the old Fisher) to 1 (add both), not {gamma}")
+    shapes = [{name: tuple(value.shape) for name, value in each.values.items()} for each in (old, new)]
+    if shapes[0] != shapes[1]:
+        different = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+        raise ValueError(f"two Fishers of different parameters cannot be merged: {', '.join(dict.fromkeys(different))}")
+    if old.loss != new.loss:
+        raise ValueError(f"two Fishers of different losses cannot be merged: {old.loss} and {new.loss}")
+    return replace(
+        new,
+        values={name: gamma * old.values[name] + value for name, value in new.values.items()},
+        num_structures=old.num_structures + new.num_structures,
+        num_above_threshold=old.num_above_threshold + new.num_above_threshold,
+        num_unknown=old.num_unknown + new.num_unknown,
+        data=old.data + new.data,
+    )
+
+
+def save(fisher: Fisher, path: Path) -> None:
+    """Write a Fisher as safetensors with its facts in the header; the file appears only when it is complete."""
+    tensors = {f"fisher.{name}": value.contiguous().cpu() for name, value in fisher.values.items()}
+    tensors |= {f"theta_star.{name}": value.contiguous().cpu() for name, value in fisher.theta_star.items()}
+    kept = {name: getattr(fisher, name) for name in FACT_NAMES}
+    facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: _checksum(facts, tensors)})
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def read(path: Path) -> Fisher:
+    """Return the Fisher of a file; see Fisher.check() for whether it may be used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFisher: it is no Fisher, or not the one that was saved.
+        ValueError: it was written by a newer version of the program.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no Fisher there; make one with `foundation fisher`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        if _checksum(header[FACTS], tensors) != header[CHECKSUM]:
+            raise CorruptFisher(f"{path}: differs from its checksum; copy it or compute it again")
+        facts = json.loads(header[FACTS])
+        if facts["schema_version"] > SCHEMA_VERSION:
+            newer = f"schema {facts['schema_version']} is newer than this program's {SCHEMA_VERSION}"
+            raise ValueError(f"{path}: {newer}; update it")
+    except (SafetensorError, KeyError) as error:
+        raise CorruptFisher(f"{path}: not a Fisher ({error}); compute it again with `foundation fisher`") from error
+    terms = {name: TermConfig(**term) for name, term in facts["loss"].items()}
+    kept: dict[str, Any] = {name: facts[name] for name in FACT_NAMES} | {"data": tuple(facts["data"])}
+    values, theta_star = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("fisher.", "theta_star.")
+    )
+    return Fisher(values=values, theta_star=theta_star, loss=LossConfig(**terms), **kept)
+
+
+def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:
+    """Return the Fisher of a file for a fine-tuning that begins with a potential and uses a loss.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFisher: it is no Fisher, or not the one that was saved.
+        ValueError: it was computed of another potential or loss.
+    """
+    fisher = read(path)
+    try:
+        fisher.check(potential, loss)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return fisher
+
+
+def compute_fisher(config: FisherConfig) -> Fisher:
+    """Compute the diagonal Fisher of a potential, write it, and return it.
+
+    Raises:
+        FileNotFoundError: no potential or no manifest there.
+        IsADirectoryError: the file to write is a folder.
+        ValueError: no such split, no structure that can be used, or it has to be said which of several levels of theory
+            the data are at.
+    """
+    if config.out.is_dir():
+        raise IsADirectoryError(f"{config.out} is a folder: --out is the file to write")
+    manifest = open_manifest(config.data)
+    potential = checkpoint.load(config.model).to(torch.device(config.device))
+    described = manifest.provenance.level_of_theory
+    theory = potential.theory_number(config.theory or (described if described in potential.theories else None))
+    fisher = diagonal_fisher(
+        potential,
+        [Dataset(manifest=manifest, split=config.split, theory=theory)],
+        config.loss,
+        max_structures=config.max_structures,
+        loss_threshold=config.loss_threshold,
+        seed=config.seed,
+    )
+    save(fisher, config.out)
+    log.info(
+        "%s: Fisher over %d structures (%d above the threshold of the loss and %d of unknown elements left out); "
+        "%d of %d weights have none and are not protected",
+        config.out,
+        fisher.num_structures,
+        fisher.num_above_threshold,
+        fisher.num_unknown,
+        fisher.num_unprotected,
+        fisher.num_parameters,
+    )
+    return fisher
+
+
+def weights_sha256(potential: Potential) -> str:
+    """Return the checksum of a potential's weights: that of the file in which they are, or would be, saved."""
+    state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
+
+
+def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(facts.encode() + safetensors.torch.save(tensors)).hexdigest()
