@@ -32,6 +32,7 @@ from data_pipeline.block import Precision
 from data_pipeline.crew import Task, dealt, work
 from data_pipeline.filters import (
     FilterConfig,
+    SplitBy,
     check_ids,
     check_stress,
     decide,
@@ -64,9 +65,12 @@ class BuildConfig:
     cutoffs: tuple[float, ...] = (5.0,)
     """Cutoffs of the models to train [Å]: edges are counted at these, for planning and for the mean of neighbours."""
     val_fraction: float = 0.1
-    """Fraction of the groups for validation."""
+    """Fraction of the groups, or of the frames, for validation."""
     test_fraction: float = 0.1
-    """Fraction of the groups for the final evaluation."""
+    """Fraction of the groups, or of the frames, for the final evaluation; 1, and val_fraction 0, to train on none."""
+    split_by: SplitBy = "group"
+    """What is dealt to the splits. group: whole groups, at random. order: the first frames of the source are train,
+    the next val, the last test, for molecular dynamics, where a frame is almost its neighbour."""
     split_seed: int = 0
     """A group's split is a function of this and of the group's name alone."""
     block_frames: int = 256
@@ -85,8 +89,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) <= 0:
             raise ValueError(f"cutoffs must be positive lengths [Å], not {self.cutoffs}")
-        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction and test_fraction must not be negative and must leave some for training")
+        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction > 1:
+            raise ValueError("val_fraction and test_fraction must not be negative and together at most 1")
         if self.block_frames < 1 or self.shard_frames < self.block_frames:
             raise ValueError("block_frames must be at least 1 and shard_frames at least block_frames")
         if self.workers < 1:
@@ -131,7 +135,7 @@ def build(config: BuildConfig) -> Manifest:
 
 
 def split_of(group: str, config: BuildConfig) -> str:
-    """Return the split of a group: a stable hash, so that adding data never moves a group."""
+    """Return the split of a group, where groups are what is dealt: a stable hash, so adding data never moves one."""
     return split_name(group, config.split_seed, config.val_fraction, config.test_fraction)
 
 
@@ -240,14 +244,15 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     if config.filters.stress_check:
         check_stress(frames)
     rejections = decide(frames, config.filters)
-    splits = splits_of(frames, rejections, config.val_fraction, config.test_fraction)
+    splits = splits_of(frames, rejections, config.val_fraction, config.test_fraction, config.split_by)
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
     plans = plan_shards(frames, splits, config.shard_frames)
-    if not any(plan.split == 0 for plan in plans):
+    trains = config.val_fraction + config.test_fraction < 1
+    if not plans or (trains and plans[0].split != 0):
         reasons = ", ".join(f"{number:,} for {reason}" for reason, number in rejected.items())
         raise InvalidStructure(
-            "no frame fell into the training split; "
-            + (f"the filters left out {reasons}" if rejected else "the source has too few groups")
+            f"no frame fell into {'the training' if trains else 'any'} split; "
+            + (f"the filters left out {reasons}" if rejected else "the source has too few groups or frames")
         )
     buffer = io.BytesIO()
     np.save(buffer, splits)

@@ -56,8 +56,8 @@ def ordered_splits(manifest: Manifest) -> dict[str, Split]:
 
 def facts(manifest: Manifest) -> dict:
     """Return what a data set holds, as JSON."""
-    total = reduce(add, (split.statistics for split in manifest.splits.values()))
-    train = manifest.split("train").statistics
+    total = all_statistics(manifest)
+    train = trained_on(manifest) or total
     values = {
         "provenance": asdict(manifest.provenance),
         "manifest_fingerprint": manifest.fingerprint,
@@ -72,6 +72,17 @@ def facts(manifest: Manifest) -> dict:
         "rejected": manifest.rejected,
     }
     return values | {"warnings": warnings(manifest, total, values["stress_check"])}
+
+
+def all_statistics(manifest: Manifest) -> Statistics:
+    """Return the statistics of all splits together."""
+    return reduce(add, (split.statistics for split in manifest.splits.values()))
+
+
+def trained_on(manifest: Manifest) -> Statistics | None:
+    """Return the statistics of the training split, or None if all frames are for evaluation."""
+    train = manifest.split("train").statistics
+    return train if train.num_frames else None
 
 
 def _split_facts(split: Split) -> dict:
@@ -119,6 +130,8 @@ def stress_check(total: Statistics) -> dict:
 
 def warnings(manifest: Manifest, total: Statistics, check: dict) -> list[str]:
     """Return what looks wrong with a data set, a sentence each."""
+    if not manifest.labelled:
+        return [*_about_splits(manifest), "the frames were built without labels; energies of zero stand in their place"]
     return [
         *_about_splits(manifest),
         *_about_zeros(total),
@@ -188,6 +201,8 @@ def _about_forces(total: Statistics) -> list[str]:
 
 def _about_elements(manifest: Manifest) -> list[str]:
     train, found = manifest.split("train").statistics.frames_of_element, []
+    if not train.any():
+        return []
     for name, split in ordered_splits(manifest).items():
         unseen = {z: int(split.statistics.frames_of_element[z]) for z in split.statistics.elements if train[z] == 0}
         if unseen:

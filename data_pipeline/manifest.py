@@ -14,6 +14,8 @@ from data_pipeline.shards import read_block, sha256
 from data_pipeline.statistics import Statistics
 
 SCHEMA_VERSION = 2
+NO_LICENCE = ("none", "noassertion", "no licence", "no license", "not stated", "unknown")
+"""How the text begins that says of data that they have no licence; the first two are SPDX's words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Provenance:
     name: str
     """Short name of the data set."""
     licence: str
-    """Licence of the data (SPDX identifier where there is one)."""
+    """Licence of the data (SPDX identifier where there is one; none or NOASSERTION if nobody may pass them on)."""
     level_of_theory: str
     """How the labels were computed: functional, code, pseudopotentials."""
     energy_convention: str
@@ -32,6 +34,16 @@ class Provenance:
     """How to cite the data."""
     source: str
     """Where the data can be had."""
+
+    @property
+    def redistributable(self) -> bool:
+        """Whether frames may be copied into what is published, as far as the text of the licence tells.
+
+        Not if there is none: it begins with "no" in some form (none, NOASSERTION, not stated) or with "unknown", or
+        says "not for redistribution".
+        """
+        licence = self.licence.strip().casefold()
+        return bool(licence) and not licence.startswith(NO_LICENCE) and "not for redistribution" not in licence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,11 @@ class Manifest:
     """Folder of the manifest and its shards; of a remote data set, the folder of the local copies."""
     remote: RemoteFolder | None = field(default=None, compare=False)
     """Where a remote data set comes from."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its frames have labels: its source, or that of every part of a merged one, was read for them."""
+        return _labelled(self.build_config)
 
     def split(self, name: str) -> Split:
         """Return a split by name.
@@ -169,6 +186,12 @@ class Manifest:
         """Return the content of manifest.json: one line for each top-level entry, since sums are no prose."""
         lines = [f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in self.to_json().items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _labelled(build_config: dict) -> bool:
+    parts = build_config.get("merged", [])
+    own = build_config.get("source", {}).get("labels", "file") != "none"
+    return own and all(_labelled(part["build_config"]) for part in parts)
 
 
 def split_index_path(root: Path, split: str) -> Path:

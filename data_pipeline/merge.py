@@ -84,6 +84,7 @@ def _check(parts: list[Manifest]) -> None:
     _agree(parts, "edge cutoffs [Å]", lambda part: part.split("train").statistics.cutoffs, "build one of them again")
     _agree(parts, "level of theory", lambda part: part.provenance.level_of_theory, beside)
     _agree(parts, "energy convention", lambda part: part.provenance.energy_convention, beside)
+    _agree(parts, "labels (True: there are some)", lambda part: part.labelled, "keep them apart")
     owner: dict[str, Manifest] = {}
     for part in parts:
         for shard in (shard for split in part.splits.values() for shard in split.shards):
@@ -103,17 +104,19 @@ def _agree(parts: list[Manifest], what: str, read: Callable[[Manifest], object],
 
 
 def _warn_of_leaks(parts: list[Manifest]) -> None:
-    if len(set().union(*(_split_rules(part.build_config) for part in parts))) > 1:
+    rules = set().union(*(_split_rules(part.build_config) for part in parts))
+    if len(rules) > 1 or any("order" in rule for rule in rules):
         log.warning(
-            "warning: the data sets were split by different rules (seed or fractions), so a group that is in two of "
-            "them can be in train of one and in test of the other"
+            "warning: the data sets were split by different rules (seed or fractions) or in the order of their frames, "
+            "so a group that is in two of them can be in train of one and in test of the other"
         )
 
 
 def _split_rules(build_config: dict) -> set[tuple]:
     if "merged" in build_config:
         return set().union(*(_split_rules(part["build_config"]) for part in build_config["merged"]))
-    return {tuple(build_config.get(key) for key in ("split_seed", "val_fraction", "test_fraction"))}
+    dealt = build_config.get("split_by", "group")  # absent in what was built before there was a choice
+    return {(dealt, *(build_config.get(key) for key in ("split_seed", "val_fraction", "test_fraction")))}
 
 
 def _split_names(parts: list[Manifest]) -> list[str]:

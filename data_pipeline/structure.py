@@ -43,7 +43,7 @@ class Structure:
     pbc: Bool[np.ndarray, " 3"]
     """Which lattice vectors repeat."""
     energy: float
-    """Total energy [eV]."""
+    """Total energy [eV]; zero in a data set without labels (Manifest.labelled)."""
     forces: Float32[np.ndarray, "atoms 3"]
     """Forces [eV/Å]; zero where has_forces is False."""
     stress: Float32[np.ndarray, "3 3"]

@@ -222,8 +222,7 @@ class _Counts:
 
     def __init__(self, stream: Stream) -> None:
         self._sets: list[tuple[SplitIndex, int]] = [
-            (d.manifest.index(d.split), d.manifest.split(d.split).statistics.cutoff_number(stream.cutoff))
-            for d in stream.datasets
+            (d.index(), d.manifest.split(d.split).statistics.cutoff_number(stream.cutoff)) for d in stream.datasets
         ]
         self._first = np.cumsum([0, *(index.num_frames for index, _ in self._sets)])
 

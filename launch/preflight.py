@@ -23,7 +23,7 @@ from data_pipeline.plan import HEADROOM
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.stream import Dataset, Stream
 from foundation.pretrain import PretrainConfig
-from foundation.training.datasets import open_datasets
+from foundation.training.datasets import open_datasets, refuse_unlabelled
 from foundation.training.fit_config import FitConfig
 from foundation.training.probe import Measured, OutOfMemory, Probe, device_type, measure, memory_of_device
 from launch import show
@@ -64,7 +64,10 @@ COLORS = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig(PretrainConfig):
-    """A pretraining run, to be checked and estimated instead of started."""
+    """A pretraining run, to be checked and estimated instead of started.
+
+    Fine-tunings cannot be estimated yet: `foundation finetune` with --fit.steps 1 and another --out tells if one runs.
+    """
 
     verify: bool = False
     """Compare every file of the data with its checksum, instead of a sample of blocks."""
@@ -201,6 +204,7 @@ def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
     """Return the data sets, checked; none if a run could not open them or their edges were not counted."""
     try:
         datasets, _ = open_datasets(config.data)
+        refuse_unlabelled(datasets)
     except (ValueError, OSError) as error:
         report.checks.append(Check(name="data", verdict="fail", finding=str(error)))
         return []

@@ -76,8 +76,15 @@ class AseFiles(Source):
     """Entry that names the group; the chemical formula when absent."""
     id_key: str | None = None
     """Entry that names the frame; file (below the folder common to all) and number (or row id) when absent."""
+    labels: Literal["file", "none"] = "file"
+    """'none' for structures without labels, or whose labels are not to be looked at: the energy is zero, and there are
+    neither forces nor stress. Only a potential can label them then, as in rehearsal with the start's predictions."""
 
     def __post_init__(self) -> None:
+        keys = ("energy_key", "alternative_energy_key", "forces_key", "stress_key", "virials_key")
+        named = [key for key in keys if getattr(self, key) is not None]
+        if self.labels == "none" and named:
+            raise ValueError(f"labels is 'none', and {', '.join(named)} says where they are; leave one of the two out")
         if self.stress_key is not None and self.virials_key is not None:
             raise ValueError("stress_key and virials_key both name the stress; give one of them")
 
@@ -165,7 +172,9 @@ class AseFiles(Source):
         Raises:
             InvalidStructure: no energy, or what Structure.checked refuses.
         """
-        energy = _energy(atoms, self.energy_key)
+        if self.labels == "none":
+            atoms = atoms.copy()  # without the calculator
+        energy = 0.0 if self.labels == "none" else _energy(atoms, self.energy_key)
         second_key = self.alternative_energy_key
         if energy is None:
             where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"

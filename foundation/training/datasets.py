@@ -33,12 +33,19 @@ def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], 
 
     Raises:
         FileNotFoundError: there is no manifest.
-        ValueError: no data set, or data sets at different levels of theory that are not told apart by name.
+        ValueError: no data set, one without training frames, or data sets at different levels of theory that are not
+            told apart by name.
     """
     configs = [DatasetConfig(path=data)] if isinstance(data, Path) else list(data)
     if not configs:
         raise ValueError("data names no data set")
     manifests = [open_manifest(config.path) for config in configs]
+    for config, manifest in zip(configs, manifests, strict=True):
+        if manifest.split("train").statistics.num_frames == 0:
+            raise ValueError(
+                f"{config.path}: no frame is in the training split, all are for evaluation; build the data set again "
+                "with a smaller val_fraction or test_fraction to train on it"
+            )
     descriptions = [manifest.provenance.level_of_theory for manifest in manifests]
     names = [config.theory or text for config, text in zip(configs, descriptions, strict=True)]
     if len(set(names)) > 1 and not all(config.theory for config in configs):
@@ -53,6 +60,21 @@ def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], 
         for config, manifest, name in zip(configs, manifests, names, strict=True)
     ]
     return datasets, theories
+
+
+def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
+    """Refuse structures that were built without labels, for whatever learns from labels or compares with them.
+
+    Raises:
+        ValueError: a data set has no labels; the message names it.
+    """
+    for dataset in datasets:
+        if not dataset.manifest.labelled:
+            raise ValueError(
+                f"{dataset.manifest.provenance.name} was built without labels (source.labels none), so there is "
+                "nothing to learn from or to compare with: it serves for rehearsal with labels from the start only "
+                "(--rehearsal.labels start)"
+            )
 
 
 def statistics_by_theory(datasets: Sequence[Dataset], theories: Sequence[str]) -> dict[str, Statistics]:

@@ -106,6 +106,47 @@ def test_another_split_seed_deals_the_groups_anew(configure: Callable[..., Build
     assert sum(moved) > 50
 
 
+def test_in_order_the_splits_are_blocks_of_the_source_with_the_fractions_asked_for(
+    configure: Callable[..., BuildConfig],
+) -> None:
+    manifest = build(configure(split_by="order", val_fraction=0.21, test_fraction=0.31, shard_frames=10))
+    ids = [frame.id for split in ("train", "val", "test") for frame in frames_of(manifest, split)]
+    assert ids == [frame.id for frame in EmtAlloys(num_frames=30)]
+    sizes = {name: split.statistics.num_frames for name, split in manifest.splits.items()}
+    assert sizes == {"train": 14, "val": 7, "test": 9}
+
+
+def test_in_order_the_frames_of_all_files_are_one_sequence(
+    configure: Callable[..., BuildConfig], copper_frames: list[ase.Atoms], tmp_path: Path
+) -> None:
+    files = []
+    for number, count in enumerate((1, 5, 4)):
+        files.append(str(tmp_path / f"{number}.extxyz"))
+        ase.io.write(files[-1], [copper_frames[0]] * count)
+    manifest = build(configure(source=AseFiles(files=tuple(files)), split_by="order", test_fraction=0.4))
+    found = {split: [frame.id for frame in frames_of(manifest, split)] for split in manifest.splits}
+    assert found == {
+        "train": ["0.extxyz:0", *(f"1.extxyz:{n}" for n in range(4))],
+        "val": ["1.extxyz:4"],
+        "test": [f"2.extxyz:{n}" for n in range(4)],
+    }
+
+
+@pytest.mark.parametrize("split_by", ["group", "order"])
+def test_everything_can_be_for_the_final_evaluation(configure: Callable[..., BuildConfig], split_by: str) -> None:
+    manifest = build(configure(split_by=split_by, val_fraction=0.0, test_fraction=1.0))
+    assert [frame.id for frame in frames_of(manifest, "test")] == [frame.id for frame in EmtAlloys(num_frames=30)]
+    assert not frames_of(manifest, "train")
+
+
+def test_a_source_without_frames_for_evaluation_leaves_nothing(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidStructure, match="no frame fell into any split"):
+        build(configure(source=EmtAlloys(num_frames=0), val_fraction=0.5, test_fraction=0.5))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_build_in_another_folder_gives_the_same_checksums(
     configure: Callable[..., BuildConfig], tmp_path: Path
 ) -> None:
@@ -146,7 +187,7 @@ def test_what_build_returns_is_what_it_wrote(configure: Callable[..., BuildConfi
         ({"cutoffs": ()}, "cutoffs must be positive"),
         ({"cutoffs": (5.0, 0.0)}, "cutoffs must be positive"),
         ({"val_fraction": -0.1}, "must not be negative"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave some for training"),
+        ({"val_fraction": 0.5, "test_fraction": 0.6}, "together at most 1"),
         ({"block_frames": 0}, "block_frames must be at least 1"),
         ({"block_frames": 8, "shard_frames": 7}, "shard_frames at least block_frames"),
     ],

@@ -176,7 +176,7 @@ def test_other_limits_need_no_reading_again(
 ) -> None:
     caplog.set_level("INFO")
     killed_at(configure(), NUM_FILES + 2, 0.0)
-    config = configure(filters=FilterConfig(duplicates="reject"), shard_frames=9)
+    config = configure(filters=FilterConfig(duplicates="reject"), shard_frames=9, split_by="order")
     build(config)
     assert f"{NUM_FILES} of {NUM_FILES} parts are read" in caplog.text
     assert checksums(config.out) == checksums(build(replace(config, out=tmp_path / "fresh")).root)

@@ -43,10 +43,10 @@ def alloys() -> list[ase.Atoms]:
 def built(tmp_path: Path, provenance: Provenance) -> Callable[..., Manifest]:
     """Build frames with filters."""
 
-    def make(frames: list[ase.Atoms], filters: FilterConfig, **changes: object) -> Manifest:
+    def make(frames: list[ase.Atoms], filters: FilterConfig, splits: dict | None = None, **changes: object) -> Manifest:
         ase.io.write(tmp_path / "frames.extxyz", frames)
-        source = AseFiles(files=(str(tmp_path / "frames.extxyz"),), **changes)
-        return build(BuildConfig(source=source, provenance=provenance, out=tmp_path / "data", filters=filters))
+        source, out = AseFiles(files=(str(tmp_path / "frames.extxyz"),), **changes), tmp_path / "data"
+        return build(BuildConfig(source=source, provenance=provenance, out=out, filters=filters, **(splits or {})))
 
     return make
 
@@ -121,6 +121,17 @@ def test_a_frame_that_a_filter_leaves_out_is_listed_with_the_reason(case: str, b
     assert open_manifest(manifest.root).rejected == manifest.rejected
     kept = [frame.id for split in manifest.splits for frame in Frames(manifest, split)]
     assert sorted(kept) == sorted(f"frames.extxyz:{n}" for n in range(NUM_FRAMES) if n != 17)
+
+
+def test_in_order_only_the_frames_that_are_kept_are_counted(built: Callable[..., Manifest]) -> None:
+    frames = alloys()
+    for number in (0, 3, 20, 21):
+        labelled(frames[number], -12.0, force=99.0)
+    splits = {"split_by": "order", "val_fraction": 0.25, "test_fraction": 0.25}
+    manifest = built(frames, FilterConfig(max_force=9.0), splits)
+    found = {split: [int(f.id.split(":")[1]) for f in Frames(manifest, split)] for split in manifest.splits}
+    kept = [number for number in range(NUM_FRAMES) if number not in (0, 3, 20, 21)]
+    assert found == {"train": kept[:18], "val": kept[18:27], "test": kept[27:]}
 
 
 def test_without_filters_nothing_is_left_out(built: Callable[..., Manifest]) -> None:

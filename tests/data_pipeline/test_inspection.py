@@ -163,6 +163,14 @@ def test_empty_splits_are_named(make_manifest: Callable[..., Manifest]) -> None:
     ]
 
 
+def test_data_that_are_all_for_evaluation_are_described_by_all_frames(make_manifest: Callable[..., Manifest]) -> None:
+    frames = breathing()
+    values = facts(make_manifest([], val=[], test=frames))
+    trained = facts(make_manifest(frames, val=[], test=[]))
+    assert values["mean_neighbors"] == trained["mean_neighbors"]
+    assert values["warnings"] == ["there are no frames in train and val; nothing can be measured there"]
+
+
 def test_a_wrong_unit_given_to_the_source_is_caught_in_what_it_builds(
     tmp_path: Path, provenance: Provenance, make_manifest: Callable[..., Manifest]
 ) -> None:

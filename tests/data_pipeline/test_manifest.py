@@ -1,12 +1,13 @@
 """Manifest: what it says, what it finds wrong with the files, and what it refuses to open."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import SCHEMA_VERSION, Manifest, open_manifest
+from data_pipeline.manifest import SCHEMA_VERSION, Manifest, Provenance, open_manifest
 from data_pipeline.shards import index_path
 
 
@@ -135,3 +136,21 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path: Path) -> Non
 def test_an_unknown_split_names_those_there_are(emt_manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="no split 'valid'; there are test, train, val"):
         emt_manifest.split("valid")
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("CC-BY-4.0", True),
+        ("MIT (the selection); CC-BY-4.0 (MPtrj)", True),
+        ("Nothing Licence 1.0", True),
+        ("none stated; for measurement only", False),
+        ("NONE", False),
+        ("NOASSERTION", False),
+        ("unknown", False),
+        ("Academic 1.0, not for redistribution", False),
+        (" ", False),
+    ],
+)
+def test_frames_may_be_passed_on_only_with_a_licence(provenance: Provenance, licence: str, expected: bool) -> None:
+    assert dataclasses.replace(provenance, licence=licence).redistributable is expected

@@ -44,14 +44,14 @@ def built(tmp_path_factory: pytest.TempPathFactory, provenance: Provenance) -> d
 
 @pytest.fixture
 def make(tmp_path: Path, built: dict[int, Path]) -> Make:
-    """Copy the frames of a seed to a name below tmp_path/sets, with other facts in the manifest if given."""
+    """Copy the frames of a seed to a name below tmp_path/sets, with other facts and split rules in the manifest."""
 
-    def make_set(name: str, seed: int, *, facts: dict[str, str] | None = None, split_seed: int = 0) -> Path:
+    def make_set(name: str, seed: int, *, facts: dict[str, str] | None = None, **split: str | int) -> Path:
         folder = tmp_path / "sets" / name
         shutil.copytree(built[seed], folder)
         values = json.loads((folder / "manifest.json").read_text())
         values["provenance"] |= {"name": name, **(facts or {})}
-        values["build_config"]["split_seed"] = split_seed
+        values["build_config"] |= split
         (folder / "manifest.json").write_text(json.dumps(values))
         return folder
 
@@ -219,6 +219,13 @@ def test_a_missing_shard_and_a_damaged_index_are_found_before_anything_appears(t
     with pytest.raises(ValueError, match=r"val.index.safetensors: the checksum differs"):
         merge([one, two], tmp_path / "merged", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sets"]
+
+
+def test_splits_in_the_order_of_the_frames_are_said(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    merge([make("one", 1, split_by="order"), make("two", 2, split_by="order")], tmp_path / "merged", "whole")
+    assert "in the order of their frames, so a group that is in two of them can be in train of one" in caplog.text
 
 
 def test_different_rules_of_splitting_are_said(tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -128,9 +128,7 @@ def test_an_unknown_key_is_refused_by_its_dotted_path(
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"data: {emt_manifest.root}\nout: {tmp_path / 'run'}\nfit:\n  steps: 8\n  edge_budgets: 9\n")
-    with pytest.raises(SystemExit) as ended:
-        main(["preflight", "--config", str(file)])
-    assert ended.value.code == 2
+    assert main(["preflight", "--config", str(file)]) == 2
     assert "edge_budgets" in capsys.readouterr().err
 
 
@@ -141,6 +139,16 @@ def test_missing_data_fail_and_the_rest_is_estimated(tmp_path: Path) -> None:
     assert "no manifest there" in checks["data"]["finding"]
     assert numbers["steps"] == 8
     assert numbers["seconds_per_step"] == pytest.approx(2 * 0.99 * 1500 / 1e6)
+
+
+def test_data_without_labels_fail(copied: Path, tmp_path: Path) -> None:
+    manifest = open_manifest(copied)
+    bare = dataclasses.replace(manifest, build_config={"source": {"labels": "none"}})
+    (copied / "manifest.json").write_text(bare.to_text())
+    code, checks, _ = checked(copied, tmp_path)
+    assert code == 2
+    assert checks["data"]["verdict"] == "fail"
+    assert "was built without labels" in checks["data"]["finding"]
 
 
 def test_a_missing_shard_fails(copied: Path) -> None:

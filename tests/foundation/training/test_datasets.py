@@ -113,6 +113,13 @@ def test_no_data_set_is_refused() -> None:
         open_datasets(())
 
 
+def test_a_data_set_that_is_all_for_evaluation_is_not_trained_on(tmp_path: Path, provenance: Provenance) -> None:
+    source, out = EmtAlloys(num_frames=5), tmp_path / "held-out"
+    build(BuildConfig(source=source, provenance=provenance, out=out, val_fraction=0.5, test_fraction=0.5))
+    with pytest.raises(ValueError, match="held-out: no frame is in the training split, all are for evaluation"):
+        open_datasets(out)
+
+
 @pytest.fixture(scope="module")
 def run(emt_manifest: Manifest, shifted_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both sets through pretraining, evaluation and export."""
