@@ -10,6 +10,7 @@ from data_pipeline.plan import Plan, PlannedSet
 from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Dataset, Stream, sweep
 from data_pipeline.structure import InvalidStructure, Structure
+from data_pipeline.subset import Subset
 
 __all__ = [
     "Dataset",
@@ -21,6 +22,7 @@ __all__ = [
     "Statistics",
     "Stream",
     "Structure",
+    "Subset",
     "collate",
     "open_manifest",
     "sweep",

@@ -18,6 +18,8 @@ from data_pipeline.block import CorruptShard
 
 Counts = tuple[Int32[np.ndarray, " frames"], Int32[np.ndarray, "frames cutoffs"]]
 """Atoms of each frame, and its directed edges at each planning cutoff."""
+READ_FRAMES = 65536
+"""Frames whose counts are in memory together while they are looked through."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +103,28 @@ class SplitIndex:
         """Number of frames."""
         return int(self.first_frame[-1])
 
+    def block_of(self, frames: Int[np.ndarray, " frames"]) -> Int64[np.ndarray, " frames"]:
+        """Return the number of the block that holds each frame."""
+        return np.searchsorted(self.first_frame, frames, side="right") - 1
+
+    def chosen(self, numbers: Int64[np.ndarray, " chosen"]) -> "SplitIndex":
+        """Return the index of some frames, in order, numbered from 0 on: blocks that have none of them are left out.
+
+        What the frames cost is read once and kept.
+        """
+        present, block_frames = np.unique(self.block_of(numbers), return_counts=True)
+        parts = []
+        for some in np.split(numbers, np.flatnonzero(np.diff(numbers // READ_FRAMES)) + 1):
+            atoms, edges = self.counts(int(some[0]), int(some[-1]) + 1)
+            parts.append((atoms[some - some[0]], edges[some - some[0]]))
+        atoms, edges = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        blocks = BlockIndex(
+            **{name: getattr(self.blocks, name)[present] for name in ("shard", "offset", "size", "checksum")},
+            num_frames=block_frames.astype(np.int32),
+            **summed(block_frames, atoms, edges),
+        )
+        return SplitIndex(blocks, HeldCounts((atoms, edges)))
+
     @staticmethod
     def in_memory(
         block_frames: Int[np.ndarray, " blocks"],
@@ -117,7 +141,18 @@ class SplitIndex:
             num_frames=np.asarray(block_frames, dtype=np.int32),
             **summed(block_frames, num_atoms, num_edges),
         )
-        return SplitIndex(blocks, lambda first, last: (num_atoms[first:last], num_edges[first:last]))
+        return SplitIndex(blocks, HeldCounts((num_atoms, num_edges)))
+
+
+class HeldCounts:
+    """Counts of frames that are in memory."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._atoms, self._edges = counts
+
+    def __call__(self, first: int, last: int) -> Counts:
+        """Return the counts of frames first to last - 1."""
+        return self._atoms[first:last], self._edges[first:last]
 
 
 def summed(

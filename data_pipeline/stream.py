@@ -23,10 +23,12 @@ from jaxtyping import Int
 
 from data_pipeline.block import Block, CorruptShard
 from data_pipeline.graph import BatchLayout, GraphBatch, Graphs
+from data_pipeline.index import SplitIndex
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Oversize, Plan, PlannedSet, sweep_batches
 from data_pipeline.ring import Job, Tally, deliver
 from data_pipeline.structure import Structure
+from data_pipeline.subset import Subset
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +59,32 @@ class Dataset:
     described as of the same level; giving it says that those of the same number are compatible."""
     weight: float = 1.0
     """Factor of its frames' part of the loss."""
+    subset: Subset | None = None
+    """Frames of the split that are read; all without it. The split's statistics stay those of all of its frames."""
+
+    def __post_init__(self) -> None:
+        if self.subset is not None:
+            place = f"{self.manifest.provenance.name}, split {self.split!r}"
+            self.subset.check(self.manifest.split(self.split).statistics.num_frames, place)
 
     @property
     def theory_number(self) -> int:
         """Number of the level of theory of the labels."""
         return self.theory or 0
+
+    def index(self) -> SplitIndex:
+        """Read the blocks that hold its frames; those of a subset are numbered from 0 on.
+
+        Raises:
+            FileNotFoundError: an index file is missing.
+            CorruptShard: an index file cannot be read.
+        """
+        whole = self.manifest.index(self.split)
+        return whole if self.subset is None else whole.chosen(self.subset.numbers)
+
+    def frames(self, cache: "BlockCache | None" = None) -> "Frames":
+        """Open its frames; several data sets may share a cache."""
+        return Frames(self.manifest, self.split, cache, self.subset)
 
 
 class BlockCache:
@@ -82,26 +105,34 @@ class BlockCache:
 
 
 class Frames:
-    """Random access to the frames of a split, through blocks."""
+    """Random access to the frames of a split, or to some of them, through blocks."""
 
-    def __init__(self, manifest: Manifest, split: str, cache: BlockCache | None = None) -> None:
-        """Open a split; several may share a cache."""
-        self.index, self._manifest, self._split = manifest.index(split), manifest, split
+    def __init__(
+        self, manifest: Manifest, split: str, cache: BlockCache | None = None, subset: Subset | None = None
+    ) -> None:
+        """Open a split; several may share a cache. The frames of a subset are numbered from 0 on."""
+        whole = manifest.index(split)
+        self.index = whole if subset is None else whole.chosen(subset.numbers)
+        self._manifest, self._split = manifest, split
         self._cache = BlockCache() if cache is None else cache
+        self._places: Int[np.ndarray, " chosen"] | None = None
+        if subset is not None:
+            self._places = subset.numbers - whole.first_frame[whole.block_of(subset.numbers)]
 
     def __len__(self) -> int:
         return self.index.num_frames
 
     def block_of(self, frame: int) -> int:
-        """Return the number of the block that holds a frame."""
+        """Return the number of the block that holds a frame, among the blocks of the index."""
         return int(np.searchsorted(self.index.first_frame, frame, side="right")) - 1
 
     def __getitem__(self, frame: int) -> Structure:
         if not 0 <= frame < len(self):
             raise IndexError(f"frame {frame} of {len(self)}")
         number = self.block_of(frame)
+        place = frame - int(self.index.first_frame[number]) if self._places is None else int(self._places[frame])
         read = partial(self._manifest.read_block, self._split, self.index.blocks, number)
-        return self._cache.get((self, number), read)[frame - int(self.index.first_frame[number])]
+        return self._cache.get((self, number), read)[place]
 
     def __iter__(self) -> Iterator[Structure]:
         return (self[frame] for frame in range(len(self)))
@@ -114,7 +145,7 @@ class LostBlock:
     dataset: int
     """Number of the data set in the mixture."""
     number: int
-    """Number of the block in its split."""
+    """Number of the block among those that are read of its split."""
     num_frames: int
     """Frames that were left out."""
     reason: str
@@ -126,7 +157,7 @@ class Mixture:
 
     def __init__(self, datasets: Sequence[Dataset], corrupt: Corrupt) -> None:
         cache = BlockCache()
-        self._sets = [Frames(dataset.manifest, dataset.split, cache) for dataset in datasets]
+        self._sets = [dataset.frames(cache) for dataset in datasets]
         self._first = np.cumsum([0, *map(len, self._sets)])
         self._datasets, self._corrupt = tuple(datasets), corrupt
         self._lost: set[tuple[int, int]] = set()
@@ -209,7 +240,7 @@ class Steps(Batches):
         super().__init__(job)
         self._share = share
 
-    def __iter__(self) -> Iterator[list[GraphBatch]]:
+    def __iter__(self) -> Generator[list[GraphBatch], None, None]:
         with contextlib.closing(self._batches()) as batches:
             while step := list(itertools.islice(batches, self._share)):
                 yield step
@@ -292,6 +323,8 @@ class Stream:
                 f"theory of data set {number}": dataset.theory_number,
                 f"weight of data set {number}": dataset.weight,
             }
+            if dataset.subset is not None:  # absent otherwise, as in checkpoints of before there were subsets
+                parts[f"subset of data set {number}"] = dataset.subset.fingerprint
         return parts | self.plan.settings
 
     def from_step(self, first: int, last: int | None = None) -> Steps:
@@ -354,23 +387,24 @@ def sweep(
     edge_budget: int,
     elements: Sequence[int] | None = None,
     theory: int = 0,
+    subset: Subset | None = None,
     corrupt: Corrupt = "error",
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Sweep:
-    """Return batches that hold every frame of a split exactly once over all ranks.
+    """Return batches that hold every frame of a split, or of a subset of it, exactly once over all ranks.
 
     With elements given, frames with any other element are left out: the caller sees how many from the count. A batch
     may then be empty; so is that of a rank for which there is nothing left, because all ranks have to come to the end
     of a loop together.
 
     Raises:
-        ValueError: no such split, rank, or cutoff.
+        ValueError: no such split, frame, rank, or cutoff.
     """
     _check_rank(rank, world_size)
-    dataset = Dataset(manifest=manifest, split=split, theory=theory)
+    dataset = Dataset(manifest=manifest, split=split, theory=theory, subset=subset)
     planned = _planned(dataset, cutoff)
     batches = sweep_batches(
         planned.index,
@@ -458,4 +492,4 @@ def _check_rank(rank: int, world_size: int) -> None:
 def _planned(dataset: Dataset, cutoff: float) -> PlannedSet:
     """Return what the plan has to know of a data set."""
     cutoff_number = dataset.manifest.split(dataset.split).statistics.cutoff_number(cutoff)
-    return PlannedSet(dataset.manifest.index(dataset.split), cutoff_number, dataset.repeat)
+    return PlannedSet(dataset.index(), cutoff_number, dataset.repeat)

@@ -16,10 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from data_pipeline.index import SplitIndex
-
-READ_FRAMES = 65536
-"""Frames whose counts are in memory together while units are summed."""
+from data_pipeline.index import READ_FRAMES, SplitIndex
 
 Oversize = Literal["error", "alone", "skip"]
 
