@@ -5,6 +5,7 @@ thread under another name, flushed to the disk, and then renamed; only then is a
 in the middle of a save has lost nothing, and one whose newest file was damaged goes on from the one before.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 
 PARTIAL, CHECKSUM = ".partial", ".sha256"
 BEST = "best.json"
+DECIDING = (
+    *("model", "loss", "optim", "start"),
+    *("rehearsal", "penalty", "freeze", "rate_factors", "adapters", "references"),
+)
+"""Parts of a configuration that decide what a step does; what decides the order of the data, the stream checks."""
 Kind = TypeVar("Kind")
 
 
@@ -70,7 +76,7 @@ def _damage(path: Path) -> str | None:
 
 
 def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
-    """Refuse to go on with another architecture, loss, optimizer or length than a checkpoint's run had.
+    """Refuse to go on with another configuration than a checkpoint's run had, as far as it decides what a step does.
 
     Args:
         checkpoint: The file.
@@ -95,7 +101,7 @@ def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
 
 
 def _decides(name: str) -> bool:
-    return name == "fit.steps" or name.partition(".")[0] in ("model", "loss", "optim")
+    return name == "fit.steps" or name.partition(".")[0] in DECIDING
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -187,20 +193,28 @@ class Checkpoints(Checkpoint):
                 partial.unlink()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compare where the processes begin: each has looked for the newest checkpoint itself.
+        """Compare where the processes begin and what they will read: each has found out by itself.
 
         Raises:
-            RuntimeError: they do not begin at the same step.
+            RuntimeError: they do not begin at the same step, or not with the same data.
         """
         if trainer.world_size == 1:
             return
-        step = torch.tensor([trainer.global_step, -trainer.global_step], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(step, op=torch.distributed.ReduceOp.MAX)
-        last, first = int(step[0]), -int(step[1])
+        data = json.dumps(vars(trainer)["datamodule"].state_dict(), sort_keys=True).encode()
+        own = torch.tensor([trainer.global_step, int.from_bytes(hashlib.sha256(data).digest()[:7])])
+        extremes = torch.cat([own, -own]).to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
+        (last, first), (largest, smallest) = ((int(extremes[i]), -int(extremes[i + 2])) for i in (0, 1))
         if first != last:
             raise RuntimeError(
                 f"process {trainer.global_rank} begins at step {trainer.global_step} and others at steps from {first} "
                 f"to {last}: {self.folder} does not look the same from all nodes; start the run again"
+            )
+        if smallest != largest:
+            raise RuntimeError(
+                f"process {trainer.global_rank} does not read the same data as others: manifests do not look the same "
+                "from all nodes, or frames to rehearse were chosen from features that differ by rounding; with "
+                "rehearsal.method farthest-point, all nodes must be alike"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import bisect
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -12,6 +13,7 @@ from data_pipeline.graph import GraphBatch
 from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
 from foundation.training.fit_config import FitConfig
+from foundation.training.parts import Rehearsal, Run
 from foundation.training.strategy import is_rank_zero
 
 log = logging.getLogger(__name__)
@@ -20,24 +22,59 @@ log = logging.getLogger(__name__)
 class TrainingData(lightning.LightningDataModule):
     """Streams for training, sweeps for validation; its state is the fingerprint of the stream."""
 
-    def __init__(self, datasets: Sequence[Dataset], potential: Potential, config: FitConfig) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        potential: Potential,
+        config: FitConfig,
+        *,
+        rehearsal: Rehearsal | None = None,
+        watched: Sequence[Dataset] = (),
+    ) -> None:
+        """Prepare the streams.
+
+        Args:
+            datasets: What the run is about.
+            potential: What is trained.
+            config: The loop.
+            rehearsal: What else is trained on.
+            watched: Splits that are validated too, without counting in the run's validation errors.
+        """
         super().__init__()
-        self.datasets, self.config = datasets, config
+        self.datasets, self.config, self.rehearsal, self.watched = datasets, config, rehearsal, watched
         self.cutoff, self.elements = potential.cutoff, potential.elements
         # made once here, before any process starts, so that a wrong budget is an error at once
-        stream = self._stream()
-        self.fingerprint = stream.fingerprint
-        if stream.plan.num_skipped and is_rank_zero():
-            log.warning("%d structures are larger than the budget and left out", stream.plan.num_skipped)
+        streams = self._streams()
+        self.fingerprint = streams[0].fingerprint
+        if rehearsal is not None:
+            parts = streams[1].fingerprint | {"weight": rehearsal.weight, "mode": rehearsal.mode}
+            parts |= {"labels": "predicted" if rehearsal.relabel else "of the data"}
+            self.fingerprint |= {f"rehearsal, {name}": value for name, value in parts.items()}
+        num_skipped = sum(stream.plan.num_skipped for stream in streams)
+        if num_skipped and is_rank_zero():
+            log.warning("%d structures are larger than the budget and left out", num_skipped)
 
-    def _stream(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> Stream:
+    def _streams(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> list[Stream]:
+        """Return the stream of each part."""
+        streams = [self._stream(self.datasets, 1.0, rank, world_size, num_workers)]
+        if self.rehearsal is not None:
+            datasets, ratio = self.rehearsal.datasets, self.rehearsal.ratio
+            try:
+                streams.append(self._stream(datasets, ratio, rank, world_size, num_workers))
+            except ValueError as error:
+                raise ValueError(f"rehearsal, with {ratio:g} times the budgets: {error}") from error
+        return streams
+
+    def _stream(
+        self, datasets: Sequence[Dataset], ratio: float, rank: int, world_size: int, num_workers: int
+    ) -> Stream:
         config = self.config
         return Stream(
-            self.datasets,
+            datasets,
             cutoff=self.cutoff,
             lanes=config.lanes,
-            edge_budget=config.edge_budget,
-            atom_budget=config.atom_budget,
+            edge_budget=max(1, round(ratio * config.edge_budget)),
+            atom_budget=None if config.atom_budget is None else max(1, round(ratio * config.atom_budget)),
             seed=config.seed,
             oversize=config.oversize,
             corrupt=config.corrupt,
@@ -47,23 +84,27 @@ class TrainingData(lightning.LightningDataModule):
             pin_memory=True,
         )
 
-    def train_dataloader(self) -> "Run":
+    def train_dataloader(self) -> Run:
         """Return the steps from the trainer's current one to the last."""
         assert self.trainer is not None
-        stream = self._stream(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
-        return Run(stream, self.trainer.global_step, self.config.steps)
+        streams = self._streams(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
+        first, last = self.trainer.global_step, self.config.steps
+        if self.rehearsal is None:
+            return Run(streams[0], first, last)
+        return Run(streams[0], first, last, rehearsed=streams[1], mode=self.rehearsal.mode)
 
     def val_dataloader(self) -> "Sweeps | list":
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
-        held_out = [dataset for dataset in self.datasets if dataset.manifest.split("val").shards]
-        names = [dataset.manifest.provenance.name for dataset in held_out]
-        return Sweeps([self._sweep(dataset, self.trainer) for dataset in held_out], names) if held_out else []
+        own = [replace(each, split="val", subset=None) for each in self.datasets if each.manifest.split("val").shards]
+        names = [dataset.manifest.provenance.name for dataset in (*own, *self.watched)]
+        sweeps = [self._sweep(dataset, self.trainer) for dataset in (*own, *self.watched)]
+        return Sweeps(sweeps, names, num_watched=len(self.watched)) if sweeps else []
 
     def _sweep(self, dataset: Dataset, trainer: lightning.Trainer) -> Sweep:
         return sweep(
             dataset.manifest,
-            "val",
+            dataset.split,
             cutoff=self.cutoff,
             edge_budget=self.config.edge_budget,
             elements=self.elements,
@@ -95,32 +136,12 @@ class TrainingData(lightning.LightningDataModule):
             )
 
 
-class Run:
-    """The steps of a run as Lightning wants a loader: its length is the whole run's, so progress and resume agree."""
-
-    def __init__(self, stream: Stream, first_step: int, last_step: int) -> None:
-        self.steps, self.last_step = stream.from_step(first_step, last_step), last_step
-
-    def __len__(self) -> int:
-        return self.last_step
-
-    def __iter__(self) -> Iterator[list[GraphBatch]]:
-        return iter(self.steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the step is the trainer's."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: the step is the trainer's."""
-
-
 class Sweeps:
-    """The validation batches of all data sets, one after another."""
+    """The validation batches of all data sets, one after another; the last ones may be watched only."""
 
-    def __init__(self, sweeps: Sequence[Sweep], names: Sequence[str]) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], names: Sequence[str], *, num_watched: int = 0) -> None:
         """Chain sweeps; of data sets with the same name, all but the first get a number."""
-        self.sweeps, self.names = sweeps, list[str]()
+        self.sweeps, self.names, self.num_watched = sweeps, list[str](), num_watched
         for number, name in enumerate(names, start=1):
             self.names.append(f"{name} ({number})" if name in self.names else name)
         self._ends = list(itertools.accumulate(len(sweep) for sweep in sweeps))

@@ -24,6 +24,7 @@ from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
 from foundation.training.monitor import Monitor
 from foundation.training.optim import OptimConfig
+from foundation.training.parts import NOTHING, Additions
 from foundation.training.preemption import Preemption
 from foundation.training.schedule_free import ScheduleFree
 from foundation.training.sinks import make_loggers, make_progress
@@ -45,6 +46,7 @@ def fit(
     optim: OptimConfig,
     out: Path,
     record: dict[str, Any],
+    additions: Additions = NOTHING,
 ) -> dict[str, Any]:
     """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.
 
@@ -58,6 +60,7 @@ def fit(
         optim: Optimizer and schedule.
         out: The run folder.
         record: The resolved configuration, as JSON; checkpoints carry it, and one that differs is not resumed.
+        additions: What a fine-tuning adds to the run.
 
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
@@ -67,7 +70,7 @@ def fit(
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
-    _check_optimizer(config, optim)
+    _check(config, optim, additions)
     checkpoint = checkpoint_to_resume(out, config.resume)
     if checkpoint is not None:
         refuse_changes(checkpoint, record)
@@ -75,20 +78,15 @@ def fit(
     set_computation(potential, config)
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
-    monitor = Monitor(config, potential)
-    module = TrainingModule(potential, loss, optim, config, guard, monitor, record)
+    monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
+    module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions)
     # the order counts: a checkpoint must have the average that goes with its weights
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     first_step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
     trainer = _trainer(config, optim, callbacks, checkpoints.writer, make_loggers(config, out, first_step, record))
-    convolution = backend_in_words(potential, trainer.strategy.root_device)
-    if trainer.is_global_zero:
-        log.info("convolution: %s", convolution)
-        log.info("matrix products: %s", precision_in_words(config.precision, trainer.strategy.root_device))
-        if checkpoint is not None:
-            log.info("continuing from %s", checkpoint)
-    data = TrainingData(datasets, potential, config)
+    convolution = _announce(potential, config, trainer, checkpoint)
+    data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
@@ -96,6 +94,17 @@ def fit(
     reset_computation(potential)
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"validation": validation, "convolution": convolution}
+
+
+def _announce(potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: Path | None) -> str:
+    """Log what computes a run and where it goes on, and return what computes the convolutions."""
+    convolution = backend_in_words(potential, trainer.strategy.root_device)
+    if trainer.is_global_zero:
+        log.info("convolution: %s", convolution)
+        log.info("matrix products: %s", precision_in_words(config.precision, trainer.strategy.root_device))
+        if checkpoint is not None:
+            log.info("continuing from %s", checkpoint)
+    return convolution
 
 
 def set_computation(potential: Potential, config: FitConfig) -> None:
@@ -113,11 +122,18 @@ def reset_computation(potential: Potential) -> None:
     potential.network.recompute = False
 
 
-def _check_optimizer(config: FitConfig, optim: OptimConfig) -> None:
+def _check(config: FitConfig, optim: OptimConfig, additions: Additions) -> None:
+    """Refuse what does not go together."""
     if config.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(
             f"optim.optimizer {optim.optimizer} needs every parameter whole, and fit.strategy {config.strategy} parts "
             "them: use adamw, or ddp"
+        )
+    rehearsal = additions.rehearsal
+    if rehearsal is not None and rehearsal.mode == "reference" and config.devices * config.num_nodes > 1:
+        raise ValueError(
+            "rehearsal.mode reference adds to the gradient of the step before, which only a single process does: use "
+            "joint or alternate, or one process"
         )
 
 
@@ -167,6 +183,10 @@ class _Averaging(EMAWeightAveraging):
         optimizer = trainer.optimizers[0]
         with optimizer.averaged() if isinstance(optimizer, ScheduleFree) else contextlib.nullcontext():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leave the average, also where nothing was left to train: a run that is resumed after its last step."""
+        self._copy_average_to_current(pl_module)
 
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
         super()._swap_models(pl_module)

@@ -19,9 +19,10 @@ class FlatGradients:
         self._strategy, self._parameters, self._clip_norm = strategy, parameters, clip_norm
 
     def add(self, share: Tensor, *, last: bool) -> None:
-        """Add the gradient of a micro-batch's share of the loss."""
+        """Add the gradient of a micro-batch's share of the loss; there is none of an empty one."""
         assert self._strategy.lightning_module is not None
-        self._strategy.lightning_module.manual_backward(share)
+        if share.requires_grad:
+            self._strategy.lightning_module.manual_backward(share)
 
     def reduce(self, sums: Float[Tensor, " sums"]) -> tuple[Float[Tensor, ""], Float[Tensor, " sums"]]:
         """Sum the gradient over processes, and a few numbers with it; return the gradient's norm and the numbers."""

@@ -87,6 +87,11 @@ class Guard(Callback):
         """Whether this process has failed to write a checkpoint and the run is to stop for it."""
         return self.config.save_errors == "stop" and self._checkpoints.files.failure is not None
 
+    @property
+    def rate_factor(self) -> float:
+        """What the rollbacks so far have left of the learning rate."""
+        return self.config.rate_factor**self.num_rollbacks
+
     def trouble(self, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step, if anything."""
         if not math.isfinite(loss):

@@ -7,14 +7,14 @@ weights instead, a structure would count the less the heavier those are that hap
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
-from foundation.potential import Prediction
+from foundation.potential import Potential, Prediction
 
 STRATA = (100.0, 200.0, 300.0)
 """Sizes of a reference force [eV/Å] that part the strata of the stratified Huber error."""
@@ -58,6 +58,15 @@ class LossConfig:
         for name, term in (("energy", self.energy), ("stress", self.stress)):
             if term.kind == "stratified_huber":
                 raise ValueError(f"loss.{name}: stratified_huber looks at the size of forces; use huber")
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What is added to the loss of every step and depends on the potential alone, such as EWC."""
+
+    def __call__(self, potential: Potential) -> Float64[Tensor, ""]:
+        """Return the penalty, in units of the loss."""
+        ...
 
 
 def label_counts(batch: GraphBatch) -> Float64[Tensor, " 3"]:

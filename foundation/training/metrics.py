@@ -85,20 +85,22 @@ class ElementSums:
 class ValidationErrors:
     """The errors of a validation: over everything, by data set and by element."""
 
-    def __init__(self, datasets: Sequence[str]) -> None:
-        """Prepare for data sets of these names."""
-        self.datasets = tuple(datasets)
+    def __init__(self, datasets: Sequence[str], *, num_watched: int = 0) -> None:
+        """Prepare for data sets of these names; the last ones may be watched only, and count in no sum over sets."""
+        self.datasets, self._num_own = tuple(datasets), len(datasets) - num_watched
         self._of_dataset, self._of_element = [ErrorSums() for _ in datasets], ElementSums()
 
     def update(self, prediction: Prediction, batch: GraphBatch, dataset: int) -> None:
         """Add a batch of a data set, given by number."""
         self._of_dataset[dataset].update(prediction, batch)
-        self._of_element.update(prediction, batch)
+        if dataset < self._num_own:
+            self._of_element.update(prediction, batch)
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return the errors and those of each element, over all processes.
 
-        The first go by 'force_mae' and, if there are several data sets, 'NAME/force_mae' as well. An element has the
+        The first go by 'force_mae' and, if there are several data sets or only watched ones, 'NAME/force_mae' as well.
+        An element has the
         error of forces on its atoms, the energy error of the structures that hold it, and how many atoms (with labelled
         forces) and structures there were.
 
@@ -108,8 +110,9 @@ class ValidationErrors:
         elements = self._of_element.sums
         sums = torch.cat([*(errors.sums.to(elements.device) for errors in self._of_dataset), elements.flatten()])
         parts = reduce(sums).split([*(7 for _ in self.datasets), elements.numel()])
-        values = mean_errors(torch.stack(parts[:-1]).sum(dim=0).tolist())
-        if len(self.datasets) > 1:
+        own = torch.stack([elements.new_zeros(7), *parts[: self._num_own]]).sum(dim=0)
+        values = mean_errors(own.tolist())
+        if self.datasets[1:] or not self._num_own:
             for name, part in zip(self.datasets, parts[:-1], strict=True):
                 values |= {f"{name}/{error}": value for error, value in mean_errors(part.tolist()).items()}
         rows = enumerate(parts[-1].view(elements.shape).tolist())

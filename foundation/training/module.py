@@ -4,12 +4,12 @@ from typing import Any
 
 import lightning
 import torch
+from jaxtyping import Float64
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
-from data_pipeline.stream import Steps
 from foundation.potential import Potential
 from foundation.training.data import Sweeps
 from foundation.training.fit_config import FitConfig
@@ -19,6 +19,7 @@ from foundation.training.loss import LossConfig, loss_terms
 from foundation.training.metrics import ValidationErrors
 from foundation.training.monitor import Monitor, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
+from foundation.training.parts import Additions, Parts, Run
 from foundation.training.sinks import log_row
 from foundation.training.strategy import sum_over_ranks
 
@@ -39,29 +40,39 @@ class TrainingModule(lightning.LightningModule):
         guard: Guard,
         monitor: Monitor,
         record: dict[str, Any],
+        additions: Additions,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.potential = potential
         self.loss_config, self.optim_config, self.fit_config = loss_config, optim_config, fit_config
         self.guard, self.monitor, self._record = guard, monitor, record
+        self._rehearsal, self._penalty = additions.rehearsal, additions.penalty
+        self._rate_factors = additions.rate_factors
+        self._kept_gradient: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped by hand."""
-        optimizer = make_optimizer(self.optim_config, self.potential, len(self.potential.elements))
+        num_elements = len(self.potential.elements)
+        optimizer = make_optimizer(self.optim_config, self.potential, num_elements, self._rate_factors)
         schedule = make_schedule(self.optim_config, optimizer, self.fit_config.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the resolved configuration into a checkpoint."""
+        """Put the resolved configuration into a checkpoint, and the gradient if the next step needs it."""
         checkpoint["config"] = self._record
+        checkpoint["kept_gradient"] = self._kept_gradient
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the gradient that the next step needs."""
+        self._kept_gradient = checkpoint.get("kept_gradient", {})
 
     def on_fit_start(self) -> None:
         """Prepare for the gradient, in the way of the strategy."""
         parameters = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
 
-    def on_train_batch_start(self, batch: list[GraphBatch], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Parts, batch_idx: int) -> None:
         """Put right how many batches Lightning thinks to have begun, by which it validates.
 
         It counts one too many after a checkpoint that was saved in the middle of a step, and would validate one step
@@ -71,20 +82,19 @@ class TrainingModule(lightning.LightningModule):
         total.ready = self.trainer.global_step + 1
         total.started = total.processed = total.completed = self.trainer.global_step
 
-    def training_step(self, micro_batches: list[GraphBatch], step: int) -> None:
+    def training_step(self, parts: Parts, step: int) -> None:
         """Take one optimizer step, or skip it if its loss or gradient is unusable."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         optimizer.zero_grad()
-        counts, sizes = self._sum_over_ranks(step_counts(micro_batches, self.device)).split(3)
-        self.monitor.start_step(micro_batches, sizes)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for place, batch in enumerate(micro_batches):
-            self._seed(step, place)
-            share = self._share(batch, counts)
-            total += share.detach()
-            self._gradients.add(share, last=place == len(micro_batches) - 1)
+        for name, gradient in self._kept_gradient.items():
+            self.potential.get_parameter(name).grad = gradient.to(self.device, copy=True)
+        parts = self._relabelled(parts)
+        micro_batches = [batch for part in parts for batch in part]
+        counts = self._sum_over_ranks(torch.cat([step_counts(part, self.device) for part in parts])).view(-1, 6)
+        self.monitor.start_step(parts, counts[:, 3:].sum(dim=0))
+        total = self._backward(parts, counts[:, :3], step)
         self.monitor.stop_computing()
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
@@ -93,16 +103,36 @@ class TrainingModule(lightning.LightningModule):
         trouble = self.guard.trouble(float(total), float(norm))
         if trouble is None:
             self._gradients.clip(norm)
+            self._keep_gradient(step)
             optimizer.step()
             self.guard.good_step(float(total))
         else:
             self._gradients.discard()
+            self._kept_gradient = {}
             self._count_step(optimizer)
             self.guard.bad_step(self.trainer, self.potential, micro_batches, trouble)
         self.monitor.end_step(taken=trouble is None)
         if self.trainer.global_step % self.fit_config.log_every == 0:
-            self._log_step(norm, optimizer.param_groups[0]["lr"])
+            # not that of a group: a parameter may have a rate of its own, by a factor
+            rate = self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+            self._log_step(norm, rate * self.guard.rate_factor)
         schedule.step()
+
+    def _backward(self, parts: Parts, counts: Float64[Tensor, "parts 3"], step: int) -> Float64[Tensor, ""]:
+        """Add up the gradient of this process's share of the loss of a step, and return the share."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        work = [(number, place, batch) for number, part in enumerate(parts) for place, batch in enumerate(part)]
+        for left, (number, place, batch) in zip(reversed(range(len(work))), work, strict=True):
+            last = left == 0
+            self._seed(step, number, place)
+            share = self._share(batch, counts[number]) if number == 0 else self._rehearsed(batch, counts[number])
+            if last and self._penalty is not None:
+                penalty = self._penalty(self.potential) / self.trainer.world_size
+                self.monitor.add_extra("penalty", penalty)
+                share = share + penalty
+            total += share.detach()
+            self._gradients.add(share, last=last)
+        return total
 
     def _share(self, batch: GraphBatch, counts: Tensor) -> Tensor:
         """Return a micro-batch's share of the loss of the step."""
@@ -113,10 +143,36 @@ class TrainingModule(lightning.LightningModule):
         self.monitor.add(prediction, batch, terms)
         return terms.sum()
 
-    def _seed(self, step: int, place: int) -> None:
-        """Make random numbers depend on the step and the lane only: not on what ran before, nor on how many ranks."""
-        lane = self.trainer.global_rank * (self.fit_config.lanes // self.trainer.world_size) + place
-        torch.manual_seed(((self.fit_config.seed * 0x9E3779B97F4A7C15 + step) * self.fit_config.lanes + lane) % 2**63)
+    def _rehearsed(self, batch: GraphBatch, counts: Tensor) -> Tensor:
+        """Return a micro-batch's share of the loss of the rehearsal."""
+        assert self._rehearsal is not None
+        if batch.num_graphs == 0:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        loss_config = self._rehearsal.loss or self.loss_config
+        share = self._rehearsal.weight * loss_terms(loss_config, self.potential(batch), batch, counts).sum()
+        self.monitor.add_extra("rehearsal", share)
+        return share
+
+    def _relabelled(self, parts: Parts) -> Parts:
+        """Return the micro-batches with the labels that they are trained on, whose counts the loss is divided by."""
+        if self._rehearsal is None or self._rehearsal.relabel is None:
+            return parts
+        target, rehearsed = parts
+        return [target, [self._rehearsal.relabel(batch) if batch.num_graphs else batch for batch in rehearsed]]
+
+    def _keep_gradient(self, step: int) -> None:
+        """Keep the gradient of a step on the target for the next one, on the rehearsal, where that adds to it."""
+        self._kept_gradient = {}
+        if self._rehearsal is not None and self._rehearsal.mode == "reference" and step % 2 == 0:
+            gradients = {name: parameter.grad for name, parameter in self.potential.named_parameters()}
+            self._kept_gradient = {name: grad.clone() for name, grad in gradients.items() if grad is not None}
+
+    def _seed(self, step: int, part: int, place: int) -> None:
+        """Make random numbers depend on step, part and lane only: not on what ran before, nor on how many ranks."""
+        lanes = self.fit_config.lanes
+        lane = self.trainer.global_rank * (lanes // self.trainer.world_size) + place
+        number = 2 * (self.fit_config.seed * 0x9E3779B97F4A7C15 + step) + part
+        torch.manual_seed((number * lanes + lane) % 2**63)
 
     @staticmethod
     def _count_step(optimizer: LightningOptimizer) -> None:
@@ -127,13 +183,9 @@ class TrainingModule(lightning.LightningModule):
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor.to(self.device, copy=True))
 
-    @property
-    def _steps(self) -> Steps:
-        assert self.trainer.train_dataloader is not None
-        return self.trainer.train_dataloader.steps
-
     def _log_step(self, norm: Tensor, learning_rate: float) -> None:
-        values = self.monitor.compute(self.trainer, self._steps, self._sum_over_ranks)
+        assert isinstance(self.trainer.train_dataloader, Run)
+        values = self.monitor.compute(self.trainer, self.trainer.train_dataloader, self._sum_over_ranks)
         values |= {
             "train/gradient_norm": float(norm),
             "train/learning_rate": learning_rate,
@@ -145,7 +197,8 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
         assert isinstance(self.trainer.val_dataloaders, Sweeps)
-        self._validation_errors = ValidationErrors(self.trainer.val_dataloaders.names)
+        sweeps = self.trainer.val_dataloaders
+        self._validation_errors = ValidationErrors(sweeps.names, num_watched=sweeps.num_watched)
 
     def validation_step(self, batch: GraphBatch, number: int) -> None:
         """Add the errors of a batch."""

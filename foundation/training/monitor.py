@@ -20,18 +20,20 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
-from data_pipeline.stream import Steps
 from foundation.potential import Potential, Prediction
 from foundation.training.fit_config import FitConfig
 from foundation.training.flops import peak_rate, training_cost
 from foundation.training.loss import label_counts
 from foundation.training.metrics import ErrorSums, mean_errors
 from foundation.training.metrics_file import START
+from foundation.training.parts import Parts, Run
 from foundation.training.sinks import log_row
 
 
 def step_counts(batches: Sequence[GraphBatch], device: torch.device) -> Float64[Tensor, " 6"]:
     """Return the label_counts of a process's micro-batches, and their frames, atoms and edges."""
+    if not batches:
+        return torch.zeros(6, dtype=torch.float64, device=device)
     sizes = [sum(sizes) for sizes in zip(*((b.num_graphs, len(b.numbers), b.num_edges) for b in batches), strict=True)]
     counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0).to(device)
     return torch.cat([counts, torch.tensor(sizes, dtype=torch.float64, device=device)])
@@ -71,12 +73,23 @@ class Stopwatch:
 class Monitor(Callback):
     """Measures the steps of a run; the training module tells it what happens in them."""
 
-    def __init__(self, config: FitConfig, potential: Potential) -> None:
-        self._lanes, self._edge_budget = config.lanes, config.edge_budget
+    def __init__(
+        self, config: FitConfig, potential: Potential, *, work: float = 1.0, extras: Sequence[str] = ()
+    ) -> None:
+        """Prepare for a run.
+
+        Args:
+            config: The loop.
+            potential: What is trained.
+            work: Edge budget of a whole step over that of the run's own data.
+            extras: Which of 'rehearsal' and 'penalty' the loss has besides.
+        """
+        self._step_budget = config.lanes * config.edge_budget * work
         self._is_bf16 = config.precision == "bf16"
         self._cost = training_cost(potential, tabulated=config.radial_table > 0)
         self._errors, self._step_errors = ErrorSums(), ErrorSums()
         self._terms = torch.zeros(3, dtype=torch.float64)
+        self._extras = {name: self._terms.new_zeros(()) for name in extras}
         self._seen = torch.zeros(3, dtype=torch.float64)
         self._seen_before, self._edges = [0.0, 0.0, 0.0], list[int]()
         self._device_seconds = self._waited = 0.0
@@ -117,23 +130,31 @@ class Monitor(Callback):
         """Let the clock of the speed of training go on."""
         self._since += time.perf_counter() - self._validation_began
 
-    def start_step(self, batches: Sequence[GraphBatch], sizes: Float64[Tensor, " 3"]) -> None:
+    def start_step(self, parts: Parts, sizes: Float64[Tensor, " 3"]) -> None:
         """Begin a step.
 
         Args:
-            batches: This process's micro-batches.
+            parts: This process's micro-batches.
             sizes: Frames, atoms and edges of the step, over all processes.
         """
         self._seen = self._seen.to(sizes.device) + sizes
-        self._edges.append(sum(batch.num_edges for batch in batches))
+        self._edges.append(sum(batch.num_edges for part in parts for batch in part))
         self._step_errors.reset()
-        self._terms = torch.zeros_like(sizes)
+        # where the parts are stepped on in turn, the loss of the other one stays: logged steps may all be of one kind
+        self._terms = torch.zeros_like(sizes) if parts[0] else self._terms.to(sizes.device)
+        for name in self._extras:
+            if name == "penalty" or parts[1]:
+                self._extras[name] = sizes.new_zeros(())
         self._watch.start()
 
     def add(self, prediction: Prediction, batch: GraphBatch, terms: Float64[Tensor, " 3"]) -> None:
         """Take note of a micro-batch and its share of the terms of the loss."""
         self._terms = self._terms + terms.detach()
         self._step_errors.update(prediction, batch)
+
+    def add_extra(self, name: str, share: Float64[Tensor, ""]) -> None:
+        """Take note of a process's share of another part of the loss."""
+        self._extras[name] = self._extras[name] + share.detach()
 
     def stop_computing(self) -> None:
         """Take note that a process has done its part of a step, up to exchanging gradients."""
@@ -144,15 +165,16 @@ class Monitor(Callback):
         if taken:
             self._errors.add(self._step_errors)
 
-    def compute(self, trainer: lightning.Trainer, steps: Steps, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def compute(self, trainer: lightning.Trainer, steps: Run, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the metrics of the last step, and of the steps since the last call; all processes call it together.
 
-        train/loss and its terms are the last step's, by its global counts. train/*_mae are over the training frames
-        since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the same time, validation left out: data_wait
-        is the share of it that the average process waited for data; budget_fill the edges over those that fit;
-        imbalance_* the largest over the mean of the processes, by edges and by the time to the gradient; peak_memory of
-        the largest process [GB]; flop_utilization counted operations over what matrix products reach here. seen/* are
-        since the start of the run, and so are run/device_hours of all processes together.
+        train/loss and its terms are those of the last step on the run's own data, by its global counts; beside it are
+        train/loss_rehearsal, train/penalty and the latter's ratio to the former two. train/*_mae are over the run's own
+        training frames since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the same time, validation left
+        out: data_wait is the share of it that the average process waited for data; budget_fill the edges over those
+        that fit; imbalance_* the largest over the mean of the processes, by edges and by the time to the gradient;
+        peak_memory of the largest process [GB]; flop_utilization counted operations over what matrix products reach
+        here. seen/* are since the start of the run, and so are run/device_hours of all processes together.
         """
         device, num_steps = self._terms.device, len(self._edges)
         own = torch.tensor([*self._edges, *self._watch.take(), peak_memory(device)], dtype=torch.float64)
@@ -161,16 +183,18 @@ class Monitor(Callback):
         places[trainer.global_rank] = own
         waited, self._waited = steps.waited - self._waited, steps.waited
         shared = torch.tensor([waited, self._peak or 0.0, steps.num_quarantined_frames], dtype=torch.float64)
-        parts = [self._errors.sums, self._terms, shared, places.flatten()]
+        extras = self._terms.new_tensor([float(value) for value in self._extras.values()])
+        parts = [self._errors.sums, self._terms, extras, shared, places.flatten()]
         sums = reduce(torch.cat([part.to(device) for part in parts])).cpu()
-        errors, terms, shared, places = sums.split([len(part) for part in parts])
+        errors, terms, extras, shared, places = sums.split([len(part) for part in parts])
         edges, times, memory = places.view(self._world_size, -1).split([num_steps, num_steps, 1], dim=1)
         waited, peak, quarantined = shared.tolist()
         seen, seconds = self._seen.tolist(), now - self._since
-        values = _of_training(errors.tolist(), terms.tolist()) | self._of_speed(seconds, seen, peak)
+        values = _of_training(errors.tolist(), terms.tolist(), dict(zip(self._extras, extras.tolist(), strict=True)))
+        values |= self._of_speed(seconds, seen, peak)
         values |= {
             "speed/data_wait": waited / self._world_size / seconds,
-            "speed/budget_fill": float(edges.sum()) / (num_steps * self._lanes * self._edge_budget),
+            "speed/budget_fill": float(edges.sum()) / (num_steps * self._step_budget),
             "speed/imbalance_edges": imbalance(edges),
             "speed/imbalance_seconds": imbalance(times),
             "speed/peak_memory": float(memory.max()) / 1e9,
@@ -201,9 +225,14 @@ class Monitor(Callback):
         return self._device_seconds + self._world_size * (time.perf_counter() - self._began)
 
 
-def _of_training(errors: list[float], terms: list[float]) -> dict[str, float]:
+def _of_training(errors: list[float], terms: list[float], extras: dict[str, float]) -> dict[str, float]:
     values = {"train/loss": sum(terms)}
     values |= {f"train/loss_{name}": term for name, term in zip(("energy", "forces", "stress"), terms, strict=True)}
+    if "rehearsal" in extras:
+        values["train/loss_rehearsal"] = extras["rehearsal"]
+    if "penalty" in extras:
+        task = sum(terms) + extras.get("rehearsal", 0.0)
+        values |= {"train/penalty": extras["penalty"], "train/penalty_ratio": extras["penalty"] / max(task, 1e-300)}
     means = mean_errors(errors)
     del means["frames"]
     return values | {f"train/{name}": value for name, value in means.items()}

@@ -1,7 +1,9 @@
 """Optimizer and learning-rate schedule."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -61,11 +63,22 @@ class OptimConfig:
             )
 
 
-def make_optimizer(config: OptimConfig, module: torch.nn.Module, num_elements: int) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: OptimConfig,
+    module: torch.nn.Module,
+    num_elements: int,
+    rate_factors: Mapping[str, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:
     """Return the optimizer, with decay on weight matrices only (parameters named 'weight').
 
     The element embedding learns sqrt(elements) times faster: that layer divides its weights by this root, and Adam's
     steps do not depend on the size of the gradient, so it would otherwise learn the slower the more elements there are.
+
+    Args:
+        config: Which, and how fast.
+        module: Whose parameters, those that require a gradient.
+        num_elements: Elements of the embedding.
+        rate_factors: What the learning rate of a parameter is multiplied with besides, by name; one where absent.
     """
     rate = config.learning_rate
     groups: list[dict[str, Any]] = []
@@ -74,7 +87,8 @@ def make_optimizer(config: OptimConfig, module: torch.nn.Module, num_elements: i
             decay = config.weight_decay if name.endswith("weight") else 0.0
             factor = num_elements**0.5 if name.endswith("embedding.weight") else 1.0
             # decay is taken as a fraction of the learning rate, so the factor must not reach it
-            groups.append({"params": [parameter], "lr": rate * factor, "weight_decay": decay / factor, "name": name})
+            own_rate = rate * rate_factors.get(name, 1.0) * factor
+            groups.append({"params": [parameter], "lr": own_rate, "weight_decay": decay / factor, "name": name})
     if config.optimizer == "schedule_free":
         return ScheduleFree(groups, lr=rate, betas=config.betas)
     if config.optimizer == "muon":

@@ -78,7 +78,7 @@ class Preemption(Callback):
         if trainer.is_global_zero:
             log.warning("%s", message)
             if decision == STOP_AND_REQUEUE and "SLURM_JOB_ID" in os.environ:
-                _requeue(os.environ["SLURM_JOB_ID"])
+                requeue(os.environ["SLURM_JOB_ID"])
         # srun kills the others when a rank leaves; rank zero must have queued the job before
         trainer.strategy.barrier("requeued")
         raise PreemptedError(message)
@@ -106,7 +106,7 @@ def _ask_nobody() -> None:
     """Stand in for Lightning's question."""
 
 
-def _requeue(job: str) -> None:
+def requeue(job: str) -> None:
     """Put the SLURM job that this process belongs to back into the queue, which ends this process too."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the bare number of an array's last task means the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -6,7 +6,9 @@ parameters it would save nothing either: activations fill the memory, and these 
 recomputation.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -209,6 +211,31 @@ def cluster_environment() -> ClusterEnvironment:
     if "SLURM_STEP_ID" in os.environ:
         return SLURMEnvironment(auto_requeue=False)
     return LightningEnvironment()
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[int]:
+    """Join the processes that torchrun or srun started, for work that is no run, and give the number of this one.
+
+    A single process joins nothing.
+
+    Args:
+        device: Where the work is done; 'cuda' is then the accelerator of a process's place on its node.
+    """
+    environment = cluster_environment()
+    rank, world_size = environment.global_rank(), environment.world_size()
+    if world_size == 1 or torch.distributed.is_initialized():
+        yield rank
+        return
+    os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+    if device.type == "cuda":
+        torch.cuda.set_device(environment.local_rank())
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, rank=rank, world_size=world_size)
+    try:
+        yield rank
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def is_rank_zero() -> bool:

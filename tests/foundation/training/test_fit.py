@@ -112,6 +112,16 @@ def test_a_crash_inside_validation_saves_the_weights_in_training(
         assert torch.equal(tensor, found["current_model_state"][name]), name
 
 
+def test_a_run_that_was_stopped_after_its_last_step_still_releases_the_moving_average(
+    undisturbed: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "potential")
+    pretrain(config(emt_manifest, tmp_path / "run", resume=True))
+    found = load(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in load(undisturbed).state_dict().items())
+
+
 def test_only_the_newest_checkpoints_are_kept(undisturbed: Path) -> None:
     names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
     kept = {"step=000000006.ckpt", "step=000000008.ckpt", best(undisturbed)}

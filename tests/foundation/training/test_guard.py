@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
@@ -18,8 +18,10 @@ from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.checkpoints import newest_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.guard import Diverged, GuardConfig
+from foundation.training.metrics_file import read_rows
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
+from foundation.training.parts import Parts
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
@@ -46,11 +48,11 @@ def disturb(
     """Change the labels of some steps, and return the ids of the frames that will be in them."""
     as_written, ids = TrainingModule.training_step, []
 
-    def disturbed(module: TrainingModule, batches: list[GraphBatch], step: int) -> None:
+    def disturbed(module: TrainingModule, parts: Parts, step: int) -> None:
         if step in steps:
-            ids.append(batches[0].ids)
-            batches = [change(batches[0])]
-        as_written(module, batches, step)
+            ids.append(parts[0][0].ids)
+            parts = [[change(parts[0][0])]]
+        as_written(module, parts, step)
 
     monkeypatch.setattr(TrainingModule, "training_step", disturbed)
     return ids
@@ -82,8 +84,8 @@ def test_a_step_with_a_label_that_is_not_finite_is_skipped_and_its_frame_named(
     weights = []
     before = TrainingModule.training_step
 
-    def recorded(module: TrainingModule, batches: list[GraphBatch], step: int) -> None:
-        before(module, batches, step)
+    def recorded(module: TrainingModule, parts: Parts, step: int) -> None:
+        before(module, parts, step)
         weights.append(torch.cat([p.detach().flatten().clone() for p in module.potential.parameters()]))
 
     monkeypatch.setattr(TrainingModule, "training_step", recorded)
@@ -94,6 +96,15 @@ def test_a_step_with_a_label_that_is_not_finite_is_skipped_and_its_frame_named(
     assert f"step 4, process 0: skipped, the loss is nan. Not finite in frames {ids[0][1]}." in caplog.text
     assert guard_of(saved(tmp_path / "run"))["num_skipped"] == 1
     assert saved(tmp_path / "run")["global_step"] == 8
+
+
+def test_a_micro_batch_of_which_nothing_could_be_read_is_no_error(
+    emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturb(monkeypatch, {3}, lambda batch: collate([], MODEL.cutoff))
+    pretrain(config(emt_manifest, tmp_path / "run"))
+    assert saved(tmp_path / "run")["global_step"] == 8
+    assert guard_of(saved(tmp_path / "run"))["num_skipped"] == 0
 
 
 def test_too_many_bad_steps_stop_the_run_with_the_frames(
@@ -119,6 +130,9 @@ def test_a_run_that_has_lost_its_way_goes_back_and_on_at_a_lower_rate(
     rates = {group["name"]: group["initial_lr"] for group in state["optimizer_states"][0]["param_groups"]}
     assert rates["network.blocks.0.self_connection.weight"] == pytest.approx(0.25 * OptimConfig().learning_rate)
     assert state["lr_schedulers"][0]["last_epoch"] == 8
+    logged = {row["step"]: row for row in read_rows(tmp_path / "run" / "logs") if row["kind"] == "train"}
+    assert logged[3]["train/learning_rate"] == pytest.approx(OptimConfig().learning_rate)
+    assert logged[7]["train/learning_rate"] < 0.25 * OptimConfig().learning_rate
     assert all(torch.isfinite(p).all() for p in load(tmp_path / "run").parameters())
 
 

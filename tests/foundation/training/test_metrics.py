@@ -110,3 +110,17 @@ def test_processes_add_up_in_one_reduction(potential: Potential, structures: lis
     assert by_element.keys() == elements.keys()
     for symbol, errors in elements.items():
         assert by_element[symbol] == pytest.approx(errors, rel=1e-12)
+
+
+def test_data_sets_that_are_only_watched_count_in_no_error_of_the_run(
+    potential: Potential, structures: list[Structure]
+) -> None:
+    errors = ValidationErrors(("old",), num_watched=1)
+    batch = collate(structures, potential.cutoff, torch.float64)
+    errors.update(potential(batch), batch, 0)
+    values, by_element = errors.compute(lambda sums: sums)
+    assert values["old/force_mae"] > 0
+    assert values["old/frames"] == len(structures)
+    assert values["frames"] == 0
+    assert "force_mae" not in values
+    assert not by_element

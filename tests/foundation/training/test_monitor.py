@@ -155,7 +155,7 @@ def test_the_errors_of_a_step_that_is_not_taken_are_left_out(emt_manifest: Manif
     prediction = potential(batch)
     spoiled = dataclasses.replace(batch, energy=batch.energy * torch.nan)
     for labels, taken in ((batch, True), (spoiled, False)):
-        monitor.start_step([labels], torch.ones(3, dtype=torch.float64))
+        monitor.start_step([[labels]], torch.ones(3, dtype=torch.float64))
         monitor.add(prediction, labels, torch.zeros(3, dtype=torch.float64))
         monitor.end_step(taken=taken)
     assert monitor._errors.compute()["frames"] == 1.0
