@@ -132,6 +132,14 @@ class Potential(torch.nn.Module):
         network = self.network(batch, elements).to(torch.float64)
         return self.get_buffer("scale")[elements] * network + self._references(batch, elements)
 
+    def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
+        """Return what the network knows of each atom's surroundings before it reads an energy from it: invariants.
+
+        Raises:
+            UnknownElement: an atom's element is not among the potential's (checked outside training).
+        """
+        return self.network.features(batch, self._element_positions(batch.numbers))
+
     def composition_energy(self, batch: GraphBatch) -> Float64[Tensor, " graphs"]:
         """Return the sum of each structure's reference energies [eV]: what its composition alone predicts.
 

@@ -2,23 +2,30 @@
 
 The references and the scale of the start stay, because its weights are trained to what these leave: fitted again to
 other data they would move every prediction. Only a level of theory that the start does not know gets references of its
-own, fitted to the new data; its biases in the network begin as the mean of the others.
+own; its biases in the network begin as the mean of the others. In pretraining these references are fitted to the
+energies of the new data, which are broad. In fine-tuning they are the start's, to which at most the residuals are
+fitted: the energies of a single material say nothing of its elements, and what binds it would be counted twice.
 """
 
+import copy
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.statistics import Statistics
+from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
+from foundation.elements import add_elements, nearest_element
 from foundation.models import ModelConfig
 from foundation.potential import Potential
+from foundation.references import refit_references
 from foundation.theories import add_theory
 
 log = logging.getLogger(__name__)
@@ -45,13 +52,8 @@ def start_from(folder: Path, model: ModelConfig, statistics: Mapping[str, Statis
     ]
     if different:
         raise ValueError(f"{folder} is of another architecture than `model`: {'; '.join(different)}. Make them agree.")
-    for theory, sums in statistics.items():
-        unknown = sorted(set(sums.elements) - set(potential.elements))
-        if unknown:
-            raise ValueError(
-                f"{folder} does not know {', '.join(SYMBOLS[z] for z in unknown)}, which the data at {theory} have: "
-                "start from a potential that does, or build the data without these elements"
-            )
+    advice = "start from a potential that does, or build the data without these elements"
+    _refuse_unknown(potential, folder, statistics, advice)
     for theory, sums in statistics.items():
         if theory not in potential.theories:
             log.info(
@@ -59,6 +61,102 @@ def start_from(folder: Path, model: ModelConfig, statistics: Mapping[str, Statis
             )
             potential = add_theory(potential, theory, reference_energies=_references(potential, sums))
     return potential.train()
+
+
+def prepare_start(
+    start: Potential,
+    folder: Path,
+    statistics: Mapping[str, Statistics],
+    datasets: Sequence[Dataset],
+    *,
+    references: Literal["keep", "refit"] = "keep",
+    new_elements: Literal["refuse", "add"] = "refuse",
+) -> tuple[Potential, dict]:
+    """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it, as JSON.
+
+    A level of theory that it does not know is added, with the references of the start (the mean over its levels); so
+    are new elements, if they may be, as in foundation/elements.py, and their references are always fitted to residuals.
+    What the start said of its elements at its levels of theory stays, with one exception: to refit the references at a
+    level that the start knows moves all predictions at this level for the elements of the data. It is right for data
+    that follow another energy convention than the level's name says, and forgetting otherwise.
+
+    Args:
+        start: The potential, which is left alone.
+        folder: Where it is from, for messages.
+        statistics: The training data's, by level of theory, in the order of the numbers that `datasets` have.
+        datasets: The training data.
+        references: Whether those of the elements in the data stay or are estimated again (foundation/references.py).
+        new_elements: What happens if the data have an element that the start does not know.
+
+    Raises:
+        ValueError: there is such an element, and it is not to be added.
+    """
+    potential = copy.deepcopy(start)
+    new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
+    if new and new_elements == "refuse":
+        advice = "say --new_elements add, start from a potential that does, or build the data without these elements"
+        _refuse_unknown(start, folder, statistics, advice)
+    donors = {SYMBOLS[z]: SYMBOLS[nearest_element(z, start.elements)] for z in new}
+    if new:
+        potential = add_elements(potential, new)
+        log.info("%s gets new elements: %s", folder, ", ".join(f"{z} begins as {old}" for z, old in donors.items()))
+    added = [theory for theory in statistics if theory not in start.theories]
+    for theory in added:
+        log.info(
+            "%s does not know the level of theory %s: it is added, with the references of the start", folder, theory
+        )
+        potential = add_theory(potential, theory)
+    numbers = [potential.theory_number(theory) for theory in statistics]
+    datasets = [replace(dataset, theory=numbers[dataset.theory_number]) for dataset in datasets]
+    reports = {}
+    if new:
+        reports["references_of_new_elements"] = _refit(potential, datasets, new)
+    if references == "refit":
+        reports["references"] = _refit(potential, datasets, None)
+        _warn_of_moves(reports["references"], start, folder)
+    same = not any(theory in start.theories for theory in reports.get("references", {}))
+    return potential.train(), {"new_elements": donors, "new_theories": added, "same_energies": same} | reports
+
+
+def _refuse_unknown(potential: Potential, folder: Path, statistics: Mapping[str, Statistics], advice: str) -> None:
+    for theory, sums in statistics.items():
+        unknown = sorted(set(sums.elements) - set(potential.elements))
+        if unknown:
+            raise ValueError(
+                f"{folder} does not know {', '.join(SYMBOLS[z] for z in unknown)}, which the data at {theory} have: "
+                f"{advice}"
+            )
+
+
+def _refit(potential: Potential, datasets: Sequence[Dataset], elements: Sequence[int] | None) -> dict:
+    """Fit the references of elements to the residuals in place, and return the report."""
+    energies, report = refit_references(potential, datasets, elements=elements)
+    potential.get_buffer("reference_energies").copy_(energies)
+    for theory, facts in report.items():
+        moved = ", ".join(f"{symbol} {values['moved']:+.3g}" for symbol, values in facts["elements"].items())
+        error = facts["energy_error"]
+        log.info(
+            "reference energies at %s [eV]: %s; the error of the energy goes from %.3g to %.3g eV per atom (root mean "
+            "square over %d structures)",
+            *(theory, moved, error["before"]["rmse"], error["after"]["rmse"], facts["num_structures"]),
+        )
+    return report
+
+
+def _warn_of_moves(report: dict, start: Potential, folder: Path) -> None:
+    """Say where predictions have moved that the start made before."""
+    for theory, facts in report.items():
+        known = {
+            symbol: v["moved"] for symbol, v in facts["elements"].items() if SYMBOLS.index(symbol) in start.elements
+        }
+        if theory in start.theories and known:
+            furthest = max(known, key=lambda symbol: abs(known[symbol]))
+            log.warning(
+                "warning: %s knows the level of theory %s already: all that it predicts there for %s moves by up to "
+                "%.3g eV per atom (%s). Keep the references if the data follow its convention, or give them a `theory` "
+                "of their own.",
+                *(folder, theory, ", ".join(known), abs(known[furthest]), furthest),
+            )
 
 
 def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " elements"]:
@@ -74,9 +172,12 @@ def start_facts(folder: Path) -> dict:
     """Return what a card has to say of the weights that a training began with, as JSON: all data they have seen."""
     config = checkpoint.read_config(checkpoint.find(folder))
     provenance = config["provenance"]
+    rehearsed = (provenance.get("rehearsal") or {}).get("datasets", [])
     before = provenance.get("start", {}).get("datasets", [])
     return {
         "folder": str(folder),
+        "name": provenance["config"].get("card", {}).get("name", ""),
+        "method": provenance["method"],
         "weights_sha256": config["weights_sha256"],
-        "datasets": provenance["datasets"] + before,
+        "datasets": provenance["datasets"] + rehearsed + before,
     }

@@ -5,6 +5,7 @@ fan-in that counts the levels. With their number all weights of these layers the
 is computed in float64 and rounded once, to the potential's own type: in float32 predictions move by its rounding.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,27 @@ from torch import Tensor
 from foundation.models import EquivariantNetwork
 from foundation.nn.linear import Linear
 from foundation.potential import Potential
+
+log = logging.getLogger(__name__)
+
+
+def theory_of_data(potential: Potential, described: str, named: str | None = None) -> int:
+    """Return the place among a potential's levels of theory of the one that data are at.
+
+    Args:
+        potential: Whose levels.
+        described: What the data set is described as, which need not be a name that the potential knows.
+        named: The level by the potential's name for it; when absent it is the described one if the potential knows
+            that, or else the only one there is.
+
+    Raises:
+        ValueError: the potential does not know the named level, or it has to be named which of several it is.
+    """
+    number = potential.theory_number(named or (described if described in potential.theories else None))
+    if named is None and described not in potential.theories:
+        known = potential.theories[number]
+        log.info("data described as %r are taken to be at %r, all that the potential knows", described, known)
+    return number
 
 
 def keep_theory(potential: Potential, theory: str) -> Potential:

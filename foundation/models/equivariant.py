@@ -164,6 +164,11 @@ class EquivariantNetwork(torch.nn.Module):
             batch: The structures.
             elements: Position of each atom's element among the network's elements.
         """
+        hidden, energy = self.readout
+        return energy(hidden(self.features(batch, elements), batch.theory[batch.graph_of_atom])).squeeze(1)
+
+    def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms scalars"]:
+        """Return the even scalars that the last block makes of each atom, from which its energy is read."""
         vectors = batch.pair_vectors().to(self.embedding.weight.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(
@@ -178,8 +183,7 @@ class EquivariantNetwork(torch.nn.Module):
                 features = self._recomputed(block, features, harmonics, basis, edges, theory)
             else:
                 features = block(features, harmonics, basis, edges, theory)
-        hidden, energy = self.readout
-        return energy(hidden(features, theory)).squeeze(1)
+        return features
 
     def _recomputed(
         self,

@@ -12,7 +12,7 @@ from data_pipeline.stream import Frames
 from foundation.checkpoint import load, save
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential, Prediction
-from foundation.theories import add_theory, keep_theory
+from foundation.theories import add_theory, keep_theory, theory_of_data
 
 CONFIG = EquivariantConfig(irreps="6x0e+2x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 ELEMENTS = (13, 28, 29, 46, 47, 78, 79)
@@ -139,3 +139,14 @@ def test_names_are_checked() -> None:
     for wrong in (lambda: add_theory(potential, "HSE", like="LDA"), lambda: keep_theory(potential, "LDA")):
         with pytest.raises(ValueError, match="levels of theory are PBE, SCAN; name one, not LDA"):
             wrong()
+
+
+def test_data_are_at_the_level_that_is_named_or_described_or_the_only_one() -> None:
+    one, two = make(("PBE",)), make(("PBE", "SCAN"))
+    assert theory_of_data(two, "PBE", "SCAN") == 1
+    assert theory_of_data(two, "SCAN") == 1
+    assert theory_of_data(one, "PBE of some code") == 0
+    with pytest.raises(ValueError, match="are PBE, SCAN; name one"):
+        theory_of_data(two, "PBE of some code")
+    with pytest.raises(ValueError, match="name one, not HSE"):
+        theory_of_data(one, "PBE", "HSE")
