@@ -3,7 +3,7 @@
 F_i is the mean over structures of the squared derivative of the training loss of that structure alone: the 'empirical'
 Fisher (Kirkpatrick et al., PNAS 114, 3521 (2017); of interatomic potentials, Kim et al., arXiv:2506.15223). It scales
 with the square of the loss and belongs to the weights it was computed at, so that both are kept with it and a mismatch
-is refused. A file takes 8 bytes a weight for F beside the weights themselves.
+is refused. A file takes 8 bytes a weight for F beside the weights themselves, and 8 to know each structure again.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from jaxtyping import Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,14 +27,20 @@ from foundation import checkpoint
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
 from foundation.potential import Potential
+from foundation.theories import theory_of_data
+from foundation.training.datasets import refuse_unlabelled
 from foundation.training.loss import LossConfig, TermConfig
-from foundation.training.strategy import sum_over_ranks
+from foundation.training.strategy import process_group, sum_over_ranks
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FACTS, CHECKSUM = "facts", "sha256"
 """Entries of the header of a Fisher file: what it is, as JSON, and the checksum of that and of the tensors."""
+NAMED = 3
+"""Differences that an error names."""
+STRUCTURES = "structures"
+"""Name of the tensor of the keys of the structures."""
 FACT_NAMES = (
     "num_structures",
     "num_above_threshold",
@@ -51,7 +58,7 @@ class CorruptFisher(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class FisherConfig:
-    """Of which potential to compute the diagonal Fisher, on what data."""
+    """The diagonal Fisher to compute: of which potential, for which loss, over which data."""
 
     model: Path
     """Release folder or run folder."""
@@ -74,9 +81,18 @@ class FisherConfig:
     theory: str | None = None
     """Level of theory of the data, one of the potential's; when absent the one that the data set is described as, or
     the only one there is."""
+    previous: Path | None = None
+    """Fisher of the start of the fine-tuning that made the model, to which this one is added (online EWC): what was
+    learned before stays protected in a chain of fine-tunings."""
+    gamma: float = 1.0
+    """Factor of the previous one."""
 
     def __post_init__(self) -> None:
         check_choice(self.max_structures, self.loss_threshold)
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be from 0 (forget the previous Fisher) to 1 (add both), not {self.gamma}")
+        if self.gamma != 1 and self.previous is None:
+            raise ValueError("gamma is the factor of the previous Fisher: name its file with --previous")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +115,8 @@ class Fisher:
     """The loss."""
     data: tuple[dict[str, str], ...]
     """Name, split and manifest fingerprint of each data set."""
+    structures: Int64[Tensor, " structures"]
+    """Keys of the structures that the mean is over, in order (foundation/finetuning/frame_keys.py)."""
     weights_sha256: str
     """Checksum of the potential's weights, the one in its config.json."""
 
@@ -119,21 +137,23 @@ class Fisher:
             ValueError: names, shapes or weights of the parameters or the loss differ; the message says which.
         """
         parameters = dict(potential.named_parameters())
-        found = mismatches(potential, self.values, "the Fisher")
-        missing = [name for name in parameters if name not in self.values]
-        found += [f"the potential has {name}, which the Fisher has not" for name in missing]
-        if not found:
-            pairs = ((name, value.cpu().double(), parameters[name]) for name, value in self.theta_star.items())
-            differ = [name for name, star, ours in pairs if not torch.equal(star, ours.detach().cpu().double())]
-            found += [f"the weights {name} differ" for name in differ]
         theirs, ours = asdict(self.loss), asdict(loss)
-        found += [
+        found = [
             f"loss.{name} was {theirs[name]} and is {ours[name]} now" for name in ours if theirs[name] != ours[name]
         ]
+        missing = [name for name in parameters if name not in self.values]
+        other = [f"the potential has {name}, which the Fisher has not" for name in missing]
+        other += mismatches(potential, self.values, "the Fisher")
+        if not other:
+            pairs = ((name, value.cpu().double(), parameters[name]) for name, value in self.theta_star.items())
+            differ = [name for name, star, ours in pairs if not torch.equal(star, ours.detach().cpu().double())]
+            other += [f"the weights {name} differ" for name in differ]
+        found += other
         if found:
+            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
             raise ValueError(
-                f"the Fisher was computed of another potential or loss: {'; '.join(found)}. "
-                "Compute it again with `foundation fisher`."
+                f"the Fisher was computed of another potential or loss: {'; '.join(found[:NAMED])}{more}. Compute it "
+                "again with `foundation fisher`, of the start (--model) and with the loss of the fine-tuning (--loss)."
             )
 
 
@@ -164,7 +184,9 @@ def diagonal_fisher(
         loss_threshold=loss_threshold,
         seed=seed,
     )
-    whole = SquaredGradients(sums=sum_over_ranks(part.sums), counts=sum_over_ranks(part.counts))
+    whole = SquaredGradients(
+        sums=sum_over_ranks(part.sums), counts=sum_over_ranks(part.counts), keys=sum_over_ranks(part.keys)
+    )
     return fisher_from(whole, potential, datasets, loss_config, loss_threshold)
 
 
@@ -200,6 +222,7 @@ def fisher_from(
             {"name": each.manifest.provenance.name, "split": each.split, "fingerprint": each.manifest.fingerprint}
             for each in datasets
         ),
+        structures=whole.keys[whole.keys != 0].unique().cpu(),
         weights_sha256=weights_sha256(potential),
     )
 
@@ -225,6 +248,7 @@ def merge(old: Fisher, new: Fisher, gamma: float) -> Fisher:
         num_above_threshold=old.num_above_threshold + new.num_above_threshold,
         num_unknown=old.num_unknown + new.num_unknown,
         data=old.data + new.data,
+        structures=torch.cat([old.structures, new.structures]).unique(),
     )
 
 
@@ -232,6 +256,7 @@ def save(fisher: Fisher, path: Path) -> None:
     """Write a Fisher as safetensors with its facts in the header; the file appears only when it is complete."""
     tensors = {f"fisher.{name}": value.contiguous().cpu() for name, value in fisher.values.items()}
     tensors |= {f"theta_star.{name}": value.contiguous().cpu() for name, value in fisher.theta_star.items()}
+    tensors[STRUCTURES] = fisher.structures.contiguous().cpu()
     kept = {name: getattr(fisher, name) for name in FACT_NAMES}
     facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +282,7 @@ def read(path: Path) -> Fisher:
             header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         if _checksum(header[FACTS], tensors) != header[CHECKSUM]:
             raise CorruptFisher(f"{path}: differs from its checksum; copy it or compute it again")
+        structures = tensors[STRUCTURES]
         facts = json.loads(header[FACTS])
         if facts["schema_version"] > SCHEMA_VERSION:
             newer = f"schema {facts['schema_version']} is newer than this program's {SCHEMA_VERSION}"
@@ -269,7 +295,7 @@ def read(path: Path) -> Fisher:
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in ("fisher.", "theta_star.")
     )
-    return Fisher(values=values, theta_star=theta_star, loss=LossConfig(**terms), **kept)
+    return Fisher(values=values, theta_star=theta_star, structures=structures, loss=LossConfig(**terms), **kept)
 
 
 def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:
@@ -291,26 +317,40 @@ def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:
 def compute_fisher(config: FisherConfig) -> Fisher:
     """Compute the diagonal Fisher of a potential, write it, and return it.
 
+    Processes that torchrun or srun have started share the work; the first one writes.
+
     Raises:
-        FileNotFoundError: no potential or no manifest there.
+        FileNotFoundError: no potential, manifest or previous Fisher there.
         IsADirectoryError: the file to write is a folder.
-        ValueError: no such split, no structure that can be used, or it has to be said which of several levels of theory
-            the data are at.
+        ValueError: no such device or split, no labels, no structure that can be used, or it has to be said which of
+            several levels of theory the data are at.
     """
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder: --out is the file to write")
+    previous = None if config.previous is None else read(config.previous)
     manifest = open_manifest(config.data)
-    potential = checkpoint.load(config.model).to(torch.device(config.device))
-    described = manifest.provenance.level_of_theory
-    theory = potential.theory_number(config.theory or (described if described in potential.theories else None))
-    fisher = diagonal_fisher(
-        potential,
-        [Dataset(manifest=manifest, split=config.split, theory=theory)],
-        config.loss,
-        max_structures=config.max_structures,
-        loss_threshold=config.loss_threshold,
-        seed=config.seed,
-    )
+    potential, device = checkpoint.load(config.model), _device(config.device)
+    theory = theory_of_data(potential, manifest.provenance.level_of_theory, config.theory)
+    datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
+    refuse_unlabelled(datasets)
+    if config.loss.stress.weight and not manifest.split(config.split).statistics.num_stress_frames:
+        log.warning(
+            "%s has no stress, and loss.stress.weight is %g: nothing of the Fisher is from stresses",
+            *(manifest.provenance.name, config.loss.stress.weight),
+        )
+    with process_group(device) as rank:
+        fisher = diagonal_fisher(
+            potential.to(device),
+            datasets,
+            config.loss,
+            max_structures=config.max_structures,
+            loss_threshold=config.loss_threshold,
+            seed=config.seed,
+        )
+    if previous is not None:
+        fisher = merge(previous, fisher, config.gamma)
+    if rank:
+        return fisher
     save(fisher, config.out)
     log.info(
         "%s: Fisher over %d structures (%d above the threshold of the loss and %d of unknown elements left out); "
@@ -323,6 +363,18 @@ def compute_fisher(config: FisherConfig) -> Fisher:
         fisher.num_parameters,
     )
     return fisher
+
+
+def _device(name: str) -> torch.device:
+    trouble = f"device: {name!r} is none that torch can use here; cpu always is one"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(trouble) from error
+    # asked without putting anything on it, which is left to the process whose device it is
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(trouble)
+    return device
 
 
 def weights_sha256(potential: Potential) -> str:

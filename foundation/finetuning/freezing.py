@@ -41,17 +41,19 @@ def rate_factors(potential: Potential, factors: Mapping[str, float]) -> dict[str
     Args:
         potential: Whose parameters, after freezing.
         factors: Factors by preset or pattern; where several match, the last one counts, and where none does, it is 1.
+            What is frozen stays frozen, also where a pattern matches it.
 
     Raises:
-        ValueError: a pattern matches no parameter that is trained, or a factor is not a positive number.
+        ValueError: a pattern matches no parameter, or a factor is not a positive number.
     """
-    names = [name for name, parameter in potential.named_parameters() if parameter.requires_grad]
+    names = [name for name, _ in potential.named_parameters()]
+    trained = {name for name, parameter in potential.named_parameters() if parameter.requires_grad}
     found = dict.fromkeys(names, 1.0)
     for pattern, factor in factors.items():
         if not (factor > 0 and math.isfinite(factor)):
             raise ValueError(f"the learning-rate factor of {pattern!r} must be positive, not {factor}; to stop, freeze")
         found |= dict.fromkeys(matching(potential, [pattern], names), float(factor))
-    return found
+    return {name: factor for name, factor in found.items() if name in trained}
 
 
 def matching(potential: Potential, patterns: Iterable[str], names: Sequence[str]) -> list[str]:

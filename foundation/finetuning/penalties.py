@@ -10,6 +10,8 @@ beside the weights; it costs two float64 copies of the parameters and, each step
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,10 +20,64 @@ from torch import Tensor
 
 from foundation.potential import Potential
 
-Normalization = Literal["none", "mean"]
-"""'none': the importance as it is, for which a good lambda depends on loss and model, by orders of magnitude;
-'mean': divided by its mean over all weights, frozen ones too, so that one lambda is of the same order for other models
-and losses, and L2-SP's lambda is comparable."""
+Normalization = Literal["none", "mean", "tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """A penalty on moving away from the start: EWC with a Fisher, L2-SP without one.
+
+    What is done with the Fisher besides is ours: of SevenNet-0, 88 % of its trace sit on the eight coefficients of the
+    radial basis, so that as it is it protects next to nothing else.
+    """
+
+    weight: float
+    """Lambda, in units of the loss where the Fisher is not normalised."""
+    fisher: Path | None = None
+    """File that `foundation fisher` wrote of the start with the loss of this run; all weights count alike if absent."""
+    power: float = 1.0
+    """Power that the Fisher is raised to, before anything else: below one, weights differ less; with 0.5 it is the
+    sensitivity of the loss itself."""
+    normalization: Normalization = "none"
+    """What the Fisher is divided by: nothing, for which a good lambda differs by orders of magnitude between models and
+    losses; its 'mean' over all weights, frozen ones too; or for each 'tensor' its own mean, so that none outweighs the
+    others by its scale."""
+    damping: float = 0.0
+    """What is added to each entry, in units of the mean: a part of L2-SP, which holds weights that the Fisher does not
+    see, such as those of elements that its data have not."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"weight (lambda)": self.weight, "damping": self.damping}.items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"penalty.{name} must be zero or more, not {value}")
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise ValueError(f"penalty.power must be positive, not {self.power}")
+        if self.fisher is None and (self.power, self.normalization, self.damping) != (1.0, "none", 0.0):
+            raise ValueError(
+                "penalty.power, normalization and damping are about a Fisher: name its file in penalty.fisher"
+            )
+
+
+def scaled_importance(importance: Mapping[str, Tensor], config: PenaltyConfig) -> dict[str, Tensor]:
+    """Return a Fisher as a penalty is to use it, float64.
+
+    Raises:
+        ValueError: it has entries that are negative or not finite, or none above zero.
+    """
+    powers = {name: value.detach().double() for name, value in importance.items()}
+    everything = torch.cat([value.flatten() for value in powers.values()])
+    if not bool((everything >= 0).all() and everything.isfinite().all()):
+        raise ValueError("the importance has negative or not finite entries: it is no Fisher; compute it again")
+    if not bool((everything > 0).any()):
+        raise ValueError("the importance of every weight is zero, so the penalty protects nothing")
+    if config.power != 1.0:
+        powers = {name: value**config.power for name, value in powers.items()}
+    if config.normalization == "tensor":
+        powers = {name: value / value.mean().clamp(min=1e-300) for name, value in powers.items()}
+    mean = torch.cat([value.flatten() for value in powers.values()]).mean()
+    if config.normalization == "mean":
+        powers, mean = {name: value / mean for name, value in powers.items()}, torch.ones_like(mean)
+    return {name: value + config.damping * mean for name, value in powers.items()}
 
 
 class EwcPenalty:
@@ -34,7 +90,6 @@ class EwcPenalty:
         theta_star: Mapping[str, Tensor],
         *,
         weight: float,
-        normalization: Normalization = "none",
     ) -> None:
         """Prepare the penalty for a potential whose parameters are frozen already, where any shall be.
 
@@ -43,11 +98,10 @@ class EwcPenalty:
             importance: F by parameter name, at least zero; Fisher.values.
             theta_star: θ* by parameter name; Fisher.theta_star.
             weight: lambda, in units of the loss where F is that of a loss.
-            normalization: What F is divided by.
 
         Raises:
             ValueError: the weight is negative, a parameter that is trained is not in F or θ*, one of these is not in
-                the potential or has another shape, F is negative or not finite, or nothing is protected.
+                the potential or has another shape, or nothing is protected.
         """
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(f"the weight of the penalty (lambda) must be zero or more, not {weight}")
@@ -60,8 +114,7 @@ class EwcPenalty:
         if not trained:
             raise ValueError("every parameter is frozen, so the penalty protects nothing: freeze less or leave it out")
         self._names, self._weight = trained, weight
-        scale = _scale(importance, normalization)
-        self._importance = torch.cat([importance[name].detach().double().flatten() for name in trained]) / scale
+        self._importance = torch.cat([importance[name].detach().double().flatten() for name in trained])
         self._theta_star = torch.cat([theta_star[name].detach().double().flatten() for name in trained])
         if not bool((self._importance > 0).any()):
             raise ValueError("the importance of every trained weight is zero, so the penalty protects nothing")
@@ -102,16 +155,3 @@ def mismatches(potential: Potential, tensors: Mapping[str, Tensor], what: str) -
             theirs, ours = tuple(tensor.shape), tuple(parameters[name].shape)
             found.append(f"{name} has shape {theirs} in {what} and {ours} in the potential")
     return found
-
-
-def _scale(importance: Mapping[str, Tensor], normalization: Normalization) -> float:
-    """Return what the importance is divided by."""
-    values = torch.cat([value.detach().double().flatten() for value in importance.values()])
-    if not bool((values >= 0).all() and values.isfinite().all()):
-        raise ValueError("the importance has negative or not finite entries: it is no Fisher; compute it again")
-    if normalization == "none":
-        return 1.0
-    mean = float(values.mean())
-    if mean == 0:
-        raise ValueError("the importance of every weight is zero, so the penalty protects nothing")
-    return mean

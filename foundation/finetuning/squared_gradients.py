@@ -6,17 +6,18 @@ that each structure is a backward pass of its own, at the cost of a training ste
 whatever the potential's type, and those of several processes add up to those of one.
 """
 
-import itertools
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.stream import BlockCache, Dataset, Frames
+from foundation.finetuning.frame_keys import frame_key
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig, label_counts, loss
 
@@ -29,9 +30,13 @@ class SquaredGradients:
     """Sum of the squared derivatives, all parameters one after another in the order of named_parameters()."""
     counts: Float64[Tensor, " 3"]
     """Structures that were used, had a loss above the threshold, and had an unknown element."""
+    keys: Int64[Tensor, " structures"]
+    """Key of each structure that was chosen, in order; zero of those that this process did not use."""
 
     def __add__(self, other: "SquaredGradients") -> "SquaredGradients":
-        return SquaredGradients(sums=self.sums + other.sums, counts=self.counts + other.counts)
+        return SquaredGradients(
+            sums=self.sums + other.sums, counts=self.counts + other.counts, keys=self.keys + other.keys
+        )
 
 
 def squared_gradients(
@@ -66,13 +71,13 @@ def squared_gradients(
     check_choice(max_structures, loss_threshold)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
-    parameters = list(potential.parameters())
-    flags, training = [parameter.requires_grad for parameter in parameters], potential.training
-    sums = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=potential.device)
+    sums = torch.zeros(sum(p.numel() for p in potential.parameters()), dtype=torch.float64, device=potential.device)
     counts = torch.zeros(3, dtype=torch.float64, device=potential.device)
-    potential.train().requires_grad_(True)
-    try:
-        for batch in _structures(potential, datasets, max_structures, seed, rank, world_size):
+    frames, chosen = _choice(datasets, max_structures, seed)
+    keys = torch.zeros(len(chosen), dtype=torch.int64, device=potential.device)
+    own = range(rank, len(chosen), world_size)
+    with _whole_in_training(potential):
+        for place, batch in zip(own, _structures(potential, datasets, frames, chosen[rank::world_size]), strict=True):
             if batch is None:
                 counts[2] += 1
                 continue
@@ -80,17 +85,27 @@ def squared_gradients(
             if loss_threshold is not None and float(value.detach()) > loss_threshold:
                 counts[1] += 1
                 continue
-            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            gradients = torch.autograd.grad(value, list(potential.parameters()), materialize_grads=True)
             flat = torch.cat([gradient.double().flatten() for gradient in gradients])
             if not bool(flat.isfinite().all()):
                 raise ValueError(f"structure {batch.ids[0]!r}: a derivative of its loss is not finite; leave it out")
             sums += flat.square()
             counts[0] += 1
+            keys[place] = frame_key(batch.ids[0], batch.numbers.cpu().numpy())
+    return SquaredGradients(sums=sums, counts=counts, keys=keys)
+
+
+@contextlib.contextmanager
+def _whole_in_training(potential: Potential) -> Iterator[None]:
+    """Let all parameters have a gradient for a while, and the potential be in training mode."""
+    flags, training = [parameter.requires_grad for parameter in potential.parameters()], potential.training
+    potential.train().requires_grad_(True)
+    try:
+        yield
     finally:
         potential.train(training)
-        for parameter, flag in zip(parameters, flags, strict=True):
+        for parameter, flag in zip(potential.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    return SquaredGradients(sums=sums, counts=counts)
 
 
 def check_choice(max_structures: int | None, loss_threshold: float | None) -> None:
@@ -105,17 +120,24 @@ def check_choice(max_structures: int | None, loss_threshold: float | None) -> No
         raise ValueError(f"loss_threshold must be positive, not {loss_threshold}")
 
 
-def _structures(
-    potential: Potential, datasets: Sequence[Dataset], max_structures: int | None, seed: int, rank: int, world_size: int
-) -> Iterator[GraphBatch | None]:
-    """Yield a process's share of the structures, each as a batch of one; None stands for one of unknown elements."""
+def _choice(
+    datasets: Sequence[Dataset], max_structures: int | None, seed: int
+) -> tuple[list[Frames], Int64[np.ndarray, " chosen"]]:
+    """Return the frames of each data set, and which of all to use, numbered one data set after another."""
     cache = BlockCache()
-    frames = [Frames(each.manifest, each.split, cache) for each in datasets]
-    first = np.cumsum([0, *map(len, frames)])
-    chosen = np.arange(first[-1])
+    frames = [each.frames(cache) for each in datasets]
+    chosen = np.arange(sum(map(len, frames)))
     if max_structures is not None and max_structures < len(chosen):
         chosen = np.sort(np.random.default_rng(seed).choice(len(chosen), max_structures, replace=False))
-    for number in itertools.islice(chosen.tolist(), rank, None, world_size):
+    return frames, chosen
+
+
+def _structures(
+    potential: Potential, datasets: Sequence[Dataset], frames: Sequence[Frames], numbers: Int64[np.ndarray, " some"]
+) -> Iterator[GraphBatch | None]:
+    """Yield structures by number, each as a batch of one; None stands for one of unknown elements."""
+    first = np.cumsum([0, *map(len, frames)])
+    for number in numbers.tolist():
         which = int(np.searchsorted(first, number, side="right")) - 1
         structure, dataset = frames[which][number - int(first[which])], datasets[which]
         if not np.isin(structure.numbers, potential.elements).all():

@@ -16,6 +16,8 @@ from foundation import checkpoint
 from foundation.finetuning.fisher import (
     CorruptFisher,
     Fisher,
+    FisherConfig,
+    compute_fisher,
     diagonal_fisher,
     load,
     merge,
@@ -23,7 +25,8 @@ from foundation.finetuning.fisher import (
     save,
     weights_sha256,
 )
-from foundation.finetuning.penalties import EwcPenalty
+from foundation.finetuning.frame_keys import frame_key
+from foundation.finetuning.penalties import EwcPenalty, PenaltyConfig, scaled_importance
 from foundation.finetuning.squared_gradients import squared_gradients
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
@@ -56,6 +59,7 @@ def assert_same(found: Fisher, expected: Fisher) -> None:
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert sorted(ours) == sorted(theirs)
         assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in theirs)
+    assert torch.equal(found.structures, expected.structures)
     facts = ("num_structures", "num_above_threshold", "num_unknown", "loss_threshold", "loss", "data", "weights_sha256")
     assert all(getattr(found, name) == getattr(expected, name) for name in facts)
 
@@ -69,6 +73,8 @@ def test_it_is_the_mean_over_structures_by_name(fisher: Fisher, potential: Poten
     assert torch.equal(flat, sums / number)
     assert all(fisher.values[name].shape == parameter.shape for name, parameter in potential.named_parameters())
     assert all(torch.equal(fisher.theta_star[name], parameter) for name, parameter in potential.named_parameters())
+    keys = [frame_key(frame.id, frame.numbers) for frame in Frames(emt_manifest, "val")]
+    assert fisher.structures.tolist() == sorted(keys)
     assert fisher.data == ({"name": "emt-test", "split": "val", "fingerprint": emt_manifest.fingerprint},)
 
 
@@ -161,6 +167,7 @@ def test_online_it_is_gamma_times_the_old_one_plus_the_new_one(fisher: Fisher, p
         torch.testing.assert_close(merged.values[name], 0.25 * (value + 2.0) + value, rtol=1e-14, atol=0.0)
     assert merged.num_structures == 2 * fisher.num_structures
     assert merged.data == fisher.data * 2
+    assert torch.equal(merged.structures, fisher.structures)
     merged.check(potential, LOSS)
 
 
@@ -176,7 +183,10 @@ def test_fishers_that_do_not_go_together_are_not_merged(fisher: Fisher) -> None:
 
 
 def test_a_penalty_takes_what_a_fisher_holds(fisher: Fisher, potential: Potential) -> None:
-    penalty = EwcPenalty(potential, fisher.values, fisher.theta_star, weight=2.0, normalization="mean")
+    relative = scaled_importance(
+        fisher.values, PenaltyConfig(weight=2.0, fisher=Path("fisher.safetensors"), normalization="mean")
+    )
+    penalty = EwcPenalty(potential, relative, fisher.theta_star, weight=2.0)
     with torch.no_grad():
         for parameter in potential.parameters():
             parameter.add_(1.0)
@@ -197,6 +207,23 @@ def test_the_verb_writes_the_fisher_of_a_saved_potential(
     assert f"Fisher over {fisher.num_structures} structures" in caplog.text
 
 
+def test_the_verb_adds_a_previous_fisher(potential: Potential, emt_manifest: Manifest, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    checkpoint.save(potential, first, {})
+    with torch.no_grad():
+        potential.get_parameter("network.readout.0.weight").mul_(1.1)
+    checkpoint.save(potential, second, {})
+    command = ["fisher", "--data", str(emt_manifest.root), "--split", "val", "--model"]
+    assert main([*command, str(first), "--out", str(tmp_path / "old")]) == 0
+    assert main([*command, str(second), "--out", str(tmp_path / "new")]) == 0
+    online = ["--out", str(tmp_path / "online"), "--previous", str(tmp_path / "old"), "--gamma", "0.5"]
+    assert main([*command, str(second), *online]) == 0
+    assert_same(read(tmp_path / "online"), merge(read(tmp_path / "old"), read(tmp_path / "new"), 0.5))
+    # it belongs to the newer weights
+    load(tmp_path / "online", checkpoint.load(second), read(tmp_path / "new").loss)
+    assert main([*command, str(second), "--out", str(tmp_path / "x"), "--gamma", "2"]) == 2
+
+
 def test_wrong_inputs_of_the_verb_are_named(
     potential: Potential, emt_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,3 +242,19 @@ def test_wrong_inputs_of_the_verb_are_named(
         assert main(["fisher", *options]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "fisher.safetensors").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(
+    device: str, potential: Potential, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    checkpoint.save(potential, tmp_path / "model", {})
+    config = FisherConfig(model=tmp_path / "model", data=emt_manifest.root, out=tmp_path / "fisher", device=device)
+    with pytest.raises(ValueError, match=f"device: '{device}' is none that torch can use here"):
+        compute_fisher(config)
+    assert not config.out.exists()
+
+
+def test_gamma_without_a_previous_fisher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gamma is the factor of the previous Fisher"):
+        FisherConfig(model=tmp_path, data=tmp_path, out=tmp_path / "fisher", gamma=0.5)

@@ -90,10 +90,11 @@ def test_a_rate_factor_that_is_no_positive_number_is_refused(potential: Potentia
         rate_factors(potential, {"*": factor})
 
 
-def test_a_rate_for_frozen_parameters_only_is_refused(potential: Potential) -> None:
-    freeze(potential, ["embedding"])
-    with pytest.raises(ValueError, match="'embedding' matches none"):
-        rate_factors(potential, {"embedding": 0.1})
+def test_what_is_frozen_stays_so_whatever_its_rate(potential: Potential) -> None:
+    frozen = freeze(potential, ["embedding"])
+    factors = rate_factors(potential, {"embedding": 2.0})
+    assert not set(frozen) & factors.keys()
+    assert set(factors.values()) == {1.0}
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -1,6 +1,8 @@
 """Penalties: their value and gradient by hand, what is left out, and what is refused."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +10,13 @@ from torch import Tensor
 
 from data_pipeline.manifest import Manifest
 from foundation.finetuning.freezing import freeze
-from foundation.finetuning.penalties import EwcPenalty, L2Penalty
+from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 Named = dict[str, Tensor]
+FISHER = Path("fisher.safetensors")
 
 
 @pytest.fixture
@@ -92,8 +95,9 @@ def test_normalised_by_the_mean_one_lambda_fits_importances_of_any_scale(
     potential: Potential, theta_star: Named, importance: Named
 ) -> None:
     scaled = {name: 1e-7 * value for name, value in importance.items()}
+    config = PenaltyConfig(weight=2.0, fisher=FISHER, normalization="mean")
     penalties = [
-        EwcPenalty(potential, each, theta_star, weight=2.0, normalization="mean") for each in (importance, scaled)
+        EwcPenalty(potential, scaled_importance(each, config), theta_star, weight=2.0) for each in (importance, scaled)
     ]
     plain = EwcPenalty(potential, importance, theta_star, weight=2.0)
     move(potential)
@@ -106,14 +110,49 @@ def test_normalised_by_the_mean_one_lambda_fits_importances_of_any_scale(
 def test_the_mean_counts_frozen_weights_so_that_lambda_means_the_same_with_and_without_freezing(
     potential: Potential, theta_star: Named, importance: Named
 ) -> None:
-    everything = EwcPenalty(potential, importance, theta_star, weight=2.0, normalization="mean")
+    relative = scaled_importance(importance, PenaltyConfig(weight=2.0, fisher=FISHER, normalization="mean"))
+    everything = EwcPenalty(potential, relative, theta_star, weight=2.0)
     freeze(potential, ["all-but-readout"])
-    readout = EwcPenalty(potential, importance, theta_star, weight=2.0, normalization="mean")
+    readout = EwcPenalty(potential, relative, theta_star, weight=2.0)
     with torch.no_grad():
         for parameter in potential.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
     assert float(readout(potential).detach()) == pytest.approx(float(everything(potential).detach()), rel=1e-12)
+
+
+def test_power_tensor_means_and_damping_are_what_they_say(importance: Named) -> None:
+    config = PenaltyConfig(weight=1.0, fisher=FISHER, power=0.5, normalization="tensor", damping=0.25)
+    roots = {name: value.sqrt() for name, value in importance.items()}
+    for name, value in scaled_importance(importance, config).items():
+        torch.testing.assert_close(value, roots[name] / roots[name].mean() + 0.25, rtol=1e-12, atol=0.0)
+    plain = scaled_importance(importance, PenaltyConfig(weight=1.0, fisher=FISHER, damping=0.5))
+    mean = torch.cat([value.flatten() for value in importance.values()]).mean()
+    for name, value in plain.items():
+        torch.testing.assert_close(value, importance[name] + 0.5 * mean, rtol=1e-12, atol=0.0)
+
+
+def test_a_tensor_that_the_fisher_does_not_see_stays_unprotected_unless_damped(importance: Named) -> None:
+    name = next(iter(importance))
+    unseen = importance | {name: torch.zeros_like(importance[name])}
+    config = PenaltyConfig(weight=1.0, fisher=FISHER, normalization="tensor")
+    assert bool((scaled_importance(unseen, config)[name] == 0).all())
+    assert bool((scaled_importance(unseen, replace(config, damping=0.1))[name] > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": -1.0}, "lambda"),
+        ({"weight": math.nan}, "lambda"),
+        ({"weight": 1.0, "fisher": FISHER, "damping": -0.1}, "damping"),
+        ({"weight": 1.0, "fisher": FISHER, "power": 0.0}, "power"),
+        ({"weight": 1.0, "power": 0.5}, "fisher"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PenaltyConfig(**settings)
 
 
 def test_l2_is_the_importance_of_one(potential: Potential, theta_star: Named) -> None:
@@ -144,9 +183,10 @@ def test_a_penalty_that_protects_nothing_is_refused(potential: Potential, theta_
     with pytest.raises(ValueError, match="does not belong to this potential"):
         EwcPenalty(potential, {}, {}, weight=1.0)
     zeros = {name: torch.zeros_like(value) for name, value in importance.items()}
-    for normalization in ("none", "mean"):
-        with pytest.raises(ValueError, match="protects nothing"):
-            EwcPenalty(potential, zeros, theta_star, weight=1.0, normalization=normalization)
+    with pytest.raises(ValueError, match="protects nothing"):
+        scaled_importance(zeros, PenaltyConfig(weight=1.0, fisher=FISHER))
+    with pytest.raises(ValueError, match="protects nothing"):
+        EwcPenalty(potential, zeros, theta_star, weight=1.0)
     potential.requires_grad_(False)
     with pytest.raises(ValueError, match="every parameter is frozen"):
         EwcPenalty(potential, importance, theta_star, weight=1.0)
@@ -163,9 +203,7 @@ def test_a_weight_that_is_no_number_from_zero_is_refused(
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
-def test_an_importance_that_is_no_fisher_is_refused(
-    potential: Potential, theta_star: Named, importance: Named, bad: float
-) -> None:
+def test_an_importance_that_is_no_fisher_is_refused(importance: Named, bad: float) -> None:
     next(iter(importance.values())).view(-1)[0] = bad
     with pytest.raises(ValueError, match="negative or not finite"):
-        EwcPenalty(potential, importance, theta_star, weight=1.0)
+        scaled_importance(importance, PenaltyConfig(weight=1.0, fisher=FISHER))

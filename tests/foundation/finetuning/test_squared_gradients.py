@@ -9,6 +9,8 @@ from torch import Tensor
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Dataset, Frames
+from data_pipeline.subset import Subset
+from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.squared_gradients import SquaredGradients, squared_gradients
 from foundation.models import EquivariantConfig
@@ -74,6 +76,8 @@ def test_the_sums_of_several_ranks_add_up_to_those_of_one(
     alone, both = share(0, 1), share(0, 2) + share(1, 2)
     torch.testing.assert_close(both.sums, alone.sums, rtol=1e-12, atol=0.0)
     assert both.counts.tolist() == alone.counts.tolist()
+    assert torch.equal(both.keys, alone.keys)
+    assert len(set(alone.keys.tolist()) - {0}) == int(alone.counts[0])
     assert max_structures is None or int(alone.counts[0]) == max_structures
 
 
@@ -101,6 +105,10 @@ def test_structures_above_the_threshold_of_the_loss_are_left_out_and_counted(
     kept = [batch for batch, value in zip(batches, losses, strict=True) if value <= threshold]
     assert found.counts.tolist() == [len(kept), len(batches) - len(kept), 0]
     assert 0 < len(kept) < len(batches)
+    assert found.keys.tolist() == [
+        frame_key(batch.ids[0], batch.numbers.numpy()) if value <= threshold else 0
+        for batch, value in zip(batches, losses, strict=True)
+    ]
     by_hand = torch.stack([gradient(potential, batch).square() for batch in kept]).sum(dim=0)
     torch.testing.assert_close(found.sums, by_hand, rtol=1e-12, atol=0.0)
 
@@ -134,6 +142,13 @@ def test_the_potential_is_left_as_it_was_and_frozen_parameters_count(potential: 
     assert not potential.training
     assert [name for name, parameter in potential.named_parameters() if not parameter.requires_grad] == frozen
     assert all(parameter.grad is None for parameter in potential.parameters())
+
+
+def test_only_the_frames_of_a_subset_are_used(potential: Potential, dataset: Dataset) -> None:
+    found = squared_gradients(potential, [replace(dataset, subset=Subset([1, 3]))], LOSS)
+    by_hand = torch.stack([gradient(potential, graphs(dataset)[number]).square() for number in (1, 3)]).sum(dim=0)
+    torch.testing.assert_close(found.sums, by_hand, rtol=1e-12, atol=0.0)
+    assert found.counts.tolist() == [2, 0, 0]
 
 
 def test_wrong_choices_are_refused(potential: Potential, dataset: Dataset) -> None:
