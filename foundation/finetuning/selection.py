@@ -1,0 +1,84 @@
+"""Which frames of the pretraining to rehearse: those with some elements, a random part, or points far from each other.
+
+Elements cost a pass over the blocks (no neighbours are searched). Farthest points are spread over all kinds of
+environments, where a random part repeats the most common ones; they cost a forward pass of the potential over the
+candidates without derivatives, and then one product of the candidates' features with a vector for each chosen frame.
+Both choices are nested: a smaller part of the same candidates is contained in a larger one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from data_pipeline.stream import Dataset, sweep
+from data_pipeline.structure import MAX_ATOMIC_NUMBER
+from data_pipeline.subset import Subset
+from foundation.potential import Potential
+
+EDGE_BUDGET = 20000
+"""Directed edges of a batch whose features are computed; a larger structure is a batch of its own."""
+
+
+def with_elements(dataset: Dataset, wanted: Sequence[int], known: Sequence[int]) -> Int64[np.ndarray, " chosen"]:
+    """Return the frames of a data set that have a wanted element (any if none is named) and only known ones.
+
+    Args:
+        dataset: The frames; they are read once.
+        wanted: Atomic numbers.
+        known: Atomic numbers.
+    """
+    sought, allowed = (np.zeros(MAX_ATOMIC_NUMBER + 1, dtype=bool) for _ in range(2))
+    sought[list(wanted or known)], allowed[list(known)] = True, True
+    fitting = (bool(sought[f.numbers].any() and allowed[f.numbers].all()) for f in dataset.frames())
+    return np.flatnonzero(np.fromiter(fitting, dtype=bool))
+
+
+def random_part(num_candidates: int, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " chosen"]:
+    """Return the places of some candidates, drawn at random: the first ones of a permutation that the seed decides."""
+    return np.random.default_rng(seed).permutation(num_candidates)[:count]
+
+
+def farthest_points(features: Float64[np.ndarray, "candidates features"], count: int) -> Int64[np.ndarray, " chosen"]:
+    """Return the places of some candidates, each the one farthest from those before (greedy k-center).
+
+    Gonzalez, Theor. Comput. Sci. 38, 293 (1985), with the point farthest from the mean as the first one; of equally far
+    ones it is the first.
+    """
+    centred = features - features.mean(axis=0)
+    squares = np.square(centred).sum(axis=1)
+    nearest, chosen = np.full(len(features), np.inf), np.zeros(count, dtype=np.int64)
+    for place in range(count):
+        chosen[place] = number = int(np.argmax(squares if place == 0 else nearest))
+        distances = squares + squares[number] - 2.0 * (centred @ centred[number])
+        nearest = np.minimum(nearest, distances)
+        # not again, however many are alike
+        nearest[number] = -np.inf
+    return chosen
+
+
+def frame_features(
+    potential: Potential, dataset: Dataset, candidates: Int64[np.ndarray, " candidates"]
+) -> Float64[np.ndarray, "candidates features"]:
+    """Return the mean features of the atoms of some frames of a split, as a potential has them."""
+    batches = sweep(
+        dataset.manifest,
+        dataset.split,
+        cutoff=potential.cutoff,
+        edge_budget=EDGE_BUDGET,
+        theory=dataset.theory_number,
+        subset=Subset(candidates),
+    )
+    training, rows = potential.training, []
+    potential.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                moved = batch.to(potential.device)
+                features = potential.atom_features(moved).double()
+                sums = features.new_zeros(batch.num_graphs, features.shape[1])
+                rows.append((sums.index_add_(0, moved.graph_of_atom, features) / moved.num_atoms.unsqueeze(1)).cpu())
+    finally:
+        potential.train(training)
+    return torch.cat(rows).numpy()
