@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 
 from data_pipeline.manifest import open_manifest
+from data_pipeline.stream import Dataset
 from foundation.checkpoint import find, load, read_config
 from foundation.evaluation.errors import compute_errors
 from foundation.evaluation.report import write_report
+from foundation.theories import theory_of_data
+from foundation.training.datasets import refuse_unlabelled
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +45,16 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     Raises:
         FileNotFoundError: no potential or no manifest there.
-        ValueError: no such split, none of its frames has only known elements, or it has to be said which of several
-            levels of theory to predict.
+        ValueError: no such split, no labels, none of its frames has only known elements, or it has to be said which of
+            several levels of theory to predict.
     """
     model = find(_existing(config.model))
     out = report_folder(config)
     manifest = open_manifest(config.data)
+    refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
     potential = load(model).to(torch.device(config.device))
     described = manifest.provenance.level_of_theory
-    theory = potential.theory_number(config.theory or (described if described in potential.theories else None))
+    theory = theory_of_data(potential, described, config.theory)
     errors = compute_errors(
         potential,
         manifest,

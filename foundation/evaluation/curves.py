@@ -90,6 +90,8 @@ def _loss(runs: Sequence[Logged]) -> Figure:
         _curve(axes, train, "train/loss", COLORS[0], "total")
         for term, color in zip(("energy", "forces", "stress"), COLORS[1:], strict=False):
             _curve(axes, train, f"train/loss_{term}", color, term, width=1.1)
+        _curve(axes, train, "train/loss_rehearsal", COLORS[4], "rehearsal", width=1.1)
+        _curve(axes, train, "train/penalty", COLORS[5], "penalty", width=1.1)
     _finish(axes, Panel(title="loss", metrics={}, logarithmic=True))
     return figure
 

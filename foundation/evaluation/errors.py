@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
@@ -31,6 +31,10 @@ class Errors:
     """Stress [eV/Å³]: label, prediction."""
     force_mae: Float64[np.ndarray, " frames"]
     """Mean absolute error of each frame's force components [eV/Å]; NaN without forces."""
+    has_forces: Bool[np.ndarray, " frames"]
+    """Which frames have forces; their atoms follow each other in `numbers` and `forces`."""
+    has_stress: Bool[np.ndarray, " frames"]
+    """Which frames have a stress."""
     num_skipped: int
     """Frames left out because the potential does not know an element."""
 
@@ -101,7 +105,8 @@ def compute_errors(
         ValueError: the split has no frames that the potential knows all elements of.
     """
     potential.eval()
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("energy", "numbers", "forces", "stress", "frame_mae")}
+    names = ("energy", "numbers", "forces", "stress", "frame_mae", "has_forces", "has_stress")
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     ids: list[str] = []
     sizes: list[np.ndarray] = []
     batches = sweep(
@@ -130,6 +135,8 @@ def compute_errors(
         forces=arrays["forces"],
         stress=arrays["stress"],
         force_mae=arrays["frame_mae"],
+        has_forces=arrays["has_forces"].astype(bool),
+        has_stress=arrays["has_stress"].astype(bool),
         num_skipped=manifest.split(split).statistics.num_frames - len(ids),
     )
 
@@ -148,6 +155,8 @@ def _predict(potential: Potential, batch: GraphBatch) -> dict[str, Tensor]:
         "forces": torch.stack([batch.forces, prediction.forces], dim=1)[labelled],
         "stress": torch.stack([batch.stress, prediction.stress], dim=1)[batch.has_stress],
         "frame_mae": torch.where(batch.has_forces, per_frame, torch.nan),
+        "has_forces": batch.has_forces,
+        "has_stress": batch.has_stress,
     }
 
 

@@ -13,7 +13,13 @@ from data_pipeline.inspection import PERIODIC_TABLE
 
 
 def draw_periodic_table(
-    values: Mapping[str, float | int], path: Path, *, norm: Normalize, colors: str, written: Callable[[float], str]
+    values: Mapping[str, float | int],
+    path: Path,
+    *,
+    norm: Normalize,
+    colors: str,
+    written: Callable[[float], str],
+    depths: tuple[float, float] = (0.12, 0.95),
 ) -> None:
     """Draw the periodic table; elements without a number stay grey.
 
@@ -23,6 +29,7 @@ def draw_periodic_table(
         norm: Maps a number to the depth of its colour, between 0 and 1.
         colors: matplotlib's name of the colours.
         written: How a number is written under its symbol.
+        depths: The part of the colours that is used.
     """
     figure = Figure(figsize=(9.2, 4.9))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -32,9 +39,10 @@ def draw_periodic_table(
         for start in range(0, len(line), 3):
             symbol = line[start : start + 3].strip()
             if symbol in values:
-                depth = 0.12 + 0.83 * float(norm(values[symbol]))
-                ink = "white" if depth > 0.55 else "#16324f"
-                _draw_element(axes, start // 3, top, symbol, colormaps[colors](depth), ink, written(values[symbol]))
+                face = colormaps[colors](depths[0] + (depths[1] - depths[0]) * float(norm(values[symbol])))
+                luminance = 0.21 * face[0] + 0.72 * face[1] + 0.07 * face[2]
+                ink = "white" if luminance < 0.6 else "#16324f"
+                _draw_element(axes, start // 3, top, symbol, face, ink, written(values[symbol]))
             elif symbol:
                 _draw_element(axes, start // 3, top, symbol, "#f6f6f6", "#c4c4c4", "")
     axes.set_xlim(-0.05, 18.05)

@@ -27,6 +27,8 @@ def example() -> Errors:
         forces=forces,
         stress=rng.normal(size=(1, 2, 3, 3)),
         force_mae=np.array([error[0], error[1:].mean(), np.nan]),
+        has_forces=np.array([True, True, False]),
+        has_stress=np.array([False, True, False]),
         num_skipped=4,
     )
 

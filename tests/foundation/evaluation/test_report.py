@@ -39,6 +39,8 @@ def make_errors(labels: tuple[str, ...]) -> Errors:
         forces=forces if "forces" in labels else np.zeros((0, 2, 3)),
         stress=stress if "stress" in labels else np.zeros((0, 2, 3, 3)),
         force_mae=error if "forces" in labels else np.full(5, np.nan),
+        has_forces=np.full(5, "forces" in labels),
+        has_stress=np.full(5, "stress" in labels),
         num_skipped=2,
     )
 
@@ -111,6 +113,12 @@ def test_labels_that_are_all_zero_have_no_ratio(tmp_path: Path) -> None:
 def test_a_single_frame_is_enough(tmp_path: Path) -> None:
     whole = make_errors(())
     single = replace(
-        whole, ids=("only",), num_atoms=np.array([4]), energy=whole.energy[:1], force_mae=np.array([np.nan])
+        whole,
+        ids=("only",),
+        num_atoms=np.array([4]),
+        energy=whole.energy[:1],
+        force_mae=np.array([np.nan]),
+        has_forces=np.array([False]),
+        has_stress=np.array([False]),
     )
     assert write_report(single, tmp_path, FACTS)["errors"]["num_frames"] == 1.0

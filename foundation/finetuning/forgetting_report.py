@@ -1,0 +1,241 @@
+"""The report of a fine-tuning: what it has learned and what it has forgotten, in JSON, figures, a page and a table."""
+
+import base64
+import importlib.resources
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from foundation.finetuning.comparison import (
+    LEVEL,
+    METRICS,
+    MIN_FRAMES,
+    RESAMPLES,
+    SEED,
+    Statistics,
+    as_json,
+    change,
+    check_pair,
+    statistics,
+)
+from foundation.finetuning.forgetting import AFTER, BEFORE, Measurement, SetErrors, save
+from foundation.finetuning.forgetting_figures import draw_figures
+
+NOTEWORTHY = 0.1
+"""Growth of a retained error that the page points at."""
+JSON_NAME, CURVE = "forgetting.json", "curve"
+"""File of the numbers, and folder of the measurements between start and result, one alpha-A.safetensors for each."""
+
+
+def write_forgetting(
+    folder: Path,
+    before: Measurement,
+    after: Measurement,
+    curve: Mapping[float, Measurement],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the measurements, forgetting.json, the figures and index.html; return what is in the second.
+
+    Args:
+        folder: Where they go.
+        before: Of the start.
+        after: Of the result.
+        curve: Of the interpolations between them, by alpha.
+        facts: What was fine-tuned on what and how, as JSON; the page is called as its `run` and shows the numbers and
+            texts among the others.
+
+    Raises:
+        ValueError: the measurements are of other sets or frames.
+    """
+    check_pair(before, after, "the result")
+    for alpha, measurement in curve.items():
+        check_pair(before, measurement, f"the interpolation at {alpha:g}")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(before, folder / BEFORE)
+    save(after, folder / AFTER)
+    shutil.rmtree(folder / CURVE, ignore_errors=True)
+    for alpha, measurement in curve.items():
+        save(measurement, folder / CURVE / f"alpha-{alpha:g}.safetensors")
+    values = forgetting_values(before, after, curve, facts)
+    (folder / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    figures = draw_figures(values, folder)
+    (folder / "index.html").write_text(
+        render_page("forgetting.html", values=values, figures=figures, remarks=remarks(values), **shown_by_page())
+    )
+    return values
+
+
+def forgetting_values(
+    before: Measurement, after: Measurement, curve: Mapping[float, Measurement], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what forgetting.json holds; every number has its interval, null where it cannot be told.
+
+    Of a set, `change` is relative, (after - before) / before, and of the softening slope the difference. That of a
+    retained set is what was forgotten, that of a target below zero what was learned.
+    """
+    values: dict[str, Any] = {
+        "facts": facts,
+        "weights_sha256": {"before": before.weights_sha256, "after": after.weights_sha256},
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL, "min_frames": MIN_FRAMES},
+        "sets": {},
+        "curve": [{"alpha": alpha, "sets": {}} for alpha in sorted(curve)],
+    }
+    for name, errors in before.sets.items():
+        old, new = statistics(errors), statistics(after.sets[name])
+        values["sets"][name] = _set_values(errors, old, new)
+        for point in values["curve"]:
+            between = statistics(curve[point["alpha"]].sets[name], elements=False)
+            point["sets"][name] = {"errors": as_json(between), "change": as_json(change(old, between))}
+    return values
+
+
+def _set_values(errors: SetErrors, old: Statistics, new: Statistics) -> dict[str, Any]:
+    changed = change(old, new)
+    by_element = {}
+    for place, symbol in enumerate(errors.elements):
+        name = f"force_mae/{symbol}"
+        by_element[symbol] = {
+            "num_frames": old[name].num_frames,
+            "num_atoms": int(errors.element_count[:, place].sum()) // 3,
+            "before": old[name].as_json(),
+            "after": new[name].as_json(),
+            "change": changed[name].as_json(),
+        }
+    return {
+        "role": errors.role,
+        "split": errors.split,
+        "manifest_fingerprint": errors.fingerprint,
+        "theory": errors.theory,
+        "num_frames": len(errors.ids),
+        "num_atoms": int(errors.num_atoms.sum()),
+        "num_skipped": errors.num_skipped,
+        "before": as_json(old),
+        "after": as_json(new),
+        "change": as_json(changed),
+        "by_element": by_element,
+    }
+
+
+def remarks(values: dict[str, Any]) -> list[str]:
+    """Return what of a fine-tuning deserves a look."""
+    found = []
+    roles = {row["role"] for row in values["sets"].values()}
+    if "retained" not in roles:
+        found.append("no retained set was measured, so that nothing here says what was forgotten")
+    for name, row in values["sets"].items():
+        changes = {metric: value for metric, value in row["change"].items() if metric != "softening"}
+        if row["role"] == "retained":
+            grown = {metric: value for metric, value in changes.items() if (value["low"] or 0.0) > NOTEWORTHY}
+            shown = [f"{_title(metric)} {percent(value)}" for metric, value in grown.items()]
+            found += [f"{name} (retained) has become worse: {', '.join(shown)}"] if shown else []
+        elif row["role"] == "target":
+            kept = [metric for metric, value in changes.items() if value["high"] is not None and value["high"] >= 0]
+            shown = [_title(metric) for metric in kept]
+            found += [f"{name} (target) is not better than before for certain: {', '.join(shown)}"] if shown else []
+        if row["num_skipped"]:
+            found.append(f"{name}: {row['num_skipped']:,} frames have elements unknown to the potential, left out")
+    return found
+
+
+def summary(values: dict[str, Any]) -> list[str]:
+    """Return a line for each held-out set: its mean errors before and after, with the intervals of their changes."""
+    lines = []
+    for name, row in values["sets"].items():
+        changes = [
+            f"{_title(metric)} {number(row['before'][metric]['value'], metric)} → "
+            f"{number(row['after'][metric]['value'], metric)} {METRICS[metric].title.split(' [')[1].rstrip(']')} "
+            f"({percent(row['change'][metric])})"
+            for metric in ("energy_mae", "force_mae", "stress_mae")
+            if metric in row["before"]
+        ]
+        lines.append(f"{name} ({row['role']}, {row['num_frames']:,} frames): {', '.join(changes)}")
+    return lines
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric].title.split(" [")[0]
+
+
+def number(value: float | None, metric: str) -> str:
+    """Return a statistic in the unit that it is shown in, three digits of it, or a dash."""
+    if value is None:
+        return "–"
+    shown = METRICS[metric].factor * value
+    if metric == "softening":
+        return f"{round(shown, 3) + 0.0:.3f}".replace("-", "−")
+    digits = 2 - math.floor(math.log10(abs(shown))) if shown else 2
+    return f"{shown:,.{min(max(digits, 0), 4)}f}"
+
+
+def percent(value: dict[str, float | None]) -> str:
+    """Return a relative change in percent with its interval."""
+    if value["value"] is None:
+        return "–"
+    low, high = value["low"], value["high"]
+    interval = "" if low is None or high is None else f" [{_signed(100 * low)}, {_signed(100 * high)}]"
+    return f"{_signed(100 * value['value'])} %{interval}"
+
+
+def _signed(value: float) -> str:
+    digits = 0 if abs(value) >= 9.95 else 1
+    return _plus(value, digits)
+
+
+def _plus(value: float, digits: int) -> str:
+    # nothing is negative that is shown as zero
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def difference_text(value: dict[str, float | None], factor: float, digits: int) -> str:
+    """Return a difference with its interval, times a factor, with so many digits behind the point."""
+    shown = [_plus(factor * part, digits) for part in value.values() if part is not None]
+    return "–" if not shown else shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def shown_by_page() -> dict[str, Any]:
+    """Return the functions by which a page writes numbers."""
+    return {"metrics": METRICS, "number": number, "percent": percent, "difference_text": difference_text}
+
+
+def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) -> str:
+    """Return a page with its figures inside."""
+    encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
+    source = importlib.resources.files("foundation.finetuning").joinpath(template).read_text()
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    return environment.from_string(source).render(figures=encoded, **values)
+
+
+COLUMNS = ("energy_mae", "energy_median", "force_mae", "stress_mae", "softening")
+"""Statistics in the table of a model card."""
+
+
+def table(values: dict[str, Any]) -> str:
+    """Return the table for a model card, in Markdown: errors before and after, and their changes with intervals."""
+    present = [metric for metric in COLUMNS if any(metric in row["before"] for row in values["sets"].values())]
+    lines = [
+        "| held-out set | frames | " + " | ".join(METRICS[metric].title for metric in present) + " |",
+        "|" + "---|" * (2 + len(present)),
+    ]
+    for name, row in values["sets"].items():
+        cells = []
+        for metric in present:
+            if metric not in row["before"]:
+                cells.append("–")
+                continue
+            old, new = (number(row[when][metric]["value"], metric) for when in ("before", "after"))
+            ending = "" if metric == "softening" else f" ({percent(row['change'][metric])})"
+            cells.append(f"{old} → {new}{ending}")
+        title = f"{name}, {row['role']}".replace("|", r"\|")
+        lines.append(f"| {title} | {row['num_frames']:,} | " + " | ".join(cells) + " |")
+    level = f"{values['bootstrap']['level']:.0%}".replace("%", " %")
+    lines += [
+        "",
+        f"Before → after the fine-tuning; in brackets the relative change and its {level} interval by a paired "
+        f"bootstrap over frames ({values['bootstrap']['resamples']:,} resamples).",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,367 @@
+"""The trade-off of methods of fine-tuning, over the runs of a sweep: what each learns and what it forgets for that.
+
+It reads the measurements in the forgetting/ folders of finished runs and needs neither data nor weights. Runs that
+differ in fit.seed only are one method. Every resample of the bootstrap draws frames, the same for all runs, and seeds;
+of three seeds that is a rough idea of their spread, and of one it is none.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from foundation.finetuning.comparison import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Statistic,
+    Statistics,
+    as_json,
+    change,
+    check_pair,
+    difference,
+    mean_over_seeds,
+    statistics,
+)
+from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
+from foundation.finetuning.forgetting_report import CURVE, render_page, shown_by_page
+from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
+from foundation.training.metrics_file import read_rows
+
+FOLDER = "forgetting"
+"""Folder of the report in that of a run."""
+NOT_OF_THE_METHOD = (("fit", "seed"), ("fit", "resume"), ("out",), ("overwrite",), ("sweep",), ("card",))
+"""Settings in run.json that runs of one method may differ in."""
+SEED_SUFFIX = re.compile(r"[-_/]?seed[-_]?\d+$")
+JSON_NAME = "tradeoff.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeoffConfig:
+    """Which finished fine-tunings to compare."""
+
+    runs: tuple[Path, ...]
+    """Run folders, all from the same start and measured on the same sets. Those that differ in fit.seed only are one
+    method, called as its folder without -seedN. Also without the option: `foundation tradeoff FOLDER... --out PAGE`."""
+    out: Path
+    """Folder of the page."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TunedRun:
+    """A finished fine-tuning."""
+
+    folder: Path
+    """The run folder."""
+    settings: dict[str, Any]
+    """Its configuration without what runs of one method may differ in."""
+    seed: int
+    """Its seed."""
+    before: Measurement
+    """Of the start."""
+    points: dict[float, Measurement]
+    """Of the interpolations by alpha, and of the result, which is 1."""
+    seconds_per_step: float | None
+    """Mean time of a step [s], validations left out; None if none was logged."""
+
+    @property
+    def method(self) -> str:
+        """Name of the folder without the seed, or that of the folder above one of a seed."""
+        path = self.folder.resolve()
+        return SEED_SUFFIX.sub("", path.name) or path.parent.name
+
+
+def read_tuned_run(folder: Path) -> TunedRun:
+    """Return what a finished fine-tuning has measured.
+
+    Raises:
+        FileNotFoundError: it is no run folder, or its measurements are not there.
+        ValueError: a file cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a fine-tuning")
+    settings = json.loads((folder / "run.json").read_text())
+    seed = settings.get("fit", {}).get("seed", 0)
+    for *groups, name in NOT_OF_THE_METHOD:
+        group = settings
+        for each in groups:
+            group = group.get(each, {})
+        group.pop(name, None)
+    settings.get("forgetting", {}).pop("before", None)
+    measured = folder / FOLDER
+    curve = {float(path.stem.removeprefix("alpha-")): path for path in (measured / CURVE).glob("alpha-*.safetensors")}
+    return TunedRun(
+        folder=folder,
+        settings=settings,
+        seed=seed,
+        before=read(measured / BEFORE),
+        points={alpha: read(path) for alpha, path in sorted(curve.items())} | {1.0: read(measured / AFTER)},
+        seconds_per_step=seconds_per_step(read_rows(folder / "logs")),
+    )
+
+
+def seconds_per_step(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Return the mean time of a step in the rows of a metrics.jsonl [s]; None if none was logged.
+
+    Of the steps between two rows the time is the atoms in them over the logged atoms per second.
+    """
+    seconds, step, atoms = 0.0, 0, 0.0
+    for row in rows:
+        if row["kind"] == "train" and row.get("speed/atoms_per_second"):
+            seconds += (row["seen/atoms"] - atoms) / row["speed/atoms_per_second"]
+            step, atoms = row["step"], row["seen/atoms"]
+    return seconds / step if step else None
+
+
+def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
+    """Return the runs of each method by its name, in order of their seeds.
+
+    Raises:
+        ValueError: runs of one name differ in more than the seed, or two runs do not differ at all.
+    """
+    groups: dict[str, list[TunedRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    methods: dict[str, list[TunedRun]] = {}
+    for group in groups.values():
+        name = group[0].method
+        if name in methods:
+            other = methods[name][0]
+            differ = ", ".join(_differing(other.settings, group[0].settings))
+            raise ValueError(
+                f"{other.folder} and {group[0].folder} are both called {name!r} and differ in {differ}: name the "
+                "folder of each method differently"
+            )
+        methods[name] = sorted(group, key=lambda run: run.seed)
+        for first, second in combinations(methods[name], 2):
+            if first.seed == second.seed:
+                raise ValueError(f"{first.folder} and {second.folder} are the same run: give one of them only")
+    return methods
+
+
+def _differing(left: Any, right: Any, where: str = "") -> Iterator[str]:
+    """Return the dotted names of the settings that differ."""
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        if left != right:
+            yield where
+        return
+    for name in {**left, **right}:
+        yield from _differing(left.get(name), right.get(name), f"{where}.{name}" if where else name)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """A method, or an interpolation between the start and its result, as means over its seeds."""
+
+    method: str
+    """Name of the method."""
+    alpha: float
+    """How far from the start to the result; 1 is the result."""
+    errors: dict[str, Statistics]
+    """Errors by set."""
+    changes: dict[str, Statistics]
+    """Changes against the start by set."""
+    of_seeds: dict[str, list[Statistics]]
+    """Errors of each seed by set."""
+
+    @property
+    def label(self) -> str:
+        """The method, and alpha if it is not the result."""
+        return label_of(self.method, self.alpha)
+
+
+def _points(methods: dict[str, list[TunedRun]], start: dict[str, Statistics]) -> list[Point]:
+    points = []
+    for name, runs in methods.items():
+        for alpha in (alpha for alpha in runs[0].points if all(alpha in run.points for run in runs)):
+            measured = [run.points[alpha].sets for run in runs]
+            of_seeds = {key: [statistics(sets[key], elements=False) for sets in measured] for key in start}
+            changes = {key: [change(start[key], found) for found in each] for key, each in of_seeds.items()}
+            points.append(
+                Point(
+                    method=name,
+                    alpha=alpha,
+                    errors={key: _means(each) for key, each in of_seeds.items()},
+                    changes={key: _means(each) for key, each in changes.items()},
+                    of_seeds=of_seeds,
+                )
+            )
+    return points
+
+
+def _means(of_seeds: Sequence[Statistics]) -> Statistics:
+    return {name: mean_over_seeds([found[name] for found in of_seeds]) for name in of_seeds[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What methods are compared by."""
+
+    metric: str
+    """The error: force_mae, or energy_mae if a set has no forces."""
+    retained: tuple[str, ...]
+    """Sets whose error's change is the forgetting."""
+    target: tuple[str, ...]
+    """Sets whose error is to be small."""
+
+    def of(self, point: Point) -> list[Statistic]:
+        """Return the numbers of a point that are better the smaller they are."""
+        forgetting = [point.changes[name][self.metric] for name in self.retained]
+        return forgetting + [point.errors[name][self.metric] for name in self.target]
+
+
+def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
+    """Return whether all numbers of the first are below those of the second, the intervals of the differences too."""
+    intervals = [difference(b, a).interval for a, b in zip(first, second, strict=True)]
+    return all(interval is not None and interval[1] < 0 for interval in intervals)
+
+
+def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write tradeoff.json, the planes and index.html for the runs of a sweep; return what is in the first.
+
+    Raises:
+        FileNotFoundError: a folder is no finished fine-tuning's.
+        ValueError: runs of different starts or sets, no target or no retained set, or what group_runs() refuses.
+    """
+    tuned = [read_tuned_run(Path(folder)) for folder in runs]
+    if not tuned:
+        raise ValueError("there is nothing to compare: give at least one finished fine-tuning")
+    for run in tuned:
+        _check_start(tuned[0], run)
+        for alpha, measurement in run.points.items():
+            check_pair(run.before, measurement, f"{run.folder} at alpha {alpha:g}")
+    values = tradeoff_values(group_runs(tuned), tuned[0].before)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    figures = draw_planes(values, out)
+    (out / "index.html").write_text(
+        render_page(
+            "tradeoff.html",
+            values=values,
+            figures=figures,
+            planes=planes(values),
+            label_of=label_of,
+            shown_metrics=shown_metrics,
+            **shown_by_page(),
+        )
+    )
+    return values
+
+
+def shown_metrics(role: Role) -> tuple[str, ...]:
+    """Return the statistics of a set that the table of all methods has, by its role."""
+    if role == "retained":
+        return ("force_mae", "energy_mae", "energy_median")
+    return ("force_mae", "energy_mae", "softening") if role == "target" else ("force_mae", "energy_mae")
+
+
+def _check_start(first: TunedRun, run: TunedRun) -> None:
+    check_pair(first.before, run.before, f"{run.folder} and {first.folder}")
+    ours, theirs = first.before.weights_sha256, run.before.weights_sha256
+    if ours != theirs:
+        raise ValueError(
+            f"{run.folder} began with the weights {theirs[:12]}… and {first.folder} with {ours[:12]}…: methods are "
+            "compared from one start"
+        )
+
+
+def tradeoff_values(methods: dict[str, list[TunedRun]], before: Measurement) -> dict[str, Any]:
+    """Return what tradeoff.json holds; numbers are means over seeds with intervals over seeds and frames.
+
+    Raises:
+        ValueError: no target or no retained set.
+    """
+    roles: dict[Role, tuple[str, ...]] = {
+        role: tuple(name for name, errors in before.sets.items() if errors.role == role) for role in ROLES
+    }
+    for role in ("target", "retained"):
+        if not roles[role]:
+            raise ValueError(f"the runs have measured no {role} set, without which there is no trade-off")
+    start = {name: statistics(errors, elements=False) for name, errors in before.sets.items()}
+    compared = (*roles["retained"], *roles["target"])
+    metric = "force_mae" if all("force_mae" in start[name] for name in compared) else "energy_mae"
+    axes = Axes(metric=metric, retained=roles["retained"], target=roles["target"])
+    points = _points(methods, start)
+    numbers = [axes.of(point) for point in points]
+    dominated_by = {
+        point.label: [other.label for other, theirs in zip(points, numbers, strict=True) if dominates(theirs, ours)]
+        for point, ours in zip(points, numbers, strict=True)
+    }
+    return {
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL},
+        "metric": metric,
+        "sets": {
+            name: {"role": e.role, "split": e.split, "manifest_fingerprint": e.fingerprint, "num_frames": len(e.ids)}
+            for name, e in before.sets.items()
+        },
+        "start": {
+            "weights_sha256": before.weights_sha256,
+            "errors": {name: as_json(row) for name, row in start.items()},
+        },
+        "methods": [_method_values(name, runs, points, dominated_by) for name, runs in methods.items()],
+        "non_dominated": [label for label, others in dominated_by.items() if not others],
+        "differences": _differences(axes, points),
+    }
+
+
+def _method_values(
+    name: str, runs: Sequence[TunedRun], points: Sequence[Point], dominated_by: dict[str, list[str]]
+) -> dict[str, Any]:
+    times = [run.seconds_per_step for run in runs if run.seconds_per_step is not None]
+    return {
+        "name": name,
+        "seeds": [run.seed for run in runs],
+        "runs": [str(run.folder) for run in runs],
+        "steps": runs[0].settings.get("fit", {}).get("steps"),
+        "seconds_per_step": sum(times) / len(times) if times else None,
+        "points": [
+            {
+                "alpha": point.alpha,
+                "dominated_by": dominated_by[point.label],
+                "sets": {
+                    held_out: {
+                        "errors": as_json(errors),
+                        "change": as_json(point.changes[held_out]),
+                        "range": {m: _range([each[m].value for each in point.of_seeds[held_out]]) for m in errors},
+                    }
+                    for held_out, errors in point.errors.items()
+                },
+            }
+            for point in points
+            if point.method == name
+        ],
+    }
+
+
+def _range(numbers: Sequence[float]) -> list[float] | None:
+    """Return the smallest and largest of the seeds, nothing if one of them is no number."""
+    return [min(numbers), max(numbers)] if all(map(math.isfinite, numbers)) else None
+
+
+def _differences(axes: Axes, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Return for each two methods how much the second forgets more, and has a larger target error."""
+    results = [point for point in points if point.alpha == 1.0]
+    return [
+        {
+            "first": first.method,
+            "second": second.method,
+            "forgetting": {
+                name: difference(first.changes[name][axes.metric], second.changes[name][axes.metric]).as_json()
+                for name in axes.retained
+            },
+            "target": {
+                name: difference(first.errors[name][axes.metric], second.errors[name][axes.metric]).as_json()
+                for name in axes.target
+            },
+        }
+        for first, second in combinations(results, 2)
+    ]
+
+
+def tradeoff(config: TradeoffConfig) -> dict[str, Any]:
+    """Compare the runs of a configuration; see write_tradeoff()."""
+    return write_tradeoff(config.runs, config.out)

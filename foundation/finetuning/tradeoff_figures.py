@@ -1,0 +1,131 @@
+"""The trade-off plane: what methods of fine-tuning forget, to the right, and the errors that are left, upwards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
+
+from foundation.finetuning.comparison import METRICS
+from foundation.finetuning.forgetting_figures import around, clean, signed_percent
+
+COLORS = (
+    "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",
+)  # fmt: skip
+MARKERS = "osD^vPXh"
+"""Colours and markers of methods; the marker changes when the colours have been used up."""
+Method = dict[str, Any]
+
+
+def label_of(method: str, alpha: float) -> str:
+    """Return what a method, or an interpolation between the start and its result, is called."""
+    return method if alpha == 1 else f"{method}, α = {alpha:g}"
+
+
+def draw_planes(values: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Draw a plane for each pair of a retained set and a target or transfer set; return the files by name."""
+    drawn = {}
+    for name, retained, learned in planes(values):
+        drawn[name] = folder / f"{name}.png"
+        _plane(values, retained, learned).savefig(drawn[name], dpi=150, metadata={"Software": None})
+    return drawn
+
+
+def planes(values: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, retained set and other set of each plane."""
+    roles = {name: row["role"] for name, row in values["sets"].items()}
+    pairs = [
+        (retained, name)
+        for retained in roles
+        if roles[retained] == "retained"
+        for role in ("target", "transfer")
+        for name in roles
+        if roles[name] == role
+    ]
+    return [(f"plane-{number}", *pair) for number, pair in enumerate(pairs, start=1)]
+
+
+def _plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
+    """Draw the error of a set over the forgetting of another, of forces on the left and energies on the right."""
+    start, methods = values["start"]["errors"], values["methods"]
+    upward = values["metric"] if values["metric"] in start[learned] else "energy_mae"
+    shown = [("force_mae", "force_median")] if "force_mae" in start[retained] else []
+    shown.append(("energy_mae", "energy_median"))
+    figure = Figure(figsize=(5.4 * len(shown) + 1.8, 5.6), layout="constrained")
+    for place, (mean, median) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), place + 1)
+        height = METRICS[upward].factor * start[learned][upward]["value"]
+        axes.plot(0.0, height, "*", color="black", markersize=13, zorder=6)
+        axes.annotate("start", (0.0, height), xytext=(8, 4), textcoords="offset points", fontsize=9)
+        axes.axvline(0.0, color="0.6", linewidth=1, zorder=0)
+        for number, method in enumerate(methods):
+            _method(axes, number, method, (retained, mean, median), (learned, upward), height)
+        axes.set_xlabel(f"{METRICS[mean].title.split(' [')[0]} of {retained}, change")
+        axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
+        if place == 0:
+            axes.set_ylabel(f"{learned}, {METRICS[upward].title}")
+        axes.tick_params(labelsize=9)
+        clean(axes, "both")
+    figure.legend(handles=_legend(methods), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _look(number: int) -> tuple[str, str]:
+    return COLORS[number % len(COLORS)], MARKERS[number // len(COLORS) % len(MARKERS)]
+
+
+def _method(
+    axes: Axes, number: int, method: Method, across: tuple[str, str, str], up: tuple[str, str], start: float
+) -> None:
+    """Draw the point of a method with its intervals, its median, and the line of its interpolations."""
+    (retained, mean, median), (learned, upward) = across, up
+    color, marker = _look(number)
+    factor = METRICS[upward].factor
+    line, result = [(0.0, start)], None
+    for point in method["points"]:
+        x, y = point["sets"][retained]["change"][mean], point["sets"][learned]["errors"][upward]
+        if x["value"] is None or y["value"] is None:
+            continue
+        where = 100 * x["value"], factor * y["value"]
+        line.append(where)
+        if not point["dominated_by"]:
+            axes.plot(*where, "o", markersize=15 if point["alpha"] == 1 else 9, markerfacecolor="none",
+                      markeredgecolor="black", markeredgewidth=1.1, zorder=5)  # fmt: skip
+        if point["alpha"] == 1:
+            result = point, where
+            axes.plot(np.multiply(100, around(x)), [where[1]] * 2, color=color, linewidth=1.4, zorder=3)
+            # of the change, because the error itself varies with the frames for all methods alike
+            low, high = around(point["sets"][learned]["change"][upward])
+            axes.plot([where[0]] * 2, np.multiply(start, (1 + low, 1 + high)), color=color, linewidth=1.4, zorder=3)
+    if len(line) > 2:
+        axes.plot(*np.array(line).T, ".-", color=color, linewidth=1.1, markersize=5, alpha=0.75, zorder=2)
+    if result is None:
+        return
+    point, (x, y) = result
+    axes.plot(x, y, marker, color=color, markersize=7.5, zorder=4)
+    middle = point["sets"][retained]["change"][median]["value"]
+    if middle is not None:
+        axes.plot([x, 100 * middle], [y, y], color=color, linewidth=0.8, linestyle=":", zorder=1)
+        axes.plot(100 * middle, y, marker, color=color, markerfacecolor="white", markersize=5, zorder=3)
+    text = axes.annotate(f"{number + 1}", (x, y), xytext=(7, 7), textcoords="offset points", fontsize=9.5, color=color)
+    text.set(zorder=7, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+
+
+def _legend(methods: Sequence[Method]) -> list[Line2D]:
+    handles = []
+    for number, method in enumerate(methods):
+        color, marker = _look(number)
+        handles.append(
+            Line2D([], [], color=color, marker=marker, linestyle="", label=f"{number + 1}  {method['name']}")
+        )
+    grey: dict[str, Any] = {"color": "0.35", "linestyle": ""}
+    handles.append(Line2D([], [], marker="o", markersize=11, markerfacecolor="none", label="non-dominated", **grey))
+    handles.append(Line2D([], [], marker="o", markersize=5, markerfacecolor="white", label="of the median", **grey))
+    if any(len(method["points"]) > 1 for method in methods):
+        handles.append(Line2D([], [], color="0.35", marker=".", linewidth=1.1, label="interpolations"))
+    return handles
