@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,7 +20,8 @@ from foundation.checkpoint import save
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.start import start_facts, start_from
-from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
+from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes
+from foundation.training.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
@@ -63,6 +65,7 @@ def pretrain(config: PretrainConfig) -> Potential:
         ValueError: the configuration does not fit the data, or the start does not fit either.
     """
     datasets, theories = open_datasets(config.data)
+    refuse_unlabelled(datasets)
     seed_everything(config.fit.seed)
     statistics = statistics_by_theory(datasets, theories)
     if config.start is None:
@@ -70,7 +73,7 @@ def pretrain(config: PretrainConfig) -> Potential:
     else:
         potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
     if is_rank_zero():
-        _prepare_folder(config)
+        prepare_folder(config.out, resolved(config), resume=config.fit.resume, overwrite=config.overwrite)
     numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
     datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
     started = time.time()
@@ -84,21 +87,38 @@ def pretrain(config: PretrainConfig) -> Potential:
     return potential
 
 
-def _prepare_folder(config: PretrainConfig) -> None:
-    """Make the run folder, or refuse to touch the one that is there."""
-    if config.out.exists() and not config.fit.resume:
-        if not config.overwrite:
+def check_folder(out: Path, record: dict, *, resume: bool | Literal["auto"], overwrite: bool) -> None:
+    """Refuse to touch a run folder that is there, unless it is to be continued with its configuration or replaced.
+
+    Raises:
+        FileExistsError: there is one, which is neither to be continued nor to be replaced.
+        FileNotFoundError: there is no checkpoint to go on from.
+        ValueError: it began with another configuration.
+    """
+    checkpoint = checkpoint_to_resume(out, resume)
+    if checkpoint is not None:
+        refuse_changes(checkpoint, record)
+    if out.exists() and not resume:
+        if not overwrite:
             raise FileExistsError(
-                f"{config.out} already exists; continue it with --fit.resume true, replace it with --overwrite true, "
+                f"{out} already exists; continue it with --fit.resume true, replace it with --overwrite true, "
                 "or choose another --out"
             )
-        if not (config.out / "run.json").is_file():
-            raise FileExistsError(
-                f"{config.out} has no run.json, so it is no run and stays as it is; choose another --out"
-            )
-        shutil.rmtree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "run.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
+        if not (out / "run.json").is_file():
+            raise FileExistsError(f"{out} has no run.json, so it is no run and stays as it is; choose another --out")
+
+
+def prepare_folder(out: Path, record: dict, *, resume: bool | Literal["auto"], overwrite: bool) -> None:
+    """Make a run folder with the resolved configuration in run.json, as far as check_folder() allows.
+
+    Raises:
+        OSError, ValueError: what check_folder() refuses.
+    """
+    check_folder(out, record, resume=resume, overwrite=overwrite)
+    if out.exists() and not resume:
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
@@ -106,21 +126,26 @@ def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
     packages = ("foundation", "torch", "e3nn", "lightning")
     return {
         "method": "pretraining",
-        "datasets": [_facts_of(dataset, potential.theories) for dataset in datasets],
+        "datasets": [dataset_facts(dataset, potential.theories) for dataset in datasets],
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def _facts_of(dataset: Dataset, theories: Sequence[str]) -> dict:
+def dataset_facts(dataset: Dataset, theories: Sequence[str]) -> dict:
+    """Return what a card has to say of data that were trained on, as JSON; of a subset, it counts its frames only."""
     statistics = dataset.manifest.split(dataset.split).statistics
+    num_frames, num_atoms = statistics.num_frames, statistics.num_atoms
+    if dataset.subset is not None:
+        index = dataset.index()
+        num_frames, num_atoms = index.num_frames, int(index.counts(0, index.num_frames)[0].sum())
     return dataclasses.asdict(dataset.manifest.provenance) | {
         "theory": theories[dataset.theory_number],
         "repeat": dataset.repeat,
         "weight": dataset.weight,
-        "num_frames": statistics.num_frames,
-        "num_atoms": statistics.num_atoms,
+        "num_frames": num_frames,
+        "num_atoms": num_atoms,
         "manifest_fingerprint": dataset.manifest.fingerprint,
     }
 

@@ -6,10 +6,12 @@ A function that returns an integer decides the exit code; whatever else it retur
 import itertools
 import json
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -18,7 +20,9 @@ from data_pipeline.merge import MergeConfig, merge
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
+from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
+from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.report import ReportConfig, report
 from foundation.training.preemption import PreemptedError
@@ -29,6 +33,7 @@ from launch.local import LocalConfig, launch_local
 from launch.preflight import PreflightConfig, preflight
 from launch.quickstart import QuickstartConfig, quickstart
 from launch.slurm import SlurmConfig, launch_slurm
+from launch.sweep import sweep
 
 
 def _build(config: BuildConfig) -> None:
@@ -38,13 +43,35 @@ def _build(config: BuildConfig) -> None:
         show.manifest(manifest)
 
 
+def _finetune(config: FinetuneConfig) -> int:
+    """Fine-tune once, or do the runs of a sweep and compare all that are finished."""
+    if config.sweep is None:
+        finetune(config)
+        return 0
+    return sweep(config, config.sweep, "finetune", parse, _compare)
+
+
+def _compare(runs: Sequence[Path], out: Path) -> None:
+    config = TradeoffConfig(runs=tuple(runs), out=out)
+    try:
+        show.tradeoff(config, tradeoff(config))
+    except ValueError as error:  # nothing that was asked for has failed
+        logging.getLogger(__name__).warning("the runs of the sweep are not compared: %s", error)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "build": (BuildConfig, _build, "turn a source of labelled frames into shards"),
     "merge": (MergeConfig, lambda c: show.manifest(merge(c.manifests, c.out, c.name)), "make several data sets one"),
     "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
-    "preflight": (PreflightConfig, preflight, "check a run and estimate its time, memory and cost before it starts"),
+    "finetune": (FinetuneConfig, _finetune, "train a potential on the data of a domain, and see what it forgets"),
+    "preflight": (
+        PreflightConfig,
+        preflight,
+        "check a pretraining and estimate its time, memory and cost",
+    ),
     "fisher": (FisherConfig, compute_fisher, "measure how much each weight of a potential matters to data"),
+    "tradeoff": (TradeoffConfig, lambda c: show.tradeoff(c, tradeoff(c)), "compare what fine-tunings learn and forget"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),
     "report": (ReportConfig, lambda c: show.training(c, report(c)), "draw the curves of a run, or of several"),
     "export": (ExportConfig, lambda c: show.release(export(c)), "write a release folder with its model card"),
@@ -55,6 +82,23 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
 }
 USER_ERRORS = (ValueError, OSError)
 """What a wrong input raises: shown as a sentence, without a traceback."""
+IN_PLAIN_WORDS = (
+    (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),
+    (r"\n\s*Given value type: .*\s+Given value: .*", ""),
+    (r"\n\s*- Expected a <class 'NoneType'>.*", ""),
+    (r"Not of type Path: .*not list\n\s*- ", ""),
+    (r"\n\s*- ", "; or "),
+    (r"Problem with given class_path '[^']*':", ""),
+    (r"Parser key \"([^\"]*)\":", r"\1:"),
+    (r"Subcommand '[^']*' does not accept option", "there is no option"),
+    (r"Option ('[^']*') is not accepted", r"there is no option \1"),
+    (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
+    (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
+    (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
+    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"a value of type \1 is needed"),
+    (r"\s*\n\s*", " "),
+)
+"""Patterns that take the parser's words for its own types out of a message, and what takes their place."""
 
 
 COMMAND = "command"
@@ -63,23 +107,39 @@ OPTIONS = {"--from": "--from_"}
 """Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
 
 
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are a sentence, without some hundred lines of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the arguments; the parsers inside this one, whose errors it reads, do that in their own way."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        prog = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        raise ValueError(f"{in_plain_words(message).rstrip('.')}. All options: {prog} --help") from ex
+
+
+def in_plain_words(message: str) -> str:
+    """Return what the parser has to say without its words for types, in one line."""
+    for pattern, plain in IN_PLAIN_WORDS:
+        message = re.sub(pattern, plain, message)
+    return message.strip()
+
+
 def make_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of the command line; the docstring under each field is its help."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
+    parser = _Parser(
         prog="foundation",
         allow_abbrev=False,
         description="Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = parser.add_subcommands(required=True, dest="verb")
-    launcher = jsonargparse.ArgumentParser(description="Start a command that trains on several processes.")
+    launcher = _Parser(description="Start a command that trains on several processes.")
     verbs.add_subcommand("launch", launcher, help="start a command on the nodes of a cluster, or on several processes")
     launchers = launcher.add_subcommands(required=True, dest="where")
     for name, (config_class, _, description) in VERBS.items():
-        verb = jsonargparse.ArgumentParser(
-            description=config_class.__doc__, epilog=HELP if name == "build" else None, allow_abbrev=False
-        )
+        verb = _Parser(description=config_class.__doc__, epilog=HELP if name == "build" else None, allow_abbrev=False)
         verb.add_argument("--config", action="config", help="YAML file; later options override what it says")
         verb.add_class_arguments(config_class, fail_untyped=True, skip={COMMAND})
         group, _, where = name.partition(" ")
@@ -101,15 +161,23 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     arguments, command = arguments[:split], arguments[split + 1 :]
     if "build" in arguments:
         arguments = expand_corpus(arguments)
-    if arguments[:1] == ["report"]:
+    if arguments[:1] in (["report"], ["tradeoff"]):
         arguments = _name_runs(arguments)
     parser = make_parser()
     values = parser.parse_args([_as_declared(argument) for argument in arguments])
-    verb, settings = values.verb, parser.instantiate(values)[values.verb]
+    try:
+        verb, settings = values.verb, parser.instantiate(values)[values.verb]
+    except ValueError as error:  # of a __post_init__, in the parser's wrapping
+        raise ValueError(in_plain_words(str(error))) from error
     if verb == "launch":
         verb, settings = f"launch {settings.where}", settings[settings.where]
     settings = settings.as_dict()
     settings.pop("config", None)
+    for name, value in settings.items():
+        if isinstance(value, Path) and str(value).startswith(("[", "{")):
+            raise ValueError(
+                f"{name}: {value} has an option that there is not. All options: foundation {verb} --{name}.help"
+            )
     if verb.startswith("launch "):
         settings[COMMAND] = tuple(command)
     elif command:
@@ -118,9 +186,12 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
 
 
 def _name_runs(arguments: list[str]) -> list[str]:
-    """Return `report FOLDER...` as `report --run [FOLDER, ...]`."""
+    """Return `report FOLDER...` as `report --run [FOLDER, ...]`, and `tradeoff FOLDER...` the same with --runs."""
     runs = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments[1:]))
-    named = ["--run", json.dumps(runs)] if len(runs) > 1 else ["--run", *runs] if runs else []
+    if arguments[0] == "tradeoff":
+        named = ["--runs", json.dumps(runs)] if runs else []
+    else:
+        named = ["--run", json.dumps(runs)] if len(runs) > 1 else ["--run", *runs] if runs else []
     return [arguments[0], *named, *arguments[1 + len(runs) :]]
 
 
@@ -144,6 +215,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except PreemptedError:  # it was logged before the job went back to the queue
         return TRY_AGAIN
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        # so Lightning ends a process that is interrupted in training, when it has let the checkpoint be written
+        print("foundation: interrupted; continue with --fit.resume true", file=sys.stderr)
+        return 130
     except KeyboardInterrupt as error:
         print(f"foundation: interrupted. {error}", file=sys.stderr)
         return 130

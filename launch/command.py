@@ -9,7 +9,7 @@ from typing import Any
 
 Parse = Callable[[list[str]], tuple[str, Any]]
 """The command line's own parser: arguments to the verb and its config."""
-VERBS_THAT_TRAIN = ("pretrain",)
+VERBS_THAT_TRAIN = ("pretrain", "finetune")
 RESUME = ("--fit.resume", "auto")
 """A first start begins, every further one continues from the newest checkpoint."""
 SCRIPT, LOGS = "job.sbatch", "slurm-*.log"
@@ -34,6 +34,8 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
     _, config = parse([*words, *added])
     if config.overwrite:
         raise ValueError("--overwrite in the command: a job may start more than once; remove the old run yourself")
+    if getattr(config, "sweep", None) and config.fit.devices * config.fit.num_nodes > 1:
+        raise ValueError("--sweep in the command: a sweep starts processes of its own, so launch it as one process")
     if config.fit.resume:
         return config, added
     _refuse_existing(config.out)

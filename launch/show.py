@@ -8,13 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, facts, ordered_splits
+from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, all_statistics, facts, ordered_splits, trained_on
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.data_report import write_data_report
 from foundation.evaluation.run_report import remarks, summary_table
+from foundation.finetuning.comparison import METRICS
+from foundation.finetuning.forgetting_report import number, percent
+from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.report import ReportConfig, curves_folder
 
 console = Console()
@@ -138,12 +141,13 @@ def manifest(opened: Manifest) -> None:
     if opened.rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in opened.rejected.items())
         console.print(f"left out: {reasons} (rejects.jsonl names each frame)")
-    train = opened.split("train").statistics
-    neighbors = ", ".join(f"{train.mean_neighbors(cutoff):.1f} within {cutoff} Å" for cutoff in train.cutoffs)
-    console.print(f"mean neighbours in training: {neighbors}")
-    provenance, elements = opened.provenance, opened.split("train").statistics.elements
+    train = trained_on(opened)
+    shown, where = (train, "training") if train else (all_statistics(opened), "all frames")
+    neighbors = ", ".join(f"{shown.mean_neighbors(cutoff):.1f} within {cutoff} Å" for cutoff in shown.cutoffs)
+    console.print(f"mean neighbours in {where}: {neighbors}")
+    provenance, elements = opened.provenance, shown.elements
     console.print(f"level of theory: {provenance.level_of_theory}\nlicence: {provenance.licence}")
-    console.print(f"{len(elements)} elements in training: {' '.join(SYMBOLS[z] for z in elements)}")
+    console.print(f"{len(elements)} elements in {where}: {' '.join(SYMBOLS[z] for z in elements)}")
 
 
 def errors(values: dict) -> None:
@@ -192,6 +196,35 @@ def training(config: ReportConfig, facts: list[dict]) -> None:
         for remark in remarks(values):
             console.print(Text.assemble(("look at this: ", "bold yellow"), f"{values['name']}: {remark}"))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
+
+
+def tradeoff(config: TradeoffConfig, values: dict) -> None:
+    """Print what methods of fine-tuning have learned and forgotten, and where the page is."""
+    title = f"{METRICS[values['metric']].title}; of retained sets its change"
+    shown = Table(title=Text(title), title_justify="left")
+    shown.add_column("", no_wrap=True)
+    for name, row in values["sets"].items():
+        shown.add_column(Text(f"{name}\n{row['role']}"), justify="right")
+    shown.add_column("s/step", justify="right")
+    start = [_error(values["start"]["errors"][name], values["metric"]) for name in values["sets"]]
+    shown.add_row("start", *start, "")
+    for method in values["methods"]:
+        (result,) = (point for point in method["points"] if point["alpha"] == 1)
+        cells = [
+            percent({"value": result["sets"][name]["change"][values["metric"]]["value"], "low": None, "high": None})
+            if row["role"] == "retained"
+            else _error(result["sets"][name]["errors"], values["metric"])
+            for name, row in values["sets"].items()
+        ]
+        time = "–" if method["seconds_per_step"] is None else f"{method['seconds_per_step']:.3g}"
+        shown.add_row(Text(method["name"], style="" if result["dominated_by"] else "bold"), *cells, time)
+    console.print(shown)
+    console.print(Text(f"not dominated: {'; '.join(values['non_dominated'])}"))
+    console.print(f"page: {config.out / 'index.html'}")
+
+
+def _error(errors: dict, metric: str) -> str:
+    return number(errors[metric]["value"], metric) if metric in errors else "–"
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

@@ -12,9 +12,12 @@ import yaml
 from data_pipeline.build import BuildConfig
 from foundation.evaluate import EvaluateConfig
 from foundation.export import ExportConfig
+from foundation.finetune import FinetuneConfig
+from foundation.finetuning.fisher import FisherConfig
 from foundation.pretrain import PretrainConfig
 from launch.__main__ import VERBS
 from launch.quickstart import QuickstartConfig
+from launch.sweep import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_pipeline", "foundation", "launch")
@@ -25,7 +28,13 @@ FLOORS = (
     ("foundation.nn",),
     ("foundation.models",),
     ("foundation.potential",),
-    ("foundation.training", "foundation.checkpoint", "foundation.theories"),
+    (
+        "foundation.training",
+        "foundation.checkpoint",
+        "foundation.theories",
+        "foundation.elements",
+        "foundation.references",
+    ),
     ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card", "foundation.start"),
     (
         "foundation.pretrain",
@@ -57,6 +66,9 @@ CONFIG_CLASSES = {
     "quickstart.yaml": QuickstartConfig,
     "data": BuildConfig,
     "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "fisher": FisherConfig,
+    "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }

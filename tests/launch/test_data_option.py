@@ -34,9 +34,13 @@ def test_several_come_as_a_list_in_yaml(tmp_path: Path) -> None:
     assert data_of("--config", str(file)) == SEVERAL
 
 
-def test_a_misspelt_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data:\n- path: data/mptrj\n  repeats: 8\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="data: there is no option 'repeats'"):
         data_of("--config", str(file))
-    assert "repeats" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_on_the_command_line_is_not_taken_for_a_path() -> None:
+    with pytest.raises(ValueError, match=r"data: .*repeats.* has an option that there is not"):
+        data_of("--data", "[{path: data/mptrj, repeats: 8}]")

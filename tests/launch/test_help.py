@@ -8,6 +8,8 @@ SENTENCES = {
     "build": "A group's split is a function of this and of the group's name alone.",
     "pretrain": "Optimizer steps of the whole run.",
     "preflight": "Price of one device for an hour, in any currency.",
+    "fisher": "The diagonal Fisher to compute: of which potential, for which loss, over which data.",
+    "finetune": "It has `runs` (options by name of the run)",
     "export": "Release folder to write; an older release there is replaced once the new one is verified.",
 }
 

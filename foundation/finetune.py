@@ -1,0 +1,339 @@
+"""Fine-tuning: pretraining that begins with a potential, and holds on to what it knows.
+
+Everything is put together and checked before anything is written; then the start is measured, the run is a fit() like
+any other, and what it made is measured again. The ways not to forget are parts that can be combined freely: rehearsal,
+penalties, freezing, adapters, small and separate learning rates.
+"""
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.stream import Dataset
+from foundation import checkpoint
+from foundation.card import CardFacts
+from foundation.finetuning import fisher, forgetting
+from foundation.finetuning.adapters import add_adapters, merge_adapters
+from foundation.finetuning.distillation import Teacher
+from foundation.finetuning.fisher import Fisher
+from foundation.finetuning.forgetting import (
+    BEFORE,
+    ForgettingConfig,
+    HeldOut,
+    HeldOutConfig,
+    Measurement,
+    held_out_sets,
+    measure,
+)
+from foundation.finetuning.forgetting_report import summary, write_forgetting
+from foundation.finetuning.freezing import freeze, rate_factors
+from foundation.finetuning.interpolation import interpolate
+from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
+from foundation.finetuning.rehearsal import (
+    RehearsalConfig,
+    refuse_fisher_held_out,
+    refuse_held_out,
+    rehearsal_datasets,
+)
+from foundation.finetuning.release import METHOD, fisher_facts
+from foundation.finetuning.step_zero import check_step_zero, first_batches
+from foundation.potential import Potential
+from foundation.pretrain import check_folder, dataset_facts, prepare_folder, provenance_of, resolved
+from foundation.start import prepare_start, start_facts
+from foundation.training.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.training.fit import fit, seed_everything
+from foundation.training.fit_config import FitConfig
+from foundation.training.loss import LossConfig, Penalty
+from foundation.training.optim import OptimConfig
+from foundation.training.parts import Additions, Rehearsal
+from foundation.training.strategy import is_rank_zero
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters: all that is trained then."""
+
+    rank: int = 8
+    """Rank of what is added to each matrix."""
+    alpha: float = 8.0
+    """What is added is multiplied with alpha / rank."""
+    patterns: tuple[str, ...] = ("*",)
+    """Presets and patterns that choose among the weights of linear maps and radial networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A fine-tuning run: a potential, the data of a domain, and what keeps it from forgetting the rest."""
+
+    start: Path
+    """Released folder or finished run whose weights the run begins with."""
+    data: Path | tuple[DatasetConfig, ...]
+    """Manifest of the target's data, or its folder; or several data sets to train on together."""
+    out: Path
+    """Run folder to write."""
+    fit: FitConfig
+    """Length, batches and machine."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss terms, of target and rehearsal alike."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0, warmup_steps=10)
+    )
+    """Optimizer and schedule; other defaults than in pretraining: a low rate, no decay, no average."""
+    rehearsal: RehearsalConfig | None = None
+    """Data of the pretraining to go on training on."""
+    penalty: PenaltyConfig | None = None
+    """What holds the weights near the start: EWC or L2-SP."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: embedding, blocks:K, all-but-readout, or patterns over their names."""
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    """What learning rates are multiplied with, by preset or pattern; where several match, the last one counts."""
+    adapters: AdapterConfig | None = None
+    """Train low-rank adapters in place of the weights; they are merged into the weights at the end."""
+    references: Literal["keep", "refit"] = "keep"
+    """Reference energies of the elements in the data: the start's, or estimated again for data with another zero of
+    energy, which moves all predictions for these elements at this level of theory."""
+    new_elements: Literal["refuse", "add"] = "refuse"
+    """What happens if the data have an element that the start does not know."""
+    missing_stress: Literal["refuse", "allow"] = "refuse"
+    """What happens if the loss has a term of stress and a data set no label of it."""
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
+    """What is measured before, in and after the run."""
+    card: CardFacts = field(default_factory=CardFacts)
+    """What the model card of a release will say; may be completed at export."""
+    overwrite: bool = False
+    """Replace a run that is already there."""
+    sweep: Path | None = None
+    """YAML file of runs that differ from this configuration: do all of them, in folders inside `out`, and compare them.
+    It has `runs` (options by name of the run), `grid` (values by option, all combinations), `seeds`, `jobs` (runs at a
+    time) and `threads` (of each); `runs: {base: {}, slow: {optim.learning_rate: 1.0e-4}}` is enough."""
+
+    def __post_init__(self) -> None:
+        if self.adapters is not None and self.penalty is not None:
+            raise ValueError("adapters freeze the weights that a penalty holds: leave one of the two out")
+        if self.adapters is not None and self.freeze:
+            raise ValueError("adapters freeze all weights: choose which to adapt with adapters.patterns, not freeze")
+
+
+def finetune(config: FinetuneConfig) -> Potential:
+    """Fine-tune a potential, measure what it has learned and forgotten, and return it.
+
+    The run folder gets run.json, checkpoints/, logs/, forgetting/ and, at the very end, potential/.
+
+    Raises:
+        FileExistsError: the run folder is there, and neither resume nor overwrite is set.
+        FileNotFoundError: no manifest, potential or Fisher there, or nothing to resume.
+        ValueError: parts do not fit together: the start and the data, the Fisher and the start or the loss, rehearsed
+            data and those held out; or nothing is left to train.
+    """
+    record, before = resolved(config), None
+    if is_rank_zero():  # at once, because to prepare may take minutes
+        check_folder(config.out, record, resume=config.fit.resume, overwrite=config.overwrite)
+    prepared = _prepare(config)
+    if is_rank_zero():
+        before = _measured_already(config, prepared)
+        prepare_folder(config.out, record, resume=config.fit.resume, overwrite=config.overwrite)
+        if before is None:
+            before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
+            forgetting.save(before, config.out / "forgetting" / BEFORE)
+    began = time.time()
+    facts = fit(
+        prepared.potential,
+        prepared.datasets,
+        config=config.fit,
+        loss=config.loss,
+        optim=config.optim,
+        out=config.out,
+        record=record,
+        additions=prepared.additions,
+    )
+    if config.adapters is not None:
+        merge_adapters(prepared.potential)
+    prepared.potential.requires_grad_(True).eval()
+    if before is not None:
+        facts |= prepared.facts | {"config": record, "wall_time_s": round(time.time() - began, 1)}
+        _finish(config, prepared, before, facts)
+    return prepared.potential
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A fine-tuning of which nothing has been refused."""
+
+    start: Potential
+    """What is measured before: the start, with what was added to it for the data."""
+    potential: Potential
+    """What is trained."""
+    datasets: list[Dataset]
+    """The target."""
+    held_out: list[HeldOut]
+    """What is measured."""
+    additions: Additions
+    """What holds it back."""
+    facts: dict
+    """What the provenance says of all this."""
+
+
+def _prepare(config: FinetuneConfig) -> _Prepared:
+    datasets, theories = open_datasets(config.data)
+    _check_labels(config, datasets)
+    seed_everything(config.fit.seed)
+    start = checkpoint.load(config.start)
+    _check_theories(config, start, theories)
+    potential, facts = prepare_start(
+        start,
+        config.start,
+        statistics_by_theory(datasets, theories),
+        datasets,
+        references=config.references,
+        new_elements=config.new_elements,
+    )
+    numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
+    datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
+    held_out = held_out_sets(_with_target(config, datasets), potential)
+    refuse_unlabelled([each.dataset for each in held_out])
+    refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")
+    begun = copy.deepcopy(potential).eval()
+    rehearsal = _rehearsal(config, begun, held_out)
+    importance = _importance(config, start, potential, held_out)
+    penalty = _limit(config, potential, importance)
+    retained = [each.dataset for each in held_out if each.role == "retained"]
+    batches = first_batches(start, [*datasets, *retained])
+    count, largest = check_step_zero(start, potential, batches, same_references=facts["same_energies"])
+    if count:
+        log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
+    else:
+        log.warning("step 0 is not compared with the start, which knows the elements of none of the first frames")
+    additions = Additions(
+        rehearsal=rehearsal,
+        penalty=penalty,
+        rate_factors=rate_factors(potential, config.rate_factors),
+        watched=retained,
+    )
+    facts |= {
+        "method": METHOD,
+        "start": start_facts(config.start),
+        "rehearsal": rehearsal
+        and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
+        "fisher": importance and fisher_facts(importance),
+        "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
+    }
+    return _Prepared(
+        start=begun, potential=potential, datasets=datasets, held_out=held_out, additions=additions, facts=facts
+    )
+
+
+def _check_labels(config: FinetuneConfig, datasets: Sequence[Dataset]) -> None:
+    """Refuse data that have no labels, or not all that the loss asks for."""
+    refuse_unlabelled(datasets)
+    for dataset in datasets:
+        statistics = dataset.manifest.split(dataset.split).statistics
+        name = dataset.manifest.provenance.name
+        if config.loss.stress.weight and not statistics.num_stress_frames and config.missing_stress == "refuse":
+            raise ValueError(
+                f"{name} has no stress, and loss.stress.weight is {config.loss.stress.weight:g}: set it to 0, or say "
+                "--missing_stress allow where other data of the run have stress"
+            )
+
+
+def _check_theories(config: FinetuneConfig, start: Potential, theories: Sequence[str]) -> None:
+    """Refuse data whose level of theory is neither the start's by its description nor named."""
+    named = not isinstance(config.data, Path) and all(each.theory for each in config.data)
+    unknown = [theory for theory in theories if theory not in start.theories]
+    if unknown and not named:
+        known = ", ".join(repr(theory) for theory in start.theories)
+        raise ValueError(
+            f"the data are at {', '.join(map(repr, unknown))} and {config.start} knows {known}: give each data set a "
+            "`theory` (--data '[{path: ..., theory: ...}]'), one of the start's if they are compatible, or another "
+            "name to add a level of theory"
+        )
+
+
+def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> ForgettingConfig:
+    """Return what is measured, the target's own held-out frames if no others are named."""
+    if config.forgetting.target:
+        return config.forgetting
+    configs = (DatasetConfig(path=config.data),) if isinstance(config.data, Path) else config.data
+    own = []
+    for item, dataset in zip(configs, datasets, strict=True):
+        split = next((name for name in ("test", "val") if dataset.manifest.split(name).shards), None)
+        if split is not None:
+            own.append(HeldOutConfig(path=item.path, split=split, theory=item.theory))
+    return dataclasses.replace(config.forgetting, target=tuple(own))
+
+
+def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[HeldOut]) -> Rehearsal | None:
+    """Return the data of the pretraining to go on training on, none of which may be held out."""
+    if config.rehearsal is None:
+        return None
+    datasets = rehearsal_datasets(config.rehearsal, start)
+    refuse_held_out(datasets, [each.dataset for each in held_out], "rehearsed")
+    return Rehearsal(
+        datasets=tuple(datasets),
+        ratio=config.rehearsal.ratio,
+        weight=config.rehearsal.weight,
+        mode=config.rehearsal.mode,
+        loss=config.rehearsal.loss,
+        relabel=Teacher(start).relabel if config.rehearsal.labels == "start" else None,
+    )
+
+
+def _importance(
+    config: FinetuneConfig, start: Potential, potential: Potential, held_out: Sequence[HeldOut]
+) -> Fisher | None:
+    """Return the Fisher of the penalty, which has seen nothing that is held out, if one is asked for."""
+    if config.penalty is None or config.penalty.fisher is None:
+        return None
+    if (potential.elements, potential.theories) != (start.elements, start.theories):
+        raise ValueError(
+            "a Fisher belongs to the weights of the start, and elements or a level of theory that are added for the "
+            "data change these: give the data a `theory` that the start knows, or leave penalty.fisher out, for L2-SP"
+        )
+    importance = fisher.load(config.penalty.fisher, potential, config.loss)
+    refuse_fisher_held_out(importance, [each.dataset for each in held_out])
+    return importance
+
+
+def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | None) -> Penalty | None:
+    """Freeze, put on adapters and return the penalty, as far as these are asked for."""
+    if config.freeze:
+        freeze(potential, config.freeze)
+    if config.adapters is not None:
+        add_adapters(potential, config.adapters.rank, config.adapters.alpha, config.adapters.patterns)
+    if config.penalty is None:
+        return None
+    if importance is None:
+        return L2Penalty(potential, weight=config.penalty.weight)
+    values = scaled_importance(importance.values, config.penalty)
+    return EwcPenalty(potential, values, importance.theta_star, weight=config.penalty.weight)
+
+
+def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measurement | None:
+    """Return the measurement of the start by an earlier run if one is named, or by this one if it goes on."""
+    if config.forgetting.before is not None:
+        return forgetting.load(config.forgetting.before / BEFORE, prepared.start, prepared.held_out)
+    file = config.out / "forgetting" / BEFORE
+    if config.fit.resume and file.is_file():
+        return forgetting.load(file, prepared.start, prepared.held_out)
+    return None
+
+
+def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, facts: dict) -> None:
+    """Measure what a run has made, write the report, and save the potential."""
+    start, potential = prepared.start, prepared.potential
+    budget = config.forgetting.edge_budget
+    after = measure(potential, prepared.held_out, edge_budget=budget)
+    between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
+    curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
+    values = write_forgetting(config.out / "forgetting", before, after, curve, {"run": config.out.name})
+    for line in summary(values):
+        log.info("%s", line)
+    log.info("what was learned and forgotten: %s", config.out / "forgetting" / "index.html")
+    facts = provenance_of(prepared.datasets, potential) | facts
+    checkpoint.save(potential, config.out / "potential", facts)

@@ -1,0 +1,410 @@
+"""Sweeps: runs that differ from one configuration in a few options, each a process and a folder of its own.
+
+A process for each run, so that one that fails or runs out of memory ends alone and every run is what its own command
+would make; the price is the start of an interpreter. All runs are checked before the first starts. The same command
+goes on with a sweep: finished runs are skipped, others continue from their newest checkpoint.
+
+The folder of a sweep has one folder for each run, configs/NAME.yaml (`foundation VERB --config` of it is the run) and
+logs/NAME.log.
+"""
+
+import contextlib
+import copy
+import fcntl
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from foundation.pretrain import resolved
+from foundation.training.preemption import PreemptedError, requeue
+from launch.command import RESUME, Parse
+
+log = logging.getLogger(__name__)
+
+CONFIGS, LOGS, LOCK = "configs", "logs", "sweep.lock"
+NAME = re.compile(r"\w[\w.=+-]*")
+"""What the name of a run looks like: it is the name of a folder too."""
+NO_CHANGE = "forgetting.before"
+"""Option that says where what a run would measure is there already, so that another value makes no other run."""
+SET_BY_SWEEP = ("out", "sweep", "overwrite", "fit.resume")
+TAIL_LINES = 12
+"""Lines of the log of a failed run that are shown at the end."""
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The runs of a sweep, as its file names them."""
+
+    runs: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    """Options of each run that differ from the configuration, by dotted name; a mapping adds to the one it meets."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Values of options, by dotted name: every run is done with every combination, named NAME-VALUE-VALUE."""
+    seeds: tuple[int, ...] = ()
+    """Values of fit.seed: every run is done with each, named NAME-seedN."""
+    jobs: int = 1
+    """Runs at a time."""
+    threads: int = 1
+    """Threads of a run (OMP_NUM_THREADS). Another number may round sums differently."""
+
+    def __post_init__(self) -> None:
+        if min(self.jobs, self.threads) < 1:
+            raise ValueError("jobs and threads must be at least 1")
+        if not self.runs or not all(self.grid.values()):
+            raise ValueError("runs must name at least one run, and each option of grid at least one value")
+        options = set(itertools.chain(*self.runs.values()))
+        if both := options & self.grid.keys():
+            raise ValueError(f"{', '.join(sorted(both))} is in grid and in a run: leave one of them out")
+        for option in sorted(options | self.grid.keys()):
+            if option in SET_BY_SWEEP:
+                raise ValueError(f"{option} cannot differ between runs: the sweep sets it")
+            if option == "fit.seed" and self.seeds:
+                raise ValueError("fit.seed is an option of a run and seeds are given: leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One run of a sweep."""
+
+    name: str
+    """What it is called."""
+    out: Path
+    """Its folder."""
+    record: dict[str, Any]
+    """Its whole configuration, as JSON."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+        return (self.out / "potential").is_dir()
+
+    @property
+    def config(self) -> Path:
+        """The file with its configuration."""
+        return self.out.parent / CONFIGS / f"{self.name}.yaml"
+
+    @property
+    def log(self) -> Path:
+        """The file with what it says."""
+        return self.out.parent / LOGS / f"{self.name}.log"
+
+
+def sweep(
+    base: Any, file: Path, verb: str, parse: Parse, compare: Callable[[Sequence[Path], Path], object] | None = None
+) -> int:
+    """Do the runs of a sweep that are not finished yet, and return the exit code: 0 if then all are, else 1.
+
+    Args:
+        base: Configuration of the verb; its `out` becomes the folder of the sweep.
+        file: The file of the sweep.
+        verb: Verb that does a run.
+        parse: The command line's parser.
+        compare: What is called at the end with the folders of all finished runs and the folder of the sweep.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileExistsError: the sweep's folder, or one of a run's name, holds something else.
+        ValueError: the file, or the configuration of a run, is wrong; or a run that is there began with another one.
+        BlockingIOError: another process is at work on the sweep.
+        KeyboardInterrupt: stopped by SIGINT; what runs had a checkpoint written.
+        PreemptedError: stopped by SIGTERM or SIGUSR1, in the same way.
+    """
+    plan = read_sweep(file)
+    runs = checked_runs(base, plan, verb, parse)
+    with _alone(base.out) as lock:
+        for run in runs:
+            run.config.parent.mkdir(exist_ok=True)
+            run.log.parent.mkdir(exist_ok=True)
+            run.config.write_text(yaml.safe_dump(run.record, sort_keys=False, allow_unicode=True))
+        failed = _Processes(verb, plan, lock).work([run for run in runs if not run.finished], len(runs))
+    for run, code in failed.items():
+        lines = run.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        said = "\n".join(f"    {line}" for line in lines)
+        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        log.error("%s failed with %s; the end of %s:\n%s", run.name, how, run.log, said)
+    finished = [run.out for run in runs if run.finished]
+    log.info("%d of %d runs are finished, in %s", len(finished), len(runs), base.out)
+    if compare is not None and finished:
+        compare(finished, base.out)
+    return int(len(finished) < len(runs))
+
+
+def read_sweep(file: Path) -> SweepConfig:
+    """Read the file of a sweep.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it cannot be understood.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no file of a sweep there; it is YAML with {', '.join(FORMS)}")
+    try:
+        values = yaml.load(file.read_text(), _Loader)
+        if not isinstance(values, dict):
+            raise ValueError(f"it must be a mapping with {', '.join(FORMS)}")
+        if unknown := values.keys() - FORMS.keys():
+            raise ValueError(f"it cannot have {', '.join(map(repr, unknown))}, only {', '.join(FORMS)}")
+        if not {"runs", "grid", "seeds"} & values.keys():
+            raise ValueError("it must have runs, grid or seeds")
+        return SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _runs(value: object) -> dict[str, dict[str, Any]]:
+    if isinstance(value, dict) and all(isinstance(options, dict) for options in value.values()):
+        return {str(name): {str(key): v for key, v in options.items()} for name, options in value.items()}
+    raise ValueError("runs must map the name of each run to its options, {} for none")
+
+
+def _grid(value: object) -> dict[str, list[Any]]:
+    if isinstance(value, dict) and all(isinstance(values, list) for values in value.values()):
+        return {str(option): values for option, values in value.items()}
+    raise ValueError("grid must map each option to a list of values")
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    if isinstance(value, list) and all(type(seed) is int for seed in value):
+        return tuple(value)
+    raise ValueError(f"seeds must be a list of whole numbers, not {value!r}")
+
+
+def _number(value: object) -> int:
+    if type(value) is int:
+        return value
+    raise ValueError(f"jobs and threads must be whole numbers, not {value!r}")
+
+
+FORMS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
+"""What checks the form of each entry of the file."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name that stands twice is an error: one of two runs of the same name would be lost silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {str(name) for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"{', '.join(sorted(twice))} stands there twice, line {node.start_mark.line + 1} and below"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
+    """Return the options of every run by its name.
+
+    Raises:
+        ValueError: two runs would have the same name, or one that no folder can have.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    seeds = [("seed" + str(seed), {"fit.seed": seed}) for seed in plan.seeds] or [("", {})]
+    for (name, options), values, (seed, seeded) in itertools.product(
+        plan.runs.items(), itertools.product(*plan.grid.values()), seeds
+    ):
+        whole = "-".join(part for part in (str(name), *map(_in_a_name, values), seed) if part)
+        if not NAME.fullmatch(whole) or whole in (CONFIGS, LOGS, LOCK):
+            raise ValueError(f"a run cannot be called {whole!r}: use letters, digits and . _ = + -")
+        if whole in found:
+            raise ValueError(f"two runs would be called {whole!r}; give one of them another name")
+        found[whole] = options | dict(zip(plan.grid, values, strict=True)) | seeded
+    return found
+
+
+def _in_a_name(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "none"
+
+
+def checked_runs(base: Any, plan: SweepConfig, verb: str, parse: Parse) -> list[Run]:
+    """Return the runs of a sweep with their whole configurations, each of them as the command line reads it.
+
+    Raises:
+        FileExistsError: the sweep's folder, or one of a run's name, holds something else.
+        ValueError: the configuration of a run is wrong, or a run that is there began with another one.
+    """
+    if base.overwrite:
+        raise ValueError("--overwrite with a sweep: it may start more than once; remove the old folder yourself")
+    if (base.out / "run.json").is_file():
+        raise FileExistsError(f"{base.out} holds a run, not a sweep; choose another --out")
+    runs = []
+    for name, options in planned(plan).items():
+        out = base.out / name
+        own = {"out": str(out), RESUME[0].removeprefix("--"): RESUME[1]}
+        record = with_options(resolved(base) | ({"sweep": None} if hasattr(base, "sweep") else {}), options | own)
+        run = Run(name=name, out=out, record=_as_read(record, f"run {name}", verb, parse))
+        _check_folder(run, verb, parse)
+        runs.append(run)
+    return runs
+
+
+def with_options(record: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with options of dotted names changed; what was not there is added."""
+    changed = copy.deepcopy(dict(record))
+    for option, value in options.items():
+        *path, last = str(option).split(".")
+        place = changed
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
+        both = isinstance(value, dict) and isinstance(place.get(last), dict)
+        place[last] = {**place[last], **value} if both else copy.deepcopy(value)
+    return changed
+
+
+def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> dict[str, Any]:
+    """Return a configuration as the command line reads it, every default filled in."""
+    try:
+        _, config = parse([verb, "--config", json.dumps(record)])
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from error
+    return resolved(config)
+
+
+def _check_folder(run: Run, verb: str, parse: Parse) -> None:
+    """Refuse a folder that holds something else than this very run."""
+    if not run.out.exists() or not any(run.out.iterdir()):
+        return
+    file = run.out / "run.json"
+    if not file.is_file():
+        raise FileExistsError(
+            f"{run.out} has no run.json, so it is no run and stays as it is; give the run another name"
+        )
+    # as it is read today, so that an option that is new since then has its default
+    began = dict(_flat(_as_read(json.loads(file.read_text()), str(file), verb, parse)))
+    now = dict(_flat(run.record))
+    changed = [
+        f"{name} was {began.get(name)} and is {now.get(name)}"
+        for name in sorted(now | began)
+        if now.get(name) != began.get(name) and name != NO_CHANGE
+    ]
+    if changed:
+        raise ValueError(
+            f"run {run.name} is {'finished' if run.finished else 'begun'} with another configuration: "
+            f"{'; '.join(changed)}. Restore it, give the run another name, or remove {run.out}"
+        )
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of a nested dictionary."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[int]:
+    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so that it is held while one of them is."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{out}: this sweep, or a run that it has started, is still at work") from None
+        yield file.fileno()
+
+
+class _Processes:
+    """The processes of the runs; a signal to this one stops them with a checkpoint each."""
+
+    def __init__(self, verb: str, plan: SweepConfig, lock: int) -> None:
+        self.verb, self.plan, self.lock = verb, plan, lock
+        self.running: dict[subprocess.Popen, tuple[Run, float]] = {}
+        self.told: set[subprocess.Popen] = set()
+        self.signals: list[int] = []
+
+    def work(self, runs: Sequence[Run], total: int) -> dict[Run, int]:
+        """Do the runs and return the exit codes of those that failed."""
+        failed: dict[Run, int] = {}
+        waiting = list(runs)
+        if len(runs) < total:
+            log.info("%d of %d runs are finished already", total - len(runs), total)
+        with self._signals_taken():
+            while self.running or (waiting and not self.signals):
+                while waiting and len(self.running) < self.plan.jobs and not self.signals:
+                    self._start(waiting.pop(0))
+                time.sleep(POLL_SECONDS)
+                self._tell()
+                failed |= self._ended()
+        if signal.SIGUSR1 in self.signals and "SLURM_JOB_ID" in os.environ:
+            requeue(os.environ["SLURM_JOB_ID"])
+        if self.signals:
+            name = signal.Signals(self.signals[0]).name
+            kind = KeyboardInterrupt if self.signals[0] == signal.SIGINT else PreemptedError
+            raise kind(f"the sweep was stopped by {name}; the same command goes on with it")
+        return failed
+
+    def _start(self, run: Run) -> None:
+        again = "goes on" if (run.out / "run.json").is_file() else "begins"
+        log.info("%s %s; it writes to %s", run.name, again, run.log)
+        with run.log.open("a") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch", self.verb, "--config", str(run.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(self.plan.threads)},
+                pass_fds=(self.lock,),
+                start_new_session=True,  # Ctrl-C of a terminal goes to this process only, which tells the others
+            )
+        self.running[process] = run, time.monotonic()
+
+    def _ended(self) -> dict[Run, int]:
+        """Take note of the processes that have ended and return those that failed."""
+        failed = {}
+        for process in [process for process in self.running if process.poll() is not None]:
+            run, began = self.running.pop(process)
+            minutes = (time.monotonic() - began) / 60
+            if process.returncode == 0:
+                log.info("%s is finished after %.1f minutes", run.name, minutes)
+            elif self.signals:
+                log.info("%s has stopped after %.1f minutes", run.name, minutes)
+            else:
+                log.error("%s failed after %.1f minutes", run.name, minutes)
+                failed[run] = process.returncode
+        return failed
+
+    def _tell(self) -> None:
+        """After a signal, ask each process once to end with a checkpoint; after a second Ctrl-C, end them."""
+        if self.signals.count(signal.SIGINT) > 1:
+            for process in self.running:
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers
+        elif self.signals:
+            for process in self.running.keys() - self.told:
+                process.terminate()
+                self.told.add(process)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+
+    @contextlib.contextmanager
+    def _signals_taken(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._take) for number in numbers}
+        # held back since the start of a job for the sake of a process that trains
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        try:
+            yield
+        finally:
+            for process in self.running:  # if this process itself has failed
+                process.terminate()
+            for process in self.running:
+                process.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
