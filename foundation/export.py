@@ -5,24 +5,32 @@ back and has to reproduce the golden predictions before it gets its name.
 """
 
 import datetime
+import itertools
 import json
+import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data_pipeline.graph import to_graph
-from data_pipeline.manifest import open_manifest
+from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.stream import Frames
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, check_facts, render_card
+from foundation.finetuning.release import METHOD, card_section
 from foundation.potential import Potential
 from foundation.theories import keep_theory
 
+log = logging.getLogger(__name__)
+
 GOLDEN = "golden.json"
+SMALL = 40
+"""Atoms up to which a structure is small enough to be one of several golden ones."""
 TOLERANCE = 1e-9
 """Largest difference allowed to the golden energies per atom, forces and stresses in float64, relative to 1 + |value|:
 rounding alone may differ between machines."""
@@ -37,17 +45,22 @@ class ExportConfig:
     """What to release."""
 
     run: Path
-    """Finished run folder, with potential/ and report/."""
+    """Finished run folder, with potential/ and report/, or forgetting/ if it is a fine-tuning."""
     out: Path
     """Release folder to write; an older release there is replaced once the new one is verified."""
     card: CardFacts | None = None
     """Facts of the model card; those of the run's configuration when absent."""
     data: Path | None = None
-    """Manifest to take the golden structures from; the run's own when absent."""
+    """Manifest to take the golden structures from; when absent the run's own or, in a fine-tuning whose target has only
+    large structures or no licence to pass them on, a retained or rehearsed set."""
     num_golden: int = 3
-    """Structures in golden.json."""
+    """Structures in golden.json, if there are small ones (40 atoms); of larger ones it gets the smallest alone."""
     theory: str | None = None
     """Level of theory to release alone; all of the potential's when absent. The report has to be of this one."""
+
+    def __post_init__(self) -> None:
+        if self.num_golden < 1:
+            raise ValueError(f"num_golden must be at least 1, not {self.num_golden}: a release is checked with them")
 
 
 def export(config: ExportConfig) -> Path:
@@ -58,7 +71,8 @@ def export(config: ExportConfig) -> Path:
         FileNotFoundError: the run is not finished, was not evaluated, or its data are gone.
         MissingFact: the model card lacks a fact.
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
-        ValueError: the report is of other weights or of another level of theory, or the potential has no such level.
+        ValueError: the report is of other weights or of another level of theory, the potential has no such level, or
+            no data may be passed on to take golden structures from.
     """
     if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
         raise FileExistsError(
@@ -69,9 +83,11 @@ def export(config: ExportConfig) -> Path:
     provenance = settings["provenance"]
     card = config.card or CardFacts(**provenance["config"].get("card", {}))
     check_facts(card)
-    evaluation = _evaluation(config.run, settings["weights_sha256"])
-    potential = _released(checkpoint.load(source), config.theory, evaluation)
-    structures = _golden_structures(config.data or _first_dataset(provenance), potential, config.num_golden)
+    potential = checkpoint.load(source)
+    if config.theory is not None:
+        potential = keep_theory(potential, config.theory)
+    measured = _measured(config, settings)
+    golden_of, structures = _golden_structures(_golden_sources(config, provenance), potential, config.num_golden)
     partial = config.out.with_name(config.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -84,7 +100,8 @@ def export(config: ExportConfig) -> Path:
             settings = checkpoint.read_config(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
-        facts = _card_facts(potential, settings, evaluation, len(golden))
+        facts = _card_facts(potential, settings) | measured
+        facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
         (partial / "README.md").write_text(render_card(card, facts))
         checkpoint.write_checksums(partial)
         verify_golden(partial)
@@ -95,17 +112,17 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
-def _released(potential: Potential, theory: str | None, evaluation: dict) -> Potential:
-    """Return what is to be released of a potential."""
-    if theory is None:
-        return potential
-    kept = keep_theory(potential, theory)
-    if evaluation.get("theory") != theory:
+def _measured(config: ExportConfig, settings: dict) -> dict:
+    """Return the held-out errors that the card states: of a fine-tuning before and after, of all else after it."""
+    if settings["provenance"]["method"] == METHOD:
+        return {"finetuning": card_section(config.run, settings, config.theory)}
+    evaluation = _evaluation(config.run, settings["weights_sha256"])
+    if config.theory is not None and evaluation.get("theory") != config.theory:
         raise ValueError(
-            f"the report is of {evaluation.get('theory')}; measure the errors of {theory} with `foundation evaluate "
-            f"--theory {theory}` to release it"
+            f"the report is of {evaluation.get('theory')}; measure the errors of {config.theory} with `foundation "
+            f"evaluate --theory {config.theory}` to release it"
         )
-    return kept
+    return {"evaluation": evaluation, "errors": evaluation["errors"]}
 
 
 def _of_one_theory(potential: Potential, settings: dict) -> dict:
@@ -153,11 +170,23 @@ def verify_golden(folder: Path) -> None:
                 )
 
 
-def _first_dataset(provenance: dict) -> Path:
-    data = provenance["config"].get("data")
+def _golden_sources(config: ExportConfig, provenance: dict) -> list[tuple[Path, str | None]]:
+    """Return the manifests and splits that golden structures may come from, the best first."""
+    if config.data is not None:
+        return [(config.data, None)]
+    settings = provenance["config"]
+    data = settings.get("data")
     if data is None:
         raise FileNotFoundError("the potential was not trained here: give the data of its golden structures (--data)")
-    return Path(data if isinstance(data, str) else data[0]["path"])
+    found: list[tuple[Path, str | None]] = [(path, None) for path in _paths(data)]
+    found += [(Path(each["path"]), each["split"]) for each in settings.get("forgetting", {}).get("retained", ())]
+    rehearsal = settings.get("rehearsal")
+    return found + ([(path, rehearsal["split"]) for path in _paths(rehearsal["data"])] if rehearsal else [])
+
+
+def _paths(data: str | list[dict]) -> list[Path]:
+    """Return the manifests of the data in a resolved configuration: one, or a list of data sets."""
+    return [Path(data)] if isinstance(data, str) else [Path(each["path"]) for each in data]
 
 
 def _evaluation(run: Path, weights_sha256: str) -> dict:
@@ -173,22 +202,57 @@ def _evaluation(run: Path, weights_sha256: str) -> dict:
     return evaluation
 
 
-def _golden_structures(data: Path, potential: Potential, count: int) -> list[Structure]:
-    """Return the first small structures of the test split (or of training, if there is none) that can be predicted."""
-    manifest = open_manifest(data)
-    split = "test" if manifest.split("test").shards else "train"
-    known = set(potential.elements)
-    found = [s for s in Frames(manifest, split) if s.num_atoms <= 40 and set(s.numbers.tolist()) <= known]
+def _golden_structures(
+    sources: Sequence[tuple[Path, str | None]], potential: Potential, count: int
+) -> tuple[Provenance, list[Structure]]:
+    """Return golden structures and whose they are: of the first data that have small ones, or else of the smallest.
+
+    Without a split it is the test split, or the training split if there is none. A release is passed on, so data that
+    may not be are left out.
+    """
+    found: list[tuple[Provenance, list[Structure]]] = []
+    for path, split in sources:
+        manifest = open_manifest(path)
+        if not manifest.provenance.redistributable:
+            name, licence = manifest.provenance.name, manifest.provenance.licence
+            log.info("no golden structures are taken from %s, whose licence is %r", name, licence)
+            continue
+        split = split or ("test" if manifest.split("test").shards else "train")
+        structures = _smallest(manifest, split, potential, count)
+        if structures:
+            found.append((manifest.provenance, structures))
+            if structures[0].num_atoms <= SMALL:
+                break
     if not found:
-        raise ValueError(f"{data}: no structure of at most 40 atoms to take golden predictions of; give another --data")
-    return found[:count]
+        places = ", ".join(str(path) for path, _ in sources)
+        raise ValueError(
+            f"{places}: no structure that the potential can predict and whose licence allows to copy it into a release "
+            "as a golden structure; give another --data"
+        )
+    provenance, structures = min(found, key=lambda each: max(SMALL, each[1][0].num_atoms))
+    sizes = ", ".join(str(structure.num_atoms) for structure in structures)
+    log.info("golden structures are of %s, with %s atoms", provenance.name, sizes)
+    return provenance, structures
 
 
-def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_golden: int) -> dict:
+def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) -> list[Structure]:
+    """Return the first small structures of a split that can be predicted, or else the smallest one alone, if any."""
+    frames, known = Frames(manifest, split), set(potential.elements)
+    if not len(frames):
+        return []
+    num_atoms, _ = frames.index.counts(0, len(frames))
+    order = np.argsort(np.maximum(num_atoms, SMALL), kind="stable")
+    each = (frames[number] for number in order.tolist())
+    found = list(itertools.islice((s for s in each if set(s.numbers.tolist()) <= known), count))
+    return [structure for structure in found if structure.num_atoms <= SMALL] or found[:1]
+
+
+def _card_facts(potential: Potential, settings: dict) -> dict:
     provenance, model = settings["provenance"], settings["model"]
     copied = ("datasets", "num_parameters", "versions", "method")
     return {
         **{name: provenance[name] for name in copied},
+        "rehearsed_datasets": (provenance.get("rehearsal") or {}).get("datasets", []),
         "earlier_datasets": provenance.get("start", {}).get("datasets", []),
         "hardware": provenance["hardware"],
         "steps": provenance["config"].get("fit", {}).get("steps"),
@@ -200,7 +264,4 @@ def _card_facts(potential: Potential, settings: dict, evaluation: dict, num_gold
         "elements": [SYMBOLS[z] for z in potential.elements],
         "weights_sha256": settings["weights_sha256"],
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "evaluation": evaluation,
-        "errors": evaluation["errors"],
-        "num_golden": num_golden,
     }

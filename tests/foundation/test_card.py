@@ -43,6 +43,7 @@ FACTS = {
     "evaluation": {"split": "test", "dataset": "test-set"},
     "errors": ERRORS,
     "num_golden": 3,
+    "golden_of": {"name": "golden-set", "licence": "CC0-1.0", "citation": "Nobody 1999"},
 }  # fmt: skip
 """Everything the template asks for."""
 

@@ -105,6 +105,11 @@ def test_the_number_of_golden_structures_is_configured(run: Path) -> None:
     assert len(json.loads((out / "golden.json").read_text())) == 1
 
 
+def test_a_release_without_golden_structures_cannot_be_asked_for(run: Path) -> None:
+    with pytest.raises(ValueError, match="num_golden must be at least 1, not 0"):
+        ExportConfig(run=run, out=run / "release", num_golden=0)
+
+
 def test_the_card_states_the_measured_errors(run: Path, release: Path) -> None:
     text = (release / "README.md").read_text()
     measured = json.loads((run / "report" / "evaluation.json").read_text())["errors"]

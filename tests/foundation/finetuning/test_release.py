@@ -1,0 +1,112 @@
+"""What a card says of a fine-tuning: everything that was used, and nothing that was not."""
+
+import copy
+from typing import Any
+
+from foundation.finetuning.release import MOVED, method_rows
+
+SHA = "a" * 64
+PLAIN: dict[str, Any] = {
+    "start": {"folder": "runs/sevennet-0", "weights_sha256": SHA, "datasets": []},
+    "new_elements": {},
+    "new_theories": [],
+    "same_energies": True,
+    "config": {
+        "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 10},
+        "rate_factors": {},
+        "rehearsal": None,
+        "penalty": None,
+        "freeze": [],
+        "adapters": None,
+    },
+}
+"""Provenance of a plain fine-tuning, as far as it is looked at."""
+PENALTY = {"weight": 1e5, "fisher": "runs/fisher.safetensors", "power": 0.5, "normalization": "tensor", "damping": 0.1}
+REHEARSAL = {
+    "data": [{"path": "data/one"}, {"path": "data/two"}],
+    "split": "train",
+    "ratio": 2.0,
+    "weight": 1.0,
+    "mode": "alternate",
+    "elements": ["Li", "S"],
+    "labels": "start",
+}
+
+
+def rows(settings: dict | None = None, **facts: Any) -> dict[str, str]:
+    provenance = copy.deepcopy(PLAIN) | facts
+    provenance["config"] |= settings or {}
+    return dict(method_rows(provenance, SHA))
+
+
+def test_of_a_plain_fine_tuning_it_says_that_nothing_was_done() -> None:
+    assert rows() == {
+        "begins with": f"sevennet-0, weights with SHA-256 `{SHA}`",
+        "learning rate": "0.0001 at most, adamw, cosine after 10 steps of warm-up",
+        "against forgetting": "nothing but the learning rate",
+        "reference energies": "kept",
+    }
+
+
+def test_a_start_that_was_added_to_has_two_checksums() -> None:
+    text = dict(method_rows(PLAIN, "b" * 64))["begins with"]
+    assert SHA in text
+    assert f"the errors before are of it with the elements, levels and references below, `{'b' * 64}`" in text
+
+
+def test_a_fisher_is_described_with_all_that_was_done_to_it() -> None:
+    fisher = {
+        "num_structures": 500,
+        "num_above_threshold": 3,
+        "loss_threshold": 0.2,
+        "num_parameters": 842440,
+        "num_unprotected": 1234,
+        "data": [{"name": "MPtrj", "split": "train"}],
+    }
+    assert rows({"penalty": PENALTY}, fisher=fisher)["penalty"] == (
+        "EWC, lambda 100000, diagonal Fisher of 500 structures of MPtrj (train), 3 with a loss above 0.2 left out, "
+        "to the power 0.5, divided by its mean in each tensor, damping 0.1 of its mean; 1,234 of 842,440 weights have "
+        "none"
+    )
+    assert "against forgetting" not in rows({"penalty": PENALTY}, fisher=fisher)
+
+
+def test_a_run_that_recorded_less_is_described_by_its_configuration_and_that_is_said() -> None:
+    found = rows({"penalty": PENALTY, "rehearsal": REHEARSAL})
+    assert found["penalty"].startswith("EWC, lambda 100000, diagonal Fisher of the file fisher.safetensors, to the")
+    assert found["rehearsal"].startswith("one, of which the run recorded no more than this; two, of which")
+
+
+def test_rehearsal_is_described_with_its_choice_and_labels() -> None:
+    facts = {"datasets": [{"name": "MPtrj"}, {"name": "Alexandria"}]}
+    assert rows({"rehearsal": REHEARSAL}, rehearsal=facts)["rehearsal"] == (
+        "MPtrj; Alexandria (train), structures with Li or S; mode alternate, 2 times the target's edge budget, loss "
+        "times 1, labels: the start's own predictions"
+    )
+    assert (
+        "with a loss of its own"
+        in rows({"rehearsal": REHEARSAL | {"loss": {"energy": {"weight": 1.0}}}}, rehearsal=facts)["rehearsal"]
+    )
+
+
+def test_adapters_are_described() -> None:
+    adapters = {"rank": 8, "alpha": 4.0, "patterns": ["*"]}
+    assert rows({"adapters": adapters}, num_trained=1234)["adapters"] == (
+        "of rank 8 and alpha 4 on `*`, merged into the weights; 1,234 numbers were trained"
+    )
+
+
+def test_new_elements_and_theories_and_moved_references_are_reported() -> None:
+    moved = {"PBE": {"num_structures": 1000, "elements": {"Rh": {"moved": -0.25}}}}
+    facts: dict[str, Any] = {
+        "new_elements": {"Rh": "Pd"},
+        "new_theories": ["SCAN"],
+        "references_of_new_elements": moved,
+        "references": moved,
+        "same_energies": False,
+    }
+    found = rows(**facts)
+    assert found["new elements"] == "Rh begins as Pd; at PBE by Rh −0.25 eV (from 1,000 structures)"
+    assert found["new levels of theory"] == "SCAN"
+    assert found["reference energies"] == (f"estimated again, at PBE by Rh −0.25 eV (from 1,000 structures){MOVED}")
+    assert MOVED not in rows(**facts | {"same_energies": True})["reference energies"]

@@ -1,0 +1,242 @@
+"""Releases of fine-tuned runs: the card says what was done, learned and forgotten, and no structure is passed on that
+may not be."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from data_pipeline.build import BuildConfig, build
+from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.sources import AseFiles, EmtAlloys
+from data_pipeline.stream import Frames
+from foundation import checkpoint
+from foundation.card import CardFacts
+from foundation.export import ExportConfig, export, verify_golden
+from foundation.finetune import FinetuneConfig, finetune
+from foundation.finetuning.fisher import FisherConfig, compute_fisher
+from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
+from foundation.finetuning.forgetting_report import table
+from foundation.finetuning.penalties import PenaltyConfig
+from foundation.finetuning.rehearsal import RehearsalConfig
+from foundation.models import EquivariantConfig
+from foundation.pretrain import PretrainConfig, pretrain
+from foundation.theories import add_theory
+from foundation.training.fit_config import FitConfig
+from foundation.training.optim import OptimConfig
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
+FIT = FitConfig(steps=3, lanes=1, edge_budget=2000, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
+OPTIM = OptimConfig(learning_rate=3e-3, warmup_steps=0, weight_decay=0.0, ema_decay=0.0)
+CARD = CardFacts(
+    name="Three steps more",
+    description="Fine-tuned for three steps.",
+    authors="Nobody",
+    licence="CC0-1.0",
+    intended_use="Tests.",
+    limitations="Everything else.",
+    citation="None.",
+)
+NO_LICENCE = "none stated; for measurement only, not for redistribution"
+
+
+@pytest.fixture(scope="module")
+def start(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("start") / "run"
+    card = CardFacts(name="The start")
+    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, optim=OPTIM, fit=FIT, card=card))
+    return out
+
+
+@pytest.fixture(scope="module")
+def target(provenance: Provenance, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Other frames of the same kind, which nobody may pass on."""
+    out = tmp_path_factory.mktemp("target") / "data"
+    named = dataclasses.replace(provenance, name="emt-target", licence=NO_LICENCE)
+    return build(BuildConfig(source=EmtAlloys(num_frames=60, seed=7), provenance=named, out=out, block_frames=8))
+
+
+@pytest.fixture(scope="module")
+def tuned(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with every part that goes together; do not write to it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    compute_fisher(FisherConfig(model=start, data=emt_manifest.root, out=folder / "fisher", max_structures=5))
+    finetune(
+        FinetuneConfig(
+            start=start,
+            data=target.root,
+            out=folder / "run",
+            fit=FIT,
+            optim=OPTIM,
+            rehearsal=RehearsalConfig(data=emt_manifest.root, ratio=0.5, fraction=0.25),
+            penalty=PenaltyConfig(weight=1e3, fisher=folder / "fisher", normalization="mean"),
+            freeze=("embedding",),
+            rate_factors={"network.readout.*": 0.5},
+            references="refit",
+            forgetting=ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),)),
+            card=CARD,
+        )
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tuned: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(tuned, tmp_path / "run"))
+
+
+def change(folder: Path, name: str, edit: Callable[[dict], None]) -> None:
+    """Change a JSON file of a run or of a potential, whose checksums then are right again."""
+    values = json.loads((folder / name).read_text())
+    edit(values)
+    (folder / name).write_text(json.dumps(values))
+    if (folder / checkpoint.CHECKSUMS).is_file():
+        checkpoint.write_checksums(folder)
+
+
+def refused(run: Path, message: str, error: type[Exception] = ValueError, **options: object) -> None:
+    before = sorted(run.iterdir())
+    with pytest.raises(error, match=message):
+        export(ExportConfig(run=run, out=run / "refused", **options))  # pyright: ignore[reportArgumentType] (any)
+    assert sorted(run.iterdir()) == before
+
+
+def golden_numbers(release: Path) -> list[list[int]]:
+    return [record["numbers"] for record in json.loads((release / "golden.json").read_text())]
+
+
+def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
+    tuned: Path, start: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    release = export(ExportConfig(run=tuned, out=tmp_path / "release"))
+    verify_golden(release)
+    card = (release / "README.md").read_text()
+    config = checkpoint.read_config(tuned / "potential")
+    provenance, report = config["provenance"], json.loads((tuned / "forgetting" / "forgetting.json").read_text())
+    rehearsed = round(0.25 * emt_manifest.split("train").statistics.num_frames)
+    moved = provenance["references"]["effective medium theory"]["elements"]["Cu"]["moved"]
+    for expected in (
+        "Fine-tuning, 3 optimizer steps",
+        "| data set | emt-target |",
+        "| data set | emt-test, rehearsed |",
+        f"| frames, atoms used for training | {rehearsed}, ",
+        "| data set | emt-test, in the training that this one began with |",
+        f"| licence of the data | {NO_LICENCE} |",
+        f"| begins with | The start (pretraining), weights with SHA-256 `{_sha256(start)}`",
+        "| learning rate | 0.003 at most, adamw, cosine, times 0.5 for `network.readout.*` |",
+        "| rehearsal | emt-test (train), a fraction of 0.25 of the structures (random); mode joint, 0.5 times",
+        "| penalty | EWC, lambda 1000, diagonal Fisher of 5 structures of emt-test (train), divided by its mean; ",
+        f"| frozen | `embedding`; {provenance['num_trained']:,} numbers were trained |",
+        "| reference energies | estimated again, at effective medium theory by ",
+        f"Cu {moved:+.3g}".replace("-", "−"),
+        "all that the start predicted for these elements there has moved so",
+        table(report),
+        "| emt-target, target | test | effective medium theory |",
+        "| emt-test, retained | test | effective medium theory |",
+        config["weights_sha256"],
+    ):
+        assert expected in card
+    for leftover in ("{{", "{%", "Undefined", "None ", "nan", "\n\n\n", "trivial predictor"):
+        assert leftover not in card
+
+
+def _sha256(run: Path) -> str:
+    return checkpoint.read_config(run / "potential")["weights_sha256"]
+
+
+def test_golden_structures_are_of_the_retained_set_if_nobody_may_pass_on_the_target(
+    run: Path, emt_manifest: Manifest, target: Manifest
+) -> None:
+    release = export(ExportConfig(run=run, out=run / "release"))
+    golden = json.loads((release / "golden.json").read_text())
+    assert len(golden) == 3
+    positions = [np.array(record["positions"]) for record in golden]
+    small = [frame for frame in Frames(emt_manifest, "test") if frame.num_atoms <= 40]
+    assert all(np.array_equal(ours, frame.positions) for ours, frame in zip(positions, small, strict=False))
+    assert "structures\nof emt-test, recomputed" in (release / "README.md").read_text()
+    refused(run, f"{target.root}: no structure .* whose licence allows", data=target.root)
+
+
+def large(folder: Path, provenance: Provenance, sizes: list[int]) -> Path:
+    """Return a data set of copper crystals with so many cells, of four atoms each, along one edge; all test."""
+    frames = [bulk("Cu", cubic=True).repeat((size, 2, 2)) for size in sizes]
+    for frame in frames:
+        frame.calc = SinglePointCalculator(
+            frame, energy=0.1 * len(frame), forces=np.zeros((len(frame), 3)), stress=np.zeros(6)
+        )
+    ase.io.write(folder / "large.extxyz", frames)
+    source = AseFiles(files=(str(folder / "large.extxyz"),))
+    named = dataclasses.replace(provenance, name="large")
+    config = BuildConfig(
+        source=source, provenance=named, out=folder / "data", val_fraction=0.0, test_fraction=1.0, split_by="order"
+    )
+    return build(config).root
+
+
+def test_of_large_structures_only_the_smallest_is_golden_and_small_ones_of_a_retained_set_go_before(
+    run: Path, provenance: Provenance, tmp_path: Path
+) -> None:
+    data = large(tmp_path, provenance, [5, 3, 4])
+    release = export(ExportConfig(run=run, out=run / "release", data=data))
+    assert golden_numbers(release) == [[29] * 48]
+    verify_golden(release)
+    # a target that may be passed on, but of large structures only
+    change(run / "potential", "config.json", lambda values: values["provenance"]["config"].update(data=str(data)))
+    release = export(ExportConfig(run=run, out=run / "release"))
+    assert len(golden_numbers(release)) == 3
+    assert all(len(numbers) <= 40 for numbers in golden_numbers(release))
+    # and nothing smaller anywhere
+    without = {"forgetting": {}, "rehearsal": None}
+    change(run / "potential", "config.json", lambda values: values["provenance"]["config"].update(without))
+    assert golden_numbers(export(ExportConfig(run=run, out=run / "release"))) == [[29] * 48]
+
+
+def test_a_report_that_is_missing_or_of_other_weights_is_refused(run: Path) -> None:
+    file = run / "forgetting" / "forgetting.json"
+    change(file.parent, file.name, lambda values: values["weights_sha256"].update(after="0" * 64))
+    refused(run, r"forgetting\.json: this report is of other weights")
+    file.unlink()
+    refused(run, r"forgetting\.json: a release of a fine-tuning states what", FileNotFoundError)
+
+
+def test_a_run_without_a_held_out_target_is_refused_and_one_without_a_retained_set_owns_up_to_it(run: Path) -> None:
+    folder = run / "forgetting"
+    change(folder, "forgetting.json", lambda values: values["sets"].pop("emt-test"))
+    card = (export(ExportConfig(run=run, out=run / "release")) / "README.md").read_text()
+    assert "\n- no retained set was measured, so that nothing here says what was forgotten\n" in card
+    shutil.rmtree(run / "release")
+    change(folder, "forgetting.json", lambda values: values["sets"].clear())
+    refused(run, r"no held-out set of the target was measured.*forgetting\.target")
+
+
+def test_a_level_of_theory_is_released_alone_if_it_was_measured(run: Path) -> None:
+    potential = add_theory(checkpoint.load(run), "SCAN")
+    checkpoint.save(potential, run / "potential", checkpoint.read_config(run / "potential")["provenance"])
+    change(run / "forgetting", "forgetting.json", lambda values: values["weights_sha256"].update(after=_sha256(run)))
+    refused(run, r"no held-out set at SCAN was measured", theory="SCAN")
+    theory = potential.theories[0]
+    release = export(ExportConfig(run=run, out=run / "release", theory=theory))
+    assert checkpoint.load(release).theories == (theory,)
+    assert "| emt-target, target |" in (release / "README.md").read_text()
+
+
+def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
+    tuned: Path, target: Manifest, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    out, penalty = tmp_path / "again", PenaltyConfig(weight=2.0)
+    finetune(FinetuneConfig(start=tuned, data=target.root, out=out, fit=FIT, optim=OPTIM, penalty=penalty, card=CARD))
+    start = checkpoint.read_config(out / "potential")["provenance"]["start"]
+    assert [each["name"] for each in start["datasets"]] == ["emt-target", "emt-test", "emt-test"]
+    refused(out, f"{target.root}: no structure .* whose licence allows to copy it")
+    release = export(ExportConfig(run=out, out=tmp_path / "release", data=emt_manifest.root))
+    card = (release / "README.md").read_text()
+    assert "| begins with | Three steps more (fine-tuning), weights with SHA-256" in card
+    assert "| penalty | L2-SP, lambda 2: (lambda/2) Σ (θ − θ*)² |" in card
