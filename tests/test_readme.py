@@ -6,7 +6,7 @@ from pathlib import Path
 import ase.build
 import pytest
 
-from launch.__main__ import main
+from launch.__main__ import main, parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -17,8 +17,8 @@ SMALLER = {
 """What makes a command fit into a test; everything else is as written."""
 
 
-def commands() -> list[list[str]]:
-    lines = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    foundation ")]
+def commands(text: str) -> list[list[str]]:
+    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    foundation ")]
     return [words[1:] for words in lines]
 
 
@@ -28,14 +28,21 @@ def test_the_five_commands_and_the_python_run_as_written(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOUNDATION_DATA", str(real_data))
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    assert [words[0] for words in commands()] == ["build", "inspect", "pretrain", "evaluate", "export"]
-    for words in commands():
+    five = commands(README.split("## The five commands")[1].split("\n## ")[0])
+    assert [words[0] for words in five] == ["build", "inspect", "pretrain", "evaluate", "export"]
+    for words in five:
         assert main([*words, *SMALLER.get(words[0], [])]) == 0, words
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64)
     exec(snippet, {"atoms": atoms})
     assert abs(atoms.get_potential_energy()) < 100.0
     assert atoms.get_forces().shape == (2, 3)
+
+
+def test_every_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for words in commands(README):
+        parse(words)
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
