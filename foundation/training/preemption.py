@@ -43,7 +43,7 @@ class Preemption(Callback):
         self._votes: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Take SIGUSR1 from now on, also after training: what is left to do then is short and must not be cut."""
+        """Take SIGUSR1 from now on; after training it is ignored: what is left to do is short and must not be cut."""
         if threading.current_thread() is threading.main_thread():  # only there Python lets us handle signals
             signal.signal(signal.SIGUSR1, self._take)
 
@@ -54,6 +54,10 @@ class Preemption(Callback):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._take)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Let SIGUSR1 pass from now on."""
+        _ignore_usr1()
 
     def _take(self, number: int, frame: object) -> None:
         self._wish = max(self._wish, STOP_AND_REQUEUE if number == signal.SIGUSR1 else STOP)
@@ -81,6 +85,7 @@ class Preemption(Callback):
                 requeue(os.environ["SLURM_JOB_ID"])
         # srun kills the others when a rank leaves; rank zero must have queued the job before
         trainer.strategy.barrier("requeued")
+        _ignore_usr1()
         raise PreemptedError(message)
 
     def _outcome(self) -> int:
@@ -100,6 +105,16 @@ class Preemption(Callback):
         self._votes = votes.to("cpu", non_blocking=True), copied
         if copied is not None:
             copied.record()
+
+
+def _ignore_usr1() -> None:
+    """Leave a signal nothing that it could do.
+
+    Python takes its own handlers away while it ends, and the system's would kill the process: a job that is complete
+    would count as one that failed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _ask_nobody() -> None:
