@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_pipeline.shards import sha256
 from foundation import checkpoint
-from foundation.interop.published import NOT_STATED, published_of
+from foundation.interop.published import NOT_STATED, PUBLISHED, find_published, published_of
 from foundation.interop.sevennet import from_sevennet, read_checkpoint, to_sevennet
 from foundation.potential import Potential
 
@@ -23,7 +23,7 @@ class ConvertConfig:
     to: Format | None = None
     """Program that is to read what is written."""
     checkpoint: Path | None = None
-    """With --from: the file to read."""
+    """With --from: the file to read, or the name of a model that the sevenn package carries, such as sevennet-0."""
     model: Path | None = None
     """With --to: release folder or run folder to read."""
     theory: str | None = None
@@ -55,8 +55,9 @@ def convert(config: ConvertConfig) -> Path:
             raise FileExistsError(
                 f"{config.out} has no config.json, so it is no potential and stays as it is; choose another --out"
             )
-        potential = from_sevennet(config.checkpoint, config.theory)
-        checkpoint.save(potential, config.out, provenance_of_sevennet(config.checkpoint, potential))
+        file = find_published(config.checkpoint.name) if str(config.checkpoint) in PUBLISHED else config.checkpoint
+        potential = from_sevennet(file, config.theory)
+        checkpoint.save(potential, config.out, provenance_of_sevennet(file, potential))
     elif config.model is not None:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")

@@ -138,7 +138,7 @@ def finetune(config: FinetuneConfig) -> Potential:
     prepared = _prepare(config)
     if is_rank_zero():
         before = _measured_already(config, prepared)
-        prepare_folder(config.out, record, resume=config.fit.resume, overwrite=config.overwrite)
+        prepare_folder(config.out, record, replace=config.overwrite and not config.fit.resume)
         if before is None:
             before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
             forgetting.save(before, config.out / "forgetting" / BEFORE)

@@ -73,7 +73,8 @@ def pretrain(config: PretrainConfig) -> Potential:
     else:
         potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
     if is_rank_zero():
-        prepare_folder(config.out, resolved(config), resume=config.fit.resume, overwrite=config.overwrite)
+        check_folder(config.out, resolved(config), resume=config.fit.resume, overwrite=config.overwrite)
+        prepare_folder(config.out, resolved(config), replace=config.overwrite and not config.fit.resume)
     numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
     datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
     started = time.time()
@@ -108,14 +109,9 @@ def check_folder(out: Path, record: dict, *, resume: bool | Literal["auto"], ove
             raise FileExistsError(f"{out} has no run.json, so it is no run and stays as it is; choose another --out")
 
 
-def prepare_folder(out: Path, record: dict, *, resume: bool | Literal["auto"], overwrite: bool) -> None:
-    """Make a run folder with the resolved configuration in run.json, as far as check_folder() allows.
-
-    Raises:
-        OSError, ValueError: what check_folder() refuses.
-    """
-    check_folder(out, record, resume=resume, overwrite=overwrite)
-    if out.exists() and not resume:
+def prepare_folder(out: Path, record: dict, *, replace: bool) -> None:
+    """Make a run folder, also out of or in place of one that is there, with the configuration in run.json."""
+    if replace and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -65,11 +65,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], object], str]] = {
     "inspect": (show.InspectConfig, show.inspect, "show what a data set holds and what looks wrong with it"),
     "pretrain": (PretrainConfig, pretrain, "train a potential from scratch"),
     "finetune": (FinetuneConfig, _finetune, "train a potential on the data of a domain, and see what it forgets"),
-    "preflight": (
-        PreflightConfig,
-        preflight,
-        "check a pretraining and estimate its time, memory and cost",
-    ),
+    "preflight": (PreflightConfig, preflight, "check a pretraining and estimate its time, memory and cost"),
     "fisher": (FisherConfig, compute_fisher, "measure how much each weight of a potential matters to data"),
     "tradeoff": (TradeoffConfig, lambda c: show.tradeoff(c, tradeoff(c)), "compare what fine-tunings learn and forget"),
     "evaluate": (EvaluateConfig, lambda c: show.evaluation(c, evaluate(c)), "measure errors and write a report"),

@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from foundation.pretrain import resolved
+from foundation.training.checkpoints import changes
 from foundation.training.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
 
@@ -285,27 +286,15 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
             f"{run.out} has no run.json, so it is no run and stays as it is; give the run another name"
         )
     # as it is read today, so that an option that is new since then has its default
-    began = dict(_flat(_as_read(json.loads(file.read_text()), str(file), verb, parse)))
-    now = dict(_flat(run.record))
+    began = _as_read(json.loads(file.read_text()), str(file), verb, parse)
     changed = [
-        f"{name} was {began.get(name)} and is {now.get(name)}"
-        for name in sorted(now | began)
-        if now.get(name) != began.get(name) and name != NO_CHANGE
+        f"{name} was {was} and is {now}" for name, (was, now) in changes(began, run.record).items() if name != NO_CHANGE
     ]
     if changed:
         raise ValueError(
             f"run {run.name} is {'finished' if run.finished else 'begun'} with another configuration: "
             f"{'; '.join(changed)}. Restore it, give the run another name, or remove {run.out}"
         )
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted names and values of a nested dictionary."""
-    for name, value in record.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 @contextlib.contextmanager

@@ -1,11 +1,8 @@
 """The page of a data set: inspection.json, figures and one HTML page that a person can read."""
 
-import base64
-import importlib.resources
 import json
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -13,6 +10,7 @@ from matplotlib.figure import Figure
 from data_pipeline.histograms import BINS, Bins
 from data_pipeline.inspection import FACTOR, MIN_PAIRS, facts, ordered_splits
 from data_pipeline.manifest import Manifest
+from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
 
 COLORS = {"train": "#1f5fa8", "val": "#e0862a", "test": "#2a9d74"}
@@ -36,12 +34,14 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
         drawn.append("stress_ratio")
     for name in drawn:
         draw_distribution(manifest, name, folder / f"{name}.png")
-    figures = {name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("elements", *drawn)}
-    source = importlib.resources.files("foundation.evaluation").joinpath("data_report.html").read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    template = environment.from_string(source)
-    page = template.render(
-        **values, figures=figures, share=_share, numeral=_numeral, factor=FACTOR, min_pairs=MIN_PAIRS
+    page = render_page(
+        "data_report.html",
+        figures={name: folder / f"{name}.png" for name in ("elements", *drawn)},
+        **values,
+        share=_share,
+        numeral=_numeral,
+        factor=FACTOR,
+        min_pairs=MIN_PAIRS,
     )
     (folder / "index.html").write_text(page)
     return values

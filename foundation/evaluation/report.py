@@ -1,17 +1,15 @@
 """The report of an evaluation: evaluation.json, parity.png and one HTML page that a person can read."""
 
-import base64
-import importlib.resources
 import json
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.errors import Errors
+from foundation.evaluation.page import render_page
 
 MAX_POINTS = 20000
 """Points drawn in a parity plot; more are thinned evenly."""
@@ -34,7 +32,7 @@ def write_report(errors: Errors, folder: Path, facts: dict) -> dict:
     }
     (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
     draw_parity(errors, folder / "parity.png", f"{facts['dataset']}, {facts['split']} split")
-    (folder / "index.html").write_text(_render(values, (folder / "parity.png").read_bytes()))
+    (folder / "index.html").write_text(render_page("report.html", figures={"parity": folder / "parity.png"}, **values))
     return values
 
 
@@ -81,9 +79,3 @@ def _thin(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     label, predicted = pairs[:, 0].reshape(-1), pairs[:, 1].reshape(-1)
     stride = -(-len(label) // MAX_POINTS)
     return label[::stride], predicted[::stride]
-
-
-def _render(values: dict, parity: bytes) -> str:
-    source = importlib.resources.files("foundation.evaluation").joinpath("report.html").read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    return environment.from_string(source).render(**values, parity=base64.b64encode(parity).decode())

@@ -3,18 +3,16 @@
 It reads metrics.jsonl and needs neither the data nor the weights, so it can be drawn while a run goes on.
 """
 
-import base64
-import importlib.resources
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.colors import Normalize
 
 from foundation.evaluation.curves import draw_figures
+from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
 from foundation.training.metrics_file import START, read_rows
 
@@ -169,11 +167,12 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
             norm = Normalize(0.0, max(forces.values()))
             draw_periodic_table(forces, out / f"{name}.png", norm=norm, colors="Oranges", written="{:.3g}".format)
             figures[name] = out / f"{name}.png"
-    encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
-    source = importlib.resources.files("foundation.evaluation").joinpath("run_report.html").read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    page = environment.from_string(source).render(
-        runs=facts, remarks=[remarks(values) for values in facts], figures=encoded, table=summary_table(facts)
+    page = render_page(
+        "run_report.html",
+        figures=figures,
+        runs=facts,
+        remarks=[remarks(values) for values in facts],
+        table=summary_table(facts),
     )
     (out / "index.html").write_text(page)
     return facts

@@ -130,6 +130,12 @@ class Fisher:
         """Number of weights whose Fisher is zero, such as those of elements that the data do not have."""
         return sum(int((value == 0).sum()) for value in self.values.values())
 
+    def most_of_trace(self) -> tuple[str, float]:
+        """Return the parameter that has most of the trace, and which part: a penalty as it is holds little else."""
+        sums = {name: float(value.sum()) for name, value in self.values.items()}
+        name = max(sums, key=lambda name: sums[name])
+        return name, sums[name] / max(sum(sums.values()), 1e-300)
+
     def check(self, potential: Potential, loss: LossConfig) -> None:
         """Refuse to serve for another potential, or for training with another loss.
 
@@ -352,15 +358,12 @@ def compute_fisher(config: FisherConfig) -> Fisher:
     if rank:
         return fisher
     save(fisher, config.out)
+    name, part = fisher.most_of_trace()
     log.info(
         "%s: Fisher over %d structures (%d above the threshold of the loss and %d of unknown elements left out); "
-        "%d of %d weights have none and are not protected",
-        config.out,
-        fisher.num_structures,
-        fisher.num_above_threshold,
-        fisher.num_unknown,
-        fisher.num_unprotected,
-        fisher.num_parameters,
+        "%d of %d weights have none and are not protected; %.1f %% of the trace is on the %d of %s",
+        *(config.out, fisher.num_structures, fisher.num_above_threshold, fisher.num_unknown),
+        *(fisher.num_unprotected, fisher.num_parameters, 100 * part, fisher.values[name].numel(), name),
     )
     return fisher
 

@@ -1,7 +1,5 @@
 """The report of a fine-tuning: what it has learned and what it has forgotten, in JSON, figures, a page and a table."""
 
-import base64
-import importlib.resources
 import json
 import math
 import shutil
@@ -9,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
     METRICS,
@@ -65,7 +62,14 @@ def write_forgetting(
     (folder / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
     figures = draw_figures(values, folder)
     (folder / "index.html").write_text(
-        render_page("forgetting.html", values=values, figures=figures, remarks=remarks(values), **shown_by_page())
+        render_page(
+            "forgetting.html",
+            package="foundation.finetuning",
+            figures=figures,
+            values=values,
+            remarks=remarks(values),
+            **shown_by_page(),
+        )
     )
     return values
 
@@ -200,14 +204,6 @@ def difference_text(value: dict[str, float | None], factor: float, digits: int) 
 def shown_by_page() -> dict[str, Any]:
     """Return the functions by which a page writes numbers."""
     return {"metrics": METRICS, "number": number, "percent": percent, "difference_text": difference_text}
-
-
-def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) -> str:
-    """Return a page with its figures inside."""
-    encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
-    source = importlib.resources.files("foundation.finetuning").joinpath(template).read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    return environment.from_string(source).render(figures=encoded, **values)
 
 
 COLUMNS = ("energy_mae", "energy_median", "force_mae", "stress_mae", "softening")

@@ -27,8 +27,8 @@ Normalization = Literal["none", "mean", "tensor"]
 class PenaltyConfig:
     """A penalty on moving away from the start: EWC with a Fisher, L2-SP without one.
 
-    What is done with the Fisher besides is ours: of SevenNet-0, 88 % of its trace sit on the eight coefficients of the
-    radial basis, so that as it is it protects next to nothing else.
+    What is done with the Fisher besides is ours: of SevenNet-0, four fifths of its trace are on the eight coefficients
+    of the radial basis (`foundation fisher` says so), so that as it is it protects next to nothing else.
     """
 
     weight: float

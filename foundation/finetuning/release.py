@@ -9,29 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation.finetuning.fisher import Fisher
+from foundation.finetuning.fisher import FACT_NAMES, Fisher
 from foundation.finetuning.forgetting_report import JSON_NAME, remarks, table
 
 METHOD = "fine-tuning"
 """What the provenance of a fine-tuned potential has as its method."""
 MOVED = "; all that the start predicted for these elements there has moved so, which is not in the changes of errors"
 """What it means that references are estimated again at a level of theory that the start knows."""
-FISHER_FACTS = (
-    "num_structures",
-    "num_above_threshold",
-    "num_unknown",
-    "num_parameters",
-    "num_unprotected",
-    "loss_threshold",
-    "data",
-    "weights_sha256",
-)
-"""What is kept of a Fisher."""
 
 
 def fisher_facts(fisher: Fisher) -> dict[str, Any]:
     """Return what a card has to say of the Fisher of a penalty, as JSON."""
-    return {name: getattr(fisher, name) for name in FISHER_FACTS}
+    return {name: getattr(fisher, name) for name in (*FACT_NAMES, "num_parameters", "num_unprotected")}
 
 
 def card_section(run: Path, settings: dict, theory: str | None) -> dict[str, Any]:
@@ -89,10 +78,10 @@ def method_rows(provenance: Mapping[str, Any], measured_before: str) -> list[tup
     config = provenance["config"]
     rows = [("begins with", _start(provenance["start"], measured_before)), ("learning rate", _rate(config))]
     if config["rehearsal"]:
-        rows.append(("rehearsal", _rehearsal(config["rehearsal"], provenance.get("rehearsal"))))
+        rows.append(("rehearsal", _rehearsal(config["rehearsal"], provenance["rehearsal"])))
     if config["penalty"]:
-        rows.append(("penalty", _penalty(config["penalty"], provenance.get("fisher"))))
-    trained = _trained(provenance)
+        rows.append(("penalty", _penalty(config["penalty"], provenance["fisher"])))
+    trained = f"; {provenance['num_trained']:,} numbers were trained"
     if config["freeze"]:
         rows.append(("frozen", f"{_code(config['freeze'])}{trained}"))
     if config["adapters"]:
@@ -126,21 +115,15 @@ def _rate(config: Mapping[str, Any]) -> str:
     return ", ".join([text, *factors])
 
 
-def _rehearsal(config: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
-    """Return in words what is rehearsed and how; runs from before the data were recorded have only their paths."""
-    if facts is not None:
-        names = [each["name"] for each in facts["datasets"]]
-    else:
-        paths = [config["data"]] if isinstance(config["data"], str) else [each["path"] for each in config["data"]]
-        names = [f"{Path(path).name}, of which the run recorded no more than this" for path in paths]
-    text = f"{'; '.join(names)} ({config['split']})"
-    if config.get("elements"):
+def _rehearsal(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Return in words what is rehearsed and how."""
+    text = f"{'; '.join(each['name'] for each in facts['datasets'])} ({config['split']})"
+    if config["elements"]:
         text += f", structures with {' or '.join(config['elements'])}"
-    fraction = config.get("fraction", 1.0)
-    if fraction < 1:
-        text += f", a fraction of {fraction:g} of the structures ({config['method']})"
+    if config["fraction"] < 1:
+        text += f", a fraction of {config['fraction']:g} of the structures ({config['method']})"
     labels = "the data" if config["labels"] == "data" else "the start's own predictions"
-    own_loss = ", with a loss of its own" if config.get("loss") else ""
+    own_loss = ", with a loss of its own" if config["loss"] else ""
     return (
         f"{text}; mode {config['mode']}, {config['ratio']:g} times the target's edge budget, loss times "
         f"{config['weight']:g}{own_loss}, labels: {labels}"
@@ -148,11 +131,9 @@ def _rehearsal(config: Mapping[str, Any], facts: Mapping[str, Any] | None) -> st
 
 
 def _penalty(config: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
-    if config["fisher"] is None:
+    if facts is None:
         return f"L2-SP, lambda {config['weight']:g}: (lambda/2) Σ (θ − θ*)²"
     text = f"EWC, lambda {config['weight']:g}, diagonal Fisher"
-    if facts is None:
-        return f"{text} of the file {Path(config['fisher']).name}{_scaling(config)}"
     data = ", ".join(f"{part['name']} ({part['split']})" for part in facts["data"])
     text += f" of {facts['num_structures']:,} structures of {data}"
     if facts["num_above_threshold"]:
@@ -169,11 +150,6 @@ def _scaling(config: Mapping[str, Any]) -> str:
         f"damping {config['damping']:g} of its mean" if config["damping"] else "",
     ]
     return "".join(f", {part}" for part in parts if part)
-
-
-def _trained(provenance: Mapping[str, Any]) -> str:
-    count = provenance.get("num_trained")
-    return "" if count is None else f"; {count:,} numbers were trained"
 
 
 def _references(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

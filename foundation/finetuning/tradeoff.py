@@ -8,12 +8,13 @@ of three seeds that is a rough idea of their spread, and of one it is none.
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
     RESAMPLES,
@@ -28,8 +29,9 @@ from foundation.finetuning.comparison import (
     statistics,
 )
 from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
-from foundation.finetuning.forgetting_report import CURVE, render_page, shown_by_page
+from foundation.finetuning.forgetting_report import CURVE, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
+from foundation.training.checkpoints import changes
 from foundation.training.metrics_file import read_rows
 
 FOLDER = "forgetting"
@@ -131,7 +133,7 @@ def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
         name = group[0].method
         if name in methods:
             other = methods[name][0]
-            differ = ", ".join(_differing(other.settings, group[0].settings))
+            differ = ", ".join(changes(other.settings, group[0].settings))
             raise ValueError(
                 f"{other.folder} and {group[0].folder} are both called {name!r} and differ in {differ}: name the "
                 "folder of each method differently"
@@ -141,16 +143,6 @@ def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
             if first.seed == second.seed:
                 raise ValueError(f"{first.folder} and {second.folder} are the same run: give one of them only")
     return methods
-
-
-def _differing(left: Any, right: Any, where: str = "") -> Iterator[str]:
-    """Return the dotted names of the settings that differ."""
-    if not (isinstance(left, dict) and isinstance(right, dict)):
-        if left != right:
-            yield where
-        return
-    for name in {**left, **right}:
-        yield from _differing(left.get(name), right.get(name), f"{where}.{name}" if where else name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +233,7 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     (out / "index.html").write_text(
         render_page(
             "tradeoff.html",
+            package="foundation.finetuning",
             values=values,
             figures=figures,
             planes=planes(values),

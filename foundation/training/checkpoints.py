@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,9 +26,8 @@ log = logging.getLogger(__name__)
 
 PARTIAL, CHECKSUM = ".partial", ".sha256"
 BEST = "best.json"
-DECIDING = (
-    *("model", "loss", "optim", "start"),
-    *("rehearsal", "penalty", "freeze", "rate_factors", "adapters", "references"),
+DECIDING = frozenset(
+    "model loss optim start rehearsal penalty freeze rate_factors adapters references new_elements".split()
 )
 """Parts of a configuration that decide what a step does; what decides the order of the data, the stream checks."""
 Kind = TypeVar("Kind")
@@ -86,12 +86,8 @@ def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
         ValueError: something that decides what a step does has changed.
     """
     theirs = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config", {})
-    ours = {name: value for name, value in _flat(record) if _decides(name)}
-    before = {name: value for name, value in _flat(theirs) if _decides(name)}
     changed = [
-        f"{name} was {before.get(name)} and is {ours.get(name)}"
-        for name in sorted(ours | before)
-        if ours.get(name) != before.get(name)
+        f"{name} was {was} and is {now}" for name, (was, now) in changes(theirs, record).items() if _decides(name)
     ]
     if changed:
         raise ValueError(
@@ -104,12 +100,20 @@ def _decides(name: str) -> bool:
     return name == "fit.steps" or name.partition(".")[0] in DECIDING
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the dotted names and values of a nested dictionary."""
-    pairs = []
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what two resolved configurations differ in, by dotted name: what it was and what it is, None if absent."""
+    pairs = dict(_flat(before)), dict(_flat(now))
+    found = {name: (pairs[0].get(name), pairs[1].get(name)) for name in sorted({**pairs[0], **pairs[1]})}
+    return {name: values for name, values in found.items() if values[0] != values[1]}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of a nested dictionary; an empty one is a value."""
     for name, value in record.items():
-        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 class CheckpointFiles(TorchCheckpointIO):

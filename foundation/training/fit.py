@@ -88,8 +88,6 @@ def fit(
     convolution = _announce(potential, config, trainer, checkpoint)
     data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}; continue with --fit.resume true")
     module.cpu()
     reset_computation(potential)
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

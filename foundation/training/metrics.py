@@ -100,9 +100,8 @@ class ValidationErrors:
         """Return the errors and those of each element, over all processes.
 
         The first go by 'force_mae' and, if there are several data sets or only watched ones, 'NAME/force_mae' as well.
-        An element has the
-        error of forces on its atoms, the energy error of the structures that hold it, and how many atoms (with labelled
-        forces) and structures there were.
+        An element has the error of forces on its atoms, the energy error of the structures that hold it, and how many
+        atoms (with labelled forces) and structures there were.
 
         Args:
             reduce: Adds a tensor up over processes; called once.

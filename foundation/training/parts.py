@@ -6,7 +6,6 @@ structures of the target would drown among the many small ones of the pretrainin
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,11 +37,6 @@ class Rehearsal:
     """Their loss; the run's when absent."""
     relabel: Callable[[GraphBatch], GraphBatch] | None = None
     """What replaces the labels, if they are not to be the data's."""
-
-    def __post_init__(self) -> None:
-        for name, value in {"ratio": self.ratio, "weight": self.weight}.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"rehearsal.{name} must be positive, not {value}")
 
     @property
     def work(self) -> float:

@@ -7,7 +7,6 @@ import pytest
 from ase.io import read
 
 import foundation
-from foundation.interop.published import find_published
 from launch.__main__ import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,7 +29,7 @@ def test_reewc_on_a_solid_electrolyte_learns_it_and_says_what_it_forgot(
                 "--from",
                 "sevennet",
                 "--checkpoint",
-                str(find_published("sevennet-0")),
+                "sevennet-0",
                 "--out",
                 "runs/sevennet-0",
             ]

@@ -205,6 +205,10 @@ def test_the_verb_writes_the_fisher_of_a_saved_potential(
     assert asdict(read(out).loss) == asdict(LOSS)
     assert_same(load(out, checkpoint.load(model), LOSS), fisher)
     assert f"Fisher over {fisher.num_structures} structures" in caplog.text
+    name, part = fisher.most_of_trace()
+    total = sum(float(value.sum()) for value in fisher.values.values())
+    assert part == pytest.approx(max(float(value.sum()) for value in fisher.values.values()) / total)
+    assert f"{100 * part:.1f} % of the trace is on the {fisher.values[name].numel()} of {name}" in caplog.text
 
 
 def test_the_verb_adds_a_previous_fisher(potential: Potential, emt_manifest: Manifest, tmp_path: Path) -> None:

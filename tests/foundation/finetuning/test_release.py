@@ -11,6 +11,9 @@ PLAIN: dict[str, Any] = {
     "new_elements": {},
     "new_theories": [],
     "same_energies": True,
+    "num_trained": 842440,
+    "rehearsal": None,
+    "fisher": None,
     "config": {
         "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 10},
         "rate_factors": {},
@@ -28,7 +31,10 @@ REHEARSAL = {
     "ratio": 2.0,
     "weight": 1.0,
     "mode": "alternate",
+    "loss": None,
     "elements": ["Li", "S"],
+    "fraction": 1.0,
+    "method": "random",
     "labels": "start",
 }
 
@@ -71,10 +77,8 @@ def test_a_fisher_is_described_with_all_that_was_done_to_it() -> None:
     assert "against forgetting" not in rows({"penalty": PENALTY}, fisher=fisher)
 
 
-def test_a_run_that_recorded_less_is_described_by_its_configuration_and_that_is_said() -> None:
-    found = rows({"penalty": PENALTY, "rehearsal": REHEARSAL})
-    assert found["penalty"].startswith("EWC, lambda 100000, diagonal Fisher of the file fisher.safetensors, to the")
-    assert found["rehearsal"].startswith("one, of which the run recorded no more than this; two, of which")
+def test_without_a_fisher_it_is_l2_sp() -> None:
+    assert rows({"penalty": {"weight": 0.5}})["penalty"] == "L2-SP, lambda 0.5: (lambda/2) Σ (θ − θ*)²"
 
 
 def test_rehearsal_is_described_with_its_choice_and_labels() -> None:
