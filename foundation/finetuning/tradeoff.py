@@ -17,6 +17,7 @@ from typing import Any
 from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
+    METRICS,
     RESAMPLES,
     SEED,
     Statistic,
@@ -29,7 +30,7 @@ from foundation.finetuning.comparison import (
     statistics,
 )
 from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
-from foundation.finetuning.forgetting_report import CURVE, shown_by_page
+from foundation.finetuning.forgetting_report import CURVE, number, percent, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
 from foundation.training.checkpoints import changes
 from foundation.training.metrics_file import read_rows
@@ -39,7 +40,7 @@ FOLDER = "forgetting"
 NOT_OF_THE_METHOD = (("fit", "seed"), ("fit", "resume"), ("out",), ("overwrite",), ("sweep",), ("card",))
 """Settings in run.json that runs of one method may differ in."""
 SEED_SUFFIX = re.compile(r"[-_/]?seed[-_]?\d+$")
-JSON_NAME = "tradeoff.json"
+JSON_NAME, TABLE_NAME = "tradeoff.json", "table.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,7 @@ def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
 
 
 def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write tradeoff.json, the planes and index.html for the runs of a sweep; return what is in the first.
+    """Write tradeoff.json, the planes, index.html and table.md for the runs of a sweep; return what is in the first.
 
     Raises:
         FileNotFoundError: a folder is no finished fine-tuning's.
@@ -229,6 +230,7 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     values = tradeoff_values(group_runs(tuned), tuned[0].before)
     out.mkdir(parents=True, exist_ok=True)
     (out / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    (out / TABLE_NAME).write_text(table(values))
     figures = draw_planes(values, out)
     (out / "index.html").write_text(
         render_page(
@@ -250,6 +252,41 @@ def shown_metrics(role: Role) -> tuple[str, ...]:
     if role == "retained":
         return ("force_mae", "energy_mae", "energy_median")
     return ("force_mae", "energy_mae", "softening") if role == "target" else ("force_mae", "energy_mae")
+
+
+def table(values: dict[str, Any]) -> str:
+    """Return the table of all methods for a model card, in Markdown: what they have learned and forgotten."""
+    errors = values["start"]["errors"]
+    columns = [
+        (name, row["role"], metric)
+        for name, row in values["sets"].items()
+        for metric in shown_metrics(row["role"])
+        # of what is not retained, energies only where there are no forces: a card is not as wide as the page
+        if metric in errors[name]
+        and (row["role"] == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
+    ]
+    titles = [f"{name}: {METRICS[metric].title}" for name, _, metric in columns]
+    start = [number(errors[name][metric]["value"], metric) for name, _, metric in columns]
+    rows = [["method", "seeds", "steps", "s/step", *titles], ["---"] * (4 + len(columns)), ["start", *[""] * 3, *start]]
+    for method in values["methods"]:
+        for point in reversed(method["points"]):
+            label = label_of(method["name"], point["alpha"]) + ("" if point["dominated_by"] else " ●")
+            run = ["", "", ""]
+            if point["alpha"] == 1:
+                seconds = method["seconds_per_step"]
+                time = "–" if seconds is None else f"{seconds:.3g}"
+                run = [str(len(method["seeds"])), str(method["steps"] or "–"), time]
+            rows.append([label, *run, *(_cell(point["sets"][name], role, metric) for name, role, metric in columns)])
+    level = f"{100 * values['bootstrap']['level']:.0f} %"
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines) + (
+        f"\nMeans over seeds. Of retained sets the change against the start with its {level} interval over seeds and "
+        "frames. ●: not dominated by another method.\n"
+    )
+
+
+def _cell(row: dict[str, Any], role: Role, metric: str) -> str:
+    return percent(row["change"][metric]) if role == "retained" else number(row["errors"][metric]["value"], metric)
 
 
 def _check_start(first: TunedRun, run: TunedRun) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from foundation.finetuning.comparison import METRICS
 from foundation.finetuning.forgetting_figures import around, clean, signed_percent
@@ -20,6 +20,10 @@ COLORS = (
 MARKERS = "osD^vPXh"
 """Colours and markers of methods; the marker changes when the colours have been used up."""
 Method = dict[str, Any]
+STRAIGHT = 10.0
+"""Change up to which an axis is linear when something on it is far beyond; from there it is logarithmic [%]."""
+TICKS, SMALL_TICKS = (-100.0, -10.0, -5.0, 0.0, 5.0, 10.0, 100.0, 1000.0), (-50, -20, 20, 50, 200, 500)
+"""Ticks of such an axis with and without a number [%]."""
 
 
 def label_of(method: str, alpha: float) -> str:
@@ -32,7 +36,7 @@ def draw_planes(values: dict[str, Any], folder: Path) -> dict[str, Path]:
     drawn = {}
     for name, retained, learned in planes(values):
         drawn[name] = folder / f"{name}.png"
-        _plane(values, retained, learned).savefig(drawn[name], dpi=150, metadata={"Software": None})
+        plane(values, retained, learned).savefig(drawn[name], dpi=150, metadata={"Software": None})
     return drawn
 
 
@@ -50,7 +54,7 @@ def planes(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"plane-{number}", *pair) for number, pair in enumerate(pairs, start=1)]
 
 
-def _plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
+def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
     """Draw the error of a set over the forgetting of another, of forces on the left and energies on the right."""
     start, methods = values["start"]["errors"], values["methods"]
     upward = values["metric"] if values["metric"] in start[learned] else "energy_mae"
@@ -66,6 +70,12 @@ def _plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
         for number, method in enumerate(methods):
             _method(axes, number, method, (retained, mean, median), (learned, upward), height)
         axes.set_xlabel(f"{METRICS[mean].title.split(' [')[0]} of {retained}, change")
+        if axes.get_xlim()[1] > 4 * STRAIGHT:
+            # one method that forgets all it knew would press those worth a choice into a line
+            axes.set_xscale("symlog", linthresh=STRAIGHT, linscale=2)
+            axes.autoscale(axis="x")
+            axes.xaxis.set_major_locator(FixedLocator(TICKS))
+            axes.xaxis.set_minor_locator(FixedLocator(SMALL_TICKS))
         axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
         if place == 0:
             axes.set_ylabel(f"{learned}, {METRICS[upward].title}")

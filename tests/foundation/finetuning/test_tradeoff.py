@@ -11,6 +11,7 @@ import pytest
 from foundation.finetuning.comparison import RESAMPLES, Statistic, statistics
 from foundation.finetuning.forgetting import Measurement, save
 from foundation.finetuning.tradeoff import dominates, read_tuned_run, seconds_per_step, write_tradeoff
+from foundation.finetuning.tradeoff_figures import plane
 from launch.__main__ import main, parse
 from tests.foundation.finetuning.test_comparison import make_set
 
@@ -122,6 +123,28 @@ def test_the_page_the_planes_and_the_numbers_are_written(tmp_path: Path, runs: l
     assert str(runs[0]) in page
     write_tradeoff(runs, tmp_path / "again")
     assert (tmp_path / "again" / "index.html").read_bytes() == (out / "index.html").read_bytes()
+
+
+def test_the_table_has_a_row_for_every_method_and_interpolation(tmp_path: Path, runs: list[Path]) -> None:
+    write_tradeoff(runs, tmp_path)
+    head, line, *rows = (tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()
+    assert {row.count("|") for row in (head, line, *rows)} == {5 + 3 + 2 + 1}
+    assert [row.split("|")[1].strip() for row in rows] == ["start", "good ●", "bad", "timid ●", "timid, α = 0.5 ●"]
+    force = 1000 * statistics(START.sets["new"])["force_mae"].value
+    assert rows[2].startswith(f"| bad | 2 | 200 | 2 | {0.6 * force:.1f} |")
+    assert "| +20 % [+20, +20] |" in rows[2]
+    assert rows[4].startswith("| timid, α = 0.5 ● |  |  |  |")
+
+
+@pytest.mark.parametrize(("forgotten", "scale"), [(1.3, "linear"), (8.0, "symlog")])
+def test_what_forgets_everything_does_not_hide_the_others(tmp_path: Path, forgotten: float, scale: str) -> None:
+    runs = [
+        a_run(tmp_path / "good", target=0.5, retained=1.02),
+        a_run(tmp_path / "lost", target=0.4, retained=forgotten, rate=1.0),
+    ]
+    axes = plane(write_tradeoff(runs, tmp_path / "page"), "old", "new").axes[0]
+    assert axes.get_xscale() == scale
+    assert axes.get_xlim()[1] > 100 * (forgotten - 1)
 
 
 def test_interpolations_count_where_all_seeds_have_them(tmp_path: Path) -> None:
