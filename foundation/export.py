@@ -22,7 +22,7 @@ from data_pipeline.stream import Frames
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, check_facts, render_card
-from foundation.finetuning.release import METHOD, card_section
+from foundation.finetuning.release import METHOD, card_section, interpolated
 from foundation.potential import Potential
 from foundation.theories import keep_theory
 
@@ -57,8 +57,12 @@ class ExportConfig:
     """Structures in golden.json, if there are small ones (40 atoms); of larger ones it gets the smallest alone."""
     theory: str | None = None
     """Level of theory to release alone; all of the potential's when absent. The report has to be of this one."""
+    alpha: float = 1.0
+    """Of a fine-tuning: how far to go from its start (0) to its result (1), one of the run's forgetting.alphas."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must be above 0 (the start) and at most 1 (the result), not {self.alpha}")
         if self.num_golden < 1:
             raise ValueError(f"num_golden must be at least 1, not {self.num_golden}: a release is checked with them")
 
@@ -68,11 +72,11 @@ def export(config: ExportConfig) -> Path:
 
     Raises:
         FileExistsError: there is a folder under that name that is not a release.
-        FileNotFoundError: the run is not finished, was not evaluated, or its data are gone.
+        FileNotFoundError: the run is not finished, was not evaluated (at alpha), or its data or start are gone.
         MissingFact: the model card lacks a fact.
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
-        ValueError: the report is of other weights or of another level of theory, the potential has no such level, or
-            no data may be passed on to take golden structures from.
+        ValueError: the report is of other weights or of another level of theory, the potential has no such level, no
+            data may be passed on to take golden structures from, or alpha is given and it is no fine-tuning.
     """
     if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
         raise FileExistsError(
@@ -84,6 +88,8 @@ def export(config: ExportConfig) -> Path:
     card = config.card or CardFacts(**provenance["config"].get("card", {}))
     check_facts(card)
     potential = checkpoint.load(source)
+    if config.alpha != 1:
+        potential, settings = interpolated(config.run, potential, settings, config.alpha)
     if config.theory is not None:
         potential = keep_theory(potential, config.theory)
     measured = _measured(config, settings)
@@ -92,11 +98,12 @@ def export(config: ExportConfig) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        if config.theory is None:
+        if config.theory is None and config.alpha == 1:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 shutil.copyfile(source / name, partial / name)
         else:
-            checkpoint.save(potential, partial, _of_one_theory(potential, settings))
+            made_from = settings["provenance"] if config.theory is None else _of_one_theory(potential, settings)
+            checkpoint.save(potential, partial, made_from)
             settings = checkpoint.read_config(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
@@ -115,7 +122,7 @@ def export(config: ExportConfig) -> Path:
 def _measured(config: ExportConfig, settings: dict) -> dict:
     """Return the held-out errors that the card states: of a fine-tuning before and after, of all else after it."""
     if settings["provenance"]["method"] == METHOD:
-        return {"finetuning": card_section(config.run, settings, config.theory)}
+        return {"finetuning": card_section(config.run, settings, config.theory, config.alpha)}
     evaluation = _evaluation(config.run, settings["weights_sha256"])
     if config.theory is not None and evaluation.get("theory") != config.theory:
         raise ValueError(

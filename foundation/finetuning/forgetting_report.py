@@ -57,7 +57,7 @@ def write_forgetting(
     save(after, folder / AFTER)
     shutil.rmtree(folder / CURVE, ignore_errors=True)
     for alpha, measurement in curve.items():
-        save(measurement, folder / CURVE / f"alpha-{alpha:g}.safetensors")
+        save(measurement, curve_file(folder, alpha))
     values = forgetting_values(before, after, curve, facts)
     (folder / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
     figures = draw_figures(values, folder)
@@ -72,6 +72,11 @@ def write_forgetting(
         )
     )
     return values
+
+
+def curve_file(folder: Path, alpha: float) -> Path:
+    """Return the file in a report's folder with what was measured at alpha between start and result."""
+    return folder / CURVE / f"alpha-{alpha:g}.safetensors"
 
 
 def forgetting_values(

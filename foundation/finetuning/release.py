@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation.finetuning.fisher import FACT_NAMES, Fisher
-from foundation.finetuning.forgetting_report import JSON_NAME, remarks, table
+from foundation import checkpoint
+from foundation.finetuning.fisher import FACT_NAMES, Fisher, weights_sha256
+from foundation.finetuning.forgetting import BEFORE, read
+from foundation.finetuning.forgetting_report import JSON_NAME, curve_file, forgetting_values, remarks, table
+from foundation.finetuning.interpolation import interpolate
+from foundation.potential import Potential
 
 METHOD = "fine-tuning"
 """What the provenance of a fine-tuned potential has as its method."""
@@ -23,13 +27,49 @@ def fisher_facts(fisher: Fisher) -> dict[str, Any]:
     return {name: getattr(fisher, name) for name in (*FACT_NAMES, "num_parameters", "num_unprotected")}
 
 
-def card_section(run: Path, settings: dict, theory: str | None) -> dict[str, Any]:
+def interpolated(run: Path, tuned: Potential, settings: dict, alpha: float) -> tuple[Potential, dict]:
+    """Return what lies between the start of a fine-tuning and its result, as the run has measured it, and its settings.
+
+    Args:
+        run: The run folder, which has a measurement at alpha in forgetting/.
+        tuned: Its result.
+        settings: The content of the result's config.json.
+        alpha: How far to go from the start to the result, between 0 and 1.
+
+    Raises:
+        FileNotFoundError: nothing was measured at alpha, or the start is gone.
+        ValueError: it is no fine-tuning, or what lies between is not what was measured.
+    """
+    provenance = settings["provenance"]
+    if provenance["method"] != METHOD:
+        raise ValueError(f"{run} is no fine-tuning, so that nothing lies between its start and its result: no alpha")
+    file = curve_file(run / "forgetting", alpha)
+    if not file.is_file():
+        there = ", ".join(sorted(each.stem.removeprefix("alpha-") for each in file.parent.glob("alpha-*"))) or "none"
+        raise FileNotFoundError(
+            f"{file}: the run has not measured what lies at alpha {alpha:g} (measured: {there}); name it in "
+            "forgetting.alphas and fine-tune again"
+        )
+    start = Path(provenance["start"]["folder"])
+    potential = interpolate(checkpoint.load(start), tuned, alpha)
+    sha256 = weights_sha256(potential)
+    if read(file).weights_sha256 != sha256:
+        raise ValueError(
+            f"{file}: what lies at alpha {alpha:g} between {start} and {run} is not what was measured: another "
+            "potential is there now, or the run gave the start other reference energies"
+        )
+    facts = provenance | {"interpolated": {"alpha": alpha, "weights_sha256": settings["weights_sha256"]}}
+    return potential, settings | {"weights_sha256": sha256, "provenance": facts}
+
+
+def card_section(run: Path, settings: dict, theory: str | None, alpha: float = 1.0) -> dict[str, Any]:
     """Return what a model card says of a fine-tuning: rows of what and how, the table of errors, sets and remarks.
 
     Args:
         run: The run folder, which has forgetting/forgetting.json.
         settings: The content of config.json of what it made.
         theory: Level of theory that is released alone, whose held-out sets count; all when None.
+        alpha: How far from the start to the result of the fine-tuning the weights are.
 
     Raises:
         FileNotFoundError: there is no report.
@@ -42,6 +82,9 @@ def card_section(run: Path, settings: dict, theory: str | None) -> dict[str, Any
             "when it ends, so copy it from there or fine-tune again"
         )
     values = json.loads(file.read_text())
+    if alpha != 1:
+        between = read(curve_file(file.parent, alpha))
+        values = forgetting_values(read(file.parent / BEFORE), between, {}, values["facts"])
     if values["weights_sha256"]["after"] != settings["weights_sha256"]:
         raise ValueError(
             f"{file}: this report is of other weights than {run} has; copy the right one or fine-tune again"
@@ -95,6 +138,12 @@ def method_rows(provenance: Mapping[str, Any], measured_before: str) -> list[tup
         )
     if not (config["rehearsal"] or config["penalty"] or config["freeze"] or config["adapters"]):
         rows.append(("against forgetting", "nothing but the learning rate"))
+    if "interpolated" in provenance:
+        between = provenance["interpolated"]
+        text = (
+            f"start + {between['alpha']:g} (result − start) in all weights; the result is `{between['weights_sha256']}`"
+        )
+        rows.append(("interpolated", f"{text}. An alpha that was chosen by the errors below makes them look better"))
     return rows + _references(provenance)
 
 

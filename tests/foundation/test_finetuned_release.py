@@ -10,6 +10,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -23,7 +24,7 @@ from foundation.export import ExportConfig, export, verify_golden
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
-from foundation.finetuning.forgetting_report import table
+from foundation.finetuning.forgetting_report import number, table
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
@@ -80,11 +81,20 @@ def tuned(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_factor
             freeze=("embedding",),
             rate_factors={"network.readout.*": 0.5},
             references="refit",
-            forgetting=ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),)),
+            forgetting=ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.5,)),
             card=CARD,
         )
     )
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def curved(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that kept the references, with what lies between measured; do not write to it."""
+    out = tmp_path_factory.mktemp("curved") / "run"
+    held = ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.25, 0.5))
+    finetune(FinetuneConfig(start=start, data=target.root, out=out, fit=FIT, optim=OPTIM, forgetting=held, card=CARD))
+    return out
 
 
 @pytest.fixture
@@ -240,3 +250,45 @@ def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
     card = (release / "README.md").read_text()
     assert "| begins with | Three steps more (fine-tuning), weights with SHA-256" in card
     assert "| penalty | L2-SP, lambda 2: (lambda/2) Σ (θ − θ*)² |" in card
+
+
+def test_what_lies_between_start_and_result_is_released_with_its_own_errors(
+    curved: Path, start: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    release = export(ExportConfig(run=curved, out=tmp_path / "release", alpha=0.5, data=emt_manifest.root))
+    verify_golden(release)
+    ends = [checkpoint.load(start).state_dict(), checkpoint.load(curved).state_dict()]
+    for name, value in checkpoint.load(release).state_dict().items():
+        first, last = (end[name].double() for end in ends)
+        assert torch.allclose(value.double(), 0.5 * (first + last), rtol=1e-6, atol=1e-7)
+    report = json.loads((curved / "forgetting" / "forgetting.json").read_text())
+    point = next(point for point in report["curve"] if point["alpha"] == 0.5)
+    after = number(point["sets"]["emt-test"]["errors"]["force_mae"]["value"], "force_mae")
+    card = (release / "README.md").read_text()
+    assert f" → {after} (" in card
+    assert f"| interpolated | start + 0.5 (result − start) in all weights; the result is `{_sha256(curved)}`." in card
+    settings = checkpoint.read_config(release)
+    assert f"`{settings['weights_sha256']}`" in card
+    assert settings["provenance"]["interpolated"] == {"alpha": 0.5, "weights_sha256": _sha256(curved)}
+
+
+def test_what_was_not_measured_between_is_not_released(
+    curved: Path, tuned: Path, start: Path, tmp_path: Path, emt_manifest: Manifest
+) -> None:
+    run, data = Path(shutil.copytree(curved, tmp_path / "run")), emt_manifest.root
+    refused(
+        run, r"alpha-0\.3.*not measured what lies at alpha 0\.3 \(measured: 0\.25, 0\.5\)", FileNotFoundError, alpha=0.3
+    )
+    with pytest.raises(ValueError, match="alpha must be above 0"):
+        ExportConfig(run=run, out=run / "refused", alpha=0.0)
+    # the start's references were estimated again, so that what was measured did not begin with the start's
+    again = Path(shutil.copytree(tuned, tmp_path / "again"))
+    refused(again, "is not what was measured: .*other reference energies", alpha=0.5, data=data)
+    pretrained = Path(shutil.copytree(start, tmp_path / "start"))
+    refused(pretrained, "is no fine-tuning", alpha=0.5, data=data, card=CARD)
+    change(
+        run / "potential",
+        "config.json",
+        lambda values: values["provenance"]["start"].update(folder=str(tmp_path / "gone")),
+    )
+    refused(run, "gone", FileNotFoundError, alpha=0.5, data=data)

@@ -114,3 +114,8 @@ def test_new_elements_and_theories_and_moved_references_are_reported() -> None:
     assert found["new levels of theory"] == "SCAN"
     assert found["reference energies"] == (f"estimated again, at PBE by Rh −0.25 eV (from 1,000 structures){MOVED}")
     assert MOVED not in rows(**facts | {"same_energies": True})["reference energies"]
+
+
+def test_an_interpolation_says_what_it_lies_between() -> None:
+    found = rows(interpolated={"alpha": 0.5, "weights_sha256": "c" * 64})["interpolated"]
+    assert found.startswith(f"start + 0.5 (result − start) in all weights; the result is `{'c' * 64}`.")
