@@ -1,5 +1,7 @@
 """What the commands print on the screen: short tables."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from foundation.finetuning.forgetting_report import number, percent
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.report import ReportConfig, curves_folder
 
-console = Console()
+LOG_WIDTH = 160
+"""Width of what goes to a file or a pipe, where no terminal says how wide it is: wide enough for every table."""
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH)
 
 BARS = " ▁▂▃▄▅▆▇█"
 
