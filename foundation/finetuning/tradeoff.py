@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from foundation.evaluation.page import render_page
@@ -69,7 +70,7 @@ class TunedRun:
     points: dict[float, Measurement]
     """Of the interpolations by alpha, and of the result, which is 1."""
     seconds_per_step: float | None
-    """Mean time of a step [s], validations left out; None if none was logged."""
+    """Median time of a step [s], validations left out; None if none was logged."""
 
     @property
     def method(self) -> str:
@@ -108,16 +109,19 @@ def read_tuned_run(folder: Path) -> TunedRun:
 
 
 def seconds_per_step(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Return the mean time of a step in the rows of a metrics.jsonl [s]; None if none was logged.
+    """Return the median time of a step in the rows of a metrics.jsonl [s]; None if none was logged.
 
-    Of the steps between two rows the time is the atoms in them over the logged atoms per second.
+    Of the steps between two rows the time is the atoms in them over the logged atoms per second. The median, because a
+    run that was suspended, or met others on its machine, says nothing of its method by that.
     """
-    seconds, step, atoms = 0.0, 0, 0.0
+    times: list[float] = []
+    step, atoms = 0, 0.0
     for row in rows:
         if row["kind"] == "train" and row.get("speed/atoms_per_second"):
-            seconds += (row["seen/atoms"] - atoms) / row["speed/atoms_per_second"]
+            seconds = (row["seen/atoms"] - atoms) / row["speed/atoms_per_second"]
+            times.append(seconds / (row["step"] - step))
             step, atoms = row["step"], row["seen/atoms"]
-    return seconds / step if step else None
+    return median(times) if times else None
 
 
 def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
@@ -347,7 +351,7 @@ def _method_values(
         "seeds": [run.seed for run in runs],
         "runs": [str(run.folder) for run in runs],
         "steps": runs[0].settings.get("fit", {}).get("steps"),
-        "seconds_per_step": sum(times) / len(times) if times else None,
+        "seconds_per_step": median(times) if times else None,
         "points": [
             {
                 "alpha": point.alpha,

@@ -156,14 +156,18 @@ def test_interpolations_count_where_all_seeds_have_them(tmp_path: Path) -> None:
     assert [point["alpha"] for point in method["points"]] == [0.5, 1.0]
 
 
-def test_the_time_of_a_step_leaves_out_what_is_no_training() -> None:
+def test_the_time_of_a_step_leaves_out_what_is_no_training_and_a_run_that_was_suspended() -> None:
     rows = [
         {"kind": "start", "step": 0},
         {"kind": "train", "step": 10, "seen/atoms": 100.0, "speed/atoms_per_second": 10.0},
         {"kind": "validation", "step": 10},
         {"kind": "train", "step": 30, "seen/atoms": 200.0, "speed/atoms_per_second": 5.0},
+        {"kind": "train", "step": 40, "seen/atoms": 300.0, "speed/atoms_per_second": 0.001},
+        {"kind": "train", "step": 50, "seen/atoms": 500.0, "speed/atoms_per_second": 10.0},
+        {"kind": "train", "step": 60, "seen/atoms": 700.0, "speed/atoms_per_second": 10.0},
     ]
-    assert seconds_per_step(rows) == pytest.approx((10.0 + 20.0) / 30)
+    assert seconds_per_step(rows) == pytest.approx(2.0)
+    assert seconds_per_step(rows[:4]) == pytest.approx(1.0)
     assert seconds_per_step([]) is None
 
 
