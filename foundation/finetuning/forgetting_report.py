@@ -25,8 +25,8 @@ from foundation.finetuning.forgetting_figures import draw_figures
 
 NOTEWORTHY = 0.1
 """Growth of a retained error that the page points at."""
-JSON_NAME, CURVE = "forgetting.json", "curve"
-"""File of the numbers, and folder of the measurements between start and result, one alpha-A.safetensors for each."""
+JSON_NAME, CURVE, ALPHA = "forgetting.json", "curve", "alpha-"
+"""File of the numbers; folder of the measurements between start and result, and how the name of each begins."""
 
 
 def write_forgetting(
@@ -76,7 +76,13 @@ def write_forgetting(
 
 def curve_file(folder: Path, alpha: float) -> Path:
     """Return the file in a report's folder with what was measured at alpha between start and result."""
-    return folder / CURVE / f"alpha-{alpha:g}.safetensors"
+    return folder / CURVE / f"{ALPHA}{alpha:g}.safetensors"
+
+
+def curve_files(folder: Path) -> dict[float, Path]:
+    """Return the files in a report's folder with what was measured between start and result, by alpha, sorted."""
+    files = (folder / CURVE).glob(f"{ALPHA}*.safetensors")
+    return dict(sorted((float(path.stem.removeprefix(ALPHA)), path) for path in files))
 
 
 def forgetting_values(

@@ -12,7 +12,14 @@ from typing import Any
 from foundation import checkpoint
 from foundation.finetuning.fisher import FACT_NAMES, Fisher, weights_sha256
 from foundation.finetuning.forgetting import BEFORE, read
-from foundation.finetuning.forgetting_report import JSON_NAME, curve_file, forgetting_values, remarks, table
+from foundation.finetuning.forgetting_report import (
+    JSON_NAME,
+    curve_file,
+    curve_files,
+    forgetting_values,
+    remarks,
+    table,
+)
 from foundation.finetuning.interpolation import interpolate
 from foundation.potential import Potential
 
@@ -45,7 +52,7 @@ def interpolated(run: Path, tuned: Potential, settings: dict, alpha: float) -> t
         raise ValueError(f"{run} is no fine-tuning, so that nothing lies between its start and its result: no alpha")
     file = curve_file(run / "forgetting", alpha)
     if not file.is_file():
-        there = ", ".join(sorted(each.stem.removeprefix("alpha-") for each in file.parent.glob("alpha-*"))) or "none"
+        there = ", ".join(f"{each:g}" for each in curve_files(run / "forgetting")) or "none"
         raise FileNotFoundError(
             f"{file}: the run has not measured what lies at alpha {alpha:g} (measured: {there}); name it in "
             "forgetting.alphas and fine-tune again"

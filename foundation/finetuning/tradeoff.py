@@ -31,7 +31,7 @@ from foundation.finetuning.comparison import (
     statistics,
 )
 from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
-from foundation.finetuning.forgetting_report import CURVE, number, percent, shown_by_page
+from foundation.finetuning.forgetting_report import curve_files, number, percent, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
 from foundation.training.checkpoints import changes
 from foundation.training.metrics_file import read_rows
@@ -97,13 +97,12 @@ def read_tuned_run(folder: Path) -> TunedRun:
         group.pop(name, None)
     settings.get("forgetting", {}).pop("before", None)
     measured = folder / FOLDER
-    curve = {float(path.stem.removeprefix("alpha-")): path for path in (measured / CURVE).glob("alpha-*.safetensors")}
     return TunedRun(
         folder=folder,
         settings=settings,
         seed=seed,
         before=read(measured / BEFORE),
-        points={alpha: read(path) for alpha, path in sorted(curve.items())} | {1.0: read(measured / AFTER)},
+        points={alpha: read(path) for alpha, path in curve_files(measured).items()} | {1.0: read(measured / AFTER)},
         seconds_per_step=seconds_per_step(read_rows(folder / "logs")),
     )
 
