@@ -1,11 +1,13 @@
-# Everything a person needs: `make quickstart`, `make test`, `make bench [BENCH=name]`.
+# Everything a person needs: `make quickstart`, `make test`, `make bench [BENCH=name]`, `make fuzz [FOR=600 SEED=1]`.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BENCH ?=
+FOR ?= 600
+SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart test lint bench fuzz clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +33,9 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(FOR) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
