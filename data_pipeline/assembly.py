@@ -22,11 +22,10 @@ from data_pipeline.block import Precision
 from data_pipeline.index import BlockIndex, index_path
 from data_pipeline.manifest import Shard, Split, split_index_path
 from data_pipeline.shards import ShardWriter, sha256
+from data_pipeline.splits import SPLITS
 from data_pipeline.staging import StagedFrames, batched, selected_frames
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import Structure
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)

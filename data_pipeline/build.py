@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -30,19 +30,11 @@ from rich.progress import Progress, TimeRemainingColumn
 from data_pipeline.assembly import Layout, ShardPlan, assembled, plan_shards, receipt_path, write_shard
 from data_pipeline.block import Precision
 from data_pipeline.crew import Task, dealt, work
-from data_pipeline.filters import (
-    FilterConfig,
-    SplitBy,
-    check_ids,
-    check_stress,
-    decide,
-    split_name,
-    splits_of,
-    write_rejects,
-)
+from data_pipeline.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
 from data_pipeline.manifest import SCHEMA_VERSION, Manifest, Provenance
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
+from data_pipeline.splits import SplitBy, Splits, split_name
 from data_pipeline.staging import Reading, StagedFrames, part_folder, stage_part
 from data_pipeline.structure import InvalidStructure
 
@@ -70,7 +62,9 @@ class BuildConfig:
     """Fraction of the groups, or of the frames, for the final evaluation; 1, and val_fraction 0, to train on none."""
     split_by: SplitBy = "group"
     """What is dealt to the splits. group: whole groups, at random. order: the first frames of the source are train,
-    the next val, the last test, for molecular dynamics, where a frame is almost its neighbour."""
+    the next val, the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within
+    each group, so that every split has a part of it. With fewer than five groups, group deals blocks, with a warning,
+    and the manifest records blocks; groups that the source's group_key names stay whole, with a warning."""
     split_seed: int = 0
     """A group's split is a function of this and of the group's name alone."""
     block_frames: int = 256
@@ -121,7 +115,7 @@ def build(config: BuildConfig) -> Manifest:
         todo = ranks.agree(lambda: [n for n in range(len(parts)) if not part_folder(place.staged, n).exists()])
         tasks: list[Task] = [(place.staged, number, parts[number], reading) for number in todo]
         ranks.work("reading", stage_part, tasks, [parts[number].size for number in todo], config.workers)
-        plans, rejected = ranks.agree(lambda: _decide(config, place, parts))
+        plans, decided = ranks.agree(lambda: _decide(config, place, parts))
         layout = Layout(
             cutoffs=config.cutoffs,
             block_frames=config.block_frames,
@@ -131,7 +125,7 @@ def build(config: BuildConfig) -> Manifest:
         unwritten = ranks.agree(lambda: [p for p in plans if not receipt_path(place.receipts, p.name).exists()])
         tasks = [(place.data, place.receipts, place.splits, plan, layout) for plan in unwritten]
         ranks.work("writing", write_shard, tasks, [plan.num_frames for plan in unwritten], config.workers)
-        return ranks.agree(lambda: _finish(config, place, plans, rejected))
+        return ranks.agree(lambda: _finish(config, place, plans, decided))
 
 
 def split_of(group: str, config: BuildConfig) -> str:
@@ -237,36 +231,47 @@ def _recorded(config: BuildConfig) -> dict:
     return values
 
 
-def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list[ShardPlan], dict[str, int]]:
+class _Decided(NamedTuple):
+    """What the frames decided for the manifest."""
+
+    rejected: dict[str, int]
+    split_by: SplitBy
+
+
+def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list[ShardPlan], _Decided]:
     """Apply the filters, list what is left out, and say which frames each shard holds."""
     frames = StagedFrames(place.staged, len(parts))
     check_ids(frames)
     if config.filters.stress_check:
         check_stress(frames)
     rejections = decide(frames, config.filters)
-    splits = splits_of(frames, rejections, config.val_fraction, config.test_fraction, config.split_by)
+    group_key = getattr(config.source, "group_key", None)
+    splits = Splits(frames, rejections, config.val_fraction, config.test_fraction, config.split_by, group_key=group_key)
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
-    plans = plan_shards(frames, splits, config.shard_frames)
+    plans = plan_shards(frames, splits.of_frames, config.shard_frames)
     trains = config.val_fraction + config.test_fraction < 1
     if not plans or (trains and plans[0].split != 0):
         reasons = ", ".join(f"{number:,} for {reason}" for reason, number in rejected.items())
+        few = "the source has too few groups or frames; --split_by blocks divides every group"
         raise InvalidStructure(
             f"no frame fell into {'the training' if trains else 'any'} split; "
-            + (f"the filters left out {reasons}" if rejected else "the source has too few groups or frames")
+            + (f"the filters left out {reasons}." if rejected else f"{few}.")
         )
     buffer = io.BytesIO()
-    np.save(buffer, splits)
+    np.save(buffer, splits.of_frames)
     _write(place.splits, buffer.getvalue())
-    return plans, rejected
+    for remark in splits.remarks():
+        logger.warning("%s", remark)
+    return plans, _Decided(rejected, splits.by)
 
 
-def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], rejected: dict[str, int]) -> Manifest:
+def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided: _Decided) -> Manifest:
     """Write the manifest and give the data their name."""
     manifest = Manifest(
         provenance=config.provenance,
         splits=assembled(place.data, place.receipts, plans, config.cutoffs),
-        build_config=_recorded(config),
-        rejected=rejected,
+        build_config=_recorded(config) | {"split_by": decided.split_by},
+        rejected=decided.rejected,
         root=config.out,
     )
     _write(place.data / "manifest.json", manifest.to_text().encode())

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int8, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from data_pipeline.duplicates import find_duplicates
 from data_pipeline.sources import Part
-from data_pipeline.staging import StagedFrames, hash_of
+from data_pipeline.staging import StagedFrames
 from data_pipeline.statistics import SIZE, ridge_energies
 from data_pipeline.structure import InvalidStructure, Structure
 
 IMPLAUSIBLE_STRESS = 10.0
 """Stress [eV/Å³] (1,602 GPa) that hardly any calculation has: over four times the pressure in the Earth's centre."""
-REJECTED = -1
-"""Split of a frame that is left out."""
-SplitBy = Literal["group", "order"]
-"""What is dealt to the splits: whole groups by a hash of their names, or blocks of frames in the source's order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,36 +199,6 @@ def _duplicates(frames: StagedFrames, kept: Bool[np.ndarray, " frames"], toleran
         values=numbers[originals],
         detail="the same atoms, cell and positions as {!r}" + f" to {tolerance:g} Å",
     )
-
-
-def splits_of(
-    frames: StagedFrames, rejections: list[Rejection], val_fraction: float, test_fraction: float, split_by: SplitBy
-) -> Int8[np.ndarray, " frames"]:
-    """Return the split of every frame: 0 train, 1 val, 2 test, REJECTED for one that is left out.
-
-    In order, the borders between the splits are rounded to whole frames of those that are kept.
-    """
-    group = frames.column("group")
-    kept = np.ones(len(group), dtype=bool)
-    for rejection in rejections:
-        kept[rejection.frames] = False
-    splits = np.full(len(group), REJECTED, dtype=np.int8)
-    if split_by == "order":
-        number, total = np.arange(kept.sum()), int(kept.sum())
-        borders = [round(total * (1 - val_fraction - test_fraction)), round(total * (1 - test_fraction))]
-        splits[kept] = np.searchsorted(borders, number, side="right")
-        return splits
-    position = group[kept] / 2.0**64
-    splits[kept] = np.where(position < test_fraction, 2, np.where(position < test_fraction + val_fraction, 1, 0))
-    return splits
-
-
-def split_name(group: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """Return the split of a group: a stable hash, so that adding data never moves a group."""
-    position = hash_of(group, seed) / 2**64
-    if position < test_fraction:
-        return "test"
-    return "val" if position < test_fraction + val_fraction else "train"
 
 
 def write_rejects(path: Path, frames: StagedFrames, parts: list[Part], rejections: list[Rejection]) -> dict[str, int]:
