@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.command import SCRIPT, Parse, check
+from launch.command import SCRIPT, Parse, check, refuse_unprintable
 
 log = logging.getLogger(__name__)
 
 TASK = "{task}"
 """In the command of a job array: the number of the task."""
+MAX_TASKS = 100_000
+"""Tasks of an array, each of which is checked before the script is written."""
 TEMPLATE = """\
 #!/bin/bash
 # Written by `foundation launch slurm`. Submit it again with: sbatch {script}
@@ -69,7 +71,7 @@ class SlurmConfig:
     directives: tuple[str, ...] = ()
     """More options of sbatch, one line each: ["--constraint=h100", "--exclusive"]."""
     prologue: tuple[str, ...] = ()
-    """Lines of shell to run first: ["module load cuda"]."""
+    """Lines of shell to run first: ["module load cuda"]. The only option that is run as it stands."""
     out: Path | None = None
     """Folder of the script and of the logs; the run folder if nothing is said."""
     submit: bool = False
@@ -78,6 +80,7 @@ class SlurmConfig:
     """What to run."""
 
     def __post_init__(self) -> None:
+        _refuse_what_shells_would_run(self)
         for name in ("nodes", "processes_per_node", "signal_before"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -89,6 +92,16 @@ class SlurmConfig:
             raise ValueError(f"time {self.time}: shorter than signal_before, {self.signal_before} s; nothing would run")
         if self.array is not None and self.out is None:
             raise ValueError("the tasks of an array have different run folders; say with --out where the script goes")
+
+
+def _refuse_what_shells_would_run(config: SlurmConfig) -> None:
+    for name in ("time", "memory", "partition", "account", "qos", "name", "array", "out"):
+        refuse_unprintable(name, str(getattr(config, name)))
+    for name in ("directives", "prologue"):
+        for place, line in enumerate(getattr(config, name)):
+            refuse_unprintable(f"{name}, line {place + 1},", line)
+    for directive in config.directives:
+        _directive(directive)
 
 
 def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
@@ -113,10 +126,13 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
     if len({task_run.out for task_run, _ in checked}) < len(checked):
         raise ValueError(f"the tasks of the array would share a run folder; put {TASK} into --out of the command")
     folder = (config.out or run.out).absolute()
+    refuse_unprintable("the folder of the script", str(folder))
+    if "\\" in str(folder):
+        raise ValueError(f"{folder}: SLURM takes a backslash out of the name of a log; choose another --out")
     script = folder / SCRIPT
     text = script_text(config, run, [*config.command, *added], script)
     folder.mkdir(parents=True, exist_ok=True)
-    script.write_text(text)
+    script.write_text(text, encoding="utf-8")
     log.info("wrote %s", script)
     if config.submit:
         done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
@@ -145,20 +161,36 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
         "qos": config.qos,
         "array": config.array,
         "signal": f"USR1@{config.signal_before}",
-        "output": script.parent / log_name,
+        "output": f"{script.parent}/".replace("%", "%%") + log_name,
         "open-mode": "append",
         "chdir": Path.cwd(),
     }
     options = [f"--{name}={shlex.quote(str(value))}" for name, value in directives.items() if value is not None]
+    options += ["--requeue", *map(_directive, config.directives)]
     return TEMPLATE.format(
-        script=script,
-        directives="\n".join(f"#SBATCH {option}" for option in [*options, "--requeue", *config.directives]),
+        script=shlex.quote(str(script)),
+        directives="\n".join(f"#SBATCH {option}" for option in options),
         prologue="".join(line + "\n" for line in config.prologue),
         threads=max(1, cpus - run.fit.num_workers),
         cpus=cpus,
         command=_lines([sys.executable, "-m", "launch", *command]),
         job=job,
     )
+
+
+def _directive(line: str) -> str:
+    """Return an option of sbatch, quoted as a shell would have to.
+
+    Raises:
+        ValueError: it is no option, or a quotation in it does not end.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"directives: {line!r}: {error}; write an option as on the command line of sbatch") from None
+    if not words or not words[0].startswith("-"):
+        raise ValueError(f"directives: {line!r} is no option of sbatch; write it as --constraint=h100")
+    return shlex.join(words)
 
 
 def _lines(words: Sequence[str]) -> str:
@@ -172,7 +204,7 @@ def _lines(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    return '"${SLURM_ARRAY_TASK_ID}"'.join(part and shlex.quote(part) for part in word.split(TASK))
+    return '"${SLURM_ARRAY_TASK_ID}"'.join(part and shlex.quote(part) for part in word.split(TASK)) or "''"
 
 
 def tasks_of(array: str | None) -> list[str]:
@@ -183,13 +215,16 @@ def tasks_of(array: str | None) -> list[str]:
     """
     if array is None:
         return [""]
-    tasks = []
+    tasks: list[int] = []
     for part in array.partition("%")[0].split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
-        if not found or not re.fullmatch(r"[^%]+(%[1-9]\d*)?", array):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?", part)
+        if not found or not re.fullmatch(r"[^%]+(%[1-9][0-9]{0,8})?", array):
             raise ValueError(f"array {array!r}: write it as 0-15, 0-15%4, 1,3,7 or 0-30:10")
         first, last, step = found.groups()
-        tasks += range(int(first), int(last or first) + 1, int(step or 1))
+        numbers = range(int(first), int(last or first) + 1, int(step or 1))
+        if not numbers or len(tasks) + len(numbers) > MAX_TASKS:
+            raise ValueError(f"array {array!r}: {part} is {len(numbers):,} tasks; use 1 to {MAX_TASKS:,} in all")
+        tasks += numbers
     return [str(task) for task in tasks]
 
 
@@ -199,7 +234,7 @@ def seconds_of(time: str) -> int:
     Raises:
         ValueError: SLURM would not understand it.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time, re.ASCII)
     if not found:
         raise ValueError(f"time {time!r}: write it as minutes, hours:minutes:seconds or days-hours:minutes:seconds")
     days, *numbers = (int(number) if number else None for number in found.groups())
