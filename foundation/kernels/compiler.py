@@ -17,11 +17,17 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from foundation.kernels import trusted
+
 logger = logging.getLogger(__name__)
 
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+"""Environment variable with the user's cache folder, where it is not ~/.cache."""
 COMPILERS = ("gcc", "clang", "cc")
 FLAGS = ("-O2", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast", "-w")
 """No -ffast-math: the order of sums, and with it the bits of the result, is the source's."""
+CHECKSUM = 32
+"""Digits of a checksum in the name of an entry."""
 X86_FLAGS = ("-mprefer-vector-width=512",)
 
 
@@ -65,7 +71,7 @@ def vector_bits() -> int:
 
 def cache_folder() -> Path:
     """Return where compiled kernels are kept: foundation/kernels in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foundation" / "kernels"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "foundation" / "kernels"
 
 
 def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
@@ -73,22 +79,25 @@ def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
 
     Raises:
         NoCompiler: there is no compiler, or it fails on the source.
+        UntrustedCode: somebody else could have written what lies in the cache.
     """
     path, version = compiler()
     flags = [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *defines]
     name = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()[:32]
     _share_openmp()
     for entry in sorted(cache_folder().glob(f"{name}-*.so")):
-        if _checksum(entry) == entry.stem.split("-")[1]:
-            return ctypes.CDLL(str(entry))
+        loaded = trusted.load_library(entry, entry.stem.split("-")[1], CACHE_VARIABLE)
+        if loaded is not None:
+            return loaded
         logger.warning("%s is damaged and is compiled again", entry)
         entry.unlink(missing_ok=True)
-    return ctypes.CDLL(str(_compile(path, flags, source, name)))
+    return _compile(path, flags, source, name)
 
 
-def _compile(path: str, flags: list[str], source: str, name: str) -> Path:
-    """Compile into a temporary file and give it its name only when it is complete."""
+def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL:
+    """Compile into a temporary file, load it, and give it its name only then: another process may remove an entry."""
     folder = _writable_folder()
+    trusted.refuse_untrusted_folder(folder, CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         code, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
         code.write_text(source)
@@ -97,13 +106,13 @@ def _compile(path: str, flags: list[str], source: str, name: str) -> Path:
         )
         if result.returncode:
             raise NoCompiler(f"{path} cannot compile the kernels: {result.stderr.strip()[:500]}")
-        entry = folder / f"{name}-{_checksum(library)}.so"
-        os.replace(library, entry)
-    return entry
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+        library.chmod(0o600)
+        checksum = hashlib.sha256(library.read_bytes()).hexdigest()
+        loaded = trusted.load_library(library, checksum, CACHE_VARIABLE)
+        if loaded is None:
+            raise NoCompiler(f"{library} has changed since it was compiled a moment ago")
+        os.replace(library, folder / f"{name}-{checksum[:CHECKSUM]}.so")
+    return loaded
 
 
 @cache
@@ -111,14 +120,15 @@ def _writable_folder() -> Path:
     """Return the cache folder or, where it cannot be written, a temporary one for this process."""
     folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        trusted.make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
     except OSError as error:
         temporary = tempfile.mkdtemp(prefix="foundation-kernels-")
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         logger.warning("kernels are compiled anew for this process: %s cannot be written (%s)", folder, error)
         return Path(temporary)
+    return folder
 
 
 @cache
@@ -129,4 +139,5 @@ def _share_openmp() -> None:
     except OSError:
         return
     for library in sorted(set(re.findall(r"\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so[^/\s]*", maps))):
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        # what is loaded already, never another file that lies there by now
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)

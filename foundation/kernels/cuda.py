@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foundation.kernels.edges import EdgeIndex, spread
 from foundation.kernels.paths import Paths
+from foundation.kernels.trusted import refuse_untrusted_extensions
 
 
 def available() -> bool:
@@ -28,7 +29,11 @@ def kernel(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Tensor, Tens
     """Return OpenEquivariance's module, the order of its weights, and their signs.
 
     Its Clebsch-Gordan coefficients may differ from e3nn's by the sign of a whole path; the weights make up for it.
+
+    Raises:
+        UntrustedCode: somebody else could have written the extension that it has had compiled.
     """
+    refuse_untrusted_extensions()
     import openequivariance as oeq
     from openequivariance.core.e3nn_lite import wigner_3j
 

@@ -22,6 +22,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from foundation.kernels.trusted import refuse_untrusted_extensions
+
 StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload", "zero-3"]
 NO_ZERO_3 = (
     "strategy zero-3 takes the parameters away between layers, and the forces, derivatives by positions inside the "
@@ -74,7 +76,13 @@ class ZeroStrategy(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int, *, offload: bool, clip_norm: float) -> None:
-        """Prepare a stage; with offload, the optimizer's state and work are the host's."""
+        """Prepare a stage; with offload, the optimizer's state and work are the host's.
+
+        Raises:
+            UntrustedCode: somebody else could have written the extensions that DeepSpeed has had compiled.
+            ValueError: DeepSpeed is not installed.
+        """
+        refuse_untrusted_extensions()
         try:
             super().__init__(stage=stage, offload_optimizer=offload, logging_batch_size_per_gpu=1)
         except ModuleNotFoundError as error:

@@ -1,0 +1,125 @@
+"""Compiled code is loaded from places that nobody else can write: whoever writes a library runs as who loads it.
+
+The open file is checked and that same open file is loaded, so that nothing can be exchanged in between. Of the folders
+above, only one that everybody may write is refused, unless it is sticky as /tmp is: whoever exchanges a folder below
+cannot make one that belongs to the user.
+"""
+
+import ctypes
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
+"""Environment variable with the folder of torch's compiled extensions."""
+
+
+class UntrustedCode(PermissionError):
+    """Somebody else could have written a compiled library; the message says where and what to do."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above that are missing, for this user alone, whatever the umask is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another process was faster, or it is a file
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)
+
+
+def refuse_untrusted_folder(folder: Path, variable: str) -> None:
+    """Refuse a folder of compiled code that others can write, or one that holds what they can write.
+
+    Args:
+        folder: The folder; links are followed.
+        variable: Environment variable that names another place for it.
+
+    Raises:
+        OSError: it cannot be looked at.
+        UntrustedCode: it is not this user's, or others can write it.
+    """
+    status = folder.stat()
+    _refuse(status, folder, variable)
+    for above in folder.resolve().parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise UntrustedCode(
+                f"{above}, in which {folder} lies, can be written by everybody, so the compiled code there is not run; "
+                f"`chmod o-w {above}`, or set {variable} to a folder of your own"
+            )
+
+
+def refuse_untrusted_extensions() -> None:
+    """Refuse the folder in which OpenEquivariance and DeepSpeed keep what torch compiles for them; make it if missing.
+
+    Raises:
+        OSError: it cannot be made or looked at.
+        UntrustedCode: something there is not this user's, or others can write it.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get(EXTENSIONS_VARIABLE) or get_default_build_root())
+    make_private(folder)
+    refuse_untrusted_folder(folder, EXTENSIONS_VARIABLE)
+    if folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):  # others get to what lies in it
+        for path in sorted(folder.rglob("*")):
+            _refuse(path.lstat(), path, EXTENSIONS_VARIABLE)
+
+
+def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None:
+    """Load a compiled library; None if it is gone or its SHA-256 does not begin with the checksum of 32 digits or more.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+        UntrustedCode: it or its folder is not this user's, or others can write it.
+    """
+    try:
+        refuse_untrusted_folder(file.parent, variable)
+        inside = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _refuse(os.fstat(inside), file.parent, variable)
+            # without waiting for somebody to write, should it be a pipe
+            opened = os.open(file.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
+        finally:
+            os.close(inside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if file.is_symlink():
+            raise UntrustedCode(f"{file} is a link, which this program does not make; remove it") from error
+        raise
+    status = os.fstat(opened)
+    _refuse(status, file, variable)
+    whole = stat.S_ISREG(status.st_mode) and len(checksum) >= 32
+    if whole:
+        with open(opened, "rb", closefd=False) as content:
+            whole = hashlib.file_digest(content, "sha256").hexdigest().startswith(checksum)
+    if not whole:
+        os.close(opened)
+        return None
+    # stays open: the loader takes another library of the same name, as of a descriptor used again, for this one
+    return ctypes.CDLL(f"/proc/self/fd/{opened}")
+
+
+def _refuse(status: os.stat_result, path: Path, variable: str) -> None:
+    advice = f"set {variable} to a folder of your own, for compiled code cannot be shared"
+    if status.st_uid != os.geteuid():
+        raise UntrustedCode(
+            f"{path} belongs to user {status.st_uid}, not to you (user {os.geteuid()}), so the compiled code there is "
+            f"not run; {advice}"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
+        raise UntrustedCode(
+            f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), so the compiled code there is "
+            f"not run; remove it, or `chmod go-w {path}` if only you have written it, or {advice}"
+        )
