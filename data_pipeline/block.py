@@ -6,14 +6,15 @@ blocks. Bytes depend only on the frames: no clock, no user name, no hash order.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import safetensors.numpy
+from jaxtyping import Int32
 from safetensors import SafetensorError
 
-from data_pipeline.structure import Structure
+from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
 HAS_FORCES, HAS_STRESS, HAS_ALTERNATIVE_ENERGY = 1, 2, 4
 """Bits of the label mask of a frame."""
@@ -70,11 +71,18 @@ class Block(Sequence[Structure]):
             header_size = int.from_bytes(buffer[:8], "little")
             names = json.loads(json.loads(buffer[8 : 8 + header_size])["__metadata__"]["frames"])
             self._ids, self._groups = names["ids"], names["groups"]
-            self._starts = np.concatenate([[0], np.cumsum(self._arrays["num_atoms"], dtype=np.int64)]).tolist()
-            self._labels = self._arrays["labels"].tolist()
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptShard(f"not a block of frames ({error})") from error
+        for problem in _contradictions(self._arrays, self._ids, self._groups):
+            raise CorruptShard(f"not a block of frames ({problem})")
+        self._starts = np.concatenate([[0], np.cumsum(self._arrays["num_atoms"], dtype=np.int64)]).tolist()
+        self._labels = self._arrays["labels"].tolist()
         self.num_bytes = len(buffer)
+
+    @property
+    def num_atoms(self) -> Int32[np.ndarray, " frames"]:
+        """Number of atoms of each frame."""
+        return self._arrays["num_atoms"]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -98,3 +106,40 @@ class Block(Sequence[Structure]):
             id=self._ids[frame],
             group=self._groups[frame],
         )
+
+
+def _contradictions(arrays: dict[str, np.ndarray], *names: object) -> Iterator[str]:
+    """Yield what is wrong with arrays that are not those of frames; a checksum does not tell who wrote them."""
+    num_atoms = arrays.get("num_atoms", np.zeros(0))
+    if num_atoms.dtype != np.int32 or num_atoms.ndim != 1 or len(num_atoms) == 0 or num_atoms.min() < 1:
+        yield "num_atoms is not one positive int32 for each frame"
+        return
+    lengths = {"frames": len(num_atoms), "atoms": int(num_atoms.sum(dtype=np.int64))}
+    for name, (dtypes, length, shape) in _ARRAYS.items():
+        array = arrays.get(name)
+        if array is None and name == "alternative_energy":
+            continue
+        if array is None or array.dtype.name not in dtypes or array.shape != (lengths[length], *shape):
+            yield f"{name} is not {' or '.join(dtypes)} for each of {lengths[length]} {length}"
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name} has a value that is not finite"
+    numbers = arrays.get("numbers", np.zeros(0))
+    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= MAX_ATOMIC_NUMBER:
+        yield f"numbers are not atomic numbers from 1 to {MAX_ATOMIC_NUMBER}"
+    for texts in names:
+        if not isinstance(texts, list) or len(texts) != len(num_atoms) or not all(isinstance(t, str) for t in texts):
+            yield f"ids and groups are not a text for each of {len(num_atoms)} frames"
+
+
+_ARRAYS: dict[str, tuple[tuple[str, ...], Literal["frames", "atoms"], tuple[int, ...]]] = {
+    "numbers": (("uint8",), "atoms", ()),
+    "positions": (("float64", "float32"), "atoms", (3,)),
+    "cell": (("float64",), "frames", (3, 3)),
+    "pbc": (("bool",), "frames", (3,)),
+    "energy": (("float64",), "frames", ()),
+    "forces": (("float32",), "atoms", (3,)),
+    "stress": (("float32",), "frames", (3, 3)),
+    "labels": (("uint8",), "frames", ()),
+    "alternative_energy": (("float64",), "frames", ()),
+}
+"""Types of each array of a block, what it has one entry for, and the shape of an entry."""

@@ -4,7 +4,7 @@ Per block there are sums, some fifty bytes in memory, so that a corpus of 10⁸ 
 there are the atoms and edges, which stay on disk until a window of frames is packed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,10 @@ from data_pipeline.block import CorruptShard
 
 Counts = tuple[Int32[np.ndarray, " frames"], Int32[np.ndarray, "frames cutoffs"]]
 """Atoms of each frame, and its directed edges at each planning cutoff."""
+MAX_BYTES = 2**50
+"""Bytes of a shard at most: above it, sums of offsets and sizes could wrap around."""
+FRAME_BYTES, ATOM_BYTES = 100, 25
+"""Bytes that a frame and an atom take in a block at least: cell, energy and stress; number, positions and forces."""
 READ_FRAMES = 65536
 """Frames whose counts are in memory together while they are looked through."""
 
@@ -73,8 +77,51 @@ class BlockIndex:
             FileNotFoundError: the file is missing.
             CorruptShard: it cannot be read.
         """
-        arrays = _load(path)
-        return BlockIndex(**{name: arrays[name] for name in _DTYPES})
+        return BlockIndex.parse(path.read_bytes(), str(path))
+
+    @staticmethod
+    def parse(content: bytes, where: str) -> "BlockIndex":
+        """Return the blocks in the content of an index file; `where` is what messages call the file.
+
+        Raises:
+            CorruptShard: it is not an index, or one that no blocks can have.
+        """
+        arrays = _arrays(content, where)
+        blocks = BlockIndex(**{name: arrays[name] for name in _DTYPES})
+        for problem in blocks._contradictions():
+            raise _unreadable(where, problem)
+        return blocks
+
+    def of_shard(self, number: int) -> "BlockIndex":
+        """Return the blocks of a shard."""
+        first, last = np.searchsorted(self.shard, [number, number + 1])
+        return BlockIndex(**{name: getattr(self, name)[first:last] for name in _DTYPES})
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield what blocks of frames cannot be: sums and largest values are of one or more frames of one atom or more.
+
+        Bytes bound frames and atoms, so that whatever is made for each of them is bounded by what is on disk.
+        """
+        frames, atoms = self.num_frames.astype(np.int64), self.num_atoms
+        if (self.shard < 0).any() or (np.diff(self.shard) < 0).any():
+            yield "shard is not ascending"
+        if (
+            (self.offset < 0).any()
+            or (self.size < 1).any()
+            or np.maximum(self.offset, self.size).max(initial=0) > MAX_BYTES
+        ):
+            yield f"an offset or a size is not within {MAX_BYTES} bytes"
+        elif ((self.offset + self.size)[:-1] > self.offset[1:])[np.diff(self.shard) == 0].any():
+            yield "blocks are not in order, or overlap"
+        if (frames < 1).any() or (FRAME_BYTES * frames > self.size).any():
+            yield "num_frames is not a number of frames that the block has room for"
+        if (self.max_atoms < 1).any() or (atoms < frames).any() or (ATOM_BYTES * atoms > self.size).any():
+            yield "num_atoms is not a number of atoms that the block has room for"
+        elif (atoms < self.max_atoms + frames - 1).any() or (atoms > self.max_atoms * frames).any():
+            yield "num_atoms and max_atoms cannot both be"
+        cost, most, least = self.cost, self.max_edges.astype(np.int64), frames[:, None]
+        if (most < 0).any() or (cost < np.maximum(most, 1) + least - 1).any() or (cost > least * most.clip(1)).any():
+            yield "cost and max_edges cannot both be"
 
 
 _DTYPES: dict[str, type] = {field.name: np.int64 for field in fields(BlockIndex)} | {
@@ -176,8 +223,8 @@ def summed(
 class StoredCounts:
     """Counts of the frames of several shards, read from their index files when they are asked for."""
 
-    def __init__(self, paths: Sequence[Path], shard_frames: Sequence[int], num_cutoffs: int) -> None:
-        self._paths, self._num_cutoffs = paths, num_cutoffs
+    def __init__(self, path_of: Callable[[int], Path], shard_frames: Sequence[int], num_cutoffs: int) -> None:
+        self._path_of, self._num_cutoffs = path_of, num_cutoffs
         self._first_frame = np.concatenate([[0], np.cumsum(shard_frames, dtype=np.int64)]).astype(np.int64)
 
     def __call__(self, first: int, last: int) -> Counts:
@@ -189,15 +236,16 @@ class StoredCounts:
         """
         atoms, edges = [np.zeros(0, np.int32)], [np.zeros((0, self._num_cutoffs), np.int32)]
         shard = int(np.searchsorted(self._first_frame, first, side="right")) - 1
-        while shard < len(self._paths) and self._first_frame[shard] < last:
+        while shard < len(self._first_frame) - 1 and self._first_frame[shard] < last:
             start, stop = (int(bound - self._first_frame[shard]) for bound in (first, last))
             rows = slice(max(start, 0), min(stop, int(self._first_frame[shard + 1] - self._first_frame[shard])))
+            path = self._path_of(shard)
             try:
-                with safe_open(self._paths[shard], framework="numpy") as file:
+                with safe_open(path, framework="numpy") as file:
                     atoms.append(file.get_slice("frame_atoms")[rows])
                     edges.append(file.get_slice("frame_edges")[rows])
             except SafetensorError as error:
-                raise _unreadable(self._paths[shard], error) from error
+                raise _unreadable(str(path), error) from error
             shard += 1
         return np.concatenate(atoms), np.concatenate(edges)
 
@@ -213,12 +261,37 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.safetensors")
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def parse_counts(content: bytes, num_frames: int, where: str) -> Counts:
+    """Return the counts of the frames in the content of a shard's index; `where` is what messages call the file.
+
+    Raises:
+        CorruptShard: they are not there, or not of so many frames.
+    """
+    arrays = _arrays(content, where)
+    atoms, edges = (arrays.get(name, np.zeros(0)) for name in ("frame_atoms", "frame_edges"))
+    if (atoms.shape, atoms.dtype) != ((num_frames,), np.int32):
+        raise _unreadable(where, f"frame_atoms is not one int32 for each of {num_frames} frames")
+    if (edges.shape, edges.dtype) != ((num_frames, arrays["cost"].shape[1]), np.int32) or (edges < 0).any():
+        raise _unreadable(where, "frame_edges is not one int32 for each frame and cutoff, none negative")
+    return atoms, edges
+
+
+def _arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an index file, those of the blocks with the right types and shapes."""
     try:
-        return safetensors.numpy.load_file(path)
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
+        arrays = safetensors.numpy.load(content)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(where, error) from error
+    num_blocks = arrays["size"].shape[:1] if "size" in arrays else ()
+    for name, dtype in _DTYPES.items():
+        array = arrays.get(name)
+        if array is None or array.dtype != dtype or array.shape[:1] != num_blocks or not num_blocks:
+            raise _unreadable(where, f"{name} is not one {np.dtype(dtype)} or more for each block")
+        tables = name in ("cost", "max_edges")
+        if array.ndim != 1 + tables or (tables and array.shape != arrays["cost"].shape):
+            raise _unreadable(where, f"{name} has shape {array.shape}")
+    return arrays
 
 
-def _unreadable(path: Path, error: Exception) -> CorruptShard:
-    return CorruptShard(f"{path}: cannot be read ({error}); copy it again or build the data again")
+def _unreadable(where: str, problem: object) -> CorruptShard:
+    return CorruptShard(f"{where}: cannot be read ({problem}); copy it again or build the data again")

@@ -1,19 +1,34 @@
 """Manifest: what a data set is, in one JSON file: shards, checksums, splits, licence, level of theory, statistics."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from data_pipeline.block import Block
-from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path
+from data_pipeline.block import Block, CorruptShard
+from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path, parse_counts
+from data_pipeline.index_check import check_shard, check_split
+from data_pipeline.json_record import InvalidRecord, Record, abbreviated, parse_json
 from data_pipeline.remote import CACHE_BYTES, DiskCache, RemoteFolder
 from data_pipeline.shards import read_block, sha256
 from data_pipeline.statistics import Statistics
 
 SCHEMA_VERSION = 2
+_OLD = f"older than {SCHEMA_VERSION}; build the data again"
+MANIFEST_BYTES = 32 * 2**20
+"""Largest manifest.json that is read [bytes]: of 10⁹ frames in 15,000 shards it has 4 MB, and what is read takes up to
+twenty times its size in memory."""
+INDEX_HEADER_BYTES, INDEX_FRAME_BYTES, INDEX_CUTOFF_BYTES = 65536, 60, 16
+"""Bounds of an index file: the names of its arrays, and per frame what a block and a frame take [bytes]."""
+SPLIT = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+SHARD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar"
+"""Plain names, the same file on every system and in every URL: nothing else is joined to a folder or an address."""
+MERGED_SHARD = rf"(?![/\\])([^/\x00-\x1f]{{1,255}}/){{0,100}}{SHARD}"
+"""A shard of a merged data set lies in another folder of the same disk, under a path from the manifest's folder."""
+SHA256 = r"[0-9a-f]{64}"
 NO_LICENCE = ("none", "noassertion", "no licence", "no license", "not stated", "unknown")
 """How the text begins that says of data that they have no licence; the first two are SPDX's words."""
 
@@ -103,8 +118,9 @@ class Manifest:
             ValueError: there is no such split.
         """
         if name not in self.splits:
+            names = ", ".join(sorted(self.splits))
             place = self.remote.url if self.remote else self.root
-            raise ValueError(f"{place}: there is no split {name!r}; there are {', '.join(sorted(self.splits))}")
+            raise ValueError(f"{place}: there is no split {name!r}; there are {names}")
         return self.splits[name]
 
     def index(self, split: str) -> SplitIndex:
@@ -112,18 +128,43 @@ class Manifest:
 
         Raises:
             FileNotFoundError: the index file is missing.
-            CorruptShard: the index file cannot be read.
+            CorruptShard: the index file is not the one of the manifest.
+            InvalidRecord: what the manifest says of the split is not what the index holds.
         """
-        parts, statistics = self.split(split), self.split(split).statistics
-        path = self._file(split_index_path(self.root, split), parts.index_sha256)
-        counts = StoredCounts(
-            _IndexFiles(self, parts.shards), [shard.num_frames for shard in parts.shards], len(statistics.cutoffs)
-        )
-        return SplitIndex(BlockIndex.load(path), counts)
+        part, statistics = self.split(split), self.split(split).statistics
+        name = split_index_path(self.root, split).name
+        path, content = self.read_file(name, part.index_sha256)
+        blocks, frames = BlockIndex.parse(content, str(path)), [shard.num_frames for shard in part.shards]
+        check_split(blocks, frames, [s.num_bytes for s in part.shards], statistics, f"{self.place}: splits.{split}")
+        indexes = _ShardIndexes(self, part.shards, blocks)
+        return SplitIndex(blocks, StoredCounts(indexes, frames, len(statistics.cutoffs)))
 
-    def _file(self, path: Path, sha256: str) -> Path:
-        """Return the path of a file of the data set, which of a remote one is fetched if need be."""
-        return path if self.remote is None else self.remote.fetch(path.name, sha256)
+    @property
+    def place(self) -> str:
+        """Manifest in messages: its address, or its path."""
+        return f"{self.remote.url if self.remote else self.root}/manifest.json"
+
+    def read_file(self, name: str, sha256: str) -> tuple[Path, bytes]:
+        """Return the path and the content of a file of the data set, compared with its checksum.
+
+        Raises:
+            CorruptShard: the file is not the one of the manifest.
+            FileNotFoundError: it is missing.
+            OSError: it cannot be read or reached.
+        """
+        if self.remote is not None:
+            return self.remote.fetch(name, sha256, self._largest_index())
+        path = self.root / name
+        content = path.read_bytes() if path.stat().st_size <= self._largest_index() else b""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise CorruptShard(f"{path}: the checksum differs from the manifest's; copy or build it again")
+        return path, content
+
+    def _largest_index(self) -> int:
+        """Return the bytes that no index file of the data set exceeds: blocks of one frame each, and their counts."""
+        frames = max((split.statistics.num_frames for split in self.splits.values()), default=0)
+        cutoffs = max((len(split.statistics.cutoffs) for split in self.splits.values()), default=0)
+        return INDEX_HEADER_BYTES + frames * (INDEX_FRAME_BYTES + INDEX_CUTOFF_BYTES * cutoffs)
 
     def shard_paths(self, split: str) -> list[Path]:
         """Return the paths of a split's shards, in order."""
@@ -199,18 +240,36 @@ def split_index_path(root: Path, split: str) -> Path:
     return root / f"{split}.index.safetensors"
 
 
-class _IndexFiles(Sequence[Path]):
-    """Paths of the index files of some shards; those of a remote data set are fetched when they are asked for."""
+class _ShardIndexes:
+    """Index files of the shards of a split, each compared with checksum and split when it is first asked for."""
 
-    def __init__(self, manifest: Manifest, shards: tuple[Shard, ...]) -> None:
-        self._manifest, self._shards = manifest, shards
+    def __init__(self, manifest: Manifest, shards: tuple[Shard, ...], blocks: BlockIndex) -> None:
+        self._manifest, self._shards, self._blocks = manifest, shards, blocks
+        self._checked: dict[int, tuple[int, int]] = {}
 
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, number: int) -> Path:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
+    def __call__(self, number: int) -> Path:
+        """Return the path of the index file of a shard."""
         shard = self._shards[number]
-        return self._manifest._file(index_path(self._manifest.root / shard.name), shard.index_sha256)
+        name = index_path(Path(shard.name)).as_posix()
+        path = self._manifest.root / name
+        if number not in self._checked or self._checked[number] != _identity(path):
+            path, content = self._manifest.read_file(name, shard.index_sha256)
+            counts = parse_counts(content, shard.num_frames, str(path))
+            check_shard(BlockIndex.parse(content, str(path)), counts, self._blocks.of_shard(number), str(path))
+            self._checked[number] = _identity(path)
+        elif self._manifest.remote is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)  # what is used stays when copies make room
+        return path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what differs once a file is another one; a copy of a remote file is touched whenever it is used."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a copy that made room
+        return (0, 0)
+    return status.st_ino, status.st_size
 
 
 def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Manifest:
@@ -239,32 +298,86 @@ def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: i
     file = path / "manifest.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no manifest there; make one with `foundation build --config ...`")
-    return _parsed(str(file), file.read_bytes(), root=file.parent)
+    return _parsed(str(file), _read(file), root=file.parent)
+
+
+def _read(file: Path) -> bytes:
+    size = file.stat().st_size
+    if size > MANIFEST_BYTES:
+        raise InvalidRecord(f"{file}: not a manifest ({size:,} bytes, where {MANIFEST_BYTES:,} are the most)")
+    return file.read_bytes()
 
 
 def _parsed(file: str, content: bytes, root: Path, remote: RemoteFolder | None = None) -> Manifest:
+    where = f"{file}: not a manifest"
     try:
-        values = json.loads(content)
-        version = values["schema_version"]
-        if version > SCHEMA_VERSION:
-            raise ValueError(f"{file}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
-        if version < SCHEMA_VERSION:
-            raise ValueError(f"{file}: schema {version} is older than {SCHEMA_VERSION}; build the data again")
-        splits = {
-            name: Split(
-                shards=tuple(Shard(**shard) for shard in split["shards"]),
-                statistics=Statistics.from_json(split["statistics"]),
-                index_sha256=split["index_sha256"],
-            )
-            for name, split in values["splits"].items()
-        }
-        return Manifest(
-            provenance=Provenance(**values["provenance"]),
-            splits=splits,
-            build_config=values["build_config"],
-            rejected=values["rejected"],
-            root=root,
-            remote=remote,
+        value = parse_json(content)
+    except ValueError as error:
+        raise InvalidRecord(f"{where} ({error})") from error
+    record = Record(value, where)
+    version = record.count("schema_version")
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        problem = f"newer than this program's {SCHEMA_VERSION}; update it" if newer else _OLD
+        raise InvalidRecord(f"{file}: schema {version} is {problem}")
+    record.only("schema_version", "provenance", "splits", "build_config", "rejected")
+    facts = [field.name for field in fields(Provenance)]
+    provenance = record.record("provenance").only(*facts)
+    rejected = record.record("rejected")
+    merged = _check_build_config(record.record("build_config"))
+    if merged and remote is not None:
+        raise InvalidRecord(f"{file}: it was merged, and its shards are on another disk; open its parts instead")
+    shard_name = (MERGED_SHARD, "the path of a shard from here") if merged else (SHARD, "the file name of a shard")
+    return Manifest(
+        provenance=Provenance(**{name: provenance.text(name) for name in facts}),
+        splits=_splits(record.record("splits"), shard_name),
+        build_config=record.raw("build_config"),
+        rejected={reason: rejected.count(reason) for reason in rejected.names()},
+        root=root,
+        remote=remote,
+    )
+
+
+def _check_build_config(record: Record) -> bool:
+    """Check what is read of the configuration of a build, and return whether it is that of a merged data set."""
+    if "source" in record.names():
+        record.record("source")
+    if "merged" not in record.names():
+        return False
+    for part in record.records("merged"):
+        part.only("name", "fingerprint", "build_config")
+        _check_build_config(part.record("build_config"))
+    return True
+
+
+def _splits(record: Record, shard_name: tuple[str, str]) -> dict[str, Split]:
+    splits, names = {}, set[str]()
+    for name, values in record.members().items():
+        if not re.fullmatch(SPLIT, name):
+            raise record.refuse(name, "is not the name of a split: letters, digits, - and _")
+        values.only("shards", "statistics", "index_sha256")
+        split = Split(
+            shards=tuple(_shard(shard, shard_name) for shard in values.records("shards")),
+            statistics=Statistics.from_record(values.record("statistics")),
+            index_sha256=values.text("index_sha256", SHA256, "a SHA-256 in hexadecimal"),
         )
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not a manifest ({type(error).__name__}: {error})") from error
+        for number, shard in enumerate(split.shards):
+            if shard.name in names:
+                raise values.refuse(f"shards[{number}].name", f"is {abbreviated(shard.name)}, which is there twice")
+            names.add(shard.name)
+        total = sum(shard.num_frames for shard in split.shards)
+        if total != split.statistics.num_frames:
+            raise values.refuse("statistics.num_frames", f"is {split.statistics.num_frames}; the shards have {total}")
+        splits[name] = split
+    return splits
+
+
+def _shard(record: Record, name: tuple[str, str]) -> Shard:
+    record.only(*(field.name for field in fields(Shard)))
+    return Shard(
+        name=record.text("name", *name),
+        sha256=record.text("sha256", SHA256, "a SHA-256 in hexadecimal"),
+        num_bytes=record.count("num_bytes", 1),
+        num_frames=record.count("num_frames", 1),
+        index_sha256=record.text("index_sha256", SHA256, "a SHA-256 in hexadecimal"),
+    )

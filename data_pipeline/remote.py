@@ -6,7 +6,6 @@ folder: a file appears under its name only when it is complete, and every block 
 index each time it is read, from wherever.
 """
 
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -124,23 +123,25 @@ class RemoteFolder:
         self.copies = self._cache.folder / hashlib.sha256(self.url.encode() + b"\0" + content).hexdigest()[:16]
         return content
 
-    def fetch(self, name: str, sha256: str) -> Path:
-        """Return the path of a local copy of a whole file, which is compared with its checksum when it is fetched.
+    def fetch(self, name: str, sha256: str, most: int) -> tuple[Path, bytes]:
+        """Return the path of a local copy of a whole file of at most so many bytes, and its content, checksum held.
 
         Raises:
             CorruptShard: the file is not the one of the manifest.
             FileNotFoundError: it is not there.
-            OSError: it cannot be reached.
+            OSError: it cannot be reached, or the copy cannot be written.
         """
         path = self.copies / name
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)
-            return path
-        content = self._download(name)
+        copy = self._cache.read(path)
+        if copy is not None and hashlib.sha256(copy).hexdigest() == sha256:
+            return path, copy
+        if copy is not None:
+            log.warning("%s: the checksum differs from the manifest's; it is fetched again", path)
+        content = self._download(name, 0, most)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise CorruptShard(f"{self.url}/{name}: the checksum differs from the manifest's; copy or build it again")
         self._cache.write(path, content)
-        return path
+        return path, content
 
     def read_block(self, name: str, blocks: BlockIndex, number: int) -> Block:
         """Read one block of a shard, from the local copy if there is a sound one.

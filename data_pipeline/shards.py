@@ -110,7 +110,13 @@ def decode_block(buffer: bytes, shard: str, blocks: BlockIndex, number: int) -> 
         raise CorruptShard(f"{where}: the file ends after {len(buffer)} of {size} bytes; copy or build it again")
     if zlib.crc32(buffer) != int(blocks.checksum[number]):
         raise CorruptShard(f"{where}: the checksum does not match; copy or build the shard again")
-    return Block(buffer)
+    try:
+        block = Block(buffer)
+    except CorruptShard as error:
+        raise CorruptShard(f"{where}: {error}; build the data again") from error
+    if len(block) != blocks.num_frames[number] or block.num_atoms.sum() != blocks.num_atoms[number]:
+        raise CorruptShard(f"{where}: it has other frames than its index says; build the data again")
+    return block
 
 
 def sha256(path: Path) -> str:

@@ -4,13 +4,15 @@ Only sums are kept. What a model needs, and what a person wants to see of the da
 shards, or two manifests, merge by addition: exactly for whatever is counted, to rounding for the sums of reals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int, Int64
 
 from data_pipeline.histograms import BINS
+from data_pipeline.json_record import Record, abbreviated
 from data_pipeline.stress_work import stress_ratios
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
@@ -189,31 +191,68 @@ class Statistics:
 
     @classmethod
     def from_json(cls, values: dict) -> "Statistics":
-        """Return the statistics that to_json() wrote.
+        """Return the statistics that to_json() wrote; see from_record()."""
+        return cls.from_record(Record(values, "statistics"))
+
+    @classmethod
+    def from_record(cls, record: Record) -> "Statistics":
+        """Return the statistics that to_json() wrote, read from a file.
 
         Raises:
-            ValueError: a histogram has other bins than this program's.
+            InvalidRecord: an entry is missing or of another kind, a histogram has other bins than this program's, or
+                sums contradict each other.
         """
-        elements = values["elements"]
-        histograms = {name: np.array(values["histograms"][name], dtype=np.int64) for name in BINS}
-        for name, counts in histograms.items():
-            if len(counts) != BINS[name].size:
-                raise ValueError(
-                    f"the histogram {name!r} has {len(counts)} bins, this program's {BINS[name].size}; the data set is "
-                    "of another version, build it again"
-                )
+        record.only(*Statistics(cutoffs=()).to_json())
+        cutoffs, elements = record.numbers("cutoffs"), record.counts("elements")
+        if not cutoffs or min(cutoffs) <= 0:
+            raise record.refuse("cutoffs", f"are {abbreviated(cutoffs)}, not positive lengths [Å]")
+        if elements != sorted(set(elements) & set(range(1, SIZE))):
+            raise record.refuse("elements", f"are not ascending atomic numbers from 1 to {SIZE - 1}")
+        bins = record.record("histograms").only(*BINS)
+        for name, expected in BINS.items():
+            if (found := len(bins.counts(name))) != expected.size:
+                problem = f"has {found} bins, this program's {expected.size}; the data set is of another version"
+                raise bins.refuse(name, f"{problem}, build it again")
+        scalars: dict[str, Any] = {n: record.number(n) if n in _SUMS else record.count(n) for n in _SCALARS}
         result = cls(
-            cutoffs=tuple(values["cutoffs"]),
-            num_edges=list(values["num_edges"]),
-            histograms=histograms,
-            **{name: values[name] for name in _SCALARS},
+            cutoffs=tuple(cutoffs),
+            num_edges=record.counts("num_edges", len(cutoffs)),
+            histograms={name: np.array(bins.raw(name), dtype=np.int64) for name in BINS},
+            **scalars,
         )
-        result.frames_of_element[elements] = values["frames_of_element"]
-        result.atoms_of_element[elements] = values["atoms_of_element"]
-        result.composition_energy[elements] = values["composition_energy"]
+        result.frames_of_element[elements] = record.numbers("frames_of_element", len(elements))
+        result.atoms_of_element[elements] = record.numbers("atoms_of_element", len(elements))
+        result.composition_energy[elements] = record.numbers("composition_energy", len(elements))
         if elements:
-            result.composition_gram[np.ix_(elements, elements)] = values["composition_gram"]
+            result.composition_gram[np.ix_(elements, elements)] = record.rows("composition_gram", len(elements))
+        for name, problem in result._contradictions():
+            raise record.refuse(name, problem)
         return result
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield each sum that no frames can have beside the others, and what is wrong with it."""
+        for name, most in _AT_MOST.items():
+            if getattr(self, name) > getattr(self, most):
+                yield name, f"is {getattr(self, name)}, more than {most}, {getattr(self, most)}"
+        for name, total in _COUNTED.items():
+            counted = int(self.histograms[name].sum())
+            if counted != getattr(self, total):
+                yield f"histograms.{name}", f"counts {counted}, not {total}, {getattr(self, total)}"
+        if float(self.atoms_of_element.sum()) != self.num_atoms:
+            yield "atoms_of_element", f"adds up to {self.atoms_of_element.sum():.17g}, not num_atoms, {self.num_atoms}"
+        frames = self.frames_of_element
+        if (frames < 0).any() or (frames > np.minimum(self.num_frames, self.atoms_of_element)).any():
+            yield "frames_of_element", "has a negative entry or one of more frames or atoms than there are"
+        # fractions of one frame add up to one, and so do their products
+        gram, slack = self.composition_gram, _ROUNDING * self.num_frames
+        if (gram < 0).any() or abs(gram.sum() - self.num_frames) > slack or np.abs(gram - gram.T).max() > slack:
+            yield "composition_gram", f"is not the sum of the compositions of {self.num_frames} frames"
+        if (gram.sum(axis=1) > frames + slack).any():
+            yield "composition_gram", "has more of an element than the frames that hold it"
+        # Cauchy and Schwarz
+        energy, squares = abs(float(self.composition_energy.sum())), self.energy_square_sum
+        if energy > (1 + _ROUNDING) * np.sqrt(self.num_frames * squares):
+            yield "composition_energy", "adds up to more than energy_square_sum allows"
 
 
 _SCALARS = (
@@ -227,6 +266,20 @@ _SCALARS = (
     "force_square_sum",
     "energy_square_sum",
 )
+_SUMS = ("force_square_sum", "energy_square_sum")
+_AT_MOST = {
+    "num_frames": "num_atoms",
+    "num_force_atoms": "num_atoms",
+    "num_force_frames": "num_frames",
+    "num_zero_force_frames": "num_force_frames",
+    "num_stress_frames": "num_frames",
+    "num_zero_stress_frames": "num_stress_frames",
+}
+"""Counts of a part, and the count of the whole that each cannot exceed."""
+_COUNTED = {"energy": "num_frames", "size": "num_frames", "force": "num_force_atoms", "stress": "num_stress_frames"}
+"""Histograms that count everything there is of something, and the number of it."""
+_ROUNDING = 1e-6
+"""Relative error that sums over 10⁹ frames in any order stay far below."""
 _ADDITIVE = (*_SCALARS, "atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")
 
 

@@ -115,9 +115,12 @@ class Frames:
         self.index = whole if subset is None else whole.chosen(subset.numbers)
         self._manifest, self._split = manifest, split
         self._cache = BlockCache() if cache is None else cache
+        self._blocks = whole.blocks
         self._places: Int[np.ndarray, " chosen"] | None = None
+        self._numbers: Sequence[int] | Int[np.ndarray, " blocks"] = range(len(whole.blocks.size))
         if subset is not None:
-            self._places = subset.numbers - whole.first_frame[whole.block_of(subset.numbers)]
+            block = whole.block_of(subset.numbers)
+            self._places, self._numbers = subset.numbers - whole.first_frame[block], np.unique(block)
 
     def __len__(self) -> int:
         return self.index.num_frames
@@ -131,7 +134,7 @@ class Frames:
             raise IndexError(f"frame {frame} of {len(self)}")
         number = self.block_of(frame)
         place = frame - int(self.index.first_frame[number]) if self._places is None else int(self._places[frame])
-        read = partial(self._manifest.read_block, self._split, self.index.blocks, number)
+        read = partial(self._manifest.read_block, self._split, self._blocks, int(self._numbers[number]))
         return self._cache.get((self, number), read)[place]
 
     def __iter__(self) -> Iterator[Structure]:

@@ -276,13 +276,15 @@ def write_corpus(config: Config) -> Path:
         edges = (atoms * rng.lognormal(np.log(36) - 0.045, 0.3, count)).astype(np.int32)[:, None]
         sizes = np.diff(np.append(np.arange(0, count, BLOCK_FRAMES), count))
         zeros = np.zeros(len(sizes), dtype=np.int64)
+        sums = summed(sizes, atoms, edges)
+        num_bytes = 200 * sums["num_atoms"]
         blocks = BlockIndex(
             shard=zeros.astype(np.int32),
-            offset=zeros,
-            size=zeros,
+            offset=np.cumsum(num_bytes) - num_bytes,
+            size=num_bytes,
             checksum=zeros.astype(np.uint32),
             num_frames=sizes.astype(np.int32),
-            **summed(sizes, atoms, edges),
+            **sums,
         )
         save_shard_index(index_path(folder / f"train-{shard:06d}.tar"), blocks, (atoms, edges))
         parts.append(blocks)
@@ -319,7 +321,7 @@ def start(imported: float) -> None:
     counts = shard_frames(num_frames)
     started = time.perf_counter()
     paths = [index_path(folder / f"train-{shard:06d}.tar") for shard in range(len(counts))]
-    index = SplitIndex(BlockIndex.load(folder / "train.index.safetensors"), StoredCounts(paths, counts, 1))
+    index = SplitIndex(BlockIndex.load(folder / "train.index.safetensors"), StoredCounts(paths.__getitem__, counts, 1))
     plan = Plan([PlannedSet(index, 0)], lanes=lanes, edge_budget=24 * 19 * 36, oversize="alone")
     checked = time.perf_counter() - started
     step, share = int(passes * plan.steps_of_pass(0)), lanes // world_size

@@ -53,7 +53,7 @@ def shard(tmp_path: Path, frames: list[Structure]) -> Path:
 
 def load_index(*shards: Path) -> SplitIndex:
     parts = [BlockIndex.load(index_path(shard)) for shard in shards]
-    counts = StoredCounts([index_path(shard) for shard in shards], [11] * len(shards), 2)
+    counts = StoredCounts([index_path(shard) for shard in shards].__getitem__, [11] * len(shards), 2)
     return SplitIndex(BlockIndex.joined(parts, 2), counts)
 
 
@@ -112,7 +112,7 @@ def test_counts_of_any_stretch_of_frames_are_read_across_shards(shard: Path, fir
 
 
 def test_the_index_of_no_shards_is_empty() -> None:
-    index = SplitIndex(BlockIndex.joined([], 3), StoredCounts([], [], 3))
+    index = SplitIndex(BlockIndex.joined([], 3), StoredCounts([].__getitem__, [], 3))
     assert index.num_frames == 0
     assert index.counts(0, 0)[1].shape == (0, 3)
     assert index.first_frame.tolist() == [0]

@@ -147,7 +147,7 @@ def test_neighbours_within_one_call_are_compared(random_structure: Callable[...,
 def test_a_histogram_with_other_bins_is_an_error_that_says_what_to_do() -> None:
     values = statistics(additive_frames()).to_json()
     values["histograms"]["force"].append(0)
-    with pytest.raises(ValueError, match=r"'force' has 83 bins, this program's 82; .* build it again"):
+    with pytest.raises(ValueError, match=r"histograms.force has 83 bins, this program's 82; .* build it again"):
         Statistics.from_json(values)
 
 

@@ -26,13 +26,15 @@ def write_set(folder: Path, name: str, num_frames: int) -> None:
         edges = (30 * atoms + rng.integers(0, 30, len(atoms)).astype(np.int32)).astype(np.int32)[:, None]
         sizes = np.diff([*range(0, len(atoms), 64), len(atoms)])
         zeros = np.zeros(len(sizes), dtype=np.int64)
+        sums = summed(sizes, atoms, edges)
+        num_bytes = 200 * sums["num_atoms"]
         blocks = BlockIndex(
             shard=zeros.astype(np.int32),
-            offset=zeros,
-            size=zeros,
+            offset=np.cumsum(num_bytes) - num_bytes,
+            size=num_bytes,
             checksum=zeros.astype(np.uint32),
             num_frames=sizes.astype(np.int32),
-            **summed(sizes, atoms, edges),
+            **sums,
         )
         save_shard_index(index_path(folder / f"{name}-{shard}.tar"), blocks, (atoms, edges))
         parts.append(blocks)
@@ -43,7 +45,7 @@ def open_set(folder: Path, name: str) -> SplitIndex:
     blocks = BlockIndex.load(folder / f"{name}.index.safetensors")
     paths = [index_path(folder / f"{name}-{shard}.tar") for shard in range(3)]
     shard_frames = np.bincount(blocks.shard, blocks.num_frames).astype(int).tolist()
-    return SplitIndex(blocks, StoredCounts(paths, shard_frames, 1))
+    return SplitIndex(blocks, StoredCounts(paths.__getitem__, shard_frames, 1))
 
 
 def work(folder: Path, rank: int, world_size: int) -> None:
