@@ -11,16 +11,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import vesin
 from jaxtyping import Float64, Int
 
-from data_pipeline.graph import MIN_DISTANCE, complete_cell
+from data_pipeline.neighbors import MIN_DISTANCE, Cells, NeighborSearch
 from data_pipeline.structure import InvalidStructure, Structure
 
 MAX_DISTANCES = 200_000
 """Distances in one product, above which vesin is faster (about 250 atoms); also bounds memory."""
 SERIAL_DISTANCES = 40_000
 """Distances in one call of the product: of more, OpenBLAS makes work for all cores that costs more than it saves."""
+MAX_RADIUS = 200.0
+"""Distance of an atom from the middle of its frame [Å], above which the product's rounding could decide."""
 TIE = 1e-9
 """Squared distances so close to a squared cutoff [Å²] are not decided by the product, whose rounding is far smaller."""
 
@@ -47,41 +48,41 @@ class EdgeCounter:
         # fresh memory for every frame costs as much as the arithmetic
         self._distances, self._below = np.empty(MAX_DISTANCES), np.empty(MAX_DISTANCES, dtype=bool)
         self._left, self._right = np.ones((MAX_DISTANCES, 5)), np.ones((MAX_DISTANCES, 5))
-        self._list = vesin.NeighborList(cutoff=max(cutoffs), full_list=False, n_threads=1)
+        self._search = NeighborSearch(max(cutoffs))
 
     def __call__(self, structures: Sequence[Structure]) -> list[Edges | InvalidStructure]:
-        """Return the counts of each frame, or that two of its atoms are at the same place."""
+        """Return the counts of each frame, or why it has none: atoms at the same place, or too many in one place."""
         if not structures:
             return []
-        cells = np.stack([s.cell for s in structures])
-        for number in np.flatnonzero(~np.stack([s.pbc for s in structures]).all(axis=1)).tolist():
-            cells[number] = complete_cell(structures[number].cell, structures[number].pbc)
+        cells = self._search.cells(structures)
         products = [None] * len(structures) if self._isolated else self._by_product(structures, cells)
         result: list[Edges | InvalidStructure] = []
-        for structure, cell, counted in zip(structures, cells, products, strict=True):
+        for number, structure in enumerate(structures):
             try:
-                result.append(counted or self._by_list(structure, cell))
+                result.append(products[number] or self._by_list(structure, cells, number))
             except InvalidStructure as error:
-                result.append(error)
+                result.append(InvalidStructure(f"frame {structure.id!r}: {error}"))
         return result
 
-    def _by_product(
-        self, structures: Sequence[Structure], cells: Float64[np.ndarray, "frames 3 3"]
-    ) -> list[Edges | None]:
+    def _by_product(self, structures: Sequence[Structure], cells: Cells) -> list[Edges | None]:
         """Count from all distances at once; None where that is not exact or not cheap."""
         num_atoms = np.array([s.num_atoms for s in structures])
         starts = np.cumsum(num_atoms) - num_atoms
-        pbc, inverses = np.stack([s.pbc for s in structures]), np.linalg.inv(cells)
+        pbc = np.stack([s.pbc for s in structures])
         # a cutoff as a fraction of the distance of the cell's faces: so many cells on each side can hold neighbours
-        repeats = np.ceil(self._cutoffs[self._largest] * np.linalg.norm(inverses, axis=1)) * pbc
-        cheap = num_atoms**2 * (2 * repeats + 1).prod(axis=1) <= 10 * MAX_DISTANCES
-        fractions = _times(np.concatenate([s.positions for s in structures]), inverses, num_atoms)
+        repeats = np.ceil(self._cutoffs[self._largest] * np.linalg.norm(cells.inverses, axis=1)) * pbc
+        cheap = cells.usual & (num_atoms**2 * (2 * repeats + 1).prod(axis=1) <= 10 * MAX_DISTANCES)
+        fractions = _times(np.concatenate([s.positions for s in structures]), cells.inverses, num_atoms)
         fractions -= np.floor(fractions) * np.repeat(pbc, num_atoms, axis=0)
         fractions -= np.repeat(np.add.reduceat(fractions, starts) / num_atoms[:, None], num_atoms, axis=0)
-        positions = np.split(_times(fractions, cells, num_atoms), starts[1:])
+        positions = np.split(_times(fractions, cells.vectors, num_atoms), starts[1:])
         return [
-            self._from_distances(positions[number], _half_of_images(*steps) @ cells[number]) if cheap[number] else None
-            for number, steps in enumerate(repeats.astype(int).tolist())
+            self._from_distances(
+                positions[number], _half_of_images(*repeats[number].astype(int).tolist()) @ cells.vectors[number]
+            )
+            if cheap[number]
+            else None
+            for number in range(len(structures))
         ]
 
     def _from_distances(
@@ -91,6 +92,8 @@ class EdgeCounter:
         num_atoms = len(cell_positions)
         positions = (translations[:, None] + cell_positions).reshape(-1, 3)
         squares = np.einsum("ij,ij->i", positions, positions)
+        if squares[:num_atoms].max() > MAX_RADIUS**2:
+            return None
         # what lies further out than the outermost atom and the cutoff has no neighbour in the cell
         inside = squares < (squares[:num_atoms].max() ** 0.5 + self._cutoffs[self._largest]) ** 2 + TIE
         positions, squares = positions[inside], squares[inside]
@@ -120,19 +123,11 @@ class EdgeCounter:
             counts.append(int(2 * number - np.count_nonzero(below[:, :num_atoms])))
         return Edges(counts, closest**0.5 if closest < self._squares[self._largest] else np.inf, 0)
 
-    def _by_list(self, structure: Structure, cell: Float64[np.ndarray, "3 3"]) -> Edges:
+    def _by_list(self, structure: Structure, cells: Cells, number: int) -> Edges:
         # no copies: the arrays live until the next call
-        pairs, distances = self._list.compute(
-            points=structure.positions, box=cell, periodic=structure.pbc, quantities="Pd", copy=False
-        )
+        usual = bool(cells.usual[number])
+        pairs, _, distances = self._search(structure, cells.vectors[number], usual=usual, copy=False)
         closest = float(distances.min()) if len(distances) else np.inf
-        if closest < MIN_DISTANCE:
-            first, second = sorted(pairs[distances.argmin()].tolist())
-            raise InvalidStructure(
-                f"frame {structure.id!r}: two atoms at the same place: atoms {first} and {second} are "
-                f"{closest:.4f} Å apart (at least {MIN_DISTANCE} Å expected). "
-                "Correct the frame or remove it from the source."
-            )
         counts = [2 * int(np.count_nonzero(distances < cutoff)) for cutoff in self._cutoffs]
         counts[self._largest] = 2 * len(distances)
         return Edges(counts, closest, structure.num_atoms - len(np.unique(pairs)) if self._isolated else 0)

@@ -16,15 +16,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import vesin
-from jaxtyping import Bool, Float, Float64, Int, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
+from data_pipeline.neighbors import NeighborSearch, Pairs
 from data_pipeline.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
 
-MIN_DISTANCE = 0.1
-"""Atoms closer than this [Å] are taken to be at the same place: the hydrogen molecule has 0.74 Å."""
 ALIGNMENT = 64
 """Every array of a batch starts at a multiple of so many bytes."""
 
@@ -135,9 +133,9 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
     """Return every pair of atoms closer than the cutoff [Å], both ways, periodic images included.
 
     Raises:
-        InvalidStructure: two atoms are at the same place.
+        InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
     """
-    ends, shifts, distances = _search(_searcher(cutoff), structure)
+    ((ends, shifts, distances),) = _pairs([structure], cutoff)
     mirrored = mirror(ends[:, 0], ends[:, 1], structure.num_atoms)
     return Edges(
         receivers=mirrored.receivers,
@@ -147,57 +145,25 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
     )
 
 
-Pairs = tuple[Int64[np.ndarray, "pairs 2"], Int32[np.ndarray, "pairs 3"], Float64[np.ndarray, " pairs"]]
-"""Both atoms of every pair, whole lattice vectors from the first's cell to the second's, and lengths [Å]."""
-
-
-def _searcher(cutoff: float) -> vesin.NeighborList:
-    return vesin.NeighborList(cutoff=cutoff, full_list=False, sorted=False, n_threads=1)
-
-
-def _search(searcher: vesin.NeighborList, structure: Structure) -> Pairs:
-    """Return every pair once; it is mirrored for a whole batch at a time."""
-    ends, shifts, distances = searcher.compute(
-        points=structure.positions,
-        box=complete_cell(structure.cell, structure.pbc),
-        periodic=structure.pbc,
-        quantities="PSd",
-    )
-    if len(distances) and distances.min() < MIN_DISTANCE:
-        pair = int(distances.argmin())
-        raise InvalidStructure(
-            f"two atoms at the same place: atoms {int(ends[pair, 0])} and {int(ends[pair, 1])} are "
-            f"{distances[pair]:.4f} Å apart (at least {MIN_DISTANCE} Å expected)"
-        )
-    return ends.view(np.int64), shifts, distances
-
-
-def _named_search(searcher: vesin.NeighborList, structure: Structure) -> Pairs:
-    try:
-        return _search(searcher, structure)
-    except InvalidStructure as error:
-        raise InvalidStructure(f"structure {structure.id!r}: {error}") from error
-
-
-def complete_cell(cell: Float64[np.ndarray, "3 3"], pbc: Bool[np.ndarray, " 3"]) -> Float64[np.ndarray, "3 3"]:
-    """Replace the vectors of the directions that do not repeat by unit vectors orthogonal to those that do.
-
-    A neighbour search needs a cell with a volume; where nothing repeats, the length of a vector means nothing.
-    """
-    if pbc.all():
-        return cell
-    periodic = cell[pbc]
-    _, _, directions = np.linalg.svd(periodic) if len(periodic) else (None, None, np.eye(3))
-    completed = cell.copy()
-    completed[~pbc] = directions[len(periodic) :]
-    return completed
+def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
+    """Return the pairs of every structure, each pair once; they are mirrored for a whole batch at a time."""
+    if not structures:
+        return []
+    search, found = NeighborSearch(cutoff), []
+    cells = search.cells(structures)
+    for structure, cell, usual in zip(structures, cells.vectors, cells.usual.tolist(), strict=True):
+        try:
+            found.append(search(structure, cell, usual=usual))
+        except InvalidStructure as error:
+            raise InvalidStructure(f"structure {structure.id!r}: {error}") from error
+    return found
 
 
 def to_graph(structure: Structure, cutoff: float, dtype: torch.dtype = torch.float32, theory: int = 0) -> GraphBatch:
     """Return one structure as a batch of one, with its edges within the cutoff [Å], at a level of theory by number.
 
     Raises:
-        InvalidStructure: two atoms are at the same place.
+        InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
     """
     return collate([structure], cutoff, dtype, [theory])
 
@@ -213,7 +179,7 @@ def collate(
     Every structure is of level of theory 0 unless `theories` says otherwise.
 
     Raises:
-        InvalidStructure: two atoms of a structure are at the same place; the message names the structure.
+        InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
     """
     graphs = Graphs(structures, cutoff, theories, "float64" if dtype == torch.float64 else "float32")
     buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
@@ -309,11 +275,10 @@ class Graphs:
         """Find the edges within the cutoff [Å]; theories are 0 and weights one unless given.
 
         Raises:
-            InvalidStructure: two atoms of a structure are at the same place; the message names the structure.
+            InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
         """
-        searcher = _searcher(cutoff)
         self._structures, self._theories, self._weights = structures, theories, weights
-        self._pairs = [_named_search(searcher, structure) for structure in structures]
+        self._pairs = _pairs(structures, cutoff)
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
             num_atoms=sum(s.num_atoms for s in structures),

@@ -20,6 +20,10 @@ SYMBOLS = (
 ).split()
 """Chemical symbols by atomic number."""
 MAX_ATOMIC_NUMBER = len(SYMBOLS) - 1
+MAX_LENGTH = 1e8
+"""Largest coordinate of an atom or a lattice vector [Å]: beyond, float64 has less than 10⁻⁸ Å left for distances."""
+MAX_DENSITY = 5.0
+"""Atoms per volume beyond any material [1/Å³]; diamond has 0.18, hydrogen at 1 TPa about 1."""
 
 
 class InvalidStructure(ValueError):
@@ -80,11 +84,12 @@ class Structure:
 
         Raises:
             InvalidStructure: an array of the wrong shape, a value that is not finite, an atomic number outside 1-118,
-                no atoms, a stress that is not symmetric, or periodic lattice vectors that enclose no volume.
+                no atoms, a stress that is not symmetric, periodic lattice vectors that enclose no volume or less than
+                any material has for its atoms, or lengths for which float64 is too coarse.
         """
         atoms = _atomic_numbers(numbers)
-        lattice, periodic = _array(cell, "cell", (3, 3), np.float64), _array(pbc, "pbc", (3,), np.bool_)
-        _check_cell(lattice, periodic)
+        lattice, periodic = _lengths(cell, "cell", (3, 3)), _array(pbc, "pbc", (3,), np.bool_)
+        _check_cell(lattice, periodic, len(atoms))
         second_energy = 0.0 if alternative_energy is None else float(alternative_energy)
         for name, value in (("energy", energy), ("alternative energy", second_energy)):
             if not np.isfinite(value):
@@ -96,7 +101,7 @@ class Structure:
             raise InvalidStructure(f"the stress is not symmetric (by {asymmetry:.3g} eV/Å³)")
         return cls(
             numbers=atoms,
-            positions=_array(positions, "positions", (len(atoms), 3), np.float64),
+            positions=_lengths(positions, "positions", (len(atoms), 3)),
             cell=lattice,
             pbc=periodic,
             energy=float(energy),
@@ -145,8 +150,19 @@ def _array(values: ArrayLike, name: str, shape: tuple[int, ...], dtype: type[np.
     return array
 
 
-def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Refuse periodic lattice vectors that are missing or linearly dependent."""
+def _lengths(values: ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = _array(values, name, shape, np.float64)
+    row = int(np.abs(array).max(axis=1).argmax())
+    if np.abs(array[row]).max() > MAX_LENGTH:
+        raise InvalidStructure(
+            f"{name} has a value beyond {MAX_LENGTH:g} Å (row {row}: {array[row].tolist()}), where float64 is too "
+            "coarse for distances; look at the unit, or remove the frame from the source"
+        )
+    return array
+
+
+def _check_cell(cell: np.ndarray, pbc: np.ndarray, num_atoms: int) -> None:
+    """Refuse periodic lattice vectors that are missing or linearly dependent, or leave the atoms no room."""
     vectors = cell[pbc]
     if len(vectors) == 0:
         return
@@ -156,3 +172,8 @@ def _check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
     # singular values of the unit vectors: zero exactly when the vectors are linearly dependent
     if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
         raise InvalidStructure("periodic cell without volume: its periodic lattice vectors are linearly dependent")
+    volume = abs(float(np.linalg.det(cell)))
+    if pbc.all() and num_atoms > MAX_DENSITY * volume:
+        raise InvalidStructure(
+            f"the cell has {volume:.3g} Å³ for {num_atoms:,} atoms, less than any material; look at the cell's unit"
+        )
