@@ -12,7 +12,7 @@ from foundation.checkpoint import find, load, read_config
 from foundation.evaluation.errors import compute_errors
 from foundation.evaluation.report import write_report
 from foundation.theories import theory_of_data
-from foundation.training.datasets import refuse_unlabelled
+from foundation.training.datasets import left_out, refuse_unlabelled
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
+    for sentence in left_out(manifest, config.split, errors.num_skipped, potential.elements):
+        log.warning("%s", sentence)
     facts = {
         "dataset": manifest.provenance.name,
         "split": config.split,

@@ -45,7 +45,7 @@ from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
 from foundation.pretrain import check_folder, dataset_facts, prepare_folder, provenance_of, resolved
 from foundation.start import prepare_start, start_facts
-from foundation.training.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.training.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty
@@ -142,6 +142,10 @@ def finetune(config: FinetuneConfig) -> Potential:
         if before is None:
             before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
             forgetting.save(before, config.out / "forgetting" / BEFORE)
+        for item in prepared.held_out:
+            data, number = item.dataset, before.sets[item.name].num_skipped
+            for sentence in left_out(data.manifest, data.split, number, prepared.start.elements):
+                log.warning("%s", sentence)
     began = time.time()
     facts = fit(
         prepared.potential,

@@ -170,10 +170,6 @@ def errors(values: dict) -> None:
             ratio = f"{summary[key] / summary[trivial]:.3f}" if summary[trivial] else "–"
             table.add_row(name, f"{1000 * summary[key]:.2f}", f"{1000 * summary[trivial]:.2f}", ratio)
     console.print(table)
-    if summary["num_skipped"]:
-        console.print(
-            f"{summary['num_skipped']:.0f} frames left out: the potential does not know one of their elements"
-        )
 
 
 def evaluation(config: EvaluateConfig, values: dict) -> None:

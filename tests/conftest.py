@@ -10,16 +10,16 @@ from data_pipeline.build import BuildConfig, build
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import EmtAlloys
 
-# processes that tests start would each take all cores, and several are started at once
+# processes that tests start would each take all cores, and several are started at once; another number may be asked for
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Sums over threads may round differently from run to run; the machine of the tests is small anyway."""
-    torch.set_num_threads(1)
+def _threads() -> None:
+    """Compute with the threads that OMP_NUM_THREADS says: one, because the machine of the tests is small."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

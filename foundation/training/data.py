@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import lightning
 from data_pipeline.graph import GraphBatch
 from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
+from foundation.training.datasets import left_out
 from foundation.training.fit_config import FitConfig
 from foundation.training.parts import Rehearsal, Run
 from foundation.training.strategy import is_rank_zero
@@ -43,6 +44,9 @@ class TrainingData(lightning.LightningDataModule):
         super().__init__()
         self.datasets, self.config, self.rehearsal, self.watched = datasets, config, rehearsal, watched
         self.cutoff, self.elements = potential.cutoff, potential.elements
+        own = [replace(each, split="val", subset=None) for each in datasets if each.manifest.split("val").shards]
+        self.validated = (*own, *watched)
+        """Splits that are validated: those of the data sets that have frames in val, then the watched ones."""
         # made once here, before any process starts, so that a wrong budget is an error at once
         streams = self._streams()
         self.fingerprint = streams[0].fingerprint
@@ -53,6 +57,8 @@ class TrainingData(lightning.LightningDataModule):
         num_skipped = sum(stream.plan.num_skipped for stream in streams)
         if num_skipped and is_rank_zero():
             log.warning("%d structures are larger than the budget and left out", num_skipped)
+        if (missing := self._without_validation()) and is_rank_zero():
+            log.warning("%s", missing)
 
     def _streams(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> list[Stream]:
         """Return the stream of each part."""
@@ -93,13 +99,22 @@ class TrainingData(lightning.LightningDataModule):
             return Run(streams[0], first, last)
         return Run(streams[0], first, last, rehearsed=streams[1], mode=self.rehearsal.mode)
 
-    def val_dataloader(self) -> "Sweeps | list":
+    def val_dataloader(self) -> "Sweeps":
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
-        own = [replace(each, split="val", subset=None) for each in self.datasets if each.manifest.split("val").shards]
-        names = [dataset.manifest.provenance.name for dataset in (*own, *self.watched)]
-        sweeps = [self._sweep(dataset, self.trainer) for dataset in (*own, *self.watched)]
-        return Sweeps(sweeps, names, num_watched=len(self.watched)) if sweeps else []
+        sweeps = [self._sweep(dataset, self.trainer) for dataset in self.validated]
+        return Sweeps(sweeps, self.validated, self.elements, num_watched=len(self.watched))
+
+    def _without_validation(self) -> str | None:
+        """Return a sentence on what of the run is not validated; None if everything is."""
+        steps, every = self.config.steps, self.config.validate_every
+        if every > steps:
+            return f"no validation in this run: fit.validate_every is {every:,}, and there are {steps:,} steps"
+        empty = [each.manifest.provenance.name for each in self.datasets if not each.manifest.split("val").shards]
+        if not empty:
+            return None
+        where = "in this run" if len(empty) == len(self.datasets) and not self.watched else f"on {', '.join(empty)}"
+        return f"no validation {where}: {', '.join(empty)} without frames in split val (build with --val_fraction 0.1)"
 
     def _sweep(self, dataset: Dataset, trainer: lightning.Trainer) -> Sweep:
         return sweep(
@@ -139,16 +154,38 @@ class TrainingData(lightning.LightningDataModule):
 class Sweeps:
     """The validation batches of all data sets, one after another; the last ones may be watched only."""
 
-    def __init__(self, sweeps: Sequence[Sweep], names: Sequence[str], *, num_watched: int = 0) -> None:
-        """Chain sweeps; of data sets with the same name, all but the first get a number."""
+    def __init__(
+        self, sweeps: Sequence[Sweep], datasets: Sequence[Dataset], elements: Sequence[int], *, num_watched: int = 0
+    ) -> None:
+        """Chain sweeps over data sets; of those with the same name, all but the first get a number.
+
+        Args:
+            sweeps: One for each data set.
+            datasets: What they are of.
+            elements: Atomic numbers; frames with another one are left out.
+            num_watched: How many of the last ones count in no sum over data sets.
+        """
         self.sweeps, self.names, self.num_watched = sweeps, list[str](), num_watched
-        for number, name in enumerate(names, start=1):
+        self._datasets, self._elements = datasets, elements
+        for number, dataset in enumerate(datasets, start=1):
+            name = dataset.manifest.provenance.name
             self.names.append(f"{name} ({number})" if name in self.names else name)
         self._ends = list(itertools.accumulate(len(sweep) for sweep in sweeps))
 
     def dataset_of(self, number: int) -> int:
         """Return which data set a batch belongs to."""
         return bisect.bisect_right(self._ends, number)
+
+    def left_out(self, errors: Mapping[str, float]) -> list[str]:
+        """Return a sentence on each data set of which frames have unknown elements, from the errors of a validation."""
+        found = []
+        for name, dataset in zip(self.names, self._datasets, strict=True):
+            statistics = dataset.manifest.split(dataset.split).statistics
+            # of one whose elements are all known, frames may be missing because they cannot be read: said elsewhere
+            if not set(statistics.elements) <= set(self._elements):
+                number = statistics.num_frames - round(errors.get(f"{name}/frames", errors["frames"]))
+                found += left_out(dataset.manifest, dataset.split, number, self._elements)
+        return found
 
     def __len__(self) -> int:
         return sum(len(sweep) for sweep in self.sweeps)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.manifest import open_manifest
+from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Dataset
+from data_pipeline.structure import SYMBOLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,23 @@ def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
                 "nothing to learn from or to compare with: it serves for rehearsal with labels from the start only "
                 "(--rehearsal.labels start)"
             )
+
+
+def left_out(manifest: Manifest, split: str, number: int, known: Sequence[int]) -> list[str]:
+    """Return a sentence on the frames of a split that have an element which a potential does not know; none for none.
+
+    Args:
+        manifest: The data set.
+        split: The split.
+        number: Frames that were left out.
+        known: Atomic numbers that the potential knows.
+    """
+    if number == 0:
+        return []
+    statistics = manifest.split(split).statistics
+    unknown = ", ".join(SYMBOLS[z] for z in sorted(set(statistics.elements) - set(known)))
+    total, name = statistics.num_frames, manifest.provenance.name
+    return [f"{name} ({split}): {number:,} of {total:,} frames are left out, the potential does not know {unknown}"]
 
 
 def statistics_by_theory(datasets: Sequence[Dataset], theories: Sequence[str]) -> dict[str, Statistics]:

@@ -84,9 +84,10 @@ def fit(
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     first_step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
-    trainer = _trainer(config, optim, callbacks, checkpoints.writer, make_loggers(config, out, first_step, record))
-    convolution = _announce(potential, config, trainer, checkpoint)
     data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
+    loggers = make_loggers(config, out, first_step, record)
+    trainer = _trainer(config, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
+    convolution = _announce(potential, config, trainer, checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     module.cpu()
     reset_computation(potential)
@@ -136,7 +137,13 @@ def _check(config: FitConfig, optim: OptimConfig, additions: Additions) -> None:
 
 
 def _trainer(
-    config: FitConfig, optim: OptimConfig, callbacks: list[Callback], writer: AsyncCheckpointIO, loggers: list[Logger]
+    config: FitConfig,
+    optim: OptimConfig,
+    callbacks: list[Callback],
+    writer: AsyncCheckpointIO,
+    loggers: list[Logger],
+    *,
+    validated: bool,
 ) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator=config.accelerator,
@@ -147,6 +154,7 @@ def _trainer(
         max_steps=config.steps,
         max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
         val_check_interval=config.validate_every,
+        limit_val_batches=None if validated else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,

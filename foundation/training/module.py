@@ -1,5 +1,6 @@
 """The LightningModule: one training step is one optimizer step over all of a rank's micro-batches, nothing clever."""
 
+import logging
 from typing import Any
 
 import lightning
@@ -22,6 +23,8 @@ from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 from foundation.training.parts import Additions, Parts, Run
 from foundation.training.sinks import log_row
 from foundation.training.strategy import sum_over_ranks
+
+log = logging.getLogger(__name__)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -50,6 +53,7 @@ class TrainingModule(lightning.LightningModule):
         self._rehearsal, self._penalty = additions.rehearsal, additions.penalty
         self._rate_factors = additions.rate_factors
         self._kept_gradient: dict[str, Tensor] = {}
+        self._validated = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped by hand."""
@@ -209,7 +213,12 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors over every validation frame."""
+        assert isinstance(self.trainer.val_dataloaders, Sweeps)
         errors, by_element = self._validation_errors.compute(self._sum_over_ranks)
+        if not self._validated and self.trainer.is_global_zero:
+            for sentence in self.trainer.val_dataloaders.left_out(errors):
+                log.warning("validation: %s", sentence)
+        self._validated = True
         values = {f"val/{name}": value for name, value in errors.items()}
         # what decides which checkpoint is best; the same in all processes
         self.log_dict(values, logger=False)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.manifest import Manifest
-from foundation.checkpoint import load, read_config
+from foundation.checkpoint import load, read_config, save
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.errors import compute_errors
 from foundation.models import EquivariantConfig
+from foundation.models.equivariant import EquivariantNetwork
+from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
 
@@ -88,3 +90,15 @@ def test_wrong_inputs_are_named(run: Path, emt_manifest: Manifest, tmp_path: Pat
         evaluate(EvaluateConfig(model=run, data=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="there is no split 'exam'; there are test, train, val"):
         evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="exam"))
+
+
+def test_frames_of_unknown_elements_are_counted_in_the_log(
+    tmp_path: Path, emt_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = (13, 28, 29, 46)
+    save(Potential(EquivariantNetwork(MODEL, known, mean_neighbors=10.0), known, ("EMT",)), tmp_path / "narrow", {})
+    with caplog.at_level(logging.WARNING):
+        values = evaluate(EvaluateConfig(model=tmp_path / "narrow", data=emt_manifest.root, out=tmp_path / "report"))
+    number, total = int(values["errors"]["num_skipped"]), emt_manifest.split("test").statistics.num_frames
+    assert 0 < number < total
+    assert f"emt-test (test): {number} of {total} frames are left out, the potential does not know Ag" in caplog.text
