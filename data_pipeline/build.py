@@ -248,6 +248,9 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     group_key = getattr(config.source, "group_key", None)
     splits = Splits(frames, rejections, config.val_fraction, config.test_fraction, config.split_by, group_key=group_key)
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
+    if rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
+        logger.warning("%d frames are left out: %s (rejects.jsonl says which and why)", sum(rejected.values()), reasons)
     plans = plan_shards(frames, splits.of_frames, config.shard_frames)
     trains = config.val_fraction + config.test_fraction < 1
     if not plans or (trains and plans[0].split != 0):

@@ -29,7 +29,7 @@ from data_pipeline.duplicates import fingerprint
 from data_pipeline.edge_count import EdgeCounter, Edges
 from data_pipeline.index import BlockIndex, index_path
 from data_pipeline.shards import ShardWriter, read_block
-from data_pipeline.sources import Frame, Part
+from data_pipeline.sources import Frame, MachineLearned, Part
 from data_pipeline.structure import InvalidStructure, Structure
 
 BLOCK_FRAMES = 256
@@ -96,11 +96,12 @@ def _accepted(part: Part, reading: Reading, refused: TextIO) -> Iterator[_Accept
             structure, edges = structures.get(number), counted.get(number, frame)
             if structure is not None and isinstance(edges, Edges):
                 yield _Accepted(number, structure, edges)
-            elif reading.refuse:
+            elif reading.refuse and not isinstance(frame, MachineLearned):
                 raise InvalidStructure(f"{edges} {_HOW_TO_LEAVE_OUT}")
             else:
                 name = None if structure is None else structure.id
-                line = {"frame": number, "id": name, "reason": "invalid", "detail": str(edges)}
+                reason = "machine_learned" if isinstance(frame, MachineLearned) else "invalid"
+                line = {"frame": number, "id": name, "reason": reason, "detail": str(edges)}
                 refused.write(json.dumps(line) + "\n")
 
 
@@ -109,7 +110,7 @@ _HOW_TO_LEAVE_OUT = "(--filters.invalid reject leaves such frames out)"
 
 def _read(part: Part, reading: Reading) -> Iterator[Frame]:
     for frame in part.read():
-        if reading.refuse and isinstance(frame, InvalidStructure):
+        if reading.refuse and isinstance(frame, InvalidStructure) and not isinstance(frame, MachineLearned):
             # at once: what the reader would say at the end of a file of such frames says less
             raise InvalidStructure(f"{frame} {_HOW_TO_LEAVE_OUT}") from frame
         yield frame

@@ -6,10 +6,11 @@ cell rows are lattice vectors · a missing label is a False in a mask, never NaN
 What physics forbids is refused at the door, Structure.checked(), so that nothing downstream has to ask again.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, Num, UInt8
 from numpy.typing import ArrayLike
 
 SYMBOLS = (
@@ -24,6 +25,10 @@ MAX_LENGTH = 1e8
 """Largest coordinate of an atom or a lattice vector [Å]: beyond, float64 has less than 10⁻⁸ Å left for distances."""
 MAX_DENSITY = 5.0
 """Atoms per volume beyond any material [1/Å³]; diamond has 0.18, hydrogen at 1 TPa about 1."""
+MAX_ENERGY = 1e7
+"""Largest energy per atom [eV]: all electrons of oganesson have 1.5e6."""
+NUMERIC = "iuf"
+"""Kinds of NumPy's types that are numbers: integers and floats, not booleans, text, complex numbers or objects."""
 
 
 class InvalidStructure(ValueError):
@@ -82,23 +87,32 @@ class Structure:
     ) -> "Structure":
         """Convert and check arrays of any type, and return the Structure; a label that is None is missing.
 
+        A stress of zeros or NaN is a missing label where the cell does not repeat in all three directions: programs
+        write it where they calculated none.
+
         Raises:
-            InvalidStructure: an array of the wrong shape, a value that is not finite, an atomic number outside 1-118,
-                no atoms, a stress that is not symmetric, periodic lattice vectors that enclose no volume or less than
-                any material has for its atoms, or lengths for which float64 is too coarse.
+            InvalidStructure: an array of the wrong shape, a value that is no number, not finite or absurdly large, an
+                atomic number outside 1-118, no atoms, a stress that is not symmetric or has no volume to belong to,
+                periodic lattice vectors that enclose no volume or less than any material has for its atoms, or lengths
+                for which float64 is too coarse.
         """
         atoms = _atomic_numbers(numbers)
-        lattice, periodic = _lengths(cell, "cell", (3, 3)), _array(pbc, "pbc", (3,), np.bool_)
+        lattice, periodic = _lengths(cell, "cell", (3, 3)), _periodic(pbc)
         _check_cell(lattice, periodic, len(atoms))
-        second_energy = 0.0 if alternative_energy is None else float(alternative_energy)
+        second_energy = 0.0 if alternative_energy is None else alternative_energy
         for name, value in (("energy", energy), ("alternative energy", second_energy)):
-            if not np.isfinite(value):
-                raise InvalidStructure(f"the {name} is {value}, not a finite number")
+            _check_energy(name, value, len(atoms))
+        if stress is not None and not periodic.all() and _says_nothing(stress):
+            stress = None
         zeros = np.zeros((len(atoms), 3)), np.zeros((3, 3))
         tensor = _array(zeros[1] if stress is None else stress, "stress", (3, 3), np.float32)
         asymmetry = float(np.abs(tensor - tensor.T).max())
         if asymmetry > 1e-4 + 1e-3 * float(np.abs(tensor).max()):
             raise InvalidStructure(f"the stress is not symmetric (by {asymmetry:.3g} eV/Å³)")
+        if stress is not None and not has_volume(lattice):
+            raise InvalidStructure(
+                "there is a stress, and the cell has no volume that it belongs to; leave it out or correct the cell"
+            )
         return cls(
             numbers=atoms,
             positions=_lengths(positions, "positions", (len(atoms), 3)),
@@ -109,7 +123,7 @@ class Structure:
             stress=tensor,
             has_forces=forces is not None,
             has_stress=stress is not None,
-            alternative_energy=second_energy,
+            alternative_energy=float(second_energy),
             has_alternative_energy=alternative_energy is not None,
             id=id,
             group=group,
@@ -126,8 +140,46 @@ class Structure:
         return float(abs(np.linalg.det(self.cell)))
 
 
+def has_volume(cell: Num[np.ndarray, "3 3"]) -> bool:
+    """Return whether three lattice vectors enclose a volume."""
+    return abs(float(np.linalg.det(cell))) > 1e-6
+
+
+def number_array(values: ArrayLike, name: str) -> Num[np.ndarray, "..."]:
+    """Return values as an array of numbers, without copying one that is such an array already.
+
+    Raises:
+        InvalidStructure: rows of different lengths, or booleans, text or anything else that is no number.
+    """
+    if isinstance(values, list | tuple) and (others := _no_numbers(values)):
+        raise InvalidStructure(f"{name}: could not convert {others} to numbers")
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidStructure(f"{name}: could not convert {shortened(values)} to an array of numbers") from error
+    if array.dtype.kind not in NUMERIC:
+        raise InvalidStructure(f"{name} is of type {array.dtype}, not numbers: {shortened(values)}")
+    return array
+
+
+def shortened(value: object) -> str:
+    """Return a value as it is quoted in a message: at most 60 characters, whatever it is."""
+    if isinstance(value, list | tuple | dict | set):
+        return f"{type(value).__name__} of {len(value)} entries"
+    text = repr(value[:60] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _no_numbers(values: list | tuple) -> str:
+    """Return the types in a list, or a list of lists, that are no numbers: NumPy takes True beside floats for 1."""
+    kinds = set(map(type, values))
+    if kinds <= {list, tuple}:
+        kinds = set(map(type, itertools.chain.from_iterable(values)))
+    return ", ".join(sorted(kind.__name__ for kind in kinds & {bool, np.bool_, str, bytes, dict, type(None)}))
+
+
 def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
-    numbers = np.asarray(values)
+    numbers = number_array(values, "numbers")
     if numbers.ndim != 1 or len(numbers) == 0:
         raise InvalidStructure(f"numbers has shape {numbers.shape}, expected (atoms,) with at least one atom")
     wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER) | (numbers != np.rint(numbers))]
@@ -138,9 +190,39 @@ def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
     return np.ascontiguousarray(numbers, dtype=np.uint8)
 
 
+def _periodic(values: ArrayLike) -> Bool[np.ndarray, " 3"]:
+    try:
+        flags = np.asarray(values)
+    except (ValueError, RecursionError) as error:
+        raise InvalidStructure(f"pbc is {shortened(values)}, not three of true and false") from error
+    if flags.shape != (3,):
+        raise InvalidStructure(f"pbc has shape {flags.shape}, expected (3,)")
+    if flags.dtype.kind not in "b" + NUMERIC or not ((flags == 0) | (flags == 1)).all():
+        raise InvalidStructure(f"pbc is {shortened(str(flags.tolist()))}, not three of true and false")
+    return flags.astype(np.bool_)
+
+
+def _check_energy(name: str, value: object, num_atoms: int) -> None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidStructure(f"the {name} is {shortened(value)}, not a number")
+    if not np.isfinite(value):
+        raise InvalidStructure(f"the {name} is {value}, not a finite number")
+    if abs(value) > MAX_ENERGY * num_atoms:
+        raise InvalidStructure(
+            f"the {name} is {value:.3g} eV for {num_atoms} atoms, beyond all that there is ({MAX_ENERGY:g} eV per atom)"
+        )
+
+
+def _says_nothing(stress: ArrayLike) -> bool:
+    """Return whether a stress is what programs write where they calculated none: zeros or NaN."""
+    values = number_array(stress, "stress")
+    return values.shape == (3, 3) and bool((np.isnan(values) | (values == 0)).all())
+
+
 def _array(values: ArrayLike, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     # a copy, because the caller may go on with its array
-    array = np.array(values, dtype=dtype, order="C")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        array = np.array(number_array(values, name), dtype=dtype, order="C")
     if array.shape != shape:
         raise InvalidStructure(f"{name} has shape {array.shape}, expected {shape}")
     finite = np.isfinite(array)

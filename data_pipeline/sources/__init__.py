@@ -6,7 +6,7 @@ from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
-from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.sources.source import Frame, MachineLearned, Part, Source
 
 __all__ = [
     "AlexandriaJson",
@@ -16,6 +16,7 @@ __all__ = [
     "EmtAlloys",
     "Frame",
     "MaceHdf5",
+    "MachineLearned",
     "MatpesJson",
     "MlearnJson",
     "MptrjJson",

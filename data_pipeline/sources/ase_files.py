@@ -1,47 +1,64 @@
 """Files that ASE reads (extxyz, VASP OUTCAR and vasprun.xml, .db, .traj, CIF with labels ...) as Structures.
 
-Large extxyz files and databases are cut into parts, so that several processes can read one file. An extxyz file has no
-index and its frames are named by their number, so a file of more than one part is walked through once, line by line and
-without parsing, before it is read: 1,000 MB/s from memory against 12 MB/s for ASE's parser. Reading walks the same way
-and so finds what ASE passes over without a word: it stops at a blank line, and takes half a number for a number. A
-database is cut by its row ids, which costs nothing. Any other file is one part. An OUTCAR or vasprun.xml of an
-unfinished run gives its complete ionic steps.
+Large extxyz files and databases are cut into parts, so that several processes can read one file; a database is cut by
+its row ids, which costs nothing. Any other file is one part. What ASE passes over without a word in an extxyz file or
+in VASP's output is found before ASE sees it (extxyz.py, vasp.py); labels that are not read are found here.
 """
 
-import contextlib
 import itertools
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedIOBase, StringIO
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import ase
 import ase.db
 import ase.io
 import ase.units
 import numpy as np
-from ase.io.extxyz import read_xyz
-from ase.io.formats import get_compression, open_with_compression
+from ase.io.formats import filetype, get_compression
 from jaxtyping import Float64, Num
 from numpy.typing import ArrayLike
 
-from data_pipeline.sources.source import Frame, Part, Source, named_paths
-from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
+from data_pipeline.sources.extxyz import PART_BYTES, cuts, read_extxyz
+from data_pipeline.sources.labels import (
+    Kind,
+    check_charge,
+    check_unread,
+    energies_listed,
+    unread_labels,
+)
+from data_pipeline.sources.source import (
+    Frame,
+    Frames,
+    MachineLearned,
+    Part,
+    Source,
+    errors_named,
+    named_paths,
+    no_frames,
+    reason_of,
+)
+from data_pipeline.sources.vasp import read_outcar, read_vasprun
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, has_volume, number_array, shortened
 
+logger = logging.getLogger(__name__)
 STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa}
 """Size of each unit in eV/Å³ (CODATA values of ASE)."""
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 """Where each component of the tensor is in ASE's order."""
-PART_BYTES = 16 * 2**20
-"""An extxyz file is cut at the first frame after this much [bytes]: seconds of work for one process."""
 PART_ROWS = 8192
 """A database is cut after this many row ids."""
-
-Frames = Iterator[tuple[int, ase.Atoms | InvalidStructure]]
-"""Number of each frame in its file, and the frame or why it cannot be read."""
+READERS = {
+    "extxyz": partial(read_extxyz, start=0, first=0, stop=None),
+    "vasp-out": read_outcar,
+    "vasp-xml": read_vasprun,
+}
+"""Formats, by ASE's names, that are not left to ASE alone."""
+_OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key", "stress:virial": "virials_key"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +93,12 @@ class AseFiles(Source):
     """Entry that names the group; the chemical formula when absent."""
     id_key: str | None = None
     """Entry that names the frame; file (below the folder common to all) and number (or row id) when absent."""
+    ignored_entries: tuple[str, ...] = ()
+    """Entries that look like labels and are none, such as the forces of another method; a frame that has no label but
+    such an entry is refused otherwise."""
+    charged: Literal["refuse", "keep"] = "refuse"
+    """What to do with a frame whose entries charge or spin say that it is charged or has unpaired electrons, which the
+    network cannot tell apart."""
     labels: Literal["file", "none"] = "file"
     """'none' for structures without labels, or whose labels are not to be looked at: the energy is zero, and there are
     neither forces nor stress. Only a potential can label them then, as in rehearsal with the start's predictions."""
@@ -108,33 +131,32 @@ class AseFiles(Source):
 
     def _extxyz_parts(self, path: Path, name: str, size: int, *, whole: bool) -> list[Part]:
         if whole or size <= PART_BYTES:
-            frames = partial(_extxyz, path, 0, 0, None)
+            frames = partial(read_extxyz, path, 0, 0, None)
             return [Part(name=name, size=size, read=partial(self._read, path, name, frames))]
-        cuts, number = [(0, 0)], -1
-        with path.open("rb") as file:
-            for number, (start, _) in enumerate(_extxyz_frames(file, path, 0, None)):
-                if start - cuts[-1][0] >= PART_BYTES:
-                    cuts.append((start, number))
         return [
             Part(
                 name=f"{name}:{first}-{last - 1}",
                 size=stop - start,
-                read=partial(self._read, path, name, partial(_extxyz, path, start, first, stop)),
+                read=partial(self._read, path, name, partial(read_extxyz, path, start, first, stop)),
             )
-            for (start, first), (stop, last) in itertools.pairwise([*cuts, (size, number + 1)])
+            for (start, first), (stop, last) in itertools.pairwise(cuts(path, PART_BYTES))
         ]
 
     def _database_parts(self, path: Path, name: str, size: int) -> list[Part]:
-        with _errors_named(path, "newest row"):
-            newest = list(ase.db.connect(path, type="db", serial=True).select(sort="-id", limit=1, include_data=False))
-        if not newest:
-            raise _no_frames(path)
-        last = newest[0].id
-        spans = [(first, min(first + PART_ROWS - 1, last)) for first in range(1, last + 1, PART_ROWS)]
+        spans: list[tuple[int, int]] = []
+        with errors_named(path, "newest row"):
+            database = ase.db.connect(path, type="db", serial=True)
+            newest = list(database.select(sort="-id", limit=1, include_data=False))
+            # from row to row, because the ids may have any gaps between them
+            while rows := list(database.select(f"id>{spans[-1][1] if spans else 0}", sort="id", limit=1)):
+                first = 1 + (rows[0].id - 1) // PART_ROWS * PART_ROWS
+                spans.append((first, min(first + PART_ROWS - 1, newest[0].id)))
+        if not spans:
+            raise no_frames(path)
         return [
             Part(
                 name=name if len(spans) == 1 else f"{name}:{first}-{stop}",
-                size=size * (stop - first + 1) // last,
+                size=size // len(spans),
                 read=partial(self._read, path, name, partial(_database, path, first, stop)),
             )
             for first, stop in spans
@@ -142,28 +164,47 @@ class AseFiles(Source):
 
     def _read(self, path: Path, name: str, frames: Callable[[], Frames]) -> Iterator[Frame]:
         """Convert frames, and refuse keys that none of them has: a misspelt key would train without its labels."""
-        accepted, labels = 0, Counter[str]()
+        counts, said = Counter[str](), set[str]()
         for number, atoms in frames():
             try:
                 if isinstance(atoms, InvalidStructure):
                     raise atoms
                 structure = self.convert(atoms, default_id=f"{name}:{number}")
+                for warning in self._unread(atoms, structure):
+                    if warning not in said:
+                        logger.warning("%s, frame %d: %s", path, number, warning)
+                    said.add(warning)
+            except MachineLearned as error:
+                counts["predicted"] += 1
+                yield MachineLearned(f"{path}, frame {number}: {error}")
             except InvalidStructure as error:
+                counts["refused"] += 1
                 yield InvalidStructure(
                     f"{path}, frame {number}: {error}. Correct the frame or remove it from the file."
                 )
             else:
                 yield structure
-                accepted += 1
-                labels["forces_key"] += structure.has_forces
-                labels["stress_key"] += structure.has_stress
-                labels["virials_key"] += structure.has_stress
-                labels["alternative_energy_key"] += structure.has_alternative_energy
-        for option in labels:
-            if getattr(self, option) is not None and accepted and labels[option] == 0:
+                counts["accepted"] += 1
+                counts["forces_key"] += structure.has_forces
+                counts["stress_key"] += structure.has_stress or not structure.pbc.all()
+                counts["alternative_energy_key"] += structure.has_alternative_energy
+        self._check_counts(path, counts)
+
+    def _check_counts(self, path: Path, counts: Counter[str]) -> None:
+        """Say how many steps were left out, and refuse a file of such steps only and a key that no frame has."""
+        if counts["predicted"]:
+            logger.warning("%s: %d machine-learned steps are left out", path, counts["predicted"])
+            if not counts["accepted"] and not counts["refused"]:
                 raise InvalidStructure(
-                    f"{path}: none of {accepted} frames has an entry {getattr(self, option)!r}; correct {option}, or "
-                    "give the files without it to a source of their own"
+                    f"{path}: all {counts['predicted']} steps are machine-learned (ML_LMLFF): predicted by VASP's "
+                    "force field and not calculated. Remove the file from the source's files."
+                )
+        counts["virials_key"] = counts["stress_key"]
+        for option in ("forces_key", "stress_key", "virials_key", "alternative_energy_key"):
+            if getattr(self, option) is not None and counts["accepted"] and counts[option] == 0:
+                raise InvalidStructure(
+                    f"{path}: none of {counts['accepted']} frames has an entry {getattr(self, option)!r}; correct "
+                    f"{option}, or give the files without it to a source of their own"
                 )
 
     def convert(self, atoms: ase.Atoms, *, default_id: str) -> Structure:
@@ -178,9 +219,13 @@ class AseFiles(Source):
         second_key = self.alternative_energy_key
         if energy is None:
             where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"
+            there_are = energies_listed(_entries(atoms)) or f"no energies, but {sorted(atoms.info)[:20]} in atoms.info"
             raise InvalidStructure(
-                f"there is no energy in {where}; name its entry with energy_key (atoms.info holds {sorted(atoms.info)})"
+                f"there is no energy in {where}; name its entry with energy_key (--source.energy_key): there are "
+                f"{there_are}"
             )
+        if self.charged == "refuse":
+            check_charge(atoms.info, "charged")
         return Structure.checked(
             numbers=atoms.numbers,
             positions=atoms.positions,
@@ -194,13 +239,27 @@ class AseFiles(Source):
             group=hill_formula(atoms.numbers) if self.group_key is None else str(_entry(atoms, self.group_key)),
         )
 
+    def _unread(self, atoms: ase.Atoms, structure: Structure) -> Iterator[str]:
+        """Refuse the frame if a label of it is not read, and yield warnings about other entries like labels."""
+        if self.labels == "none":
+            return
+        stress_key = self.stress_key or self.virials_key
+        named: dict[Kind, str | None] = {"energy": self.energy_key, "forces": self.forces_key, "stress": stress_key}
+        read = {*filter(None, named.values()), *filter(None, [self.alternative_energy_key]), *self.ignored_entries}
+        entries = _entries(atoms, [kind for kind, key in named.items() if key is None])
+        unread = unread_labels(entries, len(atoms), read, stress=has_volume(structure.cell))
+        if unread:
+            labels: dict[Kind, Any] = {
+                "energy": structure.energy,
+                "forces": structure.forces if structure.has_forces else None,
+                "stress": structure.stress if structure.has_stress else None,
+            }
+            yield from check_unread(unread, labels, _OPTIONS, named, "ignored_entries")
+
     def _stress(self, atoms: ase.Atoms) -> np.ndarray | None:
         if self.virials_key is not None:
             virial = _label(atoms, "virial", self.virials_key, atoms.info)
-            volume = abs(np.linalg.det(np.asarray(atoms.cell)))
-            if virial is not None and volume == 0.0:
-                raise InvalidStructure("a virial without three lattice vectors is not a stress")
-            return None if virial is None else -full_stress(virial) / volume
+            return None if virial is None else stress_of_virial(full_stress(virial), atoms.cell)
         stress = _label(atoms, "stress", self.stress_key, atoms.info)
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
         return None if stress is None else factor * full_stress(stress)
@@ -212,15 +271,24 @@ def full_stress(stress: ArrayLike) -> Float64[np.ndarray, "3 3"]:
     Raises:
         InvalidStructure: another count of numbers, or something that is no number.
     """
-    try:
-        numbers = np.asarray(stress, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidStructure(f"the stress is {stress!r}, not numbers") from error
+    numbers = number_array(stress, "stress").astype(np.float64)
     if numbers.size == 6:
         return numbers.reshape(6)[VOIGT]
     if numbers.size == 9:
         return numbers.reshape(3, 3)
     raise InvalidStructure(f"stress has shape {numbers.shape}, expected 6 (Voigt), 9 or 3×3 numbers")
+
+
+def stress_of_virial(virial: Float64[np.ndarray, "3 3"], cell: ArrayLike) -> Float64[np.ndarray, "3 3"]:
+    """Return −virial/volume [eV/Å³], and zeros where both are zero.
+
+    Raises:
+        InvalidStructure: there is a virial, and no volume.
+    """
+    volume = abs(np.linalg.det(np.asarray(cell, dtype=np.float64)))
+    if volume == 0.0 and np.any(np.isfinite(virial) & (virial != 0)):
+        raise InvalidStructure("a virial without three lattice vectors is not a stress")
+    return np.zeros((3, 3)) if volume == 0.0 else -virial / volume
 
 
 def hill_formula(numbers: Num[np.ndarray, " atoms"]) -> str:
@@ -231,106 +299,50 @@ def hill_formula(numbers: Num[np.ndarray, " atoms"]) -> str:
     return "".join(f"{symbol}{symbols[symbol] if symbols[symbol] > 1 else ''}" for symbol in order)
 
 
-def _extxyz(path: Path, start: int, first: int, stop: int | None) -> Frames:
-    """Parse the frames of a byte range of an extxyz file, one at a time, so that a bad one does not end reading."""
-    number = None
-    with (
-        _errors_named(path, f"frames from {first}"),
-        cast(BufferedIOBase, open_with_compression(str(path), "rb")) as file,
-    ):
-        file.seek(start)
-        for number, (_, lines) in enumerate(_extxyz_frames(file, path, first, stop), first):
-            try:
-                yield number, next(read_xyz(StringIO(b"".join(lines).decode(), newline=None), index=0))
-            except Exception as error:  # ASE lets pass whatever its parsing raises
-                yield number, InvalidStructure(_reason(error))
-    if number is None:
-        raise _no_frames(path)
-
-
-def _extxyz_frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the byte where each frame begins, and its lines; `first` is the number of the first one.
-
-    Raises:
-        InvalidStructure: a blank line between frames, a frame that does not begin with a number, or the end of the file
-            within a frame or without an end of line.
-    """
-    for number in itertools.count(first):
-        start = file.tell()
-        if stop is not None and start >= stop:
-            return
-        header = file.readline()
-        if not header.strip():
-            if any(line.strip() for line in file):
-                raise InvalidStructure(f"{path}: a blank line after frame {number - 1} would end reading. Remove it.")
-            return
-        if not header.strip().isdigit():
-            raise InvalidStructure(
-                f"{path}, frame {number}: begins with {header.strip()[:40].decode(errors='replace')!r}, not with a "
-                f"number of atoms (byte {start}). The file may be damaged; repair it or remove it from the source's "
-                "files."
-            )
-        lines = [header, *itertools.islice(file, int(header) + 1)]
-        if len(lines) < int(header) + 2 or not lines[-1].endswith(b"\n"):
-            raise InvalidStructure(
-                f"{path}, frame {number}: the file ends in the middle, so it may be truncated; repair it, remove it "
-                "from the source's files, or end it with a newline if it is complete."
-            )
-        yield start, lines
-
-
 def _database(path: Path, first: int, last: int) -> Frames:
     """Read the rows with the ids first to last; ASE fetches a selection whole, so a part is what memory holds."""
-    with _errors_named(path, f"rows {first}-{last}"):
+    with errors_named(path, f"rows {first}-{last}"):
         for row in ase.db.connect(path, type="db", serial=True).select(f"id>={first},id<={last}"):
-            atoms = row.toatoms()
-            atoms.info.update(unique_id=row.unique_id, **row.key_value_pairs)
-            atoms.info.update(row.data)
+            try:
+                atoms = row.toatoms()
+                atoms.info.update(unique_id=row.unique_id, **row.key_value_pairs)
+                atoms.info.update(row.data)
+            except Exception as error:  # ASE lets pass whatever its decoding raises
+                atoms = InvalidStructure(reason_of(error))
             yield row.id, atoms
 
 
 def _any(path: Path, format: str | None) -> Frames:
+    with errors_named(path, "frame 0"):
+        format = format or filetype(str(path))
+    if format in READERS:
+        yield from READERS[format](path)
+        return
     # parallel: under MPI, ASE would have the first process read and send its frames to all others
     frames = ase.io.iread(path, index=":", format=format, parallel=False, do_not_split_by_at_sign=True)
     for number in itertools.count():
-        with _errors_named(path, f"frame {number}"):
+        with errors_named(path, f"frame {number}"):
             atoms = next(frames, None)
         if atoms is None and number == 0:
-            raise _no_frames(path)
+            raise no_frames(path)
         if atoms is None:
             return
         yield number, atoms
 
 
-@contextlib.contextmanager
-def _errors_named(path: Path, place: str) -> Iterator[None]:
-    """Whatever a reader of ASE's raises becomes an error with a place."""
-    try:
-        yield
-    except InvalidStructure:
-        raise
-    except Exception as error:
-        raise InvalidStructure(
-            f"{path}, {place}: {_reason(error)}. The file may be truncated; repair it or remove it from the source's "
-            "files."
-        ) from error
-
-
-def _no_frames(path: Path) -> InvalidStructure:
-    return InvalidStructure(f"{path}: the file holds no frames. Remove it from the source's files.")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"unknown element or entry {error}"
-    return f"cannot be read ({type(error).__name__}: {error})"
+def _entries(atoms: ase.Atoms, read: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of all that may be labels, but for those of the calculator that are read."""
+    if atoms.calc is not None:
+        yield from ((name, value) for name, value in atoms.calc.results.items() if name not in read)
+    yield from atoms.info.items()
+    yield from atoms.arrays.items()
 
 
 def _energy(atoms: ase.Atoms, key: str | None) -> float | None:
     energy = _label(atoms, "energy", key, atoms.info)
-    if energy is not None and not isinstance(energy, int | float | np.number):
+    if energy is not None and (isinstance(energy, bool) or not isinstance(energy, int | float | np.number)):
         where = f"atoms.info[{key!r}]" if key else "the calculator"
-        raise InvalidStructure(f"the energy in {where} is {energy!r}, not a number")
+        raise InvalidStructure(f"the energy in {where} is {shortened(energy)}, not a number")
     return None if energy is None else float(energy)
 
 

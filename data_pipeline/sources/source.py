@@ -1,14 +1,24 @@
 """Source: labelled frames in parts that can be read independently, and so by several processes."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import ase
+
 from data_pipeline.structure import InvalidStructure, Structure
+
+
+class MachineLearned(InvalidStructure):
+    """A step that the file itself says a force field predicted: no label, left out in any case, and counted."""
+
 
 Frame = Structure | InvalidStructure
 """A frame, or why it is refused: reading goes on after a refused frame, and the caller decides what that means."""
+Frames = Iterator[tuple[int, ase.Atoms | InvalidStructure]]
+"""Number of each frame in a file that ASE reads, and the frame or why it cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +50,15 @@ class Source:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Structure]:
-        """Yield every frame once, in order.
+        """Yield every frame once, in order; steps that are machine-learned are none.
 
         Raises:
             InvalidStructure: a frame is refused or a file cannot be read; the message names file and frame.
         """
         for part in self.parts():
             for frame in part.read():
+                if isinstance(frame, MachineLearned):
+                    continue
                 if isinstance(frame, InvalidStructure):
                     raise frame
                 yield frame
@@ -82,3 +94,30 @@ def below_common_folder(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return each file with its name below the folder that is common to all."""
     folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     return [(path, os.path.relpath(path.absolute(), folder)) for path in paths]
+
+
+@contextlib.contextmanager
+def errors_named(path: Path, place: str) -> Iterator[None]:
+    """Turn whatever a reader raises into an error with a place."""
+    try:
+        yield
+    except InvalidStructure:
+        raise
+    except Exception as error:
+        raise InvalidStructure(
+            f"{path}, {place}: {reason_of(error)}. The file may be truncated; repair it or remove it from the source's "
+            "files."
+        ) from error
+
+
+def no_frames(path: Path) -> InvalidStructure:
+    """Return the error for a file without frames."""
+    return InvalidStructure(f"{path}: the file holds no frames. Remove it from the source's files.")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of a reader means, at most a few lines of it."""
+    text = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}..."
+    if isinstance(error, KeyError):
+        return f"unknown element or entry {text}"
+    return f"cannot be read ({type(error).__name__}: {text})"

@@ -1,0 +1,225 @@
+"""Entries that look like labels under another name, and charges: what a source must not pass over without a word.
+
+Files name their labels as their authors like: force, REF_forces, dft_energy, virial. An entry that looks like a label,
+by its name and by how many numbers it has, and is not read is refused where the frame has no other label of its kind;
+beside another one it is worth a warning, unless it says the same.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from data_pipeline.structure import NUMERIC, InvalidStructure
+
+Kind = Literal["energy", "forces", "stress"]
+KINDS: tuple[Kind, ...] = ("energy", "forces", "stress")
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_ENERGY = frozenset("e etot toten energie energia u epot".split())
+_FORCES = frozenset("f frc gradient gradients grad grads fx fy fz".split())
+_STRESS = frozenset("vir sigma".split())
+_COMPONENTS = frozenset("x y z xx yy zz xy yx yz zy xz zx fx fy fz".split())
+_OTHER = frozenset(
+    "unit units key weight weights mask error errors err mae rmse std var variance uncertainty max min norm rms mean "
+    "per atom atoms atomic isolated free corrected correction formation form binding cohesive hull above kinetic ke "
+    "nuclear cutoff encut fermi band gap bandgap homo lumo nl xc exchange correlation ewald vdw disp dispersion d zpe "
+    "zero point adsorption interaction solvation ionization shift offset baseline barrier activation surface elastic "
+    "thermal constant constants relaxed id name type".split()
+)
+"""Words that make another quantity of a name: max_force, energy_per_atom, stress_unit."""
+_CELL = frozenset("lattice latticevectors latticematrix cell cellvectors cellmatrix unitcell box".split())
+_PBC = frozenset("pbc pbcs periodic periodicity periodicboundaryconditions boundary".split())
+_CHARGE = frozenset("charge totalcharge netcharge systemcharge".split())
+_SPIN = frozenset("spin totalspin spinmultiplicity multiplicity".split())
+
+
+class Unread(NamedTuple):
+    """An entry that looks like a label and is not read."""
+
+    name: str
+    kind: Kind
+    value: np.ndarray
+    readable: bool
+    """Whether an option can read it as it is: not a single component, and not a gradient, whose sign is the other."""
+
+
+def unread_labels(
+    entries: Iterable[tuple[str, Any]], num_atoms: int, read: Iterable[str] = (), *, stress: bool = True
+) -> list[Unread]:
+    """Return the entries that look like labels, without those whose names are read.
+
+    Args:
+        entries: Names and values of all that the frame has.
+        num_atoms: Number of its atoms.
+        read: Names that are read, or known to be no labels.
+        stress: Whether the frame can have a stress.
+    """
+    found = []
+    for name, value in entries:
+        kind = kind_of(name)
+        if kind is None or name in read or (kind == "stress" and not stress):
+            continue
+        array = _numbers(value)
+        component = _is_component(name)
+        sizes = {"energy": (1,), "forces": (3 * num_atoms,), "stress": (6, 9)}[kind]
+        if component:
+            sizes = {"energy": (), "forces": (num_atoms,), "stress": (1,)}[kind]
+        if array is not None and array.size in sizes:
+            readable = not component and "grad" not in name.lower()
+            found.append(Unread(name, kind, array.ravel(), readable))
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def kind_of(name: str) -> Kind | None:
+    """Return the label that a name speaks of, or None."""
+    words = _words(name)
+    if set(words) & _OTHER:
+        return None
+    if any("force" in word or word in _FORCES for word in words):
+        return "forces"
+    if any("stress" in word or "virial" in word or word in _STRESS for word in words):
+        return "stress"
+    return "energy" if any("energ" in word or word in _ENERGY for word in words) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORDS.findall(name)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_component(name: str) -> bool:
+    return bool(_words(name)) and _words(name)[-1] in _COMPONENTS
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Return a value as an array, None if it is no array of numbers."""
+    if isinstance(value, str | bytes | dict | bool) or value is None:
+        return None
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    return array if array.dtype.kind in NUMERIC else None
+
+
+def check_unread(
+    unread: Iterable[Unread],
+    labels: Mapping[Kind, Any],
+    options: Mapping[str, str],
+    named: Mapping[Kind, str | None],
+    ignore: str = "",
+) -> Iterator[str]:
+    """Refuse a frame whose only label of a kind is not read; yield a warning for what differs from the one that is.
+
+    Args:
+        unread: The entries that look like labels.
+        labels: The label of each kind that is read; None where there is none.
+        options: Option of the source that names the entry, by kind, or by kind:virial for a virial; if there is one.
+        named: Entry that the option of a kind names, if it does: chosen among those there are, so that the others
+            are worth no warning.
+        ignore: Option of the source that says that an entry is no label; if there is one.
+
+    Raises:
+        InvalidStructure: a label is missing, and an entry looks like it.
+    """
+    for entry in unread:
+        option = options.get(f"{entry.kind}:virial" if "vir" in entry.name.lower() else entry.kind)
+        how = (
+            f"read it with {option} (--source.{option} {entry.name})"
+            if option and entry.readable
+            else f"write it as the file's own {entry.kind}, all components in one and with the sign of {entry.kind}"
+        )
+        how += f", or say that it is none with --source.{ignore} '[{entry.name}]'" if ignore else ""
+        label, name = labels[entry.kind], named.get(entry.kind)
+        if label is None:
+            missing = f"there are no {entry.kind} under the name {name!r}" if name else f"no {entry.kind} would be read"
+            raise InvalidStructure(f"{missing}, and the entry {entry.name!r} looks like it: {how}")
+        if name is None and not _says_the_same(entry, np.asarray(label, dtype=np.float64).ravel()):
+            yield f"the entry {entry.name!r} looks like {entry.kind} too, differs from what is read, and is not: {how}"
+
+
+def _says_the_same(entry: Unread, label: np.ndarray) -> bool:
+    """Return whether an entry has the numbers of a label, for an array also in another unit, sign or order."""
+    if entry.kind == "energy":
+        return bool(np.isclose(entry.value[0], label[0], rtol=1e-6, atol=1e-6))
+    one, other = (np.abs(values.astype(np.float64)) for values in (entry.value, label))
+    if entry.kind == "stress" and len(one) > 1:  # of nine, the six of ASE's order
+        one, other = (np.sort(v if len(v) == 6 else v[[0, 4, 8, 5, 2, 1]]) for v in (one, other))
+    if len(one) != len(other):
+        return True  # a component of what is read
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return not one.any() and not other.any() if length == 0 else bool(one @ other / length > 1 - 1e-6)
+
+
+def energies_listed(entries: Iterable[tuple[str, Any]]) -> str:
+    """Return the entries that are an energy of any kind, with their values, for a message."""
+    found = []
+    for name, value in entries:
+        array = _numbers(value)
+        if array is not None and array.size == 1 and any("energ" in w or w in _ENERGY for w in _words(name)):
+            found.append(f"{name!r} ({array.item():.10g})")
+    return ", ".join(found[:10])
+
+
+def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
+    """Refuse a cell or periodicity under a name that is not read.
+
+    Args:
+        entries: Names and values of what the frame has.
+        cell: Name under which the format has the cell.
+        pbc: Name under which it has the periodicity.
+
+    Raises:
+        InvalidStructure: there is an entry that looks like one of them, and is not equal to the one that is read.
+    """
+    for name, value in entries.items():
+        what, right = _geometry(name), {"cell": cell, "pbc": pbc}
+        if what is None or name == right[what]:
+            continue
+        array = _numbers(value)
+        if what == "cell" and (array is None or array.size not in (3, 6, 9)):
+            continue  # unit_cell=conventional is a name and no cell
+        beside = _numbers(entries.get(right[what])) if what == "cell" else entries.get(right[what])
+        if beside is not None and np.array_equal(np.ravel(beside), np.ravel(value)):
+            continue
+        raise InvalidStructure(f"the {what} stands under the name {name!r}, which is not read; call it {right[what]!r}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(name: str) -> str | None:
+    plain = name.lower().replace("_", "").replace("-", "")
+    return "cell" if plain in _CELL else "pbc" if plain in _PBC else None
+
+
+def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
+    """Refuse a frame that is charged or has unpaired electrons, by whatever name an entry says so.
+
+    A spin is the multiplicity 2S + 1; 0 stands for one that was not set.
+
+    Raises:
+        InvalidStructure: a charge other than zero, or a spin multiplicity other than 0 or 1.
+    """
+    found, names = {"charge": 0, "spin": 1}, []
+    for name, value in entries.items():
+        what = _electrons(name)
+        array = _numbers(value) if what else None
+        if what is not None and array is not None and array.size == 1 and array.item() != 0:
+            found[what] = array.item()
+            names.append(name)
+    if found != {"charge": 0, "spin": 1}:
+        keep = f". To train on it nevertheless, say {option}: keep (--source.{option} keep)" if option else ""
+        raise InvalidStructure(
+            f"has charge {found['charge']:g} and spin multiplicity {found['spin']:g} (by {', '.join(names)}), of which "
+            f"the network knows nothing: the same atoms would have several energies{keep}"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _electrons(name: str) -> str | None:
+    plain = name.lower().replace("_", "").replace("-", "")
+    return "charge" if plain in _CHARGE else "spin" if plain in _SPIN else None
