@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from data_pipeline.download import DownloadError, download, unpack, unpacked_name
+from data_pipeline.archives import unpack, unpacked_name
+from data_pipeline.download import DownloadError, download
 from data_pipeline.manifest import Provenance
 from data_pipeline.sources import SourceConfig
 

@@ -6,15 +6,13 @@ that the beginning came from (If-Range with its ETag, or else its date); a file 
 The whole is read once more for the checksum: about half a minute for 12 GB from a good disk.
 """
 
-import gzip
 import hashlib
 import logging
 import os
+import re
 import shutil
-import tarfile
+import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,11 @@ import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 
+from data_pipeline.pace import LEAST_RATE, Pace
+
 CHUNK_BYTES = 2**20
+HEAD_TIMEOUTS = 3
+"""Timeouts in which the head of an answer must have come, redirections and several addresses of a host included."""
 LONGEST_WAIT = 60.0
 """Longest time between two attempts [s]."""
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -61,10 +63,11 @@ def download(
         checksum: md5:... or sha256:..., if known.
         tries: Attempts in a row that bring nothing new before giving up.
         backoff: Wait after the first of those [s]; doubled after each further one, up to a minute.
-        timeout: Silence after which a connection counts as broken [s].
+        timeout: Silence, or time in which less than 1 kB a second comes, after which a connection counts as broken [s].
 
     Raises:
-        DownloadError: the server refuses or stays silent, the disk is full, or size or checksum differ.
+        DownloadError: the server refuses, stays silent or is too slow, nobody says how large the file is, it does not
+            fit on the disk, or size or checksum differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
@@ -118,13 +121,15 @@ def _fill(
         def report(completed: int, total: int | None) -> None:
             progress.update(task, completed=completed, total=total)
 
-        furthest, failures = partial.num_bytes, 0
+        furthest, failures, began = partial.num_bytes, 0, time.monotonic()
         while True:
             try:
                 return _attempt(partial, url, size, resumable, timeout, report)
             except _BrokenError as error:
-                failures = 1 if partial.num_bytes > furthest else failures + 1
-                furthest = max(furthest, partial.num_bytes)
+                # a few bytes of each attempt are no progress: they would never end
+                worth = LEAST_RATE * (time.monotonic() - began)
+                failures = 1 if partial.num_bytes > furthest + worth else failures + 1
+                furthest, began = max(furthest, partial.num_bytes), time.monotonic()
                 if failures >= tries:
                     raise DownloadError(
                         f"{url}: {error}; {tries} attempts brought nothing more. What came is kept in {partial.file} "
@@ -155,10 +160,10 @@ def _attempt(
         if partial.version:
             headers["If-Range"] = partial.version
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        with _answer(url, headers, timeout) as response:
             total = _accept(response, partial, url, size)
             if partial.num_bytes != total:
-                _append(response, partial, total, report)
+                _append(response, partial, url, size or total or 0, timeout, report)
     except (requests.ConnectionError, requests.Timeout, HTTPError, ConnectionError, TimeoutError) as error:
         raise _BrokenError(f"the connection failed ({error})") from error
     except requests.RequestException as error:
@@ -172,6 +177,26 @@ def _attempt(
         if partial.num_bytes > total:
             partial.discard()
         raise _BrokenError(f"the connection ended before byte {total:,}")
+
+
+def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
+    """Ask, and wait for the head of the answer; it can come a byte at a time, which no timeout of a socket ends."""
+    answers: list[requests.Response | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(requests.get(url, headers=headers, stream=True, timeout=timeout))
+        except Exception as error:
+            answers.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HEAD_TIMEOUTS * timeout)
+    if not answers:
+        raise TimeoutError(f"no answer in {HEAD_TIMEOUTS * timeout:g} s")
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
 
 
 def _accept(response: requests.Response, partial: _Partial, url: str, size: int | None) -> int | None:
@@ -189,6 +214,11 @@ def _accept(response: requests.Response, partial: _Partial, url: str, size: int 
             f"{url}: the server answers {status} ({response.reason}). The file may have moved or need a permission: "
             f"look it up, and put it into {partial.file.parent} yourself."
         )
+    if size is None and total is None:
+        raise DownloadError(
+            f"{url}: neither the server nor the catalogue says how large the file is, so it could fill the disk. "
+            f"Download it yourself into {partial.file.parent}."
+        )
     if size is not None and total is not None and total != size:
         raise DownloadError(
             f"{url}: the server has {total:,} bytes, expected {size:,}. The file changed since its size was recorded; "
@@ -199,6 +229,11 @@ def _accept(response: requests.Response, partial: _Partial, url: str, size: int 
         raise _BrokenError("the server sent a part of another version of the file")
     if status == 200:
         partial.restart(version)
+    missing, free = (size or total or 0) - partial.num_bytes, shutil.disk_usage(partial.file.parent).free
+    if missing > free:
+        raise DownloadError(
+            f"{partial.file}: {missing:,} bytes are to come, and {free:,} are free. Make room or choose another folder."
+        )
     return total
 
 
@@ -219,14 +254,25 @@ def _version(response: requests.Response) -> str | None:
 
 
 def _append(
-    response: requests.Response, partial: _Partial, total: int | None, report: Callable[[int, int | None], None]
+    response: requests.Response,
+    partial: _Partial,
+    url: str,
+    most: int,
+    timeout: float,
+    report: Callable[[int, int | None], None],
 ) -> None:
     completed = partial.num_bytes
+    pace = Pace(timeout, completed)
     with partial.file.open("ab") as file:
-        for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
-            file.write(chunk)
+        # read1 gives what is there; read would wait for a whole chunk, however slowly it comes
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
             completed += len(chunk)
-            report(completed, total)
+            if completed > most:
+                partial.discard()
+                raise DownloadError(f"{url}: the server sends more than the {most:,} bytes that the file has")
+            file.write(chunk)
+            report(completed, most)
+            pace.check(completed)
 
 
 def _verify(file: Path, path: Path, url: str, size: int | None, checksum: str | None) -> None:
@@ -244,7 +290,7 @@ def _verify(file: Path, path: Path, url: str, size: int | None, checksum: str | 
         raise DownloadError(f"{path}: has {file.stat().st_size:,} bytes, expected {size:,}. {advice}")
     record = path.with_name(path.name + ".sha256")
     if checksum is None and record.is_file() and file == path:
-        checksum = "sha256:" + record.read_text().split()[0]
+        checksum = "sha256:" + (re.findall(r"^[0-9a-f]{64}", record.read_text(errors="replace")) or ["unreadable"])[0]
     algorithm, _, expected = (checksum or "sha256:").partition(":")
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
@@ -253,45 +299,3 @@ def _verify(file: Path, path: Path, url: str, size: int | None, checksum: str | 
         record.write_text(f"{found}  {path.name}\n")
     elif found != expected:
         raise DownloadError(f"{path}: its {algorithm} is {found}, expected {expected}. {advice}")
-
-
-def unpack(archive: Path) -> Path:
-    """Unpack a .tar.gz or .zip beside itself, into a folder of its name, and return the folder.
-
-    A folder that is all there is in the archive, and that folder's only folder, and so on, are left out. The name
-    appears when everything is unpacked; a folder that is there already is taken as it is.
-
-    Raises:
-        DownloadError: the archive is damaged, or would write outside its folder, or the disk is full.
-    """
-    folder = archive.with_name(unpacked_name(archive.name))
-    if folder.is_dir():
-        return folder
-    partial = archive.with_name(f".{folder.name}.unpacking")  # hidden from patterns such as train/*
-    shutil.rmtree(partial, ignore_errors=True)
-    logger.info("unpacking %s", archive)
-    try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(partial)
-        else:
-            with tarfile.open(archive) as file:
-                file.extractall(partial, filter="data")
-        inner = partial
-        while len(entries := list(inner.iterdir())) == 1 and entries[0].is_dir():
-            inner = entries[0]
-        os.replace(inner, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DownloadError(
-            f"{archive}: cannot be unpacked ({error}). Delete it to have it downloaded again."
-        ) from error
-    except OSError as error:
-        raise DownloadError(f"{archive}: unpacking failed ({error}). Make room and run the same again.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def unpacked_name(name: str) -> str:
-    """Return the name of an archive without .tar.gz or .zip, and other names as they are."""
-    return name.removesuffix(".tar.gz").removesuffix(".zip")

@@ -292,7 +292,9 @@ def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: i
         if folder.endswith(".json"):
             folder, name = folder.rsplit("/", 1)
         remote = RemoteFolder(folder, DiskCache(cache, cache_bytes))
-        content = remote.manifest(name)
+        content = remote.manifest(name, MANIFEST_BYTES)
+        if len(content) > MANIFEST_BYTES:
+            raise InvalidRecord(f"{folder}/{name}: not a manifest (more than {MANIFEST_BYTES:,} bytes)")
         return _parsed(f"{folder}/{name}", content, root=remote.copies, remote=remote)
     path = Path(path)
     file = path / "manifest.json" if path.is_dir() else path

@@ -6,6 +6,7 @@ folder: a file appears under its name only when it is complete, and every block 
 index each time it is read, from wherever.
 """
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -14,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fsspec
 
 from data_pipeline.block import Block, CorruptShard
 from data_pipeline.index import BlockIndex
+from data_pipeline.pace import Pace
 from data_pipeline.shards import decode_block
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ TRIES = 5
 """How often a request is made before giving up."""
 FIRST_PAUSE = 0.5
 """Seconds before a request is repeated; twice as many before each further one."""
+PATIENCE = 60.0
+"""Seconds of silence, or of bytes that come too slowly, after which a connection counts as broken."""
 RANGE_NOT_SATISFIABLE = 416
 FULL, EMPTIED = 0.9, 0.8
 """When a scan finds the cache filled to the one fraction, files are removed down to the other."""
@@ -62,7 +67,7 @@ class DiskCache:
         """Keep a file, complete or not at all.
 
         Raises:
-            OSError: the folder cannot be written, or the disk is full.
+            OSError: the folder cannot be written or is a link to elsewhere, or the disk is full.
         """
         self._unscanned += len(content)
         if self._unscanned > SCAN_FRACTION * self._limit:
@@ -70,8 +75,12 @@ class DiskCache:
             self._unscanned = len(content)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise PermissionError(f"{path.parent}: leads out of the cache, {self.folder}; remove the link")
         try:
-            temporary.write_bytes(content)
+            temporary.unlink(missing_ok=True)  # of a process that had this number before, or a link to elsewhere
+            with temporary.open("xb") as file:
+                file.write(content)
             os.replace(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -110,8 +119,8 @@ class RemoteFolder:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
 
-    def manifest(self, name: str) -> bytes:
-        """Return the manifest, and have a folder of copies for exactly this one.
+    def manifest(self, name: str, most: int) -> bytes:
+        """Return the manifest, a byte more than allowed if it is larger, and have a folder of copies for this one.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -119,7 +128,7 @@ class RemoteFolder:
             OSError: it cannot be reached.
         """
         self._download(name, 0, 1)
-        content = self._download(name)
+        content = self._download(name, 0, most + 1)
         self.copies = self._cache.folder / hashlib.sha256(self.url.encode() + b"\0" + content).hexdigest()[:16]
         return content
 
@@ -167,9 +176,9 @@ class RemoteFolder:
             log.warning("%s: cannot keep a copy of %s/%s: %s", path, self.url, name, error)
         return block
 
-    def _download(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Return a file or a byte range of it."""
-        where = f"{self.url}/{name}" + ("" if start is None else f", bytes from {start}")
+    def _download(self, name: str, start: int, stop: int) -> bytes:
+        """Return a byte range of a file, less where the file ends before."""
+        where = f"{self.url}/{name}, bytes from {start}"
         try:
             content = self._persist(where, name, start, stop)
         except FileNotFoundError as error:
@@ -179,15 +188,15 @@ class RemoteFolder:
         except Exception as error:
             if getattr(error, "status", None) == RANGE_NOT_SATISFIABLE:
                 return b""  # the file ends before
-            raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
-        if start is not None and stop is not None and len(content) > stop - start:
+            raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+        if len(content) > stop - start:
             raise ValueError(
-                f"{where}: the server ignores byte ranges (asked for {stop - start} bytes, it sent {len(content)}). "
+                f"{where}: the server ignores byte ranges (asked for {stop - start} bytes, it sent more). "
                 "Serve the data set with a server that knows them, or copy it to a local disk."
             )
         return content
 
-    def _persist(self, where: str, name: str, start: int | None, stop: int | None) -> bytes:
+    def _persist(self, where: str, name: str, start: int, stop: int) -> bytes:
         """Make a request, again and again if what went wrong may pass."""
         for attempt in itertools.count(1):
             try:
@@ -197,7 +206,7 @@ class RemoteFolder:
                 if not _passing(error):
                     raise
                 if attempt == TRIES:
-                    problem = f"{type(error).__name__}: {error}"
+                    problem = f"{type(error).__name__}: {str(error)[:200]}"
                     raise ConnectionError(f"{where}: cannot be read, tried {TRIES} times ({problem})") from error
                 time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
         raise AssertionError
@@ -205,9 +214,41 @@ class RemoteFolder:
     def _filesystem(self) -> tuple[Any, str]:
         """Return fsspec's file system and the folder in it, opened in this process: its event loop survives no fork."""
         if self._opened is None or self._opened[0] != os.getpid():
-            filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
+            options = {"client_kwargs": _client()} if self.url.startswith(("http:", "https:")) else {}
+            filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **options)
             self._opened = (os.getpid(), filesystem, root.rstrip("/"))
         return self._opened[1:]
+
+
+class _BoundedAnswer(aiohttp.ClientResponse):
+    """An answer of which no more is read than was asked for, and only as long as it comes at a pace."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        """Wait for the head, which can come a byte at a time as well."""
+        async with asyncio.timeout(PATIENCE):
+            return await super().start(connection)
+
+    async def read(self) -> bytes:
+        """Return the body; of one longer than the range that was asked for, one byte more than that."""
+        first, last = self.request_info.headers["Range"].removeprefix("bytes=").split("-")
+        most, content, pace = int(last) - int(first) + 1, bytearray(), Pace(PATIENCE)
+        async for chunk in self.content.iter_any():
+            content += chunk
+            if len(content) > most:
+                self.close()
+                break
+            pace.check(len(content))
+        return bytes(content[: most + 1])
+
+
+def _client() -> dict[str, Any]:
+    """Return the settings of a client of http: nothing is decompressed, so what is bounded on the way stays so."""
+    return {
+        "response_class": _BoundedAnswer,
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE),
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+    }
 
 
 def _passing(error: Exception) -> bool:
@@ -215,6 +256,5 @@ def _passing(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in (408, 425, 429)
-    return not isinstance(
-        error, FileNotFoundError | PermissionError | ImportError | ValueError | TypeError | NotImplementedError
-    )
+    final = (FileNotFoundError, PermissionError, ImportError, ValueError, TypeError, NotImplementedError)
+    return not isinstance(error, (*final, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects))

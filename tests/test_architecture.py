@@ -52,6 +52,7 @@ DOORS = {
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/__main__.py",),
     "deepspeed": ("foundation/training/strategy.py",),
+    "aiohttp": ("data_pipeline/remote.py",),
     "fsspec": ("data_pipeline/remote.py",),
     "mpi4py": ("data_pipeline/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),

@@ -15,8 +15,9 @@ import ase
 import ase.io
 import pytest
 
+from data_pipeline.archives import unpack
 from data_pipeline.corpora import CORPORA, Corpus, RemoteFile, corpus_build, fetch, find_corpus, make_source
-from data_pipeline.download import DownloadError, unpack
+from data_pipeline.download import DownloadError
 from data_pipeline.sources import AseFiles, DeepmdNpy, SourceConfig
 
 SOURCES = {dataclasses.fields(member)[0].name: member for member in get_args(SourceConfig)}

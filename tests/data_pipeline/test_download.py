@@ -4,8 +4,10 @@ import hashlib
 import http.server
 import logging
 import resource
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,10 @@ class Server(http.server.ThreadingHTTPServer):
         self.honours_range = True
         self.honours_if_range = True
         self.says_length = True
+        self.redirects_to: str | None = None
+        self.drips: tuple[int, float] | None = None
+        """Bytes at a time, and seconds between them."""
+        self.drips_head = False
         self.ranges: list[str | None] = []
         self.bytes_sent = 0
 
@@ -57,6 +63,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, wanted = self.server, self.headers.get("Range")
         server.ranges.append(wanted)
+        if server.redirects_to:
+            self.send_response(302)
+            self.send_header("Location", server.redirects_to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if server.drips_head:
+            self.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Nothing: y\r\n" * 1000)
+            return
         if server.statuses:
             self.send_response(server.statuses.pop(0))
             self.send_header("Content-Length", "0")
@@ -82,7 +97,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end = start + server.break_after.pop(0) if server.break_after else len(server.body)
         # counted first: a client that has all it wants does not wait for this thread
         server.bytes_sent += len(server.body[start:end])
-        self.wfile.write(server.body[start:end])
+        if server.drips:
+            self.drip(server.body[start:end])
+        else:
+            self.wfile.write(server.body[start:end])
+
+    def drip(self, content: bytes) -> None:
+        """Send a few bytes at a time, until the client hangs up."""
+        step, pause = self.server.drips or (1, 0.01)
+        for place in range(0, len(content), step):
+            self.wfile.write(content[place : place + step])
+            time.sleep(pause)
 
 
 @pytest.fixture
@@ -270,3 +295,66 @@ def test_a_full_disk_keeps_what_came(server: Server, tmp_path: Path) -> None:
     assert 0 < kept <= 1_500_000
     assert download(server.url, tmp_path / "frames.json", **FAST).read_bytes() == BODY
     assert server.ranges[-1] == f"bytes={kept}-"
+
+
+def test_a_length_that_nobody_says_is_refused_before_anything_is_written(server: Server, tmp_path: Path) -> None:
+    server.says_length = False
+    with pytest.raises(DownloadError, match=rf"{server.url}: neither the server nor the catalogue says how large"):
+        download(server.url, tmp_path / "frames.json", **FAST)
+    assert leftovers(tmp_path) == []
+
+
+def test_more_than_the_catalogue_says_is_not_written(server: Server, tmp_path: Path) -> None:
+    server.says_length = False
+    with pytest.raises(DownloadError, match="the server sends more than the 1,000,000 bytes"):
+        download(server.url, tmp_path / "frames.json", size=1_000_000, **FAST)
+    assert leftovers(tmp_path) == []
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 8, 2_999_999))
+    with pytest.raises(DownloadError, match="3,000,000 bytes are to come, and 2,999,999 are free"):
+        download(server.url, tmp_path / "frames.json", **FAST)
+
+
+@pytest.mark.parametrize("bytes_at_a_time", [1, 20])
+def test_a_server_that_drips_is_given_up_and_what_came_is_kept(
+    server: Server, tmp_path: Path, bytes_at_a_time: int
+) -> None:
+    server.drips = (bytes_at_a_time, 0.05)
+    with pytest.raises(DownloadError, match=r"less than 1,000 bytes a second.*2 attempts.*the same command goes on"):
+        download(server.url, tmp_path / "frames.json", tries=2, backoff=0.001, timeout=0.2)
+    assert (tmp_path / "frames.json.partial").stat().st_size > bytes_at_a_time
+    server.drips = None
+    assert download(server.url, tmp_path / "frames.json", **FAST).read_bytes() == BODY
+
+
+def test_a_head_that_drips_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.drips_head = True
+    with pytest.raises(DownloadError, match=r"no answer in 0\.3 s"):
+        download(server.url, tmp_path / "frames.json", tries=2, backoff=0.001, timeout=0.1)
+
+
+def test_attempts_of_a_few_bytes_each_come_to_an_end(server: Server, tmp_path: Path) -> None:
+    server.break_after = [1] * 10
+    with pytest.raises(DownloadError, match="3 attempts brought nothing more"):
+        download(server.url, tmp_path / "frames.json", tries=3, backoff=0.01, timeout=5.0)
+    assert len(server.ranges) <= 4
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://127.0.0.1/x"])
+def test_a_redirection_out_of_the_web_is_refused(server: Server, tmp_path: Path, address: str) -> None:
+    server.redirects_to = address
+    with pytest.raises(DownloadError, match=rf"{server.url}: "):
+        download(server.url, tmp_path / "frames.json", **FAST)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("record", ["", "\0\xff", "no checksum"])
+def test_a_record_that_is_no_checksum_is_a_difference(server: Server, tmp_path: Path, record: str) -> None:
+    download(server.url, tmp_path / "frames.json", **FAST)
+    (tmp_path / "frames.json.sha256").write_text(record)
+    with pytest.raises(DownloadError, match=r"frames\.json: its sha256 is .*, expected unreadable"):
+        download(server.url, tmp_path / "frames.json", **FAST)

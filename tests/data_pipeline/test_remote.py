@@ -1,7 +1,10 @@
 """Remote data sets over a real HTTP server: byte ranges, retries, the local copies and their limit."""
 
+import contextlib
+import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +25,8 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.requests: list[tuple[str, int]] = []  # file and bytes sent
         self.ignores_ranges = False
-        self.failures: list[int | str] = []  # what the next answers are instead: a status, "cut" or "drop"
+        self.failures: list[int | str] = []  # what the next answers are instead: a status, "cut", "drop" or an address
+        self.mode = ""  # how all answers are: "endless", "drip" or "drip the head"
 
     @property
     def url(self) -> str:
@@ -41,6 +45,15 @@ class Handler(BaseHTTPRequestHandler):
         if failure == "drop":
             self.close_connection = True
             return
+        if isinstance(failure, str) and ":" in failure:
+            self.send_response(302)
+            self.send_header("Location", failure)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.server.mode:
+            self.misbehave(self.server.mode)
+            return
         file = self.server.folder / self.path.removeprefix("/data/")
         if isinstance(failure, int) or not file.is_file():
             self.send_error(failure if isinstance(failure, int) else 404)
@@ -58,6 +71,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if failure == "cut" else content)
         self.close_connection = failure == "cut"
+
+    def misbehave(self, mode: str) -> None:
+        """Send without end until the client hangs up."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            head = b"HTTP/1.1 206 Partial Content\r\n" + b"X-Nothing: y\r\n" * 50 + b"\r\n"
+            self.wfile.write(head[:-2] + b"X-More: " if mode == "drip the head" else head)
+            for _ in range(10**6):
+                self.wfile.write(b"x" * 65536 if mode == "endless" else b"X")
+                if mode != "endless":
+                    time.sleep(0.01)
 
 
 @pytest.fixture
@@ -239,3 +263,72 @@ def test_a_remote_data_set_is_not_verified_as_a_whole(server: Server, reopen: Ca
 def test_a_cache_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the cache needs room"):
         remote.DiskCache(tmp_path, 0)
+
+
+@pytest.mark.parametrize("mode", ["drip", "drip the head"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(
+    server: Server, reopen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    frames = Frames(reopen(), "train")
+    monkeypatch.setattr(remote, "PATIENCE", 0.1)
+    server.mode = mode
+    with pytest.raises(ConnectionError, match=rf"{server.url}/train-000000\.tar, bytes from \d+: .* tried 5 times"):
+        frames[0]
+
+
+def test_an_answer_without_end_is_cut_at_what_was_asked_for(server: Server, reopen: Callable[..., Manifest]) -> None:
+    frames = Frames(reopen(), "train")
+    server.mode = "endless"
+    with pytest.raises(ValueError, match=rf"{server.url}/train-000000\.tar, bytes from \d+: .*it sent more"):
+        frames[0]
+    with pytest.raises(ValueError, match=rf"{server.url}/manifest\.json, bytes from 0: .*it sent more"):
+        reopen()
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x"])
+def test_a_redirection_out_of_the_web_is_refused(server: Server, reopen: Callable[..., Manifest], address: str) -> None:
+    server.failures += [address] * 5
+    with pytest.raises(ValueError, match=rf"{server.url}/manifest\.json, bytes from 0: cannot be read"):
+        reopen()
+
+
+@pytest.mark.parametrize("name", ["/tmp/x.tar", "../../../x.tar", "..\\x.tar", "C:x.tar", "%2e%2e%2fx.tar", "a/b.tar"])
+def test_a_shard_with_a_path_for_a_name_is_refused_and_nothing_is_written(
+    server: Server, reopen: Callable[..., Manifest], tmp_path: Path, name: str
+) -> None:
+    file = server.folder / "manifest.json"
+    values = json.loads(file.read_text())
+    values["splits"]["train"]["shards"][0]["name"] = name
+    # the paths of a merged data set lead to other folders of one's own disk, not of another's
+    for changed in (values, {**values, "build_config": {"merged": []}}):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=rf"{server.url}/manifest\.json: "):
+            reopen()
+    assert not copies(tmp_path, "*")
+
+
+def test_a_copy_is_never_written_through_a_link(
+    server: Server, reopen: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, outside = reopen(), tmp_path / "outside"
+    outside.mkdir()
+    frames = Frames(manifest, "train")
+    (manifest.root / "train-000000.tar").symlink_to(outside)
+    assert frames[0].id
+    assert "leads out of the cache" in caplog.text
+    assert not list(outside.iterdir())
+
+
+def test_a_spoilt_copy_of_an_index_is_fetched_again(
+    server: Server, reopen: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def counts() -> list[list[int]]:
+        return [array.tolist() for array in reopen().index("train").counts(0, 50)]
+
+    expected = counts()
+    for name in ("train.index.safetensors", "train-000000.index.safetensors"):
+        (copy,) = copies(tmp_path, name)
+        content = copy.read_bytes()
+        copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert counts() == expected
+    assert caplog.text.count("it is fetched again") == 2
