@@ -176,7 +176,8 @@ def _tar_members(file: IO[bytes], bound: int) -> Iterator[_Member]:
                     return _refuse_rest(bounded, archive.offset)
                 if not (info.isreg() or info.isdir()):
                     raise _RefusedError(f"member {_shown(info.name)} is a link or device")
-                archive.members = []  # kept by the library, and there may be millions
+                # kept by the library, and there may be millions
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))
 
 

@@ -6,6 +6,7 @@ are taken in order, so the bytes do not depend on who wrote what. A writing proc
 150 bytes for each frame of its shard.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from jaxtyping import Int8, Int64
 
 from data_pipeline.block import Precision
 from data_pipeline.index import BlockIndex, index_path
+from data_pipeline.json_record import Record, parse_json
 from data_pipeline.manifest import Shard, Split, split_index_path
 from data_pipeline.shards import ShardWriter, sha256
 from data_pipeline.splits import SPLITS
@@ -106,12 +108,47 @@ def write_shard(data: Path, receipts: Path, splits_file: Path, plan: ShardPlan, 
             index_sha256=sha256(index_path(path)),
         )
         receipt = temporary / "receipt"
-        receipt.write_text(json.dumps({"shard": asdict(shard), "statistics": statistics.to_json()}))
+        receipt.write_text(_receipt_text(shard, statistics))
         os.replace(index_path(path), index_path(data / plan.name))
         os.replace(path, data / plan.name)
         os.replace(receipt, receipt_path(receipts, plan.name))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _receipt_text(shard: Shard, statistics: Statistics) -> str:
+    """Return a receipt: its content is a text in it, so that its checksum does not depend on how it is written."""
+    content = json.dumps({"shard": asdict(shard), "statistics": statistics.to_json()})
+    return json.dumps({"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _receipt(receipts: Path, plan: ShardPlan) -> tuple[Shard, Statistics]:
+    """Read the receipt of a shard.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another shard.
+    """
+    path = receipt_path(receipts, plan.name)
+    receipt = Record(parse_json(path.read_bytes()), str(path))
+    content = receipt.text("content")
+    if hashlib.sha256(content.encode()).hexdigest() != receipt.raw("sha256"):
+        raise receipt.refuse("sha256", "is not the checksum of the content")
+    values = Record(parse_json(content.encode()), str(path))
+    shard = Shard(**values.raw("shard"))
+    if (shard.name, shard.num_frames) != (plan.name, plan.num_frames):
+        raise values.refuse("shard", f"is {shard.name} of {shard.num_frames} frames")
+    return shard, Statistics.from_record(values.record("statistics"))
+
+
+def is_written(data: Path, receipts: Path, plan: ShardPlan) -> bool:
+    """Return whether an earlier call wrote a shard, and what it wrote is still what its receipt says."""
+    try:
+        shard, _ = _receipt(receipts, plan)
+        path = data / plan.name
+        return (sha256(path), sha256(index_path(path))) == (shard.sha256, shard.index_sha256)
+    except (OSError, ValueError):
+        return False
 
 
 def _frames(
@@ -131,9 +168,9 @@ def assembled(data: Path, receipts: Path, plans: Sequence[ShardPlan], cutoffs: t
         shards, statistics, indexes = [], Statistics(cutoffs=cutoffs), []
         for plan in plans:
             if plan.split == number:
-                receipt = json.loads(receipt_path(receipts, plan.name).read_text())
-                shards.append(Shard(**receipt["shard"]))
-                statistics += Statistics.from_json(receipt["statistics"])
+                shard, sums = _receipt(receipts, plan)
+                shards.append(shard)
+                statistics += sums
                 indexes.append(BlockIndex.load(index_path(data / plan.name)))
         path = split_index_path(data, name)
         BlockIndex.joined(indexes, len(cutoffs)).save(path)

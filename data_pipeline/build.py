@@ -27,15 +27,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from data_pipeline.assembly import Layout, ShardPlan, assembled, plan_shards, receipt_path, write_shard
+from data_pipeline.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
 from data_pipeline.block import Precision
 from data_pipeline.crew import Task, dealt, work
 from data_pipeline.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
+from data_pipeline.json_record import Record, parse_json
 from data_pipeline.manifest import SCHEMA_VERSION, Manifest, Provenance
+from data_pipeline.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
 from data_pipeline.splits import SplitBy, Splits, split_name
-from data_pipeline.staging import Reading, StagedFrames, part_folder, stage_part
+from data_pipeline.staging import Reading, StagedFrames, drop_damaged, part_folder, stage_part
 from data_pipeline.structure import InvalidStructure
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ def build(config: BuildConfig) -> Manifest:
         FileNotFoundError: a file of the source is missing.
         InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
             `<out>.partial` (unless there is nothing yet) and the same call goes on from there.
+        SourceChanged: a file of the source was written to while it was read; the same call starts over.
         DiskFull: there is no space left.
         ChildProcessError: a worker was killed.
     """
@@ -115,6 +118,7 @@ def build(config: BuildConfig) -> Manifest:
         todo = ranks.agree(lambda: [n for n in range(len(parts)) if not part_folder(place.staged, n).exists()])
         tasks: list[Task] = [(place.staged, number, parts[number], reading) for number in todo]
         ranks.work("reading", stage_part, tasks, [parts[number].size for number in todo], config.workers)
+        ranks.agree(lambda: _check_source(place))
         plans, decided = ranks.agree(lambda: _decide(config, place, parts))
         layout = Layout(
             cutoffs=config.cutoffs,
@@ -122,7 +126,7 @@ def build(config: BuildConfig) -> Manifest:
             shard_frames=config.shard_frames,
             positions=config.positions,
         )
-        unwritten = ranks.agree(lambda: [p for p in plans if not receipt_path(place.receipts, p.name).exists()])
+        unwritten = ranks.agree(lambda: [p for p in plans if not is_written(place.data, place.receipts, p)])
         tasks = [(place.data, place.receipts, place.splits, plan, layout) for plan in unwritten]
         ranks.work("writing", write_shard, tasks, [plan.num_frames for plan in unwritten], config.workers)
         return ranks.agree(lambda: _finish(config, place, plans, decided))
@@ -147,6 +151,7 @@ class _Place:
         self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
         self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
         self.failed = self.partial / "failed"
+        self.source: Snapshot = {}
 
 
 def _reading(config: BuildConfig) -> Reading:
@@ -172,14 +177,17 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
         raise FileExistsError(
             f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
         )
+    # before the parts are found: what is written from now on is noticed
+    place.source = snapshot(asdict(config.source), lambda path: path.is_relative_to(place.partial.absolute()))
     parts = list(config.source.parts())
     fingerprints = _fingerprints(config, parts, place)
-    earlier = _json(place.state)
+    earlier = _state(place.state)
     if place.partial.exists() and earlier.get("reading") != fingerprints["reading"]:
         logger.info("%s is from other files or settings, or incomplete: starting over", place.partial)
         place.state.unlink(missing_ok=True)  # first, so that half of what is removed is never gone on with
         shutil.rmtree(place.partial)
     elif earlier:
+        drop_damaged(place.staged)
         done = sum(part_folder(place.staged, number).exists() for number in range(len(parts)))
         logger.info("going on from %s: %d of %d parts are read", place.partial, done, len(parts))
         if earlier["whole"] != fingerprints["whole"]:
@@ -195,32 +203,23 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
     return parts
 
 
+def _check_source(place: _Place) -> None:
+    try:
+        refuse_changes(place.source)
+    except SourceChanged:
+        place.state.unlink(missing_ok=True)  # so that the next call starts over
+        raise
+
+
 def _fingerprints(config: BuildConfig, parts: Sequence[Part], place: _Place) -> dict[str, str]:
     """Return what the staged parts depend on, and what the shards do, as hashes."""
-    files = [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in _files(asdict(config.source))
-        if not path.is_relative_to(place.partial.absolute()) and not path.name.endswith("-lock")
-    ]
     names = [[part.name, part.size] for part in parts]
-    source = [SCHEMA_VERSION, type(config.source).__name__, asdict(config.source), names, files]
+    source = [SCHEMA_VERSION, type(config.source).__name__, asdict(config.source), names, place.source]
     # a frame that did not end the build did not need to be left out either, so `refuse` can change
     reading = {key: value for key, value in asdict(_reading(config)).items() if key != "refuse"}
     values = {"reading": [source, reading], "whole": [source, _recorded(config)]}
     texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-
-
-def _files(settings: Any) -> list[Path]:
-    """Return every file that a setting of the source names, and those in a folder that one names."""
-    if isinstance(settings, dict):
-        settings = list(settings.values())
-    if isinstance(settings, list | tuple):
-        return [path for value in settings for path in _files(value)]
-    if not isinstance(settings, str | Path):
-        return []
-    path = Path(os.path.expandvars(settings)).expanduser().absolute()
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
 
 
 def _recorded(config: BuildConfig) -> dict:
@@ -270,6 +269,7 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
 
 def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided: _Decided) -> Manifest:
     """Write the manifest and give the data their name."""
+    _check_source(place)
     manifest = Manifest(
         provenance=config.provenance,
         splits=assembled(place.data, place.receipts, plans, config.cutoffs),
@@ -296,8 +296,13 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _state(path: Path) -> dict[str, Any]:
+    """Return what an earlier call noted; nothing if that is damaged."""
+    try:
+        state = Record(parse_json(path.read_bytes()), str(path)).only("reading", "whole", "sizes")
+        return {"reading": state.text("reading"), "whole": state.text("whole"), "sizes": state.counts("sizes")}
+    except (OSError, ValueError):
+        return {}
 
 
 @contextmanager
@@ -305,7 +310,11 @@ def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
     """Say in an error what is left; remove what is left if it is nothing. A full disk gets its own error."""
     try:
         yield
+    except SourceChanged:
+        raise
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, InvalidStructure):
+            _check_source(place)  # half a file cannot be read, but that is not what is wrong with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error = DiskFull(_disk_full(place, error))
         if not any(place.staged.glob("part-*")):
@@ -322,7 +331,7 @@ def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
 def _disk_full(place: _Place, error: OSError) -> str:
     """Say how much space is missing: staged frames and shards take the same, and both are needed at the end."""
     staged, written = (sum(p.stat().st_size for p in f.rglob("*.tar")) for f in (place.staged, place.data))
-    sizes = _json(place.state).get("sizes", [])
+    sizes = _state(place.state).get("sizes", [])
     read = [size for number, size in enumerate(sizes) if part_folder(place.staged, number).exists()]
     # before a part is complete, staged frames are taken to be as large as the source
     needed = 2 * (staged * sum(sizes) / sum(read) if sum(read) else sum(sizes)) - staged - written

@@ -10,6 +10,7 @@ chunk, and whatever the reader itself needs. On disk the staged frames take as m
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -28,11 +29,16 @@ from data_pipeline.block import Block, Precision
 from data_pipeline.duplicates import fingerprint
 from data_pipeline.edge_count import EdgeCounter, Edges
 from data_pipeline.index import BlockIndex, index_path
-from data_pipeline.shards import ShardWriter, read_block
+from data_pipeline.json_record import parse_json
+from data_pipeline.shards import ShardWriter, read_block, sha256
 from data_pipeline.sources import Frame, MachineLearned, Part
 from data_pipeline.structure import InvalidStructure, Structure
 
+logger = logging.getLogger(__name__)
+
 BLOCK_FRAMES = 256
+SUMS = "sums.json"
+"""File of a staged part: checksums of the others, written last."""
 CHUNK_FRAMES = 65_536
 """Frames of one file of a staged part: bounds what a process holds, whatever the size of the part."""
 
@@ -74,10 +80,33 @@ def stage_part(staged: Path, number: int, part: Part, reading: Reading) -> None:
             for chunk, first in enumerate(blocks):
                 rest = itertools.islice(blocks, CHUNK_FRAMES // BLOCK_FRAMES - 1)
                 _write_chunk(temporary / f"{chunk:06d}.tar", itertools.chain([first], rest), reading)
+        (temporary / SUMS).write_text(json.dumps(_sums(temporary)))
         if not part_folder(staged, number).exists():
             os.rename(temporary, part_folder(staged, number))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sums(folder: Path) -> dict[str, str | int]:
+    """Return the checksum of every file of a part; of a tar file its size, since its index has those of its blocks."""
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    return {path.name: path.stat().st_size if path.suffix == ".tar" else sha256(path) for path in files}
+
+
+def drop_damaged(staged: Path) -> None:
+    """Remove what is no complete part, or not as it was written, so that it is read again."""
+    for folder in staged.glob("part-*"):
+        try:
+            whole = parse_json((folder / SUMS).read_bytes()) == _sums(folder)
+            for path in sorted(folder.glob("*.tar")) if whole else ():
+                index = BlockIndex.load(index_path(path))
+                for number in range(len(index.size)):
+                    read_block(path, index, number)
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            logger.warning("%s: incomplete or damaged, it is read again", folder)
+            shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
 
 
 class _Accepted(NamedTuple):

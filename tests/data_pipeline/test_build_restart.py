@@ -2,13 +2,16 @@
 
 import os
 import pickle
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import ase
@@ -16,12 +19,14 @@ import ase.io
 import numpy as np
 import pytest
 
+from data_pipeline import build as build_module
 from data_pipeline.build import BuildConfig, DiskFull, build
 from data_pipeline.filters import FilterConfig
 from data_pipeline.manifest import Provenance
 from data_pipeline.shards import sha256
-from data_pipeline.sources import AseFiles, EmtAlloys
-from data_pipeline.structure import InvalidStructure
+from data_pipeline.source_files import SourceChanged
+from data_pipeline.sources import AseFiles, EmtAlloys, Part
+from data_pipeline.structure import InvalidStructure, Structure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_FILES, FRAMES_PER_FILE = 12, 10
@@ -52,27 +57,41 @@ def many_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return tuple(str(path) for path in sorted(folder.iterdir()))
 
 
+def settings(folder: Path, provenance: Provenance, files: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "source": AseFiles(
+            files=files, energy_key="REF_energy", forces_key="REF_forces", group_key="group", id_key="name"
+        ),
+        "provenance": provenance,
+        "out": folder / "data",
+        "block_frames": 3,
+        "shard_frames": 6,
+        "val_fraction": 0.2,
+        "test_fraction": 0.2,
+        "filters": FilterConfig(duplicates="reject", max_force=100.0, max_energy_residual=50.0),
+    }
+
+
 @pytest.fixture
 def configure(tmp_path: Path, provenance: Provenance, many_files: tuple[str, ...]) -> Callable[..., BuildConfig]:
     """A build of the files in small blocks and shards, with filters."""
 
-    def make(**changes: object) -> BuildConfig:
-        source = AseFiles(
-            files=many_files, energy_key="REF_energy", forces_key="REF_forces", group_key="group", id_key="name"
-        )
-        settings = {
-            "source": source,
-            "provenance": provenance,
-            "out": tmp_path / "data",
-            "block_frames": 3,
-            "shard_frames": 6,
-            "val_fraction": 0.2,
-            "test_fraction": 0.2,
-            "filters": FilterConfig(duplicates="reject", max_force=100.0, max_energy_residual=50.0),
-        }
-        return BuildConfig(**{**settings, **changes})
+    return lambda **changes: BuildConfig(**{**settings(tmp_path, provenance, many_files), **changes})
 
-    return make
+
+@pytest.fixture(scope="module")
+def interrupted(
+    tmp_path_factory: pytest.TempPathFactory, provenance: Provenance, many_files: tuple[str, ...]
+) -> tuple[Path, dict[str, str]]:
+    """What a build leaves that was killed before it wrote the manifest, and what it writes when it is not."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    config = settings(folder, provenance, many_files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_module, "_finish", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            build(BuildConfig(**config))
+    shutil.copytree(folder / "data.partial", folder / "left")
+    return folder / "left", checksums(build(BuildConfig(**config)).root)
 
 
 def steps_done(partial: Path) -> int:
@@ -169,6 +188,117 @@ def test_other_files_start_over(
     build(config)
     assert "starting over" in caplog.text
     assert checksums(config.out) == checksums(build(replace(config, out=tmp_path / "fresh")).root)
+
+
+PENDING: list[Callable[[Path], object]] = []
+"""What happens to the first file once all are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwritten(AseFiles):
+    """Files of which the first is changed when the last is read."""
+
+    def parts(self) -> list[Part]:
+        *first, last = super().parts()
+        return [*first, replace(last, read=partial(self._disturbed, last))]
+
+    def _disturbed(self, part: Part) -> Iterator[Structure | InvalidStructure]:
+        yield from part.read()
+        if PENDING:
+            PENDING.pop()(Path(self.files[0]))
+
+
+def rewritten_in_place(path: Path) -> None:
+    """Same size and same time of modification, other energies."""
+    status, text = path.stat(), path.read_text()
+    path.write_text(re.sub(r"(REF_energy=-?\d+\.)\d", r"\g<1>0", text))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replaced_by_another(path: Path) -> None:
+    shutil.copy(path.with_name("01.extxyz"), path.with_name("new"))
+    os.replace(path.with_name("new"), path)
+
+
+@pytest.mark.parametrize(
+    ("happens", "late"),
+    [(rewritten_in_place, False), (replaced_by_another, False), (os.unlink, False), (os.utime, True)],
+)
+def test_a_source_that_is_written_to_meanwhile_is_refused_by_name_and_the_next_call_starts_over(
+    configure: Callable[..., BuildConfig],
+    tmp_path: Path,
+    many_files: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Path], object],
+    late: bool,
+) -> None:
+    folder = tmp_path / "files"
+    shutil.copytree(Path(many_files[0]).parent, folder)
+    files = tuple(str(path) for path in sorted(folder.iterdir()))[:4]
+    settings = {field.name: getattr(configure().source, field.name) for field in fields(AseFiles)}
+    source = (AseFiles if late else Overwritten)(**{**settings, "files": files})
+    if late:
+        decide = build_module._decide
+        monkeypatch.setattr(build_module, "_decide", lambda *given: (decide(*given), happens(Path(files[0])))[0])
+    else:
+        monkeypatch.setattr(sys.modules[__name__], "PENDING", [happens])
+    word = "is gone" if happens is os.unlink else "was written to"
+    with pytest.raises(
+        SourceChanged, match=rf"files/00\.extxyz {word} while it was read.*The same command starts over"
+    ):
+        build(configure(source=source))
+    assert not (tmp_path / "data").exists()
+    monkeypatch.undo()
+    if happens is os.unlink:
+        shutil.copy(files[1], files[0])
+    if happens in (os.unlink, replaced_by_another):
+        text = Path(files[0]).read_text()
+        Path(files[0]).write_text(re.sub(r"name=", "name=other-", text))
+    resumed = build(configure(source=source))
+    fresh = build(configure(source=source, out=tmp_path / "fresh"))
+    assert checksums(resumed.root) == checksums(fresh.root)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: None])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "staged/part-000003/*.tar",
+        "staged/part-000003/*.index.safetensors",
+        "staged/part-000003/sums.json",
+        "receipts/train-000001.tar.json",
+        "data/train-000001.*",
+        "state.json",
+    ],
+)
+def test_what_was_left_is_gone_on_with_only_as_it_was_written(
+    interrupted: tuple[Path, dict[str, str]],
+    configure: Callable[..., BuildConfig],
+    tmp_path: Path,
+    what: str,
+    damage: Callable[[bytes], bytes | None],
+) -> None:
+    left, expected = interrupted
+    shutil.copytree(left, tmp_path / "data.partial")
+    for path in (tmp_path / "data.partial").glob(what):
+        content = damage(path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    assert checksums(build(configure()).root) == expected
+
+
+def test_one_bit_of_what_was_left_is_enough(
+    interrupted: tuple[Path, dict[str, str]], configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    left, expected = interrupted
+    shutil.copytree(left, tmp_path / "data.partial")
+    for pattern in ("staged/*/*.columns.safetensors", "staged/*/*.tar", "receipts/*.json", "data/*.index.safetensors"):
+        path = sorted((tmp_path / "data.partial").glob(pattern))[1]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert checksums(build(configure()).root) == expected
 
 
 def test_other_limits_need_no_reading_again(
