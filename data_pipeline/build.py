@@ -18,7 +18,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
+from data_pipeline import lock
 from data_pipeline.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
 from data_pipeline.block import Precision
 from data_pipeline.crew import Task, dealt, work
@@ -103,6 +104,7 @@ def build(config: BuildConfig) -> Manifest:
     """Build a data set and return its manifest; the same on every rank.
 
     Raises:
+        InUse: another build writes to the same target.
         FileExistsError: the target is there and overwrite is False, or it is not a data set.
         FileNotFoundError: a file of the source is missing.
         InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
@@ -112,7 +114,7 @@ def build(config: BuildConfig) -> Manifest:
         ChildProcessError: a worker was killed.
     """
     place = _Place(config.out)
-    with each_rank_for_itself(), _Ranks(place) as ranks, _explained(place, alone=ranks.size == 1):
+    with each_rank_for_itself(), _Ranks(place) as ranks, ranks.held(), _explained(place, alone=ranks.size == 1):
         parts = ranks.agree(lambda: _prepare(config, place))
         reading = _reading(config)
         todo = ranks.agree(lambda: [n for n in range(len(parts)) if not part_folder(place.staged, n).exists()])
@@ -146,7 +148,11 @@ class _Place:
     """The folders of a build: `<out>` and, until it is complete, what is in `<out>.partial`."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.partial = out, out.with_name(out.name + ".partial")
+        self.lock, self.out = lock.beside(out), lock.real(out)
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        # also as the files of a source are named, links not followed
+        folders = (self.out.parent, out.absolute().parent)
+        self.own = {folder / path.name for path in (self.lock, self.partial) for folder in folders}
         self.state = self.partial / "state.json"
         self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
         self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
@@ -167,9 +173,9 @@ def _reading(config: BuildConfig) -> Reading:
 
 def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
     """Check the target, and keep of an earlier attempt what is still good; return the parts of the source."""
-    if place.replaced.exists() and not config.out.exists():
-        os.rename(place.replaced, config.out)  # killed while the new data took the old one's place
-    if config.out.exists() and place.partial.exists() and not place.data.exists():
+    if place.replaced.exists() and not place.out.exists():
+        os.rename(place.replaced, place.out)  # killed while the new data took the old one's place
+    if place.out.exists() and place.partial.exists() and not place.data.exists():
         shutil.rmtree(place.partial)  # killed when everything was in its place
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
@@ -178,7 +184,7 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
             f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
         )
     # before the parts are found: what is written from now on is noticed
-    place.source = snapshot(asdict(config.source), lambda path: path.is_relative_to(place.partial.absolute()))
+    place.source = snapshot(asdict(config.source), lambda path: any(path.is_relative_to(own) for own in place.own))
     parts = list(config.source.parts())
     fingerprints = _fingerprints(config, parts, place)
     earlier = _state(place.state)
@@ -278,10 +284,10 @@ def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided:
         root=config.out,
     )
     _write(place.data / "manifest.json", manifest.to_text().encode())
-    if config.out.exists():
+    if place.out.exists():
         shutil.rmtree(place.replaced, ignore_errors=True)
-        os.rename(config.out, place.replaced)
-    os.rename(place.data, config.out)
+        os.rename(place.out, place.replaced)
+    os.rename(place.data, place.out)
     shutil.rmtree(place.partial)
     return manifest
 
@@ -335,9 +341,10 @@ def _disk_full(place: _Place, error: OSError) -> str:
     read = [size for number, size in enumerate(sizes) if part_folder(place.staged, number).exists()]
     # before a part is complete, staged frames are taken to be as large as the source
     needed = 2 * (staged * sum(sizes) / sum(read) if sum(read) else sum(sizes)) - staged - written
+    how_much = f"About {_bytes(needed)} more are needed" if needed > 0 else "A little more is needed"
     free = shutil.disk_usage(place.partial).free
     return (
-        f"{place.partial}: no space to write ({error.strerror}). About {_bytes(needed)} more are needed (frames are "
+        f"{place.partial}: no space to write ({error.strerror}). {how_much} (frames are "
         f"written twice, staged and in shards), {_bytes(free)} are free. Make space."
     )
 
@@ -359,12 +366,18 @@ class _Ranks:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or self.size == 1:
             return
-        if self._speaks():
+        if isinstance(error, lock.InUse) or self._speaks():
             unexpected = not isinstance(error, ValueError | OSError | KeyboardInterrupt)
             message = "".join(traceback.format_exception(error)) if unexpected else str(error)
             print(f"foundation: rank {self.rank}: {message}", file=sys.stderr, flush=True)
         self._world.Abort(2)  # the others wait for this rank and would wait for ever
         os._exit(2)  # Abort may return before it takes effect, and the caller would show the error again
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other builds away from the target: the first rank does so for all."""
+        with lock.hold(self._place.lock, self._place.out) if self.rank == 0 else nullcontext():
+            yield
 
     def _speaks(self) -> bool:
         """Return whether this rank is the first to fail."""

@@ -10,9 +10,10 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 Task = tuple[Any, ...]
@@ -41,12 +42,14 @@ def work(function: Callable[..., None], tasks: Sequence[Task], workers: int) -> 
             function(*task)
             yield number
         return
+    crew: set[BaseProcess] = set()
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__, function.__module__])
     executor = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_follow_parent)
     try:
         futures = {executor.submit(function, *task): number for number, task in enumerate(tasks)}
+        crew = set(multiprocessing.active_children()) - others
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -54,12 +57,22 @@ def work(function: Callable[..., None], tasks: Sequence[Task], workers: int) -> 
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise ChildProcessError(
-                "a worker process was killed; the memory of the machine may not suffice for so many --workers"
-            ) from error
+            executor.shutdown()
+            raise ChildProcessError(_death(crew)) from error
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _death(crew: Iterable[BaseProcess]) -> str:
+    """Say which worker has died of what, of those that did not end because another one had died."""
+    died = [(each.pid, each.exitcode) for each in crew if each.exitcode not in (None, 0, -signal.SIGTERM)]
+    said = [f"process {pid} died of {signal.Signals(-code).name}" for pid, code in died if code < 0]
+    said += [f"process {pid} ended with exit code {code}" for pid, code in died if code > 0]
+    return (
+        f"a worker process was killed{': ' if said else ''}{', '.join(said)}; the memory of the machine may not "
+        "suffice for so many --workers: build with fewer."
+    )
 
 
 def _follow_parent() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline import lock
 from data_pipeline.index import BlockIndex
 from data_pipeline.manifest import Manifest, Provenance, Shard, Split, open_manifest, split_index_path
 from data_pipeline.shards import sha256
@@ -40,17 +41,23 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
     """Write a manifest that holds the shards of several, split by split in the order given, and return it.
 
     Raises:
+        InUse: another process writes to the same target.
         FileExistsError: the target is there.
         FileNotFoundError: a manifest, a shard or an index is missing.
         ValueError: fewer than two, not on a local disk, the same shard twice, an index that differs from its checksum,
             or data sets that differ in cutoffs, level of theory or energy convention.
     """
     parts = [open_manifest(_local(path)) for path in manifests]
-    if out.exists():
-        raise FileExistsError(f"{out} already exists; choose another --out")
-    _check(parts)
-    _warn_of_leaks(parts)
-    target = out.resolve()
+    target = lock.real(out)
+    with lock.hold(lock.beside(out), out):
+        if target.exists():
+            raise FileExistsError(f"{out} already exists; choose another --out")
+        _check(parts)
+        _warn_of_leaks(parts)
+        return _merged(parts, target, name, root=out)
+
+
+def _merged(parts: list[Manifest], target: Path, name: str, root: Path) -> Manifest:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -60,7 +67,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
             splits={split: _merge_split(parts, split, partial, target) for split in _split_names(parts)},
             build_config={"merged": [_origin(part) for part in parts]},
             rejected=dict(reduce(add, (Counter(part.rejected) for part in parts))),
-            root=out,
+            root=root,
         )
         (partial / "manifest.json").write_text(merged.to_text())
         os.replace(partial, target)

@@ -41,6 +41,11 @@ STALL_SECONDS = 30.0
 ORPHAN_SECONDS = 1.0
 """How often a worker that waits for a free slot looks whether its parent is still alive."""
 
+
+class WorkerDied(ChildProcessError, RuntimeError):
+    """A worker process was killed or crashed; the message says how and what to do."""
+
+
 Prepare = Callable[[int], tuple[Graphs, Sequence[Any]]]
 """What a worker does: the number of a task becomes a batch, and remarks that the training process should see."""
 
@@ -89,7 +94,7 @@ def deliver(job: Job, tally: Tally) -> Generator[tuple[GraphBatch, Sequence[Any]
     worker is raised here as it was raised there.
 
     Raises:
-        RuntimeError: a worker was killed.
+        WorkerDied: a worker was killed.
     """
     if job.num_workers == 0:
         for task in job.tasks():
@@ -175,7 +180,7 @@ class _Worker:
         """Return when there is something to receive.
 
         Raises:
-            RuntimeError: the worker has died.
+            WorkerDied: it has died.
         """
         timeout = None if self._warned else STALL_SECONDS
         ready = wait([self._results, self._process.sentinel], timeout)
@@ -193,14 +198,15 @@ class _Worker:
         if self._results not in ready and not self._results.poll():
             raise self._death(task)
 
-    def _death(self, task: int) -> RuntimeError:
+    def _death(self, task: int) -> WorkerDied:
         self._process.join(1.0)
         code = self._process.exitcode
         how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        hint = " The machine may have run out of memory: use fewer workers." if how == "SIGKILL" else ""
-        return RuntimeError(
+        hint = "The machine may have run out of memory: use fewer workers. " if how == "SIGKILL" else ""
+        return WorkerDied(
             f"worker {self._number} (process {self._process.pid}) died of {how} while preparing "
-            f"{self._job.name(task)}.{hint}"
+            f"{self._job.name(task)}. {hint}Start again where it was, a run with --fit.resume auto; without workers "
+            "(--fit.num_workers 0) what is wrong shows in the process itself"
         )
 
     def close(self) -> None:

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 
 from data_pipeline import build as build_module
+from data_pipeline import lock
 from data_pipeline.build import BuildConfig, DiskFull, build
 from data_pipeline.filters import FilterConfig
+from data_pipeline.lock import InUse
 from data_pipeline.manifest import Provenance
 from data_pipeline.shards import sha256
 from data_pipeline.source_files import SourceChanged
@@ -334,8 +336,54 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_build_goes_on_after_it(
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(configure: Callable[..., BuildConfig]) -> None:
     config = configure(source=Deadly(num_frames=4096), workers=2)
-    with pytest.raises(ChildProcessError, match="worker process was killed"):
+    with pytest.raises(
+        ChildProcessError, match=r"worker process was killed: process \d+ died of SIGKILL; the memory .* --workers"
+    ):
         build(config)
+
+
+class Slow(EmtAlloys):
+    """A source that takes its time."""
+
+    def _make(self, start: int, stop: int):
+        time.sleep(1.0)
+        yield from super()._make(start, stop)
+
+
+def test_a_second_build_of_the_same_folder_is_refused_and_the_first_comes_to_its_end(
+    configure: Callable[..., BuildConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_HERE", 0.1)
+    monkeypatch.chdir(tmp_path)
+    config = configure(source=Slow(num_frames=60), filters=FilterConfig(), out=tmp_path / "data")
+    child = os.fork()
+    if child == 0:
+        try:
+            build(config)
+        finally:
+            os._exit(0)
+    while not (tmp_path / "data.partial" / "staged").exists():
+        time.sleep(0.01)
+    for changes in ({}, {"overwrite": True}, {"split_seed": 1}, {"out": Path("nowhere/../data")}):
+        with pytest.raises(InUse, match=rf"data is in use by process {child} on .* since"):
+            build(replace(config, **changes))
+    assert os.waitpid(child, 0)[1] == 0
+    assert checksums(config.out) == checksums(build(replace(config, out=tmp_path / "alone")).root)
+    assert {path.name for path in tmp_path.iterdir()} >= {"data", "alone"}
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+@pytest.mark.parametrize(("out", "error"), [(".", FileExistsError), ("..", FileExistsError), ("/", ValueError)])
+def test_a_target_without_a_name_is_refused_with_a_sentence(
+    out: str,
+    error: type[Exception],
+    configure: Callable[..., BuildConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=r"already exists; choose another --out|no data set|root of the file system"):
+        build(configure(out=Path(out)))
 
 
 class Deadly(EmtAlloys):
@@ -372,7 +420,7 @@ needs_mpi = pytest.mark.skipif(
 
 
 @needs_mpi
-@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (3, 1)])
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), pytest.param(3, 1, marks=pytest.mark.long)])
 def test_any_number_of_mpi_ranks_makes_the_same_bytes(
     configure: Callable[..., BuildConfig], tmp_path: Path, ranks: int, workers: int
 ) -> None:
