@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from data_pipeline import lock
 from data_pipeline.shards import sha256
 from foundation.models import EquivariantNetwork, ModelConfig
 from foundation.potential import Potential
@@ -50,6 +51,7 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
     """
     if any(".adapter." in name for name, _ in potential.named_parameters()):
         raise ValueError(f"{folder}: the potential has adapters; merge_adapters() makes it one that can be saved")
+    folder = lock.real(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline import lock
 from data_pipeline.shards import sha256
 from foundation import checkpoint
 from foundation.interop.published import NOT_STATED, PUBLISHED, find_published, published_of
@@ -49,7 +50,13 @@ def convert(config: ConvertConfig) -> Path:
         FileExistsError: there is a folder, or a file, of another kind under the name to write.
         FileNotFoundError: what to read is not there.
         ValueError: what to read is refused or damaged, or the other program has no such network.
+        InUse: another process writes there.
     """
+    with lock.hold(lock.beside(config.out), config.out):
+        return _convert(config)
+
+
+def _convert(config: ConvertConfig) -> Path:
     if config.checkpoint is not None:
         if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
             raise FileExistsError(

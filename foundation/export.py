@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipeline import lock
 from data_pipeline.graph import to_graph
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.stream import Frames
@@ -77,7 +78,13 @@ def export(config: ExportConfig) -> Path:
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
         ValueError: the report is of other weights or of another level of theory, the potential has no such level, no
             data may be passed on to take golden structures from, or alpha is given and it is no fine-tuning.
+        InUse: another process writes a release there.
     """
+    with lock.hold(lock.beside(config.out), config.out):
+        return _export(config)
+
+
+def _export(config: ExportConfig) -> Path:
     if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
         raise FileExistsError(
             f"{config.out} has no config.json, so it is no release and stays as it is; choose another --out"
@@ -94,7 +101,8 @@ def export(config: ExportConfig) -> Path:
         potential = keep_theory(potential, config.theory)
     measured = _measured(config, settings)
     golden_of, structures = _golden_structures(_golden_sources(config, provenance), potential, config.num_golden)
-    partial = config.out.with_name(config.out.name + ".partial")
+    out = lock.real(config.out)
+    partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -112,7 +120,7 @@ def export(config: ExportConfig) -> Path:
         (partial / "README.md").write_text(render_card(card, facts))
         checkpoint.write_checksums(partial)
         verify_golden(partial)
-        checkpoint.replace_folder(partial, config.out)
+        checkpoint.replace_folder(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

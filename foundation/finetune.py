@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.stream import Dataset
-from foundation import checkpoint
+from foundation import checkpoint, run_folder
 from foundation.card import CardFacts
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
 from foundation.finetuning import fisher, forgetting
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
@@ -43,7 +44,7 @@ from foundation.finetuning.rehearsal import (
 from foundation.finetuning.release import METHOD, fisher_facts
 from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
-from foundation.pretrain import check_folder, dataset_facts, prepare_folder, provenance_of, resolved
+from foundation.pretrain import dataset_facts, provenance_of
 from foundation.start import prepare_start, start_facts
 from foundation.training.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.training.fit import fit, seed_everything
@@ -60,11 +61,11 @@ log = logging.getLogger(__name__)
 class AdapterConfig:
     """Low-rank adapters: all that is trained then."""
 
-    rank: int = 8
+    rank: int = field(default=8, metadata=DECIDES)
     """Rank of what is added to each matrix."""
-    alpha: float = 8.0
+    alpha: float = field(default=8.0, metadata=DECIDES)
     """What is added is multiplied with alpha / rank."""
-    patterns: tuple[str, ...] = ("*",)
+    patterns: tuple[str, ...] = field(default=("*",), metadata=DECIDES)
     """Presets and patterns that choose among the weights of linear maps and radial networks."""
 
 
@@ -72,11 +73,11 @@ class AdapterConfig:
 class FinetuneConfig:
     """A fine-tuning run: a potential, the data of a domain, and what keeps it from forgetting the rest."""
 
-    start: Path
+    start: Path = field(metadata=DECIDES)
     """Released folder or finished run whose weights the run begins with."""
-    data: Path | tuple[DatasetConfig, ...]
+    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the target's data, or its folder; or several data sets to train on together."""
-    out: Path
+    out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
     """Length, batches and machine."""
@@ -86,30 +87,30 @@ class FinetuneConfig:
         default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0, warmup_steps=10)
     )
     """Optimizer and schedule; other defaults than in pretraining: a low rate, no decay, no average."""
-    rehearsal: RehearsalConfig | None = None
+    rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
     """Data of the pretraining to go on training on."""
-    penalty: PenaltyConfig | None = None
+    penalty: PenaltyConfig | None = field(default=None, metadata=DECIDES)
     """What holds the weights near the start: EWC or L2-SP."""
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = field(default=(), metadata=DECIDES)
     """Parameters that stay as they are: embedding, blocks:K, all-but-readout, or patterns over their names."""
-    rate_factors: dict[str, float] = field(default_factory=dict)
+    rate_factors: dict[str, float] = field(default_factory=dict, metadata=DECIDES)
     """What learning rates are multiplied with, by preset or pattern; where several match, the last one counts."""
-    adapters: AdapterConfig | None = None
+    adapters: AdapterConfig | None = field(default=None, metadata=DECIDES)
     """Train low-rank adapters in place of the weights; they are merged into the weights at the end."""
-    references: Literal["keep", "refit"] = "keep"
+    references: Literal["keep", "refit"] = field(default="keep", metadata=DECIDES)
     """Reference energies of the elements in the data: the start's, or estimated again for data with another zero of
     energy, which moves all predictions for these elements at this level of theory."""
-    new_elements: Literal["refuse", "add"] = "refuse"
+    new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
     """What happens if the data have an element that the start does not know."""
-    missing_stress: Literal["refuse", "allow"] = "refuse"
+    missing_stress: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
     """What happens if the loss has a term of stress and a data set no label of it."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     """What is measured before, in and after the run."""
     card: CardFacts = field(default_factory=CardFacts)
     """What the model card of a release will say; may be completed at export."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     """Replace a run that is already there."""
-    sweep: Path | None = None
+    sweep: Path | None = field(default=None, metadata=MAY_CHANGE)
     """YAML file of runs that differ from this configuration: do all of them, in folders inside `out`, and compare them.
     It has `runs` (options by name of the run), `grid` (values by option, all combinations), `seeds`, `jobs` (runs at a
     time) and `threads` (of each); `runs: {base: {}, slow: {optim.learning_rate: 1.0e-4}}` is enough."""
@@ -127,18 +128,24 @@ def finetune(config: FinetuneConfig) -> Potential:
     The run folder gets run.json, checkpoints/, logs/, forgetting/ and, at the very end, potential/.
 
     Raises:
+        InUse: another run holds the run folder.
         FileExistsError: the run folder is there, and neither resume nor overwrite is set.
         FileNotFoundError: no manifest, potential or Fisher there, or nothing to resume.
         ValueError: parts do not fit together: the start and the data, the Fisher and the start or the loss, rehearsed
             data and those held out; or nothing is left to train.
     """
+    with run_folder.held(config):
+        return _finetune(config)
+
+
+def _finetune(config: FinetuneConfig) -> Potential:
     record, before = resolved(config), None
     if is_rank_zero():  # at once, because to prepare may take minutes
-        check_folder(config.out, record, resume=config.fit.resume, overwrite=config.overwrite)
+        run_folder.check_folder(config)
     prepared = _prepare(config)
     if is_rank_zero():
         before = _measured_already(config, prepared)
-        prepare_folder(config.out, record, replace=config.overwrite and not config.fit.resume)
+        run_folder.prepare_folder(config)
         if before is None:
             before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
             forgetting.save(before, config.out / "forgetting" / BEFORE)
@@ -161,6 +168,7 @@ def finetune(config: FinetuneConfig) -> Potential:
         merge_adapters(prepared.potential)
     prepared.potential.requires_grad_(True).eval()
     if before is not None:
+        run_folder.refuse_lost(config.out)
         facts |= prepared.facts | {"config": record, "wall_time_s": round(time.time() - began, 1)}
         _finish(config, prepared, before, facts)
     return prepared.potential
@@ -335,7 +343,7 @@ def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, fa
     after = measure(potential, prepared.held_out, edge_budget=budget)
     between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
     curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
-    values = write_forgetting(config.out / "forgetting", before, after, curve, {"run": config.out.name})
+    values = write_forgetting(config.out / "forgetting", before, after, curve, {"run": config.out.resolve().name})
     for line in summary(values):
         log.info("%s", line)
     log.info("what was learned and forgotten: %s", config.out / "forgetting" / "index.html")

@@ -2,25 +2,23 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from data_pipeline.stream import Dataset
+from foundation import run_folder
 from foundation.card import CardFacts
 from foundation.checkpoint import save
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.start import start_facts, start_from
-from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
@@ -33,13 +31,13 @@ from foundation.training.strategy import is_rank_zero
 class PretrainConfig:
     """A pretraining run. What the data determine (elements, references, scale, neighbours) comes from the manifest."""
 
-    data: Path | tuple[DatasetConfig, ...]
+    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the data, or its folder; or several data sets to train on together."""
-    out: Path
+    out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
     """Length, batches and machine."""
-    start: Path | None = None
+    start: Path | None = field(default=None, metadata=DECIDES)
     """Released folder or finished run whose weights the run begins with; random weights when absent. The architecture
     has to be the same, and reference energies and scale stay those of the start."""
     model: ModelConfig = field(default_factory=EquivariantConfig)
@@ -50,7 +48,7 @@ class PretrainConfig:
     """Optimizer and schedule."""
     card: CardFacts = field(default_factory=CardFacts)
     """What the model card of a release will say; may be completed at export."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     """Replace a run that is already there."""
 
 
@@ -60,10 +58,16 @@ def pretrain(config: PretrainConfig) -> Potential:
     The run folder gets run.json (the resolved configuration), checkpoints/, logs/ and, at the end, potential/.
 
     Raises:
+        InUse: another run holds the run folder.
         FileExistsError: the run folder is there, and neither resume nor overwrite is set.
         FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
         ValueError: the configuration does not fit the data, or the start does not fit either.
     """
+    with run_folder.held(config):
+        return _pretrain(config)
+
+
+def _pretrain(config: PretrainConfig) -> Potential:
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
     seed_everything(config.fit.seed)
@@ -73,8 +77,8 @@ def pretrain(config: PretrainConfig) -> Potential:
     else:
         potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
     if is_rank_zero():
-        check_folder(config.out, resolved(config), resume=config.fit.resume, overwrite=config.overwrite)
-        prepare_folder(config.out, resolved(config), replace=config.overwrite and not config.fit.resume)
+        run_folder.check_folder(config)
+        run_folder.prepare_folder(config)
     numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
     datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
     started = time.time()
@@ -83,38 +87,10 @@ def pretrain(config: PretrainConfig) -> Potential:
         potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out, record=record
     )
     if is_rank_zero():
+        run_folder.refuse_lost(config.out)
         facts |= begun | {"config": record, "wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
     return potential
-
-
-def check_folder(out: Path, record: dict, *, resume: bool | Literal["auto"], overwrite: bool) -> None:
-    """Refuse to touch a run folder that is there, unless it is to be continued with its configuration or replaced.
-
-    Raises:
-        FileExistsError: there is one, which is neither to be continued nor to be replaced.
-        FileNotFoundError: there is no checkpoint to go on from.
-        ValueError: it began with another configuration.
-    """
-    checkpoint = checkpoint_to_resume(out, resume)
-    if checkpoint is not None:
-        refuse_changes(checkpoint, record)
-    if out.exists() and not resume:
-        if not overwrite:
-            raise FileExistsError(
-                f"{out} already exists; continue it with --fit.resume true, replace it with --overwrite true, "
-                "or choose another --out"
-            )
-        if not (out / "run.json").is_file():
-            raise FileExistsError(f"{out} has no run.json, so it is no run and stays as it is; choose another --out")
-
-
-def prepare_folder(out: Path, record: dict, *, replace: bool) -> None:
-    """Make a run folder, also out of or in place of one that is there, with the configuration in run.json."""
-    if replace and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
@@ -151,10 +127,3 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def resolved(config: object) -> dict:
-    """Return a config dataclass as JSON, every default filled in."""
-    assert dataclasses.is_dataclass(config)
-    assert not isinstance(config, type)
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_pipeline.index import SplitIndex
+from data_pipeline.lock import InUse
 from data_pipeline.manifest import Split
 from data_pipeline.plan import Plan
 from data_pipeline.stream import Dataset, Stream
 from foundation.checkpoint import find
-from foundation.pretrain import PretrainConfig, resolved
+from foundation.pretrain import PretrainConfig
+from foundation.run_folder import refuse_in_use
 from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.fit_config import FitConfig
 from foundation.training.strategy import make_strategy
@@ -57,12 +59,13 @@ def check_folder(config: PretrainConfig) -> Check:
             advice="continue it with --fit.resume true, replace it with --overwrite true, or choose another --out",
         )
     try:
+        refuse_in_use(out)
         checkpoint = checkpoint_to_resume(out, config.fit.resume)
         if checkpoint is not None:
-            refuse_changes(checkpoint, resolved(config))
+            refuse_changes(checkpoint, config)
         if config.start is not None:
             find(config.start)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, InUse, ValueError) as error:
         return Check(name="run folder", verdict="fail", finding=str(error))
     if not os.access(existing_parent(out), os.W_OK):
         return Check(

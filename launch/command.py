@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from foundation.run_folder import occupied
+
 Parse = Callable[[list[str]], tuple[str, Any]]
 """The command line's own parser: arguments to the verb and its config."""
 VERBS_THAT_TRAIN = ("pretrain", "finetune")
@@ -66,7 +68,7 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
 
 
 def _refuse_existing(out: Path) -> None:
-    if not out.exists():
+    if not occupied(out):
         return
     if (out / "run.json").is_file():
         raise FileExistsError(

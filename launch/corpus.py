@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline import lock
 from data_pipeline.build import LAUNCHERS
 from data_pipeline.corpora import CORPORA, corpus_build, fetch, find_corpus
 
@@ -35,7 +36,9 @@ def expand_corpus(arguments: list[str]) -> list[str]:
     if known.download:
         if any(name in os.environ for name in LAUNCHERS):
             raise ValueError("one process downloads: run with --download once without mpirun, then build under it")
-        fetch(find_corpus(known.corpus), folder)
+        corpus = find_corpus(known.corpus)
+        with lock.hold(lock.inside(folder), folder):
+            fetch(corpus, folder)
     source, provenance = corpus_build(known.corpus, folder)
     verb = rest.index("build") + 1
     # before the other options, so that any of it can be overridden

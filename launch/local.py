@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from foundation.run_folder import refuse_in_use
 from foundation.training.preemption import PreemptedError
 from foundation.training.watchdog import TRY_AGAIN
 from launch.command import Parse, check
@@ -42,8 +43,10 @@ def launch_local(config: LocalConfig, parse: Parse) -> None:
         PreemptedError: they stopped and can go on, after a signal or because nothing moved.
         ValueError: the command is wrong.
         FileExistsError: the run folder is already there.
+        InUse: another run holds it.
     """
-    _, added = check(config.command, parse, {"--fit.devices": config.processes, "--fit.num_nodes": 1})
+    run, added = check(config.command, parse, {"--fit.devices": config.processes, "--fit.num_nodes": 1})
+    refuse_in_use(run.out)
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

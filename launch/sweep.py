@@ -28,8 +28,9 @@ from typing import Any
 
 import yaml
 
-from foundation.pretrain import resolved
-from foundation.training.checkpoints import changes
+from data_pipeline.lock import holder_of, say_who
+from foundation.configuration import changes, resolved
+from foundation.run_folder import occupied, read_record
 from foundation.training.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
 
@@ -278,7 +279,7 @@ def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> 
 
 def _check_folder(run: Run, verb: str, parse: Parse) -> None:
     """Refuse a folder that holds something else than this very run."""
-    if not run.out.exists() or not any(run.out.iterdir()):
+    if not occupied(run.out):
         return
     file = run.out / "run.json"
     if not file.is_file():
@@ -286,7 +287,7 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
             f"{run.out} has no run.json, so it is no run and stays as it is; give the run another name"
         )
     # as it is read today, so that an option that is new since then has its default
-    began = _as_read(json.loads(file.read_text()), str(file), verb, parse)
+    began = _as_read(read_record(run.out), str(file), verb, parse)
     changed = [
         f"{name} was {was} and is {now}" for name, (was, now) in changes(began, run.record).items() if name != NO_CHANGE
     ]
@@ -299,13 +300,19 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[int]:
-    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so that it is held while one of them is."""
+    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so that it is held while one of them is.
+
+    So it is one of flock(), which that of a run folder must not be.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as file:
+    with (out / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(f"{out}: this sweep, or a run that it has started, is still at work") from None
+            raise BlockingIOError(
+                f"{out}: this sweep, or a run that it has started, is still at work: {holder_of(out / LOCK)}"
+            ) from None
+        say_who(file.fileno())
         yield file.fileno()
 
 

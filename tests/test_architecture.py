@@ -24,6 +24,7 @@ PACKAGES = ("data_pipeline", "foundation", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 ALL_CODE = [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))]
 FLOORS = (
+    ("foundation.configuration",),
     ("foundation.kernels",),
     ("foundation.nn",),
     ("foundation.models",),
@@ -31,6 +32,7 @@ FLOORS = (
     (
         "foundation.training",
         "foundation.checkpoint",
+        "foundation.run_folder",
         "foundation.theories",
         "foundation.elements",
         "foundation.references",

@@ -14,6 +14,8 @@ from matplotlib.colors import Normalize
 from foundation.evaluation.curves import draw_figures
 from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
+from foundation.run_folder import read_record
+from foundation.training.checkpoints import read_best
 from foundation.training.metrics_file import START, read_rows
 
 AVERAGED = (
@@ -77,18 +79,18 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder is no run's.
-        ValueError: nothing has been logged yet.
+        ValueError: nothing has been logged yet, or run.json cannot be read.
     """
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a pretrain")
-    rows = read_rows(folder / "logs")
+    num_steps, rows = read_record(folder)["fit"]["steps"], read_rows(folder / "logs")
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (START, "train", "validation")}
     if not kinds["train"]:
         raise ValueError(f"{folder} has logged no step yet; the first comes after fit.log_every steps")
     return Run(
         name=folder.resolve().name,
         folder=folder,
-        num_steps=json.loads((folder / "run.json").read_text())["fit"]["steps"],
+        num_steps=num_steps,
         starts=kinds[START],
         train=kinds["train"],
         validation=kinds["validation"],
@@ -104,20 +106,19 @@ def facts_of(run: Run) -> dict[str, Any]:
         if values:
             means[name] = sum(values) / len(values)
     validation = run.validation[-1] if run.validation else {}
-    best = run.folder / "checkpoints" / "best.json"
     return {
         "name": run.name,
         "folder": str(run.folder),
         "step": last["step"],
         "num_steps": run.num_steps,
-        "processes": run.starts[-1]["processes"] if run.starts else None,
-        "device": run.starts[-1]["device"] if run.starts else None,
+        "processes": run.starts[-1].get("processes") if run.starts else None,
+        "device": run.starts[-1].get("device") if run.starts else None,
         "num_resumes": max(0, len(run.starts) - 1),
         "means": means,
         "last": {name: value for name, value in last.items() if "/" in name},
         "validation": {name: value for name, value in validation.items() if name != "val/by_element"},
         "by_element": validation.get("val/by_element", {}),
-        "best": json.loads(best.read_text()) if best.is_file() else None,
+        "best": read_best(run.folder / "checkpoints"),
     }
 
 
@@ -134,16 +135,16 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         )
     if last.get("seen/quarantined_frames"):
         found.append(f"{last['seen/quarantined_frames']:,.0f} frames were left out because they could not be read")
-    if means["speed/data_wait"] > 0.05:
+    if means.get("speed/data_wait", 0.0) > 0.05:
         found.append(f"processes waited for data {means['speed/data_wait']:.0%} of the time: raise fit.num_workers")
-    if means["speed/budget_fill"] < 0.9:
+    if means.get("speed/budget_fill", 1.0) < 0.9:
         found.append(
             f"micro-batches were filled to {means['speed/budget_fill']:.0%}: lower fit.lanes or raise the budget"
         )
-    if means["speed/imbalance_seconds"] > 1.1:
+    if means.get("speed/imbalance_seconds", 1.0) > 1.1:
         found.append(
             f"steps took {means['speed/imbalance_seconds']:.2f} times as long as with evenly loaded processes "
-            f"({means['speed/imbalance_edges']:.2f} by their edges)"
+            f"({means.get('speed/imbalance_edges', 1.0):.2f} by their edges)"
         )
     return found
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxtyping import Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_pipeline import lock
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from foundation import checkpoint
@@ -30,7 +32,7 @@ from foundation.potential import Potential
 from foundation.theories import theory_of_data
 from foundation.training.datasets import refuse_unlabelled
 from foundation.training.loss import LossConfig, TermConfig
-from foundation.training.strategy import process_group, sum_over_ranks
+from foundation.training.strategy import is_rank_zero, process_group, sum_over_ranks
 
 log = logging.getLogger(__name__)
 
@@ -328,11 +330,17 @@ def compute_fisher(config: FisherConfig) -> Fisher:
     Raises:
         FileNotFoundError: no potential, manifest or previous Fisher there.
         IsADirectoryError: the file to write is a folder.
+        InUse: another process writes it.
         ValueError: no such device or split, no labels, no structure that can be used, or it has to be said which of
             several levels of theory the data are at.
     """
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder: --out is the file to write")
+    with lock.hold(lock.beside(config.out), config.out) if is_rank_zero() else nullcontext():
+        return _compute(config)
+
+
+def _compute(config: FisherConfig) -> Fisher:
     previous = None if config.previous is None else read(config.previous)
     manifest = open_manifest(config.data)
     potential, device = checkpoint.load(config.model), _device(config.device)

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from foundation.configuration import changes
 from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
@@ -33,7 +34,7 @@ from foundation.finetuning.comparison import (
 from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
 from foundation.finetuning.forgetting_report import curve_files, number, percent, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
-from foundation.training.checkpoints import changes
+from foundation.run_folder import read_record
 from foundation.training.metrics_file import read_rows
 
 FOLDER = "forgetting"
@@ -88,7 +89,7 @@ def read_tuned_run(folder: Path) -> TunedRun:
     """
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a fine-tuning")
-    settings = json.loads((folder / "run.json").read_text())
+    settings = read_record(folder)
     seed = settings.get("fit", {}).get("seed", 0)
     for *groups, name in NOT_OF_THE_METHOD:
         group = settings

@@ -8,8 +8,9 @@ in the middle of a save has lost nothing, and one whose newest file was damaged 
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,39 +20,54 @@ import torch.distributed
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
+from data_pipeline import lock
 from data_pipeline.shards import sha256
+from foundation.configuration import deciding_changes
 from foundation.training.strategy import ZeroStrategy
 
 log = logging.getLogger(__name__)
 
 PARTIAL, CHECKSUM = ".partial", ".sha256"
 BEST = "best.json"
-DECIDING = frozenset(
-    "model loss optim start rehearsal penalty freeze rate_factors adapters references new_elements".split()
-)
-"""Parts of a configuration that decide what a step does; what decides the order of the data, the stream checks."""
+NAME = re.compile(r"step=(\d{1,12})\.ckpt")
+PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
+"""What every checkpoint has."""
+BACKEND = "backend"
+"""Entry of a checkpoint: what computed its convolutions."""
 Kind = TypeVar("Kind")
 
 
-def newest_checkpoint(out: Path, every: int = 1) -> Path:
-    """Return the newest checkpoint of a run folder that is what was written; damaged ones are skipped with a warning.
+def newest_checkpoint(out: Path, every: int = 1, last: int | None = None) -> Path:
+    """Return the newest checkpoint of a run folder that is what was written; others are skipped with a warning.
 
     Args:
         out: The run folder.
         every: Only checkpoints of multiples of so many steps count.
+        last: Only checkpoints up to this step count.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted((out / "checkpoints").glob("step=*.ckpt"), reverse=True)
-    found = [path for path in found if int(path.stem.removeprefix("step=")) % every == 0]
-    for path in found:
-        damage = _damage(path)
+    folder = out / "checkpoints"
+    found = {path: step for path in _named(folder) if (step := step_of(path)) is not None and step % every == 0}
+    for path in _named(folder):
+        if step_of(path) is None:
+            log.warning("%s: not the name of a checkpoint; passed over", path)
+    for path, step in sorted(found.items(), key=lambda item: -item[1]):
+        if last is not None and step > last:
+            continue
+        damage = _damage(path, step)
         if damage is None:
             return path
         log.warning("%s: %s; the checkpoint before it is used", path, damage)
     what = "none of its checkpoints is whole" if found else "no checkpoint to resume from"
-    raise FileNotFoundError(f"{out / 'checkpoints'}: {what}; start with --fit.resume false")
+    raise FileNotFoundError(f"{folder}: {what}; start with --fit.resume false")
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step of a checkpoint by its name, None for any other name."""
+    name = NAME.fullmatch(path.name)
+    return int(name[1]) if name else None
 
 
 def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> Path | None:
@@ -60,35 +76,97 @@ def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> Path | No
     Raises:
         FileNotFoundError: resume is True and there is none; or, also with 'auto', there are and all are damaged.
     """
-    if not resume or (resume == "auto" and not any((out / "checkpoints").glob("step=*.ckpt"))):
+    if not resume or (resume == "auto" and all(step_of(path) is None for path in _named(out / "checkpoints"))):
         return None
     return newest_checkpoint(out)
 
 
-def _damage(path: Path) -> str | None:
+def _named(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step=*.ckpt"))
+
+
+def _damage(path: Path, step: int) -> str | None:
     """Return what is wrong with a checkpoint."""
     checksum = path.with_name(path.name + CHECKSUM)
+    if not path.is_file():
+        return "is no file"
     if not checksum.is_file():
         return "has no checksum"
-    if sha256(path) != checksum.read_text(errors="replace").partition(" ")[0]:
-        return "differs from its checksum"
+    try:
+        if sha256(path) != checksum.read_text(errors="replace").partition(" ")[0]:
+            return "differs from its checksum"
+        state = read_checkpoint(path)
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({error})"
+    if state["global_step"] != step:
+        return f"is of step {_shown(state['global_step'])}, not of the one in its name"
+    if step > _length(state):
+        return f"is of step {step} and of a run of {_length(state)} steps"
     return None
 
 
-def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
+def _length(state: dict[str, Any]) -> float:
+    """Return the steps of the run that a checkpoint is of, as far as it says so."""
+    try:
+        return float(state["config"]["fit"]["steps"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return math.inf
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors on the disk until they are used.
+
+    The file is a pickle inside a zip archive, and torch's own reader of weights reads it: tensors, numbers, strings and
+    containers, and no function or class that the file could name.
+
+    Raises:
+        ValueError: it is no checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the bytes of a file decide which one it is
+        raise ValueError(f"not a checkpoint: {_shown(error)}") from error
+    missing = [name for name, kind in PARTS.items() if not (isinstance(state, dict) and type(state.get(name)) is kind)]
+    if missing:
+        raise ValueError(f"not a checkpoint: without {', '.join(missing)}")
+    return state
+
+
+def _shown(value: object) -> str:
+    return str(value).partition("\n")[0][:120]
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Return which checkpoint of a folder is best, its file, step and error; None if nothing readable says so."""
+    file = folder / BEST
+    if not file.is_file():
+        return None
+    try:
+        best = json.loads(file.read_text())
+        kinds = {"file": str, "step": int, "by": str, "error": float}
+        if all(type(best[name]) is kind for name, kind in kinds.items()) and step_of(Path(best["file"])) is not None:
+            return best
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    log.warning("%s: does not say which checkpoint is best; passed over", file)
+    return None
+
+
+def refuse_changes(checkpoint: Path, config: object) -> None:
     """Refuse to go on with another configuration than a checkpoint's run had, as far as it decides what a step does.
 
     Args:
         checkpoint: The file.
-        record: The configuration of this run, resolved, as JSON.
+        config: The configuration of this run.
 
     Raises:
         ValueError: something that decides what a step does has changed.
     """
-    theirs = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config", {})
-    changed = [
-        f"{name} was {was} and is {now}" for name, (was, now) in changes(theirs, record).items() if _decides(name)
-    ]
+    theirs = read_checkpoint(checkpoint).get("config")
+    if not isinstance(theirs, dict) or not theirs:
+        log.warning("%s does not say with which configuration it was made: not compared", checkpoint)
+        return
+    changed = deciding_changes(theirs, config)
     if changed:
         raise ValueError(
             f"cannot resume {checkpoint} with another configuration: {'; '.join(changed)}. Restore it, or start a new "
@@ -96,24 +174,24 @@ def refuse_changes(checkpoint: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _decides(name: str) -> bool:
-    return name == "fit.steps" or name.partition(".")[0] in DECIDING
+def refuse_other_backend(checkpoint: Path, backend: str) -> None:
+    """Refuse to go on with convolutions that are computed by something else than before.
 
+    Args:
+        checkpoint: The file.
+        backend: What computes them now: what fit.backend comes to on this machine.
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what two resolved configurations differ in, by dotted name: what it was and what it is, None if absent."""
-    pairs = dict(_flat(before)), dict(_flat(now))
-    found = {name: (pairs[0].get(name), pairs[1].get(name)) for name in sorted({**pairs[0], **pairs[1]})}
-    return {name: values for name, values in found.items() if values[0] != values[1]}
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted names and values of a nested dictionary; an empty one is a value."""
-    for name, value in record.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    Raises:
+        ValueError: it was something else.
+    """
+    theirs = read_checkpoint(checkpoint).get(BACKEND)
+    if theirs is None:
+        log.warning("%s does not say what computed its convolutions: not compared; now it is %s", checkpoint, backend)
+    elif theirs != backend:
+        raise ValueError(
+            f"cannot resume {checkpoint}: its convolutions were computed by {_shown(theirs)} and are by {backend} now, "
+            f"which rounds differently. Say --fit.backend {_shown(theirs)} where that works, or start a new run."
+        )
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -123,6 +201,8 @@ class CheckpointFiles(TorchCheckpointIO):
         self.keep = keep
         self.best: dict[str, Any] | None = None
         """File, step and error of the best checkpoint."""
+        self.lost = False
+        """Whether the run folder is gone, so that nothing more can be written."""
         self.failure: str | None = None
         """Why the last checkpoint could not be written."""
 
@@ -131,34 +211,42 @@ class CheckpointFiles(TorchCheckpointIO):
         path = Path(path)
         partial = path.with_name(path.name + PARTIAL)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.refuse_lost(lock.inside(path.parent.parent), path.parent.parent)
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _write(path.with_name(path.name + CHECKSUM), f"{sha256(partial)}  {path.name}\n")
+            write_whole(path.with_name(path.name + CHECKSUM), f"{sha256(partial)}  {path.name}\n")
             os.replace(partial, path)
             _sync_folder(path.parent)
             if self.best is not None and self.best["file"] == path.name:
-                _write(path.parent / BEST, json.dumps(self.best) + "\n")
+                write_whole(path.parent / BEST, json.dumps(self.best) + "\n")
+        except lock.Lost as error:
+            self.lost, self.failure = True, str(error)
+            log.error("%s", error)
+            return
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
             self.failure = f"{path} could not be written ({error}); the checkpoint before it is whole"
             log.error("%s", self.failure)
             return
         self.failure = None
-        self._delete_old(path.parent)
+        self._delete_old(path)
 
-    def _delete_old(self, folder: Path) -> None:
+    def _delete_old(self, newest: Path) -> None:
+        """Delete older checkpoints than the newest few; what a person has put beside them is not counted."""
+        folder, last = newest.parent, step_of(newest)
+        assert last is not None
         # what the file says: the best one may just be waiting to be written
-        best = json.loads((folder / BEST).read_text())["file"] if (folder / BEST).is_file() else None
-        for old in sorted(folder.glob("step=*.ckpt"))[: -self.keep]:
-            if old.name != best:
+        best = (read_best(folder) or {"file": None})["file"]
+        steps = {path: step for path in _named(folder) if (step := step_of(path)) is not None and step <= last}
+        for old in sorted(steps, key=steps.__getitem__)[: -self.keep]:
+            if old.name != best and old.is_file():
                 old.unlink()
                 old.with_name(old.name + CHECKSUM).unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a small file that is either there whole or not."""
     partial = path.with_name(path.name + PARTIAL)
     with partial.open("w") as file:
@@ -259,7 +347,7 @@ class Checkpoints(Checkpoint):
         """
         averaged = [c._latest_update_step for c in callbacks_of(trainer, WeightAveraging)]
         finished = all(step == trainer.global_step for step in averaged) and trainer.global_step > 0
-        finished = finished and trainer.global_step != self._saved
+        finished = finished and trainer.global_step != self._saved and not self.files.lost
         alone = trainer.is_global_zero and not isinstance(trainer.strategy, ZeroStrategy)
         if finished and alone and not isinstance(exception, NothingToSave):
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)

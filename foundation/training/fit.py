@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.stream import Dataset
-from foundation.kernels.convolution import backend_in_words, set_backend
+from foundation.kernels.convolution import backend_in_words, backend_of, set_backend
 from foundation.nn.product import precision_in_words, set_precision
 from foundation.potential import Potential
-from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_changes
+from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_other_backend, step_of
 from foundation.training.data import TrainingData
 from foundation.training.fit_config import FitConfig
 from foundation.training.guard import Guard
@@ -59,12 +59,12 @@ def fit(
         loss: Loss terms.
         optim: Optimizer and schedule.
         out: The run folder.
-        record: The resolved configuration, as JSON; checkpoints carry it, and one that differs is not resumed.
+        record: The resolved configuration, as JSON; checkpoints carry it.
         additions: What a fine-tuning adds to the run.
 
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
-        ValueError: a checkpoint belongs to another configuration, other data or another plan, the optimizer does not
+        ValueError: a checkpoint belongs to another backend, other data or another plan, the optimizer does not
             work with the strategy, or what Stream refuses.
         PreemptedError: a signal stopped the run.
         Diverged: the loss or gradient stayed unusable.
@@ -72,8 +72,6 @@ def fit(
     """
     _check(config, optim, additions)
     checkpoint = checkpoint_to_resume(out, config.resume)
-    if checkpoint is not None:
-        refuse_changes(checkpoint, record)
     keep_freed_memory()
     set_computation(potential, config)
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
@@ -83,10 +81,12 @@ def fit(
     # the order counts: a checkpoint must have the average that goes with its weights
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
-    first_step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
+    first_step = 0 if checkpoint is None else step_of(checkpoint) or 0
     data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
     loggers = make_loggers(config, out, first_step, record)
     trainer = _trainer(config, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
+    if checkpoint is not None:
+        refuse_other_backend(checkpoint, backend_of(potential, trainer.strategy.root_device))
     convolution = _announce(potential, config, trainer, checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     module.cpu()

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning
@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from data_pipeline.graph import GraphBatch
+from foundation.configuration import DECIDES, MAY_CHANGE
 from foundation.potential import Potential
 from foundation.training.checkpoints import Checkpoints, NothingToSave, callbacks_of, newest_checkpoint
 
@@ -31,21 +32,21 @@ MAX_NAMED = 8
 class GuardConfig:
     """What happens when training goes wrong."""
 
-    max_bad_steps: int = 5
+    max_bad_steps: int = field(default=5, metadata=DECIDES)
     """Steps in a row that may be skipped because their loss or gradient is not finite or their loss is a spike."""
-    then: Literal["rollback", "stop"] = "rollback"
+    then: Literal["rollback", "stop"] = field(default="rollback", metadata=MAY_CHANGE)
     """After that: back to the weights of the newest checkpoint and on with the next data at a lower rate, or stop."""
-    rate_factor: float = 0.5
+    rate_factor: float = field(default=0.5, metadata=DECIDES)
     """Factor of the learning rate after each rollback."""
-    max_rollbacks: int = 3
+    max_rollbacks: int = field(default=3, metadata=MAY_CHANGE)
     """Rollbacks of a run before it stops."""
-    spike_factor: float = 100.0
+    spike_factor: float = field(default=100.0, metadata=DECIDES)
     """A loss is a spike if it is larger than the median of the last steps by this factor."""
-    spike_window: int = 50
+    spike_window: int = field(default=50, metadata=DECIDES)
     """Steps whose median that is; until there are as many, nothing is a spike."""
-    save_errors: Literal["stop", "continue"] = "stop"
+    save_errors: Literal["stop", "continue"] = field(default="stop", metadata=MAY_CHANGE)
     """What a checkpoint that cannot be written does to the run. It is tried again at the next one either way."""
-    stall_after: float = 1800.0
+    stall_after: float = field(default=1800.0, metadata=MAY_CHANGE)
     """Time without a step after which a process is reported by name [s]; after twice this the run ends."""
 
     def __post_init__(self) -> None:
@@ -85,7 +86,8 @@ class Guard(Callback):
     @property
     def save_failure(self) -> bool:
         """Whether this process has failed to write a checkpoint and the run is to stop for it."""
-        return self.config.save_errors == "stop" and self._checkpoints.files.failure is not None
+        files = self._checkpoints.files
+        return files.lost or (self.config.save_errors == "stop" and files.failure is not None)
 
     @property
     def rate_factor(self) -> float:
@@ -140,7 +142,8 @@ class Guard(Callback):
         if trainer.is_global_zero:
             try:
                 # not one that a crash has left in between: the run must go the same way without the crash
-                path = newest_checkpoint(self._checkpoints.folder.parent, self._checkpoints.every)
+                folder, every = self._checkpoints.folder.parent, self._checkpoints.every
+                path = newest_checkpoint(folder, every, last=trainer.global_step)
             except FileNotFoundError:
                 log.error("there is no checkpoint yet to go back to")
         path = trainer.strategy.broadcast(path)

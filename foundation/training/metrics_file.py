@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 START = "start"
 """Kind of the row that every process of a run begins with; the others are 'train' and 'validation'."""
+KINDS = (START, "train", "validation")
+MAX_STEP, LARGEST, MAX_TEXT = 10**12, 1e300, 10_000
+"""Largest step, number [any unit] and length of a text that a row can have."""
 
 
 class MetricsFile:
@@ -60,19 +63,41 @@ def _as_json(value: Any) -> Any:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a folder's metrics.jsonl, none if there is no file; a torn line is left out."""
+    """Return the rows of a folder's metrics.jsonl, none if there is no file.
+
+    A last line that is torn is left out, and so is any other that is no row, with a warning.
+    """
     path = folder / JSONL
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and {"kind", "step"} <= row.keys():
-            rows.append(row)
-    return rows
+    lines = path.read_text(errors="replace").split("\n")
+    rows = {number: _row(line) for number, line in enumerate(lines, start=1) if line}
+    damaged = [number for number, row in rows.items() if row is None and number < len(lines)]
+    if damaged:
+        log.warning("%s: %d lines are no rows and are left out, the first is line %d", path, len(damaged), damaged[0])
+    return [row for row in rows.values() if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Return the row in a line, None if it is none: a kind, a step, and values that can be drawn."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or row.get("kind") not in KINDS or type(row.get("step")) is not int:
+        return None
+    if not 0 <= row["step"] <= MAX_STEP or not all(map(_is_value, row.values())):
+        return None
+    return row
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, dict):  # the errors of each element, where one may be nan
+        errors = [each.values() if isinstance(each, dict) else [None] for each in value.values()]
+        return all(isinstance(error, int | float) and not abs(error) > LARGEST for each in errors for error in each)
+    if type(value) in (int, float):
+        return abs(value) <= LARGEST
+    return value is None or (isinstance(value, str) and len(value) <= MAX_TEXT)
 
 
 def write_csv(folder: Path) -> None:

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from foundation.kernels.convolution import backend_of
 from foundation.potential import Potential
+from foundation.training.checkpoints import BACKEND
 from foundation.training.data import Sweeps
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
@@ -63,8 +65,9 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the resolved configuration into a checkpoint, and the gradient if the next step needs it."""
+        """Put the resolved configuration into a checkpoint, what it came to, and the gradient if it is still needed."""
         checkpoint["config"] = self._record
+        checkpoint[BACKEND] = backend_of(self.potential, self.trainer.strategy.root_device)
         checkpoint["kept_gradient"] = self._kept_gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -103,7 +106,7 @@ class TrainingModule(lightning.LightningModule):
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
         if failed > 0:
-            raise OSError("a checkpoint could not be written, as the log says; make room and resume the run")
+            raise OSError("a checkpoint could not be written, as the log says; put that right and resume the run")
         trouble = self.guard.trouble(float(total), float(norm))
         if trouble is None:
             self._gradients.clip(norm)

@@ -77,7 +77,10 @@ class JsonLines(Logger):
     def finalize(self, status: str) -> None:
         """Write metrics.csv."""
         if self._file is not None:
-            write_csv(self.folder)
+            try:
+                write_csv(self.folder)
+            except OSError as error:  # not in place of the error that ends the run
+                log.warning("%s: metrics.csv is not written: %s", self.folder, error)
 
 
 class PlainLines(Logger):
@@ -162,7 +165,7 @@ def _wandb(out: Path, online: bool, record: dict[str, Any]) -> WandbLogger:
     identity = out / "logs" / "wandb-id.txt"
     name = identity.read_text().strip() if identity.is_file() else secrets.token_hex(4)
     logger = WandbLogger(
-        project="foundation", name=out.name, save_dir=out, offline=not online, version=name, config=record
+        project="foundation", name=out.resolve().name, save_dir=out, offline=not online, version=name, config=record
     )
     if is_rank_zero():
         identity.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.shards import sha256
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.checkpoints import newest_checkpoint
@@ -101,6 +102,148 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_in_the_same_bit
     assert "the checkpoint before it is used" in caplog.text
     pretrain(config(emt_manifest, out, resume=True))
     assert same_state(finished, out)
+
+
+def beside(newest: Path, step: int) -> Path:
+    return newest.with_name(f"step={step:09d}.ckpt")
+
+
+def seal(path: Path) -> None:
+    path.with_name(path.name + ".sha256").write_text(f"{sha256(path)}  {path.name}\n")
+
+
+def stray_name(newest: Path) -> None:
+    shutil.copy(newest, newest.with_name("step=copy.ckpt"))
+
+
+def stray_folder(newest: Path) -> None:
+    newest.with_name("step=000000099.ckpt").mkdir()
+    newest.with_name("step=old.ckpt").mkdir()
+
+
+def empty_with_its_checksum(newest: Path) -> None:
+    beside(newest, 99).write_bytes(b"")
+    seal(beside(newest, 99))
+
+
+def text_with_its_checksum(newest: Path) -> None:
+    beside(newest, 99).write_text("step 99\n" * 1000)
+    seal(beside(newest, 99))
+
+
+def something_else_of_torch(newest: Path) -> None:
+    torch.save({"global_step": 99, "state_dict": [1]}, beside(newest, 99))
+    seal(beside(newest, 99))
+
+
+def broken_link(newest: Path) -> None:
+    beside(newest, 97).symlink_to("nowhere")
+    beside(newest, 98).symlink_to(beside(newest, 98))
+
+
+def checksum_that_cannot_be_read(newest: Path) -> None:
+    shutil.copy(newest, beside(newest, 99))
+    (newest.parent / "step=000000099.ckpt.sha256").write_bytes(b"\xff" * 100)
+
+
+def pipe_that_nobody_writes_to(newest: Path) -> None:
+    os.mkfifo(beside(newest, 99))
+    beside(newest, 99).with_name("step=000000099.ckpt.sha256").write_text("0")
+
+
+def step_of_the_future(newest: Path) -> None:
+    shutil.copy(newest, beside(newest, 99))
+    seal(beside(newest, 99))
+
+
+def step_of_a_longer_run(newest: Path) -> None:
+    state = torch.load(newest, weights_only=True)
+    torch.save(state | {"global_step": 99}, beside(newest, 99))
+    seal(beside(newest, 99))
+
+
+def code_in_a_pickle(newest: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {newest.parent / 'ran'}",)
+
+    torch.save({"global_step": 99, "state_dict": Evil()}, beside(newest, 99))
+    seal(beside(newest, 99))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        stray_name,
+        stray_folder,
+        empty_with_its_checksum,
+        text_with_its_checksum,
+        something_else_of_torch,
+        broken_link,
+        checksum_that_cannot_be_read,
+        pipe_that_nobody_writes_to,
+        step_of_the_future,
+        step_of_a_longer_run,
+        code_in_a_pickle,
+    ],
+)
+def test_what_is_no_checkpoint_of_the_run_is_passed_over_with_a_warning(
+    put: Callable[[Path], None], finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = newest_checkpoint(out)
+    put(newest)
+    assert newest_checkpoint(out) == newest
+    assert "step=" in caplog.text
+    assert not (newest.parent / "ran").exists()
+
+
+def test_strays_do_not_count_among_those_that_are_kept_and_are_left_alone(
+    finished: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = newest_checkpoint(out)
+    stray_name(newest)
+    stray_folder(newest)
+    broken_link(newest)
+    (newest.parent / "best.json").write_text("{")
+    for path in (newest, newest.with_name(newest.name + ".sha256")):
+        path.unlink()
+    pretrain(config(emt_manifest, out, resume=True, keep_checkpoints=1))
+    left = {path.name for path in (out / "checkpoints").glob("step=*.ckpt")}
+    assert {"step=000000008.ckpt", "step=copy.ckpt", "step=old.ckpt", "step=000000099.ckpt"} <= left
+    assert same_state(finished, out)
+
+
+def test_another_backend_is_refused_by_what_auto_came_to(
+    finished: Path, emt_manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = newest_checkpoint(out)
+    state = torch.load(newest, weights_only=True)
+    other = "torch" if state["backend"] == "c" else "c"
+    torch.save(state | {"backend": other}, newest)
+    seal(newest)
+    with pytest.raises(ValueError, match=rf"were computed by {other} and are by {state['backend']} now"):
+        pretrain(config(emt_manifest, out, resume=True))
+    del state["backend"], state["config"]  # as an older version wrote it
+    torch.save(state, newest)
+    seal(newest)
+    pretrain(config(emt_manifest, out, resume=True, backend=other if other == "torch" else "auto"))
+    assert "does not say what computed its convolutions" in caplog.text
+    assert "does not say with which configuration it was made" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"radial_table": 64}, {"recompute": True}])
+def test_what_would_change_the_bits_is_not_resumed(
+    change: dict, finished: Path, emt_manifest: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(ValueError, match=rf"another configuration: fit\.{next(iter(change))} was"):
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True, **change))
 
 
 def test_no_whole_checkpoint_is_an_error(finished: Path, tmp_path: Path) -> None:

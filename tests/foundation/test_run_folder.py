@@ -1,0 +1,187 @@
+"""A run folder is one run's: others are refused by name, nothing of a killed run is in the way, nothing is mixed."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import lock
+from data_pipeline.lock import InUse
+from data_pipeline.manifest import Manifest
+from foundation.models import EquivariantConfig
+from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.fit_config import FitConfig
+from foundation.training.module import TrainingModule
+from launch.__main__ import main
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
+FIT = FitConfig(
+    steps=3,
+    lanes=2,
+    edge_budget=1500,
+    num_workers=0,
+    validate_every=3,
+    checkpoint_every=1,
+    log_every=1,
+    accelerator="cpu",
+)
+context = multiprocessing.get_context("fork")
+
+
+def config(manifest: Manifest, out: Path, *, overwrite: bool = False, **changes: Any) -> PretrainConfig:
+    fit = dataclasses.replace(FIT, **changes)
+    return PretrainConfig(data=manifest.root, out=out, model=MODEL, fit=fit, overwrite=overwrite)
+
+
+@pytest.fixture(autouse=True)
+def short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_HERE", 0.2)
+
+
+@pytest.fixture(scope="module")
+def finished(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    pretrain(config(emt_manifest, out))
+    return out
+
+
+def at_step_two(config: PretrainConfig, arrived: Event, go_on: Event) -> None:
+    """Train, and pause before the third step, when a checkpoint is there."""
+    as_written = TrainingModule.training_step
+
+    def pausing(module: TrainingModule, parts: list, step: int) -> None:
+        if step == 2:
+            arrived.set()
+            go_on.wait(60)
+        as_written(module, parts, step)
+
+    TrainingModule.training_step = pausing
+    pretrain(config)
+
+
+@contextmanager
+def running(config: PretrainConfig) -> Iterator[tuple[BaseProcess, Event]]:
+    arrived, go_on = context.Event(), context.Event()
+    process = context.Process(target=at_step_two, args=(config, arrived, go_on))
+    process.start()
+    assert arrived.wait(60)
+    try:
+        yield process, go_on
+    finally:
+        process.kill()
+        process.join()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_second_start_of_any_kind_is_refused_and_touches_nothing(emt_manifest: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with running(config(emt_manifest, out)) as (process, go_on):
+        before = content(out)
+        who = rf"run is in use by process {process.pid} on {socket.gethostname()} since"
+        for changes in ({}, {"overwrite": True}, {"resume": "auto"}, {"resume": True}):
+            with pytest.raises(InUse, match=who):
+                pretrain(config(emt_manifest, out, **changes))
+        assert content(out) == before
+        go_on.set()
+        process.join()
+        assert process.exitcode == 0
+    assert (out / "potential").is_dir()
+    assert not (out / lock.NAME).exists()
+
+
+def test_a_launcher_refuses_it_before_it_starts_a_process(
+    emt_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lock.hold(lock.inside(tmp_path / "run"), tmp_path / "run"):
+        command = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), "--fit.steps", "1"]
+        assert main(["launch", "local", "--processes", "2", "--", *command]) == 2
+    assert "written to by this very process" in capsys.readouterr().err
+
+
+def test_after_a_kill_a_run_starts_again_or_goes_on_at_once(emt_manifest: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with running(config(emt_manifest, out)) as (process, _):
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert (out / lock.NAME).exists()
+    pretrain(config(emt_manifest, out, resume="auto"))
+    assert (out / "potential").is_dir()
+
+
+def test_a_run_that_was_killed_before_it_began_is_in_nobodys_way(emt_manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / lock.NAME).write_text("{}")
+    pretrain(config(emt_manifest, tmp_path / "run"))
+
+
+def test_replacing_a_run_leaves_nothing_of_it(finished: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "stray").write_text("old")
+    (out / "checkpoints" / "step=000000099.ckpt").write_text("old")
+    pretrain(config(emt_manifest, out, overwrite=True, steps=2))
+    assert not (out / "stray").exists()
+    assert json.loads((out / "run.json").read_text())["fit"]["steps"] == 2
+    assert sorted(p.name for p in (out / "checkpoints").glob("*.ckpt"))[-1] == "step=000000002.ckpt"
+
+
+def test_what_was_refused_leaves_no_folder(emt_manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        pretrain(config(emt_manifest, tmp_path / "run", resume=True))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file is a file, and a run needs a folder"):
+        pretrain(config(emt_manifest, tmp_path / "file", resume="auto"))
+
+
+def remove(out: Path) -> None:
+    shutil.rmtree(out)
+
+
+def replace(out: Path) -> None:
+    shutil.rmtree(out)
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "run.json").write_text("another's")
+
+
+@pytest.mark.parametrize("save_errors", ["stop", "continue"])
+@pytest.mark.parametrize("how", [remove, replace])
+def test_a_run_whose_folder_is_gone_ends_at_the_next_save_and_makes_no_half_of_one(
+    how: Callable[[Path], None],
+    save_errors: str,
+    emt_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out, as_written = tmp_path / "run", TrainingModule.training_step
+
+    def losing(module: TrainingModule, parts: list, step: int) -> None:
+        if step == 1:
+            module.trainer.strategy.checkpoint_io.teardown()
+            how(out)
+        as_written(module, parts, step)
+
+    monkeypatch.setattr(TrainingModule, "training_step", losing)
+    guard = dataclasses.replace(FIT.guard, save_errors=save_errors)
+    with pytest.raises(OSError, match=r"could not be written|was deleted, moved or replaced"):
+        pretrain(config(emt_manifest, out, steps=20, guard=guard))
+    assert f"{out} was deleted, moved or replaced while it was written to" in caplog.text
+    if how is remove:
+        assert not out.exists()
+    else:
+        assert content(out) == {"run.json": b"another's"}
