@@ -1,10 +1,12 @@
 """Model cards: rendered from facts, refused when one is missing."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from foundation.configuration import MAY_CHANGE
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "TEMPLATE.md"
 
@@ -17,19 +19,19 @@ class MissingFact(ValueError):
 class CardFacts:
     """What a card says that no program can find out; all of it is needed for a release, none for training."""
 
-    name: str = ""
+    name: str = field(default="", metadata=MAY_CHANGE)
     """Name of the released potential."""
-    description: str = ""
+    description: str = field(default="", metadata=MAY_CHANGE)
     """What it is, in a sentence or two."""
-    authors: str = ""
+    authors: str = field(default="", metadata=MAY_CHANGE)
     """Who made it and answers for it."""
-    licence: str = ""
+    licence: str = field(default="", metadata=MAY_CHANGE)
     """Licence of the weights (SPDX identifier)."""
-    intended_use: str = ""
+    intended_use: str = field(default="", metadata=MAY_CHANGE)
     """What it is good for."""
-    limitations: str = ""
+    limitations: str = field(default="", metadata=MAY_CHANGE)
     """What it is not good for, and what is known to go wrong."""
-    citation: str = ""
+    citation: str = field(default="", metadata=MAY_CHANGE)
     """What to cite when using it."""
 
 

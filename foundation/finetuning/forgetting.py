@@ -8,7 +8,7 @@ the weights. It costs one prediction of every held-out frame, and on disk 80 byt
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
+from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.errors import Errors, compute_errors
 from foundation.finetuning.fisher import weights_sha256
 from foundation.potential import Potential
@@ -39,14 +40,14 @@ BEFORE, AFTER = "before.safetensors", "after.safetensors"
 class HeldOutConfig:
     """A held-out split of a data set."""
 
-    path: Path
+    path: Path = field(metadata=MAY_CHANGE)
     """Manifest, or its folder."""
-    split: str = "test"
+    split: str = field(default="test", metadata=MAY_CHANGE)
     """Split to predict."""
-    theory: str | None = None
+    theory: str | None = field(default=None, metadata=MAY_CHANGE)
     """Level of theory to predict, one of the potential's; when absent the one that the data set is described as, or the
     only one there is."""
-    name: str | None = None
+    name: str | None = field(default=None, metadata=MAY_CHANGE)
     """What the report calls it; the data set's name when absent."""
 
 
@@ -54,17 +55,17 @@ class HeldOutConfig:
 class ForgettingConfig:
     """What a fine-tuning is measured on, before and after."""
 
-    target: tuple[HeldOutConfig, ...] = ()
+    target: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
     """Held-out data of what is adapted to; when empty, the test split of the fine-tuning's own data, or else val."""
-    retained: tuple[HeldOutConfig, ...] = ()
+    retained: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
     """Held-out data of the pretraining, which are in no rehearsal and no Fisher either."""
-    transfer: tuple[HeldOutConfig, ...] = ()
+    transfer: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
     """Data of neither, such as another temperature or a related chemistry."""
-    alphas: tuple[float, ...] = ()
+    alphas: tuple[float, ...] = field(default=(), metadata=MAY_CHANGE)
     """Interpolations of the weights between the start (0) and the result (1) that are measured as well."""
-    edge_budget: int = 20000
+    edge_budget: int = field(default=20000, metadata=MAY_CHANGE)
     """Directed edges of a batch; a larger structure is a batch of its own."""
-    before: Path | None = None
+    before: Path | None = field(default=None, metadata=MAY_CHANGE)
     """forgetting/ folder of an earlier run from the same start with the same sets, whose measurement of the start is
     taken over instead of made again."""
 

@@ -10,7 +10,7 @@ beside the weights; it costs two float64 copies of the parameters and, each step
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from foundation.configuration import DECIDES
 from foundation.potential import Potential
 
 Normalization = Literal["none", "mean", "tensor"]
@@ -31,18 +32,18 @@ class PenaltyConfig:
     of the radial basis (`foundation fisher` says so), so that as it is it protects next to nothing else.
     """
 
-    weight: float
+    weight: float = field(metadata=DECIDES)
     """Lambda, in units of the loss where the Fisher is not normalised."""
-    fisher: Path | None = None
+    fisher: Path | None = field(default=None, metadata=DECIDES)
     """File that `foundation fisher` wrote of the start with the loss of this run; all weights count alike if absent."""
-    power: float = 1.0
+    power: float = field(default=1.0, metadata=DECIDES)
     """Power that the Fisher is raised to, before anything else: below one, weights differ less; with 0.5 it is the
     sensitivity of the loss itself."""
-    normalization: Normalization = "none"
+    normalization: Normalization = field(default="none", metadata=DECIDES)
     """What the Fisher is divided by: nothing, for which a good lambda differs by orders of magnitude between models and
     losses; its 'mean' over all weights, frozen ones too; or for each 'tensor' its own mean, so that none outweighs the
     others by its scale."""
-    damping: float = 0.0
+    damping: float = field(default=0.0, metadata=DECIDES)
     """What is added to each entry, in units of the mean: a part of L2-SP, which holds weights that the Fisher does not
     see, such as those of elements that its data have not."""
 

@@ -9,7 +9,7 @@ read; of other data sets those frames are read that have as many atoms as a held
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS, Structure
 from data_pipeline.subset import Subset
+from foundation.configuration import COMPARED, DECIDES
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.selection import farthest_points, frame_features, random_part, with_elements
@@ -39,29 +40,29 @@ NAMED = 3
 class RehearsalConfig:
     """Data of the pretraining to go on training on, and how."""
 
-    data: Path | tuple[DatasetConfig, ...]
+    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the pretraining's data, or its folder; or several data sets. A level of theory is one of the start's:
     the one that is named, or that a data set is described as, or the only one there is."""
-    split: str = "train"
+    split: str = field(default="train", metadata=DECIDES)
     """Split that is rehearsed."""
-    ratio: float = 1.0
+    ratio: float = field(default=1.0, metadata=DECIDES)
     """Edge budget of a micro-batch of it over fit.edge_budget: its share of the computing."""
-    weight: float = 1.0
+    weight: float = field(default=1.0, metadata=DECIDES)
     """Factor of its loss."""
-    loss: LossConfig | None = None
+    loss: LossConfig | None = field(default=None, metadata=DECIDES)
     """Its loss; the run's when absent. Energies may count more in it than in the run's, which are forgotten first."""
-    mode: Mode = "joint"
+    mode: Mode = field(default="joint", metadata=DECIDES)
     """One step on target and rehearsal together (joint), on each in turn (alternate), or in turn with the target's
     gradient added to the rehearsal's, as in the code published with reEWC (reference)."""
-    elements: tuple[str, ...] = ()
+    elements: tuple[str, ...] = field(default=(), metadata=DECIDES)
     """Rehearse only structures with at least one of these elements; all when empty."""
-    fraction: float = 1.0
+    fraction: float = field(default=1.0, metadata=DECIDES)
     """Rehearse this part of those structures, chosen once for the whole run; of several data sets, of each."""
-    method: Literal["random", "farthest-point"] = "random"
+    method: Literal["random", "farthest-point"] = field(default="random", metadata=DECIDES)
     """How the part is chosen: at random, or each as far as possible from those before in the start's own features."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=DECIDES)
     """Seed of the random choice."""
-    labels: Literal["data", "start"] = "data"
+    labels: Literal["data", "start"] = field(default="data", metadata=DECIDES)
     """Where labels come from: the data, or predictions of the start (distillation), for which the data need none."""
 
     def __post_init__(self) -> None:

@@ -102,16 +102,25 @@ def set_backend(model: torch.nn.Module, backend: Backend) -> None:
             module.backend = backend
 
 
-def backend_in_words(model: torch.nn.Module, device: torch.device) -> str:
-    """Return what computes a model's convolutions on a device, in its float type.
+def backend_of(model: torch.nn.Module, device: torch.device) -> Backend:
+    """Return what computes a model's convolutions on a device, in its float type: what 'auto' comes to.
 
     Raises:
         NoCompiler: the C backend is asked for and cannot be compiled.
         ValueError: the backend does not work on the device.
     """
-    dtype = next(model.parameters()).dtype
     module = next(module for module in model.modules() if isinstance(module, Convolution))
-    backend = chosen_backend(module.backend, device.type, dtype, module.paths.name)
+    return chosen_backend(module.backend, device.type, next(model.parameters()).dtype, module.paths.name)
+
+
+def backend_in_words(model: torch.nn.Module, device: torch.device) -> str:
+    """Return what computes a model's convolutions on a device, for a log.
+
+    Raises:
+        NoCompiler: the C backend is asked for and cannot be compiled.
+        ValueError: the backend does not work on the device.
+    """
+    backend = backend_of(model, device)
     return native.describe() if backend == "c" else backend
 
 

@@ -8,7 +8,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from foundation.configuration import DECIDES
 from foundation.kernels.edges import EdgeIndex
 from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock
@@ -33,34 +34,34 @@ INITIAL_GAIN = 0.5
 class EquivariantConfig:
     """Architecture of an equivariant network; the defaults are SevenNet-0's."""
 
-    irreps: str = "128x0e+64x1e+32x2e"
+    irreps: str = field(default="128x0e+64x1e+32x2e", metadata=DECIDES)
     """Hidden irreps, sorted. With odd ones (32x0e+32x1o+32x2e) energies are exactly the same for mirror images; if all
     are marked even, as in SevenNet-0, three blocks or more can tell a chiral structure from its mirror image."""
-    num_blocks: int = 5
+    num_blocks: int = field(default=5, metadata=DECIDES)
     """Interaction blocks."""
-    max_degree: int = 2
+    max_degree: int = field(default=2, metadata=DECIDES)
     """Highest degree of the spherical harmonics of edges."""
-    unit_harmonics: bool = True
+    unit_harmonics: bool = field(default=True, metadata=DECIDES)
     """Spherical harmonics of an edge's direction; otherwise of its vector, so that they grow with its length (as in
     SevenNet-0 of 22 May 2024)."""
-    cutoff: float = 5.0
+    cutoff: float = field(default=5.0, metadata=DECIDES)
     """Atoms closer than this are neighbours [Å]."""
-    num_basis: int = 8
+    num_basis: int = field(default=8, metadata=DECIDES)
     """Radial basis functions."""
-    radial_sizes: tuple[int, ...] = (64, 64)
+    radial_sizes: tuple[int, ...] = field(default=(64, 64), metadata=DECIDES)
     """Hidden sizes of the radial networks."""
-    cutoff_function: CutoffFunction = "xplor"
+    cutoff_function: CutoffFunction = field(default="xplor", metadata=DECIDES)
     """How messages go to zero at the cutoff."""
-    cutoff_onset: float = 4.5
+    cutoff_onset: float = field(default=4.5, metadata=DECIDES)
     """Where the xplor function begins to fall [Å]."""
-    cutoff_power: int = 6
+    cutoff_power: int = field(default=6, metadata=DECIDES)
     """Power of the polynomial function."""
-    readout_channels: int = 64
+    readout_channels: int = field(default=64, metadata=DECIDES)
     """Channels between the two layers of the readout."""
-    normalization: str = "mean"
+    normalization: str = field(default="mean", metadata=DECIDES)
     """What sums over neighbours are divided by: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
 
-    theory_biases: bool | None = None
+    theory_biases: bool | None = field(default=None, metadata=DECIDES)
     """Whether the network sees the level of theory: a bias of the even scalars for each, in both self-interactions of
     every block and in the readout (SevenNet-MF). When absent, it does if there are several."""
 

@@ -1,27 +1,28 @@
 """The data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
+from foundation.configuration import COMPARED
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """One of several data sets that are trained on together."""
 
-    path: Path
+    path: Path = field(metadata=COMPARED)
     """Manifest, or its folder."""
-    repeat: float = 1.0
+    repeat: float = field(default=1.0, metadata=COMPARED)
     """How often a pass takes each of its frames; with 0.1, a tenth of them, others every time."""
-    theory: str | None = None
+    theory: str | None = field(default=None, metadata=COMPARED)
     """Name of its level of theory; data sets of the same name share reference energies. The manifest's own description
     when absent."""
-    weight: float = 1.0
+    weight: float = field(default=1.0, metadata=COMPARED)
     """Factor of its frames' part of the loss; for a whole level of theory, the same for all of its data sets."""
 
     def __post_init__(self) -> None:

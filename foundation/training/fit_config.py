@@ -5,6 +5,7 @@ from typing import Literal
 
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.kernels.convolution import Backend
 from foundation.nn.product import Precision
 from foundation.nn.radial_table import check_num_knots
@@ -16,65 +17,65 @@ from foundation.training.strategy import NO_ZERO_3, StrategyName
 class FitConfig:
     """The loop: how long, in what batches, on what machine. Only precision changes what a step means, by rounding."""
 
-    steps: int
+    steps: int = field(metadata=DECIDES)
     """Optimizer steps of the whole run."""
-    lanes: int = 8
+    lanes: int = field(default=8, metadata=COMPARED)
     """Micro-batches per optimizer step; the number of processes must divide it."""
-    edge_budget: int = 20000
+    edge_budget: int = field(default=20000, metadata=COMPARED)
     """Directed edges of a micro-batch."""
-    atom_budget: int | None = None
+    atom_budget: int | None = field(default=None, metadata=COMPARED)
     """Atoms of a micro-batch."""
-    oversize: Oversize = "error"
+    oversize: Oversize = field(default="error", metadata=COMPARED)
     """What happens to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
-    corrupt: Corrupt = "error"
+    corrupt: Corrupt = field(default="error", metadata=MAY_CHANGE)
     """What happens to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
     warning and a count."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=COMPARED)
     """Seed of the weights and of the order of the data."""
-    num_workers: int = 1
+    num_workers: int = field(default=1, metadata=MAY_CHANGE)
     """Worker processes per rank that read shards and build graphs; 0 does it in the training process."""
-    validate_every: int = 500
+    validate_every: int = field(default=500, metadata=MAY_CHANGE)
     """Steps between validations."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """How many of the newest checkpoints are kept."""
-    best_by: str = "val/force_mae"
+    best_by: str = field(default="val/force_mae", metadata=MAY_CHANGE)
     """The validation error by which the best checkpoint is kept as well."""
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=MAY_CHANGE)
     """Steps between logged metrics."""
-    accelerator: str = "auto"
+    accelerator: str = field(default="auto", metadata=MAY_CHANGE)
     """Lightning's name of the accelerator: auto, cpu, gpu."""
-    devices: int = 1
+    devices: int = field(default=1, metadata=MAY_CHANGE)
     """Processes per node."""
-    num_nodes: int = 1
+    num_nodes: int = field(default=1, metadata=MAY_CHANGE)
     """Nodes."""
-    strategy: StrategyName = "ddp"
+    strategy: StrategyName = field(default="ddp", metadata=MAY_CHANGE)
     """How processes share the work: each with the whole optimizer (ddp), or with a part of its state (zero-1) and of
     the gradient (zero-2), also in the host's memory (zero-2-offload); zero-3 is refused. ZeRO needs the extra
     'cluster'."""
-    backend: Backend = "auto"
+    backend: Backend = field(default="auto", metadata=COMPARED)
     """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
     (torch), or the best that works here (auto)."""
-    radial_table: int = 0
+    radial_table: int = field(default=0, metadata=DECIDES)
     """Distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to about
     1e-5. 0 evaluates them at every pair of atoms. The potential that is saved has no table."""
-    precision: Precision = "float32"
+    precision: Precision = field(default="float32", metadata=DECIDES)
     """Of the matrix products in linear maps and radial networks: float32; 'tf32', factors rounded to 11 bits, on GPUs
     that can and for all products of the process; or 'bf16', factors rounded to 8 bits, sums in float32, in training
     only. The convolution stays float32 and sums over atoms float64. What it costs in forces: `make bench
     BENCH=precision`."""
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=DECIDES)
     """Keep only what goes in and out of each block and compute its inside again where derivatives need it: activation
     checkpointing, the same result with less memory in more time (`make bench BENCH=memory`)."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What happens when training goes wrong."""
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Literal["off", "offline", "online"] = field(default="off", metadata=MAY_CHANGE)
     """Write a Weights & Biases run as well: 'offline', for `wandb sync` to upload, or 'online', sent at once. When
     resumed, a run goes on under the same id."""
-    tensorboard: bool = False
+    tensorboard: bool = field(default=False, metadata=MAY_CHANGE)
     """Write TensorBoard's files as well, in logs/tensorboard of the run folder; needs the extra 'tensorboard'."""
-    resume: bool | Literal["auto"] = False
+    resume: bool | Literal["auto"] = field(default=False, metadata=MAY_CHANGE)
     """Continue from the newest checkpoint of the run folder; 'auto' does so if there is one, and else starts."""
 
     def __post_init__(self) -> None:

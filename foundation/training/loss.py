@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from foundation.configuration import DECIDES
 from foundation.potential import Potential, Prediction
 
 STRATA = (100.0, 200.0, 300.0)
@@ -26,13 +27,13 @@ STRATUM_FACTORS = (1.0, 0.7, 0.4, 0.1)
 class TermConfig:
     """One term of the loss."""
 
-    weight: float
+    weight: float = field(metadata=DECIDES)
     """Factor of the term; zero leaves it out."""
-    kind: Literal["mae", "mse", "huber", "l2", "stratified_huber"] = "mae"
+    kind: Literal["mae", "mse", "huber", "l2", "stratified_huber"] = field(default="mae", metadata=DECIDES)
     """Mean absolute, squared or Huber error over components, or 'l2': the mean Euclidean norm over vectors (or, for
     stress, matrices). 'stratified_huber', for forces only: Huber with a delta that shrinks where the reference force
     is large, so that strongly distorted structures count like outliers (MACE's conditional Huber)."""
-    delta: float = 0.01
+    delta: float = field(default=0.01, metadata=DECIDES)
     """Where the Huber error turns from square to linear, in the unit of the label."""
 
     def __post_init__(self) -> None:

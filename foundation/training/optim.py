@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 
+from foundation.configuration import DECIDES
 from foundation.nn.linear import Linear
 from foundation.nn.radial import RadialNetwork
 from foundation.training.muon import Muon
@@ -18,31 +19,31 @@ from foundation.training.schedule_free import ScheduleFree
 class OptimConfig:
     """Optimizer, learning rate over the run, and averaging of the weights; AdamW with warm-up and cosine by default."""
 
-    optimizer: Literal["adamw", "muon", "schedule_free"] = "adamw"
+    optimizer: Literal["adamw", "muon", "schedule_free"] = field(default="adamw", metadata=DECIDES)
     """AdamW; Muon for the weight matrices inside the network with AdamW for the rest; or schedule-free AdamW, which
     needs `schedule: constant` and `ema_decay: 0`, because its own average takes the place of both."""
-    learning_rate: float = 2e-3
+    learning_rate: float = field(default=2e-3, metadata=DECIDES)
     """Highest learning rate; Muon's updates are of the size of Adam's, so that it means the same for all optimizers."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = field(default="cosine", metadata=DECIDES)
     """Learning rate after the warm-up: half a cosine to the end; warm-up, stable, decay (Hu et al., arXiv:2404.06395):
     constant, then falling over the last decay_fraction; or constant."""
-    final_fraction: float = 0.01
+    final_fraction: float = field(default=0.01, metadata=DECIDES)
     """Learning rate at the last step, as a fraction of the highest; a constant one stays."""
-    warmup_steps: int = 100
+    warmup_steps: int = field(default=100, metadata=DECIDES)
     """Steps over which the learning rate rises from zero."""
-    decay_fraction: float = 0.2
+    decay_fraction: float = field(default=0.2, metadata=DECIDES)
     """Last part of the run, in which the learning rate of wsd falls."""
-    decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"
+    decay_shape: Literal["1-sqrt", "linear"] = field(default="1-sqrt", metadata=DECIDES)
     """How it falls: by the root of the progress (Hägele et al., arXiv:2405.18392), or linearly."""
-    weight_decay: float = 1e-3
+    weight_decay: float = field(default=1e-3, metadata=DECIDES)
     """Decoupled weight decay of the weight matrices; the radial basis is never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=DECIDES)
     """Decay of Adam's two moments; schedule_free's first is the share of its average in the weights in training."""
-    momentum: float = 0.95
+    momentum: float = field(default=0.95, metadata=DECIDES)
     """Decay of Muon's momentum."""
-    clip_norm: float = 10.0
+    clip_norm: float = field(default=10.0, metadata=DECIDES)
     """Largest norm of the gradient of a step; larger ones are scaled down."""
-    ema_decay: float = 0.999
+    ema_decay: float = field(default=0.999, metadata=DECIDES)
     """Decay per step of the moving average of the weights, which is what is validated and released."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,142 @@
+"""A run's configuration as a record: what of it decides what a step does, and what may differ when the run goes on.
+
+Every field of a run's configuration says which it is, where it is declared: `field(metadata=DECIDES)`, COMPARED or
+MAY_CHANGE. A field that is itself a configuration says nothing, its own fields do; one that may be something else in
+its place (none, a path) says it for that.
+"""
+
+import dataclasses
+import json
+import logging
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+ON_RESUME = "on_resume"
+DECIDES = {ON_RESUME: "refused"}
+"""Of a field: another value makes other steps, by rounding at least, so a run does not go on with it."""
+COMPARED = {ON_RESUME: "compared"}
+"""Of a field: what it comes to decides and is compared, not how it is written: the path of data by what is in them, as
+all that orders them (the fingerprint of the stream), 'auto' by what it chose."""
+MAY_CHANGE = {ON_RESUME: "taken"}
+"""Of a field: the steps are the same whatever it is; over processes they are to rounding, as tests show."""
+ABSENT = object()
+MAX_SHOWN = 120
+"""Characters of a value that a message shows."""
+
+
+def resolved(config: object) -> dict:
+    """Return a config dataclass as JSON, every default filled in."""
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what two resolved configurations differ in, by dotted name: what it was and what it is, None if absent."""
+    pairs = dict(_flat(before)), dict(_flat(now))
+    found = {name: (pairs[0].get(name), pairs[1].get(name)) for name in sorted({**pairs[0], **pairs[1]})}
+    return {name: values for name, values in found.items() if values[0] != values[1]}
+
+
+def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
+    """Return in words what a configuration changes that decides what a step does.
+
+    An option that the record does not have is younger than it and stands for its default, which is said in the log; so
+    is one that is no longer there, of which nothing is known.
+
+    Args:
+        before: The configuration that a run began with, resolved.
+        config: The one that it is to go on with, a dataclass.
+    """
+    old, new = dict(_flat(before)), dict(_flat(resolved(config)))
+    found, unknown = [], []
+    for name in sorted({**old, **new}):
+        was, now = old.get(name, ABSENT), new.get(name, ABSENT)
+        mark, default = _declared(type(config), name.split("."))
+        if was == now or mark in (COMPARED, MAY_CHANGE):
+            continue
+        if mark is None:
+            unknown.append(f"{name} ({_shown(was)}, an option that there is no more)")
+        elif was is ABSENT and now == default:
+            unknown.append(f"{name} ({_shown(now)} now, the default)")
+        else:
+            found.append(f"{name} was {_shown(was)} and is {'set' if was is None and now is ABSENT else _shown(now)}")
+    if unknown and not found:
+        log.info("not in the record of the run, or no longer in this program, so not compared: %s", ", ".join(unknown))
+    return found
+
+
+def marks(config_class: type, prefix: str = "") -> dict[str, Mapping[str, str] | None]:
+    """Return the mark of every field of a configuration and of those inside it by dotted name, None where it has none.
+
+    A field that can only be a configuration has no mark and is left out.
+    """
+    found: dict[str, Mapping[str, str] | None] = {}
+    for item, inside, alone in _fields(config_class):
+        if not alone:
+            mark = {ON_RESUME: item.metadata[ON_RESUME]} if ON_RESUME in item.metadata else None
+            found[prefix + item.name] = mark
+        for section in inside:
+            found |= marks(section, f"{prefix}{item.name}.")
+    return found
+
+
+def _declared(config_class: type, path: list[str]) -> tuple[Mapping[str, str] | None, Any]:
+    """Return the mark of an option and its default as JSON, ABSENT if it has none."""
+    for item, inside, alone in _fields(config_class):
+        if item.name != path[0]:
+            continue
+        rest = path[1:]
+        while rest and rest[0].isdecimal():  # its place in a list
+            rest = rest[1:]
+        if inside and rest:
+            return next((found for section in inside if (found := _declared(section, rest))[0]), (None, ABSENT))
+        mark = DECIDES if alone else typing.cast("Mapping[str, str] | None", dict(item.metadata) or None)
+        return mark, ABSENT if path[1:] else _default(item)
+    return None, ABSENT
+
+
+def _fields(config_class: type) -> Iterator[tuple[dataclasses.Field, list[type], bool]]:
+    """Yield each field, the configurations that it may be or hold, and whether it can be nothing else than one."""
+    hints = typing.get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        inside = list(_configurations(hints[item.name]))
+        yield item, inside, inside == [hints[item.name]]
+
+
+def _configurations(hint: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield typing.cast("type", hint)
+    elif isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
+        for argument in typing.get_args(hint):
+            yield from _configurations(argument)
+
+
+def _default(item: dataclasses.Field) -> Any:
+    if item.default is not dataclasses.MISSING:
+        value = item.default
+    elif item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+    else:
+        return ABSENT
+    return resolved(value) if dataclasses.is_dataclass(value) else json.loads(json.dumps(value, default=str))
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of a nested dictionary; an empty one is a value, as is a list of values."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    text = "None" if value is ABSENT else str(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
