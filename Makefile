@@ -1,13 +1,15 @@
 # Everything a person needs: `make quickstart`, `make test`, `make bench [BENCH=name]`, `make fuzz [FOR=600 SEED=1]`.
+# `make test-all` adds to `make test` what is long, for the night.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BENCH ?=
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FOR ?= 600
 SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test lint bench fuzz clean
+.PHONY: install quickstart test test-all lint bench fuzz clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -24,7 +26,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/foundation quickstart --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,13 @@ from data_pipeline.sources import EmtAlloys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# neither the user's caches nor the user's settings take part; kernels that are compiled here are kept from run to run
+for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+    os.environ[variable] = str(REPOSITORY / "build" / "tests" / variable.split("_")[1].lower())
+
+# the same examples in every run, however slow the machine
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,6 +37,7 @@ def test_a_killed_process_costs_only_what_came_after_the_last_checkpoint(
         assert torch.equal(found[name], expected), name
 
 
+@pytest.mark.long
 def test_usr1_to_one_process_stops_all_with_an_exit_code_of_its_own(run: Run, tmp_path: Path) -> None:
     launcher = run.start_locally(0, tmp_path / "log")
     run.wait_for_checkpoint()

@@ -31,6 +31,7 @@ def assert_completed(run: Run, facts: dict[str, str], undisturbed: Weights, star
         assert torch.equal(found[name], expected), name
 
 
+@pytest.mark.long
 def test_nothing_of_the_cluster_outlives_a_test_process_that_is_killed(tmp_path: Path) -> None:
     script = f"""
         import os, pathlib
@@ -69,6 +70,7 @@ def test_usr1_saves_and_the_job_requeues_itself(slurm: Slurm, run: Run, undistur
     assert_completed(run, facts, undisturbed, starts=2)
 
 
+@pytest.mark.long
 def test_usr1_while_python_still_imports_is_not_lost(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     job = run.submit(slurm)
 
@@ -84,6 +86,7 @@ def test_usr1_while_python_still_imports_is_not_lost(slurm: Slurm, run: Run, und
     assert_completed(run, facts, undisturbed, starts=2)
 
 
+@pytest.mark.long
 def test_usr1_before_there_is_a_python_to_hold_it_back_does_no_harm(slurm: Slurm, run: Run) -> None:
     run.launch(slurm)
     script = run.out / "job.sbatch"
@@ -101,6 +104,7 @@ def blocked_signals(pid: int) -> int:
     return int(mask, 16)
 
 
+@pytest.mark.long
 def test_the_time_limit_only_interrupts(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     # SLURM looks every 30 s for jobs whose time is up within that time and the signal's lead
     slurm.wait_for_time_limits(ahead=6)
@@ -112,6 +116,7 @@ def test_the_time_limit_only_interrupts(slurm: Slurm, run: Run, undisturbed: Wei
     assert_completed(run, facts, undisturbed, starts=restarts + 1)
 
 
+@pytest.mark.long
 def test_requeue_by_hand(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     job = run.submit(slurm)
     run.wait_for_checkpoint()
@@ -121,6 +126,7 @@ def test_requeue_by_hand(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     assert_completed(run, facts, undisturbed, starts=2)
 
 
+@pytest.mark.long
 def test_another_node_takes_the_place_of_a_dead_one(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     job = run.submit(slurm)
     run.wait_for_checkpoint()

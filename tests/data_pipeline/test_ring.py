@@ -78,7 +78,7 @@ def of_others(names: set[str]) -> set[str]:
 
 def stay(names: set[str]) -> set[str]:
     """Which of the segments are nobody else's and still there a little later: others come and go meanwhile."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (names := (names & shared_memory()) - of_others(names)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return names
@@ -132,30 +132,41 @@ def test_workers_are_ahead_by_their_slots_and_no_more(tmp_path: Path) -> None:
 
 def test_the_time_of_waiting_is_counted() -> None:
     def slow(task: int) -> tuple[Graphs, list]:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return prepare(task)
 
     for num_workers in (0, 1):
-        tally = Tally()
+        tally, began = Tally(), time.perf_counter()
         assert len(list(deliver(job(slow, num_workers=num_workers, last=4), tally))) == 4
-        assert 0.15 < tally.waited < 5
-    tally = Tally()
+        assert 0.2 < tally.waited < time.perf_counter() - began
+    # what the training process does with a batch is no waiting, however busy the machine
+    tally, began, used = Tally(), time.perf_counter(), 0.0
     for _ in deliver(job(num_workers=1, last=30), tally):
+        taken = time.perf_counter()
         time.sleep(0.01)
-    assert tally.waited < 0.25  # the first batch, for which a process had to start
+        used += time.perf_counter() - taken
+    assert tally.waited < time.perf_counter() - began - used
 
 
-def test_a_long_wait_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def slow(task: int) -> tuple[Graphs, list]:
-        time.sleep(0.3 if task in (3, 5) else 0)
+def test_a_long_wait_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def stuck(task: int) -> tuple[Graphs, list]:
+        while task == 3 and not (tmp_path / "said").exists():
+            time.sleep(0.01)
+        time.sleep(1.0 if task == 5 else 0.0)
         return prepare(task)
 
-    monkeypatch.setattr(ring, "STALL_SECONDS", 0.1)
+    caplog.handler.addFilter(lambda record: (tmp_path / "said").touch() or True)
+    batches = deliver(job(stuck, last=8), Tally())
+    for _ in range(3):
+        next(batches)
+    monkeypatch.setattr(ring, "STALL_SECONDS", 0.5)
     with caplog.at_level(logging.WARNING):
-        list(deliver(job(slow, last=8), Tally()))
+        assert len(list(batches)) == 5
     messages = [record.message for record in caplog.records]
     assert len(messages) == 1
-    assert messages[0].startswith("waiting for task 3 for more than 0.1 s: worker 1 (process ")
+    assert messages[0].startswith("waiting for task 3 for more than 0.5 s: worker 1 (process ")
 
 
 class OddError(Exception):
@@ -225,7 +236,8 @@ def test_a_worker_killed_while_it_waits_is_an_error() -> None:
 def test_a_worker_killed_while_it_sends_is_an_error() -> None:
     def large(task: int) -> tuple[Graphs, list]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)  # when the pipe is full
+        if task:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)  # when the pipe is full
         frame = structures(task)[0]
         return Graphs([Structure(**{**vars(frame), "id": 300_000 * "x"})], 6.0), []
 
@@ -266,7 +278,7 @@ def test_workers_end_with_the_iterator(ending: str) -> None:
             batches.throw(RuntimeError("thrown into the generator"))
     gc.collect()
     assert children() == before
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 60
 
 
 @pytest.mark.parametrize(
@@ -296,12 +308,12 @@ def test_workers_end_when_their_parent_does(end: str, state: str, tmp_path: Path
         {end}
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert "Warning" not in done.stderr
     assert "leaked" not in done.stderr
     workers = [int(path.name) for path in tmp_path.iterdir()]
     assert len(workers) == 4
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(_alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker has outlived its parent"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""One run on one, then four, then two processes: the same micro-batches in the same steps, and the same losses."""
+"""One run on one, then on other numbers of processes: the same micro-batches in the same steps, and the same losses."""
 
 import json
 import subprocess
@@ -34,12 +34,15 @@ def forget(out: Path, after: int) -> None:
             path.unlink()
 
 
-def test_a_run_moves_between_numbers_of_processes(emt_manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [(2,), pytest.param((4, 2), marks=pytest.mark.long)])
+def test_a_run_moves_between_numbers_of_processes(
+    numbers: tuple[int, ...], emt_manifest: Manifest, tmp_path: Path
+) -> None:
     expected = pretrain(emt_manifest.root, tmp_path / "run", 1)
-    forget(tmp_path / "run", 3)
-    found = pretrain(emt_manifest.root, tmp_path / "run", 4, "--fit.resume", "true")
-    forget(tmp_path / "run", 6)
-    found |= pretrain(emt_manifest.root, tmp_path / "run", 2, "--fit.resume", "true")
+    found: dict[int, dict] = {}
+    for checkpoint, number in zip((3, 6), numbers, strict=False):
+        forget(tmp_path / "run", checkpoint)
+        found |= pretrain(emt_manifest.root, tmp_path / "run", number, "--fit.resume", "true")
     assert list(found) == list(expected) == list(range(1, 10))
     for step, row in expected.items():
         for name in ("seen/frames", "seen/atoms", "seen/edges"):

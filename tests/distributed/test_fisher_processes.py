@@ -17,7 +17,7 @@ MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial
 PROVENANCE = {"method": "none", "datasets": []}
 
 
-@pytest.mark.parametrize("world_size", [4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_share_the_structures_and_write_one_file(
     world_size: int, emt_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def work(rank: int, world_size: int, root: Path, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_one_process_and_several_have_the_same_gradient(
     world_size: int, emt_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from launch.__main__ import main
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_reewc_on_a_solid_electrolyte_learns_it_and_says_what_it_forgot(
     tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,8 +312,10 @@ def test_lines_go_through_what_was_measured() -> None:
     seconds, memory = lines(trials)
     assert (seconds.fixed, seconds.slope) == pytest.approx((2, 3))
     assert memory(10) == pytest.approx(170)
-    assert Line.through([10, 20], [5.0, 5.0]).slope == 0
-    assert Line.through([10, 20], [1.0, 3.0]).fixed == 0
+    level, falling = Line.through([10, 20], [5.0, 5.0]), Line.through([10, 20], [1.0, 3.0])
+    assert (level.fixed, level.slope) == pytest.approx((5.0, 0.0), abs=1e-12)
+    # less than nothing at no edges is not measured
+    assert falling.fixed == 0
 
 
 def batches(edges: list[list[int]]) -> Batches:

@@ -188,7 +188,7 @@ def test_a_second_interrupt_ends_the_runs_at_once(small: Sweep) -> None:
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
         small.start({"runs": {"plain": {"fit.steps": 1_000_000}}})
     thread.join()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,13 @@ from tests.foundation.interop.sevenn_peer import PEER_NAMES, Sevenn, differences
 
 CASES = [
     ("sevennet-0", None),
-    ("sevennet-0-22may2024", None),
-    ("sevennet-l3i5", None),
+    pytest.param("sevennet-0-22may2024", None, marks=pytest.mark.long),
+    pytest.param("sevennet-l3i5", None, marks=pytest.mark.long),
     ("sevennet-mf-0", "PBE"),
-    ("sevennet-mf-0", "R2SCAN"),
+    pytest.param("sevennet-mf-0", "R2SCAN", marks=pytest.mark.long),
 ]
+SHORT = ("sevennet-0", "sevennet-mf-0")
+"""Published models that every run of the tests reads; the others are of the same kinds, and take longer."""
 SMALL = EquivariantConfig(
     irreps="8x0e+4x1o+2x2e", num_blocks=3, radial_sizes=(8, 8), readout_channels=4, cutoff_function="polynomial"
 )
@@ -161,7 +163,9 @@ def test_the_published_reference_values_are_met(
     assert gas.get_potential_energy() == pytest.approx(water, abs=5e-6)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in PUBLISHED]
+)
 def test_a_round_trip_keeps_every_bit_and_sevenns_numbers(
     name: str, tmp_path: Path, structures: list[Structure]
 ) -> None:

@@ -25,7 +25,7 @@ module = Convolution(Paths(o3.Irreps("4x0e"), o3.Irreps("1x0e+1x1e"), o3.Irreps(
 edges = EdgeIndex.single(torch.tensor([1, 0]), torch.tensor([0, 1]), 2)
 for _ in range(2):
     out = module(torch.ones(2, 4), torch.ones(2, 4), torch.ones(2, 8), edges)
-os.write(1, f"SUM {float(out.sum())}\\n".encode())  # in one piece, for eight processes write to the same pipe
+os.write(1, f"SUM {float(out.sum())}\\n".encode())  # in one piece, for several processes write to the same pipe
 """
 
 
@@ -47,8 +47,8 @@ def entries(cache: Path) -> list[Path]:
     return sorted((cache / "foundation" / "kernels").iterdir())
 
 
-def test_eight_processes_may_compile_at_once_and_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
-    assert finish(start(tmp_path, CHILDREN="8"), times=8) == []
+def test_several_processes_may_compile_at_once_and_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
+    assert finish(start(tmp_path, CHILDREN="4"), times=4) == []
     whole = entries(tmp_path)
     assert all(entry.suffix == ".so" for entry in whole)
     name = whole[0].name.split("-")[0]

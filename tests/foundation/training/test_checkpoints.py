@@ -40,7 +40,6 @@ FIT = FitConfig(
     log_every=2,
     accelerator="cpu",
 )
-KILLS = 30
 
 
 def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
@@ -318,11 +317,12 @@ def test_a_full_disk_may_be_waited_for(
     assert same_state(finished, tmp_path / "run")
 
 
-def test_killed_at_thirty_moments_a_run_ends_in_the_same_bits(emt_manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(30, marks=pytest.mark.long)])
+def test_killed_at_many_moments_a_run_ends_in_the_same_bits(kills: int, emt_manifest: Manifest, tmp_path: Path) -> None:
     changes = {"steps": 150, "checkpoint_every": 3, "validate_every": 10, "num_workers": 1}
     pretrain(config(emt_manifest, tmp_path / "whole", **changes))
     out, chance, newest = tmp_path / "run", random.Random(0), 0
-    for number in range(KILLS):
+    for number in range(kills):
         resume = bool(saves(out, ""))
         kill_a_run(config(emt_manifest, out, resume=resume, overwrite=not resume, **changes), number, chance)
         if saves(out, ""):
