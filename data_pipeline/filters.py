@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from data_pipeline.duplicates import find_duplicates
+from data_pipeline.element_energies import element_energies
 from data_pipeline.sources import Part
 from data_pipeline.staging import StagedFrames
-from data_pipeline.statistics import SIZE, ridge_energies
+from data_pipeline.statistics import SIZE, reference_energies
 from data_pipeline.structure import InvalidStructure, Structure
 
 IMPLAUSIBLE_STRESS = 10.0
@@ -142,13 +143,14 @@ def _energy_residuals(
     """Return each frame's energy per atom above the sum of its element energies [eV].
 
     One absurd energy bends a least-squares fit for every frame that shares an element. So the fit is repeated without
-    the frames that are beyond both the limit and five times the median residual, until no more changes.
+    the frames that are beyond both the limit and five times the median residual, until no more changes. Elements of
+    which no frame is left keep the energy that they had.
     """
-    fitted, residual = kept, np.zeros(len(kept))
+    fitted, residual, energies = kept, np.zeros(len(kept)), None
     for _ in range(20):
         if not fitted.any():
             break
-        energies = _reference_energies(frames, fitted)
+        energies = _element_energies(frames, fitted, energies)
         residual = np.concatenate([_energy_residual(frames, chunk, energies) for chunk in range(len(frames.chunks))])
         usual = float(np.median(np.abs(residual[kept])))
         near = kept & (np.abs(residual) <= max(bound, 5 * usual))
@@ -158,14 +160,20 @@ def _energy_residuals(
     return residual
 
 
-def _reference_energies(frames: StagedFrames, chosen: Bool[np.ndarray, " frames"]) -> Float64[np.ndarray, " elements"]:
+def _element_energies(
+    frames: StagedFrames,
+    chosen: Bool[np.ndarray, " frames"],
+    before: Float64[np.ndarray, " elements"] | None,
+) -> Float64[np.ndarray, " elements"]:
     gram, projection = np.zeros((SIZE, SIZE)), np.zeros(SIZE)
     for chunk in range(len(frames.chunks)):
         rows = chosen[frames.first_frame[chunk] : frames.first_frame[chunk + 1]]
         fractions = _compositions(frames, chunk)[rows]
         gram += fractions.T @ fractions
         projection += fractions.T @ frames.column_of(chunk, "energy")[rows]
-    return ridge_energies(gram, projection, int(chosen.sum()))
+    if before is None:
+        return reference_energies(gram, projection, int(chosen.sum()))
+    return element_energies(gram, projection, before)
 
 
 def _energy_residual(

@@ -29,7 +29,7 @@ Fr Ra    Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 ZERO_FRACTION = 0.05
 """Share of labels that are exactly zero from which on it is mentioned."""
 MIN_FRAMES = 5
-"""Training frames that an element needs for its reference energy to come from data rather than from the ridge."""
+"""Training frames that an element needs for its reference energy to be more than the noise of single frames."""
 LARGE_FORCE = 10**1.7
 """About 50 eV/Å, far beyond what a structure near equilibrium shows."""
 LARGE_STRESS = 100 / 160.2177
@@ -210,6 +210,14 @@ def _about_elements(manifest: Manifest) -> list[str]:
             found.append(f"elements in {name} that are not in train (frames): {listed}")
     rare = np.flatnonzero((train > 0) & (train < MIN_FRAMES))
     if len(rare):
-        listed = ", ".join(SYMBOLS[z] for z in rare)
-        found.append(f"unreferenced elements, in fewer than {MIN_FRAMES} training frames: {listed}")
+        found.append(
+            f"elements in fewer than {MIN_FRAMES} training frames, whose noise their reference energies follow: "
+            + ", ".join(SYMBOLS[z] for z in rare)
+        )
+    undetermined = manifest.split("train").statistics.undetermined_elements
+    if undetermined:
+        found.append(
+            "elements in proportions that never change, so that their reference energies are divided arbitrarily and "
+            f"other compositions will be off: {', '.join(SYMBOLS[z] for z in undetermined)}"
+        )
     return found

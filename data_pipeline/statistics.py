@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int, Int64
 
+from data_pipeline.element_energies import element_energies, undetermined
 from data_pipeline.histograms import BINS
 from data_pipeline.json_record import Record, abbreviated
 from data_pipeline.stress_work import stress_ratios
@@ -165,14 +166,18 @@ class Statistics:
             )
         return self.cutoffs.index(cutoff)
 
-    def reference_energies(self, ridge: float = 0.1) -> Float64[np.ndarray, " elements"]:
+    def reference_energies(self) -> Float64[np.ndarray, " elements"]:
         """Fit the energy per atom as a composition average of element energies and return those [eV].
 
-        Minimises Σ_frames (x·e - E/N)² + ridge Σ_z (e_z - ē)², in double precision, with ē the mean energy per atom:
-        an element seen rarely falls back to the mean rather than to zero, one never seen has exactly the mean.
-        (Ridge least squares on compositions, as SevenNet's elemwise_reference_energies; ridge 0.1 as there.)
+        Least squares, so that a constant per atom of an element changes that element's energy and no residual. An
+        element never seen has the mean energy per atom; see element_energies.py for compositions that leave some open.
         """
-        return ridge_energies(self.composition_gram, self.composition_energy, self.num_frames, ridge)
+        return reference_energies(self.composition_gram, self.composition_energy, self.num_frames)
+
+    @property
+    def undetermined_elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur only in compositions that do not tell them from others, ascending."""
+        return tuple(np.flatnonzero(undetermined(self.composition_gram)).tolist())
 
     def to_json(self) -> dict:
         """Return the sums as JSON: dense arrays restricted to the elements that occur."""
@@ -283,19 +288,10 @@ _ROUNDING = 1e-6
 _ADDITIVE = (*_SCALARS, "atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")
 
 
-def ridge_energies(
-    gram: Float64[np.ndarray, "elements elements"],
-    projection: Float64[np.ndarray, " elements"],
-    num_frames: int,
-    ridge: float = 0.1,
+def reference_energies(
+    gram: Float64[np.ndarray, "elements elements"], projection: Float64[np.ndarray, " elements"], num_frames: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Return element energies [eV] from sums over frames: x xᵀ, and x times the energy per atom, x the composition.
-
-    Statistics.reference_energies says what is minimised.
-    """
-    if num_frames == 0:
-        return np.zeros(len(projection))
-    mean = float(projection.sum()) / num_frames
-    # each x sums to one, so Gram times the vector of ones is the sum of x
-    residual = projection - gram.sum(axis=1) * mean
-    return mean + np.linalg.solve(gram + ridge * np.eye(len(projection)), residual)
+    """Return element energies [eV] from sums over frames: x xᵀ, and x times the energy per atom, x the composition."""
+    # each x sums to one, so the projection does to the sum of the energies per atom
+    mean = float(projection.sum()) / max(num_frames, 1)
+    return element_energies(gram, projection, np.full(len(projection), mean))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from data_pipeline.graph import GraphBatch
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import EquivariantNetwork, ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 class UnknownElement(ValueError):
@@ -190,6 +193,14 @@ def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> 
     """
     everything = functools.reduce(Statistics.__add__, statistics.values())
     elements, neighbors = everything.elements, everything.mean_neighbors(config.cutoff)
+    for theory, sums in statistics.items():
+        if sums.undetermined_elements:
+            log.warning(
+                "warning: the training data at %s have %s in proportions that never change: their reference energies "
+                "are divided arbitrarily, and other compositions will be off.",
+                theory,
+                ", ".join(SYMBOLS[z] for z in sums.undetermined_elements),
+            )
     if neighbors == 0:
         raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
     potential = Potential(EquivariantNetwork(config, elements, neighbors, len(statistics)), elements, tuple(statistics))

@@ -17,16 +17,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from data_pipeline.element_energies import element_energies
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.stream import BlockCache, Dataset
 from data_pipeline.structure import SYMBOLS
 from foundation.potential import Potential
 from foundation.training.datasets import refuse_unlabelled
 
-RIDGE = 1e-3
-"""Weight of the ridge: the square of an error of energies of some 0.03 eV per atom over that of a shift of 1 eV."""
-ROUNDS = 3
-"""How often what is left is fitted again, by which even shifts of 1000 eV come out."""
 MAX_STRUCTURES = 1000
 """Structures that are predicted."""
 
@@ -91,20 +88,13 @@ def fit_shifts(
 ) -> Float64[np.ndarray, " elements"]:
     """Return the shift of each element's energy [eV] that explains energy residuals per atom [eV].
 
-    Minimises Σ_structures (x·Δ - r)² + ridge Σ_z (Δ_z - c)², with x the fraction of each element and c the one shift of
-    all that explains most, and fits what is left again (iterated Tikhonov regularisation; Engl, Hanke and Neubauer,
-    Regularization of Inverse Problems (1996), section 5.1). Of elements that the compositions do not tell apart, as in
-    a trajectory of one material, each gets the common shift c.
+    Least squares, with x the fraction of each element. Of elements that the compositions do not tell apart, as in a
+    trajectory of one material, each gets the one shift of all that explains most.
     """
-    shifts = np.zeros(fractions.shape[1])
-    gram = fractions.T @ fractions
-    for _ in range(ROUNDS):
-        left = residuals - fractions @ shifts
-        share = fractions.sum(axis=1)
-        common = float(share @ left) / float(share @ share) if share.any() else 0.0
-        projection = fractions.T @ (left - common * share)
-        shifts += common + np.linalg.solve(gram + RIDGE * np.eye(len(gram)), projection)
-    return shifts
+    share = fractions.sum(axis=1)
+    common = float(share @ residuals) / float(share @ share) if share.any() else 0.0
+    centre = np.full(fractions.shape[1], common)
+    return element_energies(fractions.T @ fractions, fractions.T @ residuals, centre)
 
 
 class _Choice:

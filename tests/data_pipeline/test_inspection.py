@@ -154,7 +154,14 @@ def test_elements_that_training_does_not_teach_are_named(make_manifest: Callable
     train = [*breathing(), *(crystal(n, atomic_number=47) for n in range(4))]
     unseen, rare = facts(make_manifest(train, val=[crystal(0, atomic_number=79)], test=breathing(5)))["warnings"]
     assert unseen == "elements in val that are not in train (frames): Au (1)"
-    assert rare == "unreferenced elements, in fewer than 5 training frames: Ag"
+    assert rare == "elements in fewer than 5 training frames, whose noise their reference energies follow: Ag"
+
+
+def test_elements_in_one_proportion_are_named(make_manifest: Callable[..., Manifest]) -> None:
+    frames = [replace(frame, numbers=np.array([11, 17, 11, 17], np.uint8)) for frame in breathing()]
+    (warning,) = facts(make_manifest(frames))["warnings"]
+    assert "reference energies are divided arbitrarily and other compositions will be off: Na, Cl" in warning
+    assert facts(make_manifest([*frames, *breathing(10, atomic_number=17)]))["warnings"] == []
 
 
 def test_empty_splits_are_named(make_manifest: Callable[..., Manifest]) -> None:

@@ -57,18 +57,28 @@ def statistics(structures: list[Structure], cutoffs: tuple[float, ...] = (5.0,))
 
 
 def test_additive_energies_give_the_exact_element_energies() -> None:
-    references = statistics(additive_frames()).reference_energies(ridge=1e-12)
+    references = statistics(additive_frames()).reference_energies()
     for number, energy in ELEMENT_ENERGIES.items():
         assert references[number] == pytest.approx(energy, abs=1e-9)
 
 
-def test_the_ridge_pulls_a_rare_element_towards_the_mean() -> None:
-    frames = [*additive_frames(), frame(np.array([3, 1]), 100.0 + ELEMENT_ENERGIES[1])]
-    sums = statistics(frames)
-    mean = np.mean([f.energy / f.num_atoms for f in frames])
-    exact, pulled = (sums.reference_energies(ridge)[3] for ridge in (1e-12, 0.1))
-    assert exact == pytest.approx(100.0, abs=1e-6)
-    assert mean < pulled < 90.0
+def test_a_rare_element_has_what_its_frame_says() -> None:
+    sums = statistics([*additive_frames(), frame(np.array([3, 1]), -203.0 + ELEMENT_ENERGIES[1])])
+    assert sums.reference_energies()[3] == pytest.approx(-203.0, abs=1e-6)
+    assert sums.undetermined_elements == ()
+
+
+def test_energies_of_all_electron_codes_leave_nothing() -> None:
+    totals = {1: -13.6, 8: -2043.0, 26: -34566.0, 79: -518000.0}
+    frames = [replace(f, energy=sum(totals[int(z)] for z in f.numbers)) for f in additive_frames()]
+    references = statistics(frames).reference_energies()
+    assert [references[z] for z in totals] == pytest.approx(list(totals.values()), rel=1e-12, abs=1e-7)
+
+
+def test_one_compound_divides_its_energy_evenly_and_says_so() -> None:
+    sums = statistics([frame(np.array([11, 17]), -7.0 - 0.1 * n) for n in range(3)])
+    np.testing.assert_allclose(sums.reference_energies()[[11, 17]], -3.55, rtol=1e-12)
+    assert sums.undetermined_elements == (11, 17)
 
 
 def test_an_element_never_seen_has_the_mean_energy_per_atom() -> None:

@@ -48,7 +48,7 @@ def test_inspect_prints_what_is_in_real_data(
         "frames that hold an element: O ",
         "0 pairs of neighbouring frames to compare, too few for a verdict",
         "warning: elements in",
-        "warning: unreferenced elements, in fewer than 5 training frames:",
+        "warning: elements in fewer than 5 training frames, whose noise their reference energies follow:",
         "page: page/index.html",
     ):
         assert words in output
