@@ -21,16 +21,19 @@ class InvalidRecord(ValueError):
     """A JSON file that does not say what it should; the message names the file and the entry."""
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, finite: bool = True) -> Any:
     """Return the value of a JSON text in UTF-8.
+
+    Args:
+        content: The text.
+        finite: Whether to refuse NaN and infinities, which an option of a run may be.
 
     Raises:
         ValueError: it is not JSON, a number is not finite, a key is there twice, or it is nested too deep.
     """
     try:
-        value = json.loads(
-            content.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
-        )
+        kept = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
+        value = json.loads(content.decode(), object_pairs_hook=_object, **kept)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
     _check_depth(value)
@@ -76,7 +79,7 @@ def _inside(item: dict | list) -> Iterable[Any]:
 def abbreviated(value: object) -> str:
     """Return a value as a message quotes it, never more than a line of it."""
     # a container is cut before it is spelled out: its text may be megabytes
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | tuple):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value[:80] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,24 +1,46 @@
 """Potential to folder and back: config.json and model.safetensors. Nothing is unpickled, every byte is checked."""
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from data_pipeline import lock
+from data_pipeline.json_record import abbreviated
 from data_pipeline.shards import sha256
 from foundation.models import EquivariantNetwork, ModelConfig
-from foundation.potential import Potential
+from foundation.models.equivariant import num_parameters
+from foundation.models.limits import check_elements, check_theories
+from foundation.potential import Potential, check_weights
+from foundation.untrusted import (
+    CorruptFile,
+    Layout,
+    check_layout,
+    read_bytes,
+    read_json,
+    read_layout,
+    read_tensors,
+    refusing,
+    typed,
+)
 
 SCHEMA_VERSION = 2
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
+GOLDEN, CARD = "golden.json", "README.md"
+COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD)
+"""Files of a release: those that are there have to be in SHA256SUMS."""
+SHA256 = "[0-9a-f]{64}"
+"""A checksum."""
+MAX_SUMS = 2**20
+"""Largest SHA256SUMS [bytes]."""
 
 
 def _from_one_dataset(config: dict) -> dict:
@@ -27,15 +49,64 @@ def _from_one_dataset(config: dict) -> dict:
     moved = {name: provenance.pop(name) for name in ("num_frames", "num_atoms", "manifest_fingerprint")}
     dataset = provenance.pop("dataset")
     dataset |= moved | {"theory": dataset["level_of_theory"], "repeat": 1.0}
-    return config | {"theories": [dataset["theory"]], "provenance": provenance | {"datasets": [dataset]}}
+    later = {"unit_harmonics": True, "theory_biases": None}
+    return config | {
+        "schema_version": 2,
+        "model": later | config["model"],
+        "theories": [dataset["theory"]],
+        "provenance": provenance | {"datasets": [dataset]},
+    }
 
 
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset}
 """From each older schema version, what turns its config.json into the next one's."""
 
 
-class CorruptCheckpoint(ValueError):
+_ABSENT = object()
+_DATASETS = list[dict[str, str | int | float | bool | None]]
+PROVENANCE = {
+    "method": str,
+    "datasets": _DATASETS,
+    "num_parameters": int,
+    "versions": dict[str, str],
+    "hardware": str,
+    "config": dict[str, Any],
+    "config.card": dict[str, str] | None,
+    "start": dict[str, Any],
+    "start.datasets": _DATASETS,
+    "rehearsal": dict[str, Any] | None,
+    "rehearsal.datasets": _DATASETS,
+}
+"""Entries of the provenance that are read again, where there are such; the rest is for people."""
+
+
+class CorruptCheckpoint(CorruptFile):
     """A folder that is not the potential that was saved; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """Content of config.json."""
+
+    schema_version: int
+    model: ModelConfig
+    elements: tuple[int, ...]
+    theories: tuple[str, ...]
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    weights_sha256: str
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_elements(self.elements)
+        check_theories(self.theories)
+        if not re.fullmatch(SHA256, self.weights_sha256):
+            raise ValueError("weights_sha256 is no checksum")
+        for path, kind in PROVENANCE.items():
+            value: Any = self.provenance
+            for name in path.split("."):
+                value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+            if value is not _ABSENT:
+                typed(kind, value, f"provenance.{path}")
 
 
 def save(potential: Potential, folder: Path, provenance: dict) -> None:
@@ -89,69 +160,107 @@ def load(folder: Path | str) -> Potential:
 
     Raises:
         FileNotFoundError: there is no potential in the folder.
-        CorruptCheckpoint: a checksum differs or a file cannot be read.
-        ValueError: the folder was written by a newer version of the program.
+        CorruptCheckpoint: a checksum differs, a file cannot be read or describes no potential, or the folder was
+            written by a newer version of the program.
     """
     folder = find(folder)
     verify_checksums(folder)
-    config = read_config(folder)
-    try:
-        model: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items()}
-        elements, theories = tuple(config["elements"]), tuple(config["theories"])
-        network = EquivariantNetwork(ModelConfig(**model), elements, 1.0, len(theories))
-        potential = Potential(network, elements, theories)
-        potential.cast(getattr(torch, config["dtype"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CorruptCheckpoint(f"{folder / CONFIG}: does not describe a potential ({error})") from error
-    weights = folder / WEIGHTS
-    if sha256(weights) != config["weights_sha256"]:
+    (_, config), weights = _read(folder), folder / WEIGHTS
+    if sha256(weights) != config.weights_sha256:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
-    try:
-        state = safetensors.torch.load_file(weights)
+    with refusing(weights, CorruptCheckpoint, f"not the weights that {CONFIG} describes ({{}}); download them again"):
+        layout, _ = read_layout(weights)
+        potential = _build(config, layout)
+        check_layout(layout, {name: (t.dtype, tuple(t.shape)) for name, t in _state(potential, layout).items()})
+        state = read_tensors(weights)
         # schema 1 had the references of a single theory
-        state["reference_energies"] = state["reference_energies"].reshape(len(theories), len(elements))
+        state["reference_energies"] = state["reference_energies"].reshape(len(config.theories), len(config.elements))
         potential.load_state_dict(state)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        raise CorruptCheckpoint(f"{weights}: not the weights that config.json describes ({error})") from error
+        check_weights(potential)
     return potential.eval()
+
+
+def _build(config: _Description, layout: Layout) -> Potential:
+    """Return a potential without its weights, if these are as many as the file has."""
+    stored = sum(math.prod(shape) for _, shape in layout.values())
+    needed = num_parameters(config.model, len(config.elements), len(config.theories))
+    if needed > stored:
+        raise ValueError(f"it has {stored} numbers, of at least {needed}")
+    network = EquivariantNetwork(config.model, config.elements, 1.0, len(config.theories))
+    return Potential(network, config.elements, config.theories).cast(getattr(torch, config.dtype))
+
+
+def _state(potential: Potential, layout: Layout) -> dict[str, torch.Tensor]:
+    """Return the tensors that a file should have, with the references as in schema 1 if they are so in the file."""
+    state = potential.state_dict()
+    references = state["reference_energies"]
+    if layout.get("reference_energies") == (references.dtype, tuple(references.shape[1:])):
+        state["reference_energies"] = references.view(-1)
+    return state
 
 
 def read_config(folder: Path) -> dict:
     """Return a folder's config.json in the current schema.
 
     Raises:
-        CorruptCheckpoint: it cannot be read.
-        ValueError: it was written by a newer version of the program.
+        CorruptCheckpoint: it cannot be read, describes no potential, or was written by a newer version of the program.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        version, _ = int(config["schema_version"]), config["weights_sha256"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptCheckpoint(f"{folder / CONFIG}: cannot be read ({error}); copy or download it again") from error
-    if version > SCHEMA_VERSION:
-        raise ValueError(f"{folder}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
-    for old in range(version, SCHEMA_VERSION):
-        if old not in MIGRATIONS:
-            raise CorruptCheckpoint(f"{folder / CONFIG}: there never was a schema {old}; copy or download it again")
-        config = MIGRATIONS[old](config)
-    return config
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[dict, _Description]:
+    """Return config.json in the current schema, as it is and as a typed description."""
+    with refusing(folder / CONFIG, CorruptCheckpoint):
+        config = typed(dict[str, Any], read_json(folder / CONFIG), "content")
+        version = typed(int, config["schema_version"], "schema_version")
+        if version > SCHEMA_VERSION:
+            raise CorruptCheckpoint(
+                f"{folder}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it"
+            )
+        for old in range(version, SCHEMA_VERSION):
+            if old not in MIGRATIONS:
+                raise ValueError(f"there never was a schema {version}")
+            config = MIGRATIONS[old](config)
+        known = {field.name for field in fields(_Description)}
+        # a migration may leave behind what it has made the new entries from
+        described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
+        return config, typed(_Description, described, "")
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compare every file that SHA256SUMS lists.
+    """Compare every file that SHA256SUMS lists; all files of a release have to be among them.
 
     Raises:
-        CorruptCheckpoint: a file is missing or differs, or SHA256SUMS itself does.
+        CorruptCheckpoint: a file is missing, not listed or differs, or SHA256SUMS itself does.
     """
     sums = folder / CHECKSUMS
     if not sums.is_file():
         raise CorruptCheckpoint(f"{sums}: missing, so nothing can be checked; copy or download the folder again")
-    for line in sums.read_text(errors="replace").splitlines():
-        expected, separator, name = line.partition("  ")
-        if not separator:
-            raise CorruptCheckpoint(f"{sums}: cannot be read; copy or download it again")
+    with refusing(sums, CorruptCheckpoint):
+        listed = _listed(read_bytes(sums, MAX_SUMS).decode())
+        unlisted = [name for name in COVERED if name not in listed and (folder / name).exists()]
+        if unlisted:
+            raise ValueError(f"does not list {unlisted[0]}")
+    for name, expected in listed.items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise CorruptCheckpoint(f"{folder / name}: missing or altered; copy or download it again")
+
+
+def _listed(text: str) -> dict[str, str]:
+    """Return the checksums by file name.
+
+    Raises:
+        ValueError: a line is no checksum of a plain file name, or a name is there twice.
+    """
+    listed: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = re.fullmatch(rf"({SHA256})  ([^/\\]+)", line)
+        if not found or not found[2].isprintable() or found[2] in (".", "..", CHECKSUMS):
+            raise ValueError(f"line {number} is no checksum of a file of this folder")
+        if found[2] in listed:
+            raise ValueError(f"line {number} lists {abbreviated(found[2])} again")
+        listed[found[2]] = found[1]
+    return listed
 
 
 def write_checksums(folder: Path) -> None:

@@ -26,10 +26,10 @@ from foundation.card import CardFacts, check_facts, render_card
 from foundation.finetuning.release import METHOD, card_section, interpolated
 from foundation.potential import Potential
 from foundation.theories import keep_theory
+from foundation.untrusted import read_json, refusing, require, typed
 
 log = logging.getLogger(__name__)
 
-GOLDEN = "golden.json"
 SMALL = 40
 """Atoms up to which a structure is small enough to be one of several golden ones."""
 TOLERANCE = 1e-9
@@ -75,6 +75,7 @@ def export(config: ExportConfig) -> Path:
         FileExistsError: there is a folder under that name that is not a release.
         FileNotFoundError: the run is not finished, was not evaluated (at alpha), or its data or start are gone.
         MissingFact: the model card lacks a fact.
+        CorruptCheckpoint: the run's potential is damaged, or does not say where it comes from.
         GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
         ValueError: the report is of other weights or of another level of theory, the potential has no such level, no
             data may be passed on to take golden structures from, or alpha is given and it is no fine-tuning.
@@ -92,7 +93,9 @@ def _export(config: ExportConfig) -> Path:
     source = checkpoint.find(config.run)
     settings = checkpoint.read_config(source)
     provenance = settings["provenance"]
-    card = config.card or CardFacts(**provenance["config"].get("card", {}))
+    with refusing(source / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
+        require(provenance, ("config", "method", "datasets", "num_parameters", "versions", "hardware"))
+        card = config.card or CardFacts(**(provenance["config"].get("card") or {}))
     check_facts(card)
     potential = checkpoint.load(source)
     if config.alpha != 1:
@@ -114,10 +117,10 @@ def _export(config: ExportConfig) -> Path:
             checkpoint.save(potential, partial, made_from)
             settings = checkpoint.read_config(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
-        (partial / GOLDEN).write_text(json.dumps(golden) + "\n")
+        (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, settings) | measured
         facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
-        (partial / "README.md").write_text(render_card(card, facts))
+        (partial / checkpoint.CARD).write_text(render_card(card, facts))
         checkpoint.write_checksums(partial)
         verify_golden(partial)
         checkpoint.replace_folder(partial, out)
@@ -165,24 +168,50 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Golden:
+    """A structure with its predictions in golden.json."""
+
+    theory: str
+    numbers: list[int]
+    positions: list[tuple[float, float, float]]
+    cell: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    pbc: tuple[bool, bool, bool]
+    energy: float
+    forces: list[tuple[float, float, float]]
+    stress: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+
+
 def verify_golden(folder: Path) -> None:
     """Recompute the golden predictions from the files of a release.
 
     Raises:
+        CorruptCheckpoint: a file of the release is damaged.
         GoldenMismatch: naming the first structure and quantity that differ.
     """
-    potential = checkpoint.load(folder)
-    for number, record in enumerate(json.loads((folder / GOLDEN).read_text())):
-        inputs = {name: record[name] for name in ("numbers", "positions", "cell", "pbc")}
-        structure = Structure.checked(**inputs, energy=0.0)
-        again = golden_record(potential, structure, record["theory"])
-        for name in ("energy", "forces", "stress"):
-            expected, found = np.array(record[name]), np.array(again[name])
-            if not (np.abs(found - expected) <= TOLERANCE * (structure.num_atoms + np.abs(expected))).all():
-                raise GoldenMismatch(
-                    f"{folder / GOLDEN}, structure {number}: the {name} recomputed from the exported files differs by "
-                    f"{np.abs(found - expected).max():.3g}; the release is not what was trained"
-                )
+    potential, file = checkpoint.load(folder), folder / checkpoint.GOLDEN
+    with refusing(file, checkpoint.CorruptCheckpoint, let_through=GoldenMismatch):
+        golden = typed(list[_Golden], read_json(file), "golden")
+        if not golden:
+            raise ValueError("no structure")
+        for number, record in enumerate(golden):
+            structure = Structure.checked(
+                numbers=np.array(record.numbers),
+                positions=np.array(record.positions),
+                cell=np.array(record.cell),
+                pbc=np.array(record.pbc),
+                energy=0.0,
+            )
+            again = golden_record(potential, structure, record.theory)
+            for name in ("energy", "forces", "stress"):
+                expected, found = np.array(getattr(record, name)), np.array(again[name])
+                if expected.shape != found.shape:
+                    raise ValueError(f"structure {number} has {name} of shape {expected.shape}")
+                if not (np.abs(found - expected) <= TOLERANCE * (structure.num_atoms + np.abs(expected))).all():
+                    raise GoldenMismatch(
+                        f"{file}, structure {number}: the {name} recomputed from the exported files differs by "
+                        f"{np.abs(found - expected).max():.3g}; the release is not what was trained"
+                    )
 
 
 def _golden_sources(config: ExportConfig, provenance: dict) -> list[tuple[Path, str | None]]:

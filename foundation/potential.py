@@ -15,6 +15,8 @@ from data_pipeline.graph import GraphBatch
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import EquivariantNetwork, ModelConfig
+from foundation.models.limits import check_elements, check_theories
+from foundation.untrusted import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,13 @@ class Potential(torch.nn.Module):
             network: An EnergyModel.
             elements: Atomic numbers that the network knows, in its order.
             theories: Names of the levels of theory that its energies can be referred to.
+
+        Raises:
+            ValueError: an element or a level of theory is there twice, or is none.
         """
         super().__init__()
+        check_elements(elements)
+        check_theories(theories)
         self.network, self.elements, self.theories = network, elements, theories
         references = torch.zeros(len(theories), len(elements), dtype=torch.float64)
         self.register_buffer("reference_energies", references)
@@ -177,6 +184,19 @@ class Potential(torch.nn.Module):
                 f"it was trained on {len(self.elements)} elements: {' '.join(SYMBOLS[z] for z in self.elements)}"
             )
         return positions
+
+
+def check_weights(potential: Potential) -> None:
+    """Refuse weights that predict nothing.
+
+    Raises:
+        ValueError: a number is infinite or none, or what is divided by or scaled with is not positive.
+    """
+    state = potential.state_dict()
+    check_finite(state)
+    for name, tensor in state.items():
+        if name.split(".")[-1] in ("denominator", "scale") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name} must be positive")
 
 
 def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> Potential:

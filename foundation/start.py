@@ -27,6 +27,7 @@ from foundation.models import ModelConfig
 from foundation.potential import Potential
 from foundation.references import refit_references
 from foundation.theories import add_theory
+from foundation.untrusted import refusing
 
 log = logging.getLogger(__name__)
 
@@ -169,15 +170,21 @@ def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " ele
 
 
 def start_facts(folder: Path) -> dict:
-    """Return what a card has to say of the weights that a training began with, as JSON: all data they have seen."""
-    config = checkpoint.read_config(checkpoint.find(folder))
+    """Return what a card has to say of the weights that a training began with, as JSON: all data they have seen.
+
+    Raises:
+        CorruptCheckpoint: config.json does not say where the potential comes from.
+    """
+    folder_of_potential = checkpoint.find(folder)
+    config = checkpoint.read_config(folder_of_potential)
     provenance = config["provenance"]
     rehearsed = (provenance.get("rehearsal") or {}).get("datasets", [])
     before = provenance.get("start", {}).get("datasets", [])
-    return {
-        "folder": str(folder),
-        "name": provenance["config"].get("card", {}).get("name", ""),
-        "method": provenance["method"],
-        "weights_sha256": config["weights_sha256"],
-        "datasets": provenance["datasets"] + rehearsed + before,
-    }
+    with refusing(folder_of_potential / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
+        return {
+            "folder": str(folder),
+            "name": (provenance["config"].get("card") or {}).get("name", ""),
+            "method": provenance["method"],
+            "weights_sha256": config["weights_sha256"],
+            "datasets": provenance["datasets"] + rehearsed + before,
+        }

@@ -24,7 +24,7 @@ PACKAGES = ("data_pipeline", "foundation", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 ALL_CODE = [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))]
 FLOORS = (
-    ("foundation.configuration",),
+    ("foundation.configuration", "foundation.untrusted"),
     ("foundation.kernels",),
     ("foundation.nn",),
     ("foundation.models",),

@@ -38,9 +38,9 @@ class Convolution(torch.nn.Module):
         self.paths = Paths.named(paths.name)
         self.backend: Backend = "auto"
         """What computes it; set_backend() sets it for a whole model."""
-        self._used = [n for n in range(len(paths.irreps_in)) if paths.of_input(n)]
         # kept outside the buffers, which a cast to float32 and back would round
-        self._exact = {number: paths.coupling(number) for number in self._used}
+        self._exact = self.paths.couplings
+        self._used = list(self._exact)
         self._couplings: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def forward(

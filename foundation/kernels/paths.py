@@ -104,6 +104,11 @@ class Paths:
             found.append(path.output.dim**0.5 * o3.wigner_3j(*degrees, dtype=torch.float64).numpy())
         return tuple(found)
 
+    @cached_property
+    def couplings(self) -> dict[int, Float[Tensor, "harmonics outputs_inputs"]]:
+        """The couplings of every input irrep that some path starts at; of equal blocks they are kept once."""
+        return {n: self.coupling(n) for n in range(len(self.irreps_in)) if self.of_input(n)}
+
     def coupling(self, number: int) -> Float[Tensor, "harmonics outputs_inputs"]:
         """Return the couplings of an input irrep, float64: row b, columns (components of its paths' outputs, a)."""
         slices = self.irreps_harmonics.slices()

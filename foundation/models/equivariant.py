@@ -6,7 +6,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,8 +17,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
+from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.configuration import DECIDES
 from foundation.kernels.edges import EdgeIndex
+from foundation.models.limits import (
+    CUTOFFS,
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    MAX_CUTOFF_POWER,
+    MAX_DEGREE,
+    MAX_LAYERS,
+    MAX_PARAMETERS,
+    check_elements,
+    parse_irreps,
+)
 from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
@@ -66,19 +78,39 @@ class EquivariantConfig:
     every block and in the readout (SevenNet-MF). When absent, it does if there are several."""
 
     def __post_init__(self) -> None:
-        irreps = o3.Irreps(self.irreps)
+        irreps = parse_irreps(self.irreps)
         if irreps.simplify() != irreps or irreps.sort().irreps.simplify() != irreps:
             raise ValueError(f"irreps {self.irreps!r} are not sorted: write {irreps.sort().irreps.simplify()}")
         if o3.Irrep("0e") not in irreps:
             raise ValueError(f"irreps {self.irreps!r} need even scalars (0e)")
         if self.normalization not in ("mean", "sqrt"):
             raise ValueError(f"normalization is 'mean' or 'sqrt', not {self.normalization!r}")
+        self._check_sizes()
+        self._check_cutoff()
+        # the largest number of elements: a limit that depends on the data would come too late
+        parameters = num_parameters(self, MAX_ATOMIC_NUMBER)
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"irreps and sizes make {parameters:.2g} parameters; at most {MAX_PARAMETERS:.2g}")
+
+    def _check_sizes(self) -> None:
         if min(self.num_blocks, self.num_basis, self.readout_channels) < 1 or self.max_degree < 0:
             raise ValueError("num_blocks, num_basis and readout_channels must be at least 1, max_degree at least 0")
-        if self.cutoff <= 0:
-            raise ValueError(f"cutoff must be a positive length [Å], not {self.cutoff}")
+        largest = {"num_blocks": MAX_BLOCKS, "max_degree": MAX_DEGREE}
+        largest |= dict.fromkeys(("num_basis", "readout_channels"), MAX_CHANNELS)
+        for name, limit in largest.items():
+            if getattr(self, name) > limit:
+                raise ValueError(f"{name} must be at most {limit}, not {getattr(self, name)}")
+        if len(self.radial_sizes) > MAX_LAYERS or not all(0 < size <= MAX_CHANNELS for size in self.radial_sizes):
+            raise ValueError(f"radial_sizes: at most {MAX_LAYERS} of 1 to {MAX_CHANNELS}")
+
+    def _check_cutoff(self) -> None:
+        smallest, largest = CUTOFFS
+        if not smallest <= self.cutoff <= largest:
+            raise ValueError(f"cutoff must be a length from {smallest} to {largest} Å, not {self.cutoff}")
         if self.cutoff_function == "xplor" and not 0 < self.cutoff_onset < self.cutoff:
             raise ValueError(f"need 0 < cutoff_onset < cutoff, not {self.cutoff_onset} and {self.cutoff} Å")
+        if not 1 <= self.cutoff_power <= MAX_CUTOFF_POWER:
+            raise ValueError(f"cutoff_power must be from 1 to {MAX_CUTOFF_POWER}, not {self.cutoff_power}")
 
     @property
     def parity(self) -> bool:
@@ -99,8 +131,12 @@ class EquivariantNetwork(torch.nn.Module):
             elements: Atomic numbers that the network knows.
             mean_neighbors: Mean number of neighbours of an atom of the training data, at the cutoff.
             num_theories: Levels of theory of the data.
+
+        Raises:
+            ValueError: an element is there twice, or is none.
         """
         super().__init__()
+        check_elements(elements)
         if config.theory_biases is None:
             config = replace(config, theory_biases=num_theories > 1)
         biases = num_theories if config.theory_biases else 0
@@ -110,9 +146,8 @@ class EquivariantNetwork(torch.nn.Module):
         self.recompute = False
         """Whether only what goes in and out of a block is kept, and its inside computed again for derivatives."""
         hidden = o3.Irreps(config.irreps)
-        scalars = o3.Irreps([item for item in hidden if item.ir == o3.Irrep("0e")])
-        sign = -1 if config.parity else 1
-        self.irreps_harmonics = o3.Irreps([(1, (degree, sign**degree)) for degree in range(config.max_degree + 1)])
+        scalars = _even_scalars(hidden)
+        self.irreps_harmonics = _harmonics(config)
         self.radial_basis = BesselBasis(config.num_basis, config.cutoff)
         self.embedding = Linear(o3.Irreps([(len(elements), "0e")]), scalars)
         # the layer divides by the root of its inputs, of which a one-hot vector uses only one
@@ -243,6 +278,37 @@ class EquivariantNetwork(torch.nn.Module):
         if config.cutoff_function == "xplor":
             return xplor_cutoff(distances, config.cutoff, config.cutoff_onset)
         return polynomial_cutoff(distances, config.cutoff, config.cutoff_power)
+
+
+def num_parameters(config: EquivariantConfig, num_elements: int, num_theories: int = 1) -> int:
+    """Return how many parameters a network has, without building it.
+
+    Args:
+        config: The architecture.
+        num_elements: Elements that the network knows.
+        num_theories: Levels of theory of the data.
+    """
+    biased = num_theories > 1 if config.theory_biases is None else config.theory_biases
+    biases, hidden = num_theories if biased else 0, o3.Irreps(config.irreps)
+    scalars = irreps = _even_scalars(hidden)
+    total = config.num_basis + Linear.size(o3.Irreps([(num_elements, "0e")]), scalars)
+    harmonics, radial = _harmonics(config), (config.num_basis, *config.radial_sizes)
+    for number in range(config.num_blocks):
+        wanted = hidden if number < config.num_blocks - 1 else scalars
+        irreps, size = InteractionBlock.size(str(irreps), str(harmonics), str(wanted), radial, biases)
+        total += size
+    middle = o3.Irreps([(config.readout_channels, "0e")])
+    return total + Linear.size(irreps, middle, biases) + Linear.size(middle, o3.Irreps("1x0e"))
+
+
+def _even_scalars(irreps: o3.Irreps) -> o3.Irreps:
+    return o3.Irreps([item for item in irreps if item.ir == o3.Irrep("0e")])
+
+
+def _harmonics(config: EquivariantConfig) -> o3.Irreps:
+    """Return the irreps of the spherical harmonics, whose parity is that of the degree where mirror symmetry counts."""
+    sign = -1 if config.parity else 1
+    return o3.Irreps([(1, (degree, sign**degree)) for degree in range(config.max_degree + 1)])
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

@@ -1,5 +1,8 @@
 """The gate nonlinearity for component-major features."""
 
+# e3nn 0.6 types Irreps as a bare tuple
+# pyright: reportReturnType=false
+
 import torch
 from e3nn import o3
 from jaxtyping import Float
@@ -32,10 +35,15 @@ class Gate(torch.nn.Module):
         if not self._even:
             raise ValueError(f"{irreps_out}: the gate needs even scalars (0e)")
         self._num_gates = sum(item.mul for item in self._gated)
-        even = self._even + self._num_gates
-        self.irreps_in = o3.Irreps([(even, i.ir) if i.ir == o3.Irrep("0e") else i for i in self.irreps_out])
+        self.irreps_in = Gate.inputs(self.irreps_out)
         self._silu = activation_scale(torch.nn.functional.silu)
         self._tanh = activation_scale(torch.tanh)
+
+    @staticmethod
+    def inputs(irreps_out: o3.Irreps) -> o3.Irreps:
+        """Return the irreps that a gate needs: those of its result, and one even scalar more for each to multiply."""
+        gates = sum(item.mul for item in irreps_out if item.ir.l > 0)
+        return o3.Irreps([(item.mul + gates, item.ir) if item.ir == o3.Irrep("0e") else item for item in irreps_out])
 
     def forward(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms outputs"]:
         """Return the gated features."""

@@ -3,6 +3,9 @@
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
+import itertools
+from functools import cache
+
 import torch
 from e3nn import o3
 from jaxtyping import Float, Int
@@ -55,6 +58,24 @@ class InteractionBlock(torch.nn.Module):
         self.register_buffer("denominator", torch.tensor([denominator]))
         self.self_interaction_2 = Linear(paths.irreps_out, self.gate.irreps_in, num_theories)
         self._pad = _missing(self.gate.irreps_in, self.self_connection.irreps_out)
+
+    @staticmethod
+    @cache
+    def size(
+        irreps_in: str, irreps_harmonics: str, irreps_hidden: str, radial_sizes: tuple[int, ...], num_theories: int
+    ) -> tuple[o3.Irreps, int]:
+        """Return the irreps that come out of a block and how many parameters it has, without building it."""
+        inputs, hidden = o3.Irreps(irreps_in), o3.Irreps(irreps_hidden)
+        paths = Paths(inputs, o3.Irreps(irreps_harmonics), hidden)
+        reachable = o3.Irreps([item for item in hidden if item.ir in paths.irreps_out]).simplify()
+        gates = Gate.inputs(reachable)
+        linear = [
+            Linear.size(inputs, gates),
+            Linear.size(inputs, inputs, num_theories),
+            Linear.size(paths.irreps_out, gates, num_theories),
+        ]
+        radial = [a * b for a, b in itertools.pairwise([*radial_sizes, paths.num_weights])]
+        return reachable, sum(linear) + sum(radial)
 
     def forward(
         self,

@@ -61,6 +61,13 @@ class Linear(torch.nn.Module):
                 raise ValueError(f"{irreps_in} to {irreps_out}: no even scalars that a level of theory could bias")
             self.theory_weight = torch.nn.Parameter(torch.randn(num_theories, biased[0]))
 
+    @staticmethod
+    def size(irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> int:
+        """Return how many parameters a linear map has, without building it."""
+        pairs = [(a.mul, b) for a in irreps_in.simplify() for b in irreps_out.simplify() if a.ir == b.ir]
+        biases = sum(num_theories * output.mul for _, output in pairs if output.ir == o3.Irrep("0e"))
+        return biases + sum(fan_in * output.mul for fan_in, output in pairs)
+
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
         """Channels in and out of the matrices, one for each irrep, that lie in the weight one after another."""

@@ -27,6 +27,10 @@ def test_text_that_is_no_plain_json_is_refused(text: str, problem: str) -> None:
         parse_json(text.encode())
 
 
+def test_infinities_are_read_where_an_option_may_be_one() -> None:
+    assert parse_json(b'{"a": -Infinity, "b": 1e999}', finite=False) == {"a": float("-inf"), "b": float("inf")}
+
+
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(ValueError, match="utf-8"):
         parse_json(b'{"a": "\xff"}')

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data_pipeline.graph import collate
 from data_pipeline.manifest import Manifest
@@ -164,6 +164,177 @@ def test_a_missing_file_of_a_release_is_named(release: Path) -> None:
 def test_a_file_of_checksums_that_is_none_is_named(release: Path) -> None:
     (release / "SHA256SUMS").write_text("garbage\n")
     with pytest.raises(CorruptCheckpoint, match="SHA256SUMS"):
+        load(release)
+
+
+def listed(release: Path, lines: list[str]) -> None:
+    (release / "SHA256SUMS").write_text("".join(line + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md", "golden.json"])
+def test_a_file_that_is_read_has_to_be_listed(release: Path, name: str) -> None:
+    (release / "golden.json").write_text("[]\n")
+    checkpoint.write_checksums(release)
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    listed(release, [line for line in lines if not line.endswith(name)])
+    with pytest.raises(CorruptCheckpoint, match=rf"SHA256SUMS: does not list {name}"):
+        load(release)
+
+
+def test_an_edited_config_is_no_longer_the_release(release: Path) -> None:
+    change(release, lambda config: config["model"].update(cutoff=4.6))
+    for kept in ([], [line for line in (release / "SHA256SUMS").read_text().splitlines() if "config" not in line]):
+        listed(release, kept)
+        with pytest.raises(CorruptCheckpoint, match="SHA256SUMS: does not list"):
+            load(release)
+
+
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{DIGEST}  ../config.json",
+        f"{DIGEST}  /etc/passwd",
+        f"{DIGEST}  ..",
+        f"{DIGEST}  a/b",
+        f"{DIGEST}  a\\b",
+        f"{DIGEST}  SHA256SUMS",
+        f"{DIGEST}  a\x1bb",
+        f"{DIGEST} config.json",
+        f"{DIGEST[1:]}  config.json",
+        f"{'Z' * 64}  config.json",
+        "",
+    ],
+)
+def test_a_line_that_is_no_checksum_of_a_file_of_the_folder_is_refused(release: Path, line: str) -> None:
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    listed(release, [*lines, line])
+    with pytest.raises(CorruptCheckpoint, match=r"SHA256SUMS: line 4 is no checksum"):
+        load(release)
+
+
+def test_a_file_is_listed_once(release: Path) -> None:
+    lines = (release / "SHA256SUMS").read_text().splitlines()
+    listed(release, [*lines, f"{DIGEST}  config.json"])
+    with pytest.raises(CorruptCheckpoint, match=r"SHA256SUMS: line 4 lists 'config\.json' again"):
+        load(release)
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 100, b"\0" * (2**20 + 1)], ids=["no text", "large"])
+def test_checksums_that_are_no_text_are_refused(release: Path, content: bytes) -> None:
+    (release / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(CorruptCheckpoint, match="SHA256SUMS"):
+        load(release)
+
+
+DEEP = json.loads("[" * 500 + "]" * 500)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema_version", True),
+        ("schema_version", "2"),
+        ("schema_version", -(10**9)),
+        ("schema_version", 10**9),
+        ("model.irreps", "1000000000x0e"),
+        ("model.irreps", "+".join(["4x0e"] * 100_000)),
+        ("model.irreps", 4),
+        ("model.num_blocks", 10**6),
+        ("model.num_blocks", 2.0),
+        ("model.num_blocks", True),
+        ("model.max_degree", 200),
+        ("model.cutoff", float("nan")),
+        ("model.cutoff", float("inf")),
+        ("model.cutoff", "5"),
+        ("model.cutoff_function", "cosine"),
+        ("model.radial_sizes", [10**9]),
+        ("model.radial_sizes", 8),
+        ("model.normalization", None),
+        ("model.unit_harmonics", 1),
+        ("model.surprise", 1),
+        ("model", DEEP),
+        ("model", None),
+        ("elements", [300]),
+        ("elements", [1, 1]),
+        ("elements", list(range(1000))),
+        ("elements", []),
+        ("elements", {}),
+        ("theories", []),
+        ("theories", ["EMT", "EMT"]),
+        ("theories", "EMT"),
+        ("dtype", "load"),
+        ("dtype", "int64"),
+        ("weights_sha256", 5),
+        ("provenance", []),
+        ("provenance", {"datasets": 5}),
+        ("provenance", {"datasets": [{"name": ["x"]}]}),
+        ("provenance", {"config": {"card": {"name": 5}}}),
+        ("provenance", {"deep": DEEP}),
+        ("surprise", 1),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_config_that_cannot_have_been_written_is_refused_with_its_entry(
+    release: Path, key: str, value: object
+) -> None:
+    def edit(config: dict) -> None:
+        *parents, last = key.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[last] = value
+
+    change(release, edit)
+    checkpoint.write_checksums(release)
+    with pytest.raises(CorruptCheckpoint, match=r"potential(/config\.json)?: ") as caught:
+        load(release)
+    assert len(str(caught.value)) < 700
+    assert any(name in str(caught.value) for name in (*key.split(".")[:1], key.split(".")[-1], "nested", "schema"))
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"schema_version": 2, "schema_version": 2}', "5", '"x"', "9" * 10**5])
+def test_a_config_of_no_mapping_is_refused(release: Path, text: str) -> None:
+    (release / "config.json").write_text(text)
+    checkpoint.write_checksums(release)
+    with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
+        load(release)
+
+
+def test_a_network_larger_than_the_weights_is_not_built(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EquivariantNetwork", None)  # would be called
+    change(release, lambda config: config["model"].update(irreps="4096x0e", num_blocks=8))
+    checkpoint.write_checksums(release)
+    with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: .*it has \d+ numbers, of at least \d+"):
+        load(release)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("network.embedding.weight", lambda t: t * float("nan"), "has a number that is NaN or infinite"),
+        ("reference_energies", lambda t: t + float("inf"), "has a number that is NaN or infinite"),
+        ("network.embedding.weight", lambda t: t.double(), "is float64 of shape"),
+        ("network.embedding.weight", lambda t: t.long(), "is int64 of shape"),
+        ("network.embedding.weight", lambda t: t.reshape(2, -1).clone(), "is float32 of shape"),
+        ("network.blocks.0.denominator", lambda t: 0 * t, "must be positive"),
+        ("scale", lambda t: -t, "must be positive"),
+        ("scale", None, "is missing"),
+        ("surprise", torch.ones(2), "is unknown"),
+    ],
+)
+def test_weights_that_cannot_have_been_written_are_refused_by_name(
+    release: Path, name: str, edit: object, message: str
+) -> None:
+    state = load_file(release / "model.safetensors")
+    if edit is None:
+        del state[name]
+    else:
+        state[name] = edit(state[name]) if callable(edit) else edit
+    save_file(state, release / "model.safetensors")
+    seal(release)
+    with pytest.raises(CorruptCheckpoint, match=rf"model\.safetensors: .*{name}'? {message}"):
         load(release)
 
 

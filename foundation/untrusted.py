@@ -1,0 +1,261 @@
+"""Reading of files that may come from anywhere: bounded, typed, every entry known, one error class for each kind.
+
+A folder or file that somebody publishes says how large a network to build and how many tensors to read. Nothing is
+taken from it before its size, its type and its name are what they should be; what is wrong is said with file and entry.
+"""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from data_pipeline.json_record import abbreviated, parse_json
+
+MAX_JSON = 4 * 2**20
+"""Largest JSON [bytes]; a release's own takes kilobytes, golden predictions of 5,000 atoms a megabyte."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+"""The types of the tensors that the project writes, by their names in safetensors."""
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Type and shape of tensors by name."""
+
+
+class CorruptFile(ValueError):
+    """A file that is not what was written, or cannot have been written by this program; the message names it."""
+
+
+@contextmanager
+def refusing(
+    path: Path,
+    kind: type[CorruptFile],
+    said: str = "{}; copy or download it again",
+    let_through: type[ValueError] = CorruptFile,
+) -> Iterator[None]:
+    """Turn every complaint about the content of a file into one error class that names the file.
+
+    Args:
+        path: The file.
+        kind: The error class.
+        said: Message, with braces where the complaint goes.
+        let_through: Another error class that passes as it is.
+
+    Raises:
+        CorruptFile: of the given kind.
+    """
+    try:
+        yield
+    except (kind, let_through):
+        raise
+    except KeyError as error:
+        raise kind(f"{path}: {said.format(f'{abbreviated(error.args[0])} is missing')}") from error
+    except (ValueError, SafetensorError, RuntimeError, TypeError, IndexError, EOFError) as error:
+        raise kind(f"{path}: {said.format(shortened(str(error)))}") from error
+
+
+def shortened(message: str) -> str:
+    """Return a message of a library, which may quote what it has read, in one line of bounded length."""
+    line = " ".join(message[:2000].split())
+    return line if len(line) <= 400 else line[:400] + "…"
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ValueError: it is larger than the limit.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Return the values of a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, too large or too deep, or an entry is there twice.
+    """
+    return parse_json(read_bytes(path, MAX_JSON), finite=False)
+
+
+def typed(kind: Any, value: Any, name: str) -> Any:
+    """Return JSON values as a type: a dataclass, Literal, union, tuple, list, dict or scalar.
+
+    Lists become tuples where the type says so. A dataclass needs every field and has no others, a bool is no number,
+    and a float is finite.
+
+    Args:
+        kind: The type.
+        value: The values.
+        name: Dotted name of the entry, for messages.
+
+    Raises:
+        ValueError: they are not of the type, or the dataclass refuses them; the message has the dotted name.
+    """
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _typed_dataclass(kind, value, name)
+    if typing.get_origin(kind) is not None:
+        return _typed_generic(kind, value, name)
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise ValueError(f"{name} is {abbreviated(value)}, not {WORDS.get(kind, kind.__name__)}")
+    return value
+
+
+WORDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", dict: "a mapping"}
+"""The scalar types in words."""
+
+
+def _typed_generic(kind: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if not any(type(value) is type(each) and value == each for each in arguments):
+            raise ValueError(f"{name} is {abbreviated(value)}, not one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _typed_union(arguments, value, name)
+    if origin in (tuple, list):
+        return _typed_sequence(origin, arguments, value, name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {abbreviated(value)}, not a mapping")
+    return {key: typed(arguments[1], each, f"{name}.{shortened(str(key))[:60]}") for key, each in value.items()}
+
+
+def _typed_union(arguments: tuple, value: Any, name: str) -> Any:
+    if value is None and types.NoneType in arguments:
+        return None
+    refusals = []
+    for kind in (each for each in arguments if each is not types.NoneType):
+        try:
+            return typed(kind, value, name)
+        except ValueError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _typed_dataclass(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {abbreviated(value)}, not a mapping")
+    annotations = typing.get_type_hints(kind)
+    hints = {each.name: annotations[each.name] for each in dataclasses.fields(kind)}
+    prefix = name and f"{name}."
+    surplus = [key for key in value if key not in hints]
+    if surplus:
+        raise ValueError(f"{prefix}{shortened(surplus[0])[:60]} is unknown")
+    require(value, hints, prefix)
+    values = {key: typed(hint, value[key], prefix + key) for key, hint in hints.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{name or 'content'}: {error}") from error
+
+
+def _typed_sequence(origin: type, arguments: tuple, value: Any, name: str) -> Sequence:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {abbreviated(value)}, not a list")
+    if origin is tuple and arguments[-1] is not Ellipsis and len(value) != len(arguments):
+        raise ValueError(f"{name} has {len(value)} entries, not {len(arguments)}")
+    if {*arguments} - {Ellipsis} in ({int}, {str}, {bool}) and all(type(item) is arguments[0] for item in value):
+        return origin(value)  # long lists are of such
+    each = arguments if origin is tuple and arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
+    return origin(typed(kind, item, f"{name}[{n}]") for n, (kind, item) in enumerate(zip(each, value, strict=True)))
+
+
+def require(values: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
+    """Refuse a mapping that lacks an entry.
+
+    Args:
+        values: The mapping.
+        names: Names of the entries.
+        prefix: Beginning of their dotted names, for messages.
+
+    Raises:
+        ValueError: naming the first that is missing.
+    """
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{prefix}{name} is missing")
+
+
+def read_layout(path: Path) -> tuple[Layout, dict[str, str]]:
+    """Return type and shape of the tensors of a safetensors file, and its metadata, from its header alone.
+
+    Raises:
+        ValueError: it is no safetensors file, or has a tensor of a type that the project does not write.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_JSON, path.stat().st_size - 8):
+            raise ValueError("not a safetensors file")
+        header = typed(dict[str, dict[str, Any]], parse_json(file.read(length)), "header")
+    metadata = typed(dict[str, str], header.pop("__metadata__", {}), "__metadata__")
+    layout = {}
+    for name, entry in header.items():
+        kind = typed(str, entry.get("dtype"), f"the type of {abbreviated(name)}")
+        if kind not in DTYPES:
+            raise ValueError(f"{abbreviated(name)} has the type {abbreviated(kind)}, which is never written")
+        shape = typed(tuple[int, ...], entry.get("shape"), f"the shape of {abbreviated(name)}")
+        layout[name] = (DTYPES[kind], shape)
+    return layout, metadata
+
+
+def check_layout(found: Layout, expected: Layout) -> None:
+    """Compare the tensors of a file with those that it should have.
+
+    Raises:
+        ValueError: one is missing, surplus, or of another type or shape; the message names the first.
+    """
+    require(found, expected)
+    for name, (dtype, shape) in found.items():
+        if name not in expected:
+            raise ValueError(f"{abbreviated(name)} is unknown")
+        if (dtype, shape) != expected[name]:
+            wanted, dims = expected[name]
+            raise ValueError(f"{name} is {_in_words(dtype, shape)}, not {_in_words(wanted, dims)}")
+
+
+def _in_words(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} of shape {shortened(str(shape[:8]))}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, all of them finite.
+
+    Raises:
+        ValueError: a number is infinite or none.
+        SafetensorError: it is no safetensors file.
+    """
+    tensors = safetensors.torch.load_file(path)
+    check_finite(tensors)
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors with infinities or NaN.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} has a number that is NaN or infinite")
