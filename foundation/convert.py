@@ -77,6 +77,7 @@ def _convert(config: ConvertConfig) -> Path:
 def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
     """Return what is known of a SevenNet checkpoint, as JSON; what is not is said not to be stated."""
     digest, values = sha256(path), read_checkpoint(path)
+    epoch = values.get("epoch")
     facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source")
     unknown = dict.fromkeys(facts, NOT_STATED)
     published = published_of(digest)
@@ -88,7 +89,7 @@ def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
             "file": path.name,
             "sha256": digest,
             "sevenn": values["config"]["version"],
-            "epoch": values.get("epoch", NOT_STATED),
+            "epoch": epoch if isinstance(epoch, int) else NOT_STATED,
             "citation": published.citation if published else NOT_STATED,
         },
         "datasets": [not_counted | dataset for dataset in known],

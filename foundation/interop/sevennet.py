@@ -1,27 +1,28 @@
 """SevenNet's checkpoints (.pth) as potentials and back, with the same numbers.
 
-A .pth is a pickle. It is read by torch's restricted unpickler, which builds tensors, numbers, strings and containers
-and refuses everything else before running it; sevenn itself is not needed. Weights are SevenNet's under other names,
-except for the order and the signs of those per edge (sevennet_paths.py).
+A .pth is a pickle. It is read by an interpreter of our own (torch_file.py), which builds tensors, numbers, strings and
+containers and refuses everything else before building it; sevenn itself is not needed. Weights are SevenNet's under
+other names, except for the order and the signs of those per edge (sevennet_paths.py).
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-import _codecs
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from e3nn import o3
 from torch import Tensor
 
+from data_pipeline.json_record import abbreviated
 from data_pipeline.shards import sha256
 from data_pipeline.structure import SYMBOLS
+from foundation.checkpoint import CorruptCheckpoint
 from foundation.interop.published import published_of
 from foundation.interop.sevennet_paths import (
     block_of,
@@ -32,44 +33,50 @@ from foundation.interop.sevennet_paths import (
     places,
     wigner_symbols,
 )
-from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
+from foundation.interop.sevennet_settings import (
+    UnsupportedSevenNet,
+    elements_of,
+    layers_of,
+    model_config,
+    theories_of,
+    version_of,
+)
+from foundation.interop.torch_file import read_torch_file
+from foundation.interop.torch_pickle import UnwantedName
+from foundation.models.equivariant import EquivariantNetwork, num_parameters
 from foundation.nn.linear import Linear
-from foundation.potential import Potential
+from foundation.potential import Potential, check_weights
 from foundation.theories import add_theory
-
-HARMLESS = [
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (_codecs.encode, "_codecs.encode"),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-    torch.device,
-]
-"""What SevenNet's own checkpoints hold besides tensors and containers: numpy arrays and a device."""
-REQUIRED = {
-    "_model_type": ("E3_equivariant_model",),
-    "interaction_type": ("nequip", None),
-    "self_connection_type": ("linear",),
-    "act_radial": ("silu",),
-    "act_scalar": ({"e": "silu", "o": "tanh"},),
-    "act_gate": ({"e": "silu", "o": "tanh"},),
-    "readout_as_fcn": (False, None),
-    "use_bias_in_linear": (False, None),
-    "use_modal_node_embedding": (False, None),
-    "use_modal_wise_scale": (False, None),
-    "use_flash_tp": (False, None),
-    "use_oeq": (False, None),
-    "cuequivariance_config": ({}, {"use": False}, None),
-}
-"""The values of the architecture's options that this program has a network for; None stands for an absent option."""
-
+from foundation.untrusted import refusing, shortened
 
 CONTENTS = ("model_state_dict", "config")
 """The entries of a checkpoint that are read."""
+ADVICE = "Nothing in it was run; get the file from where its authors publish it."
+MISFIT = "its weights are not those of its configuration ({})"
+CONSTANT = re.compile(r"(\.output_mask|\._w3j(_[0-9]+){3})$")
+"""Ends of the names of constants of SevenNet that are not weights."""
 
 
-class UnsupportedSevenNet(ValueError):
-    """A SevenNet checkpoint whose architecture this program does not have; the message names the options."""
+class _Weights(dict[str, Tensor]):
+    """Weights of a checkpoint that remember which of them were read."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def check_all_read(self) -> None:
+        """Refuse weights that the network has no place for.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        for name, value in self.items():
+            if name not in self._read and value.numel() and not CONSTANT.search(name):
+                raise ValueError(f"{abbreviated(name)} is unknown")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -77,23 +84,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds objects other than tensors, numbers, strings and containers, or is no SevenNet checkpoint.
+        CorruptCheckpoint: it holds objects other than tensors, numbers, strings and containers, or is no SevenNet
+            checkpoint.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises anything
-        reason = str(error).strip().splitlines()
-        unwanted = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path}: refused, "
-            + (f"it wants to run {unwanted[1]}" if unwanted else f"not a checkpoint ({reason[0] if reason else error})")
-            + ". Nothing in it was run; get the file from where its authors publish it."
-        ) from error
+        values = read_torch_file(path)
+    except UnwantedName as error:
+        raise CorruptCheckpoint(f"{path}: refused, {error}. {ADVICE}") from error
+    except ValueError as error:
+        reason = shortened(str(error))
+        raise CorruptCheckpoint(f"{path}: refused, not a checkpoint ({reason}). {ADVICE}") from error
     if not isinstance(values, dict) or not all(isinstance(values.get(name), dict) for name in CONTENTS):
-        raise ValueError(f"{path}: not a checkpoint of SevenNet (it has no model_state_dict and config)")
+        raise CorruptCheckpoint(f"{path}: not a checkpoint of SevenNet (it has no model_state_dict and config)")
     return values
 
 
@@ -108,127 +112,71 @@ def from_sevennet(path: Path, theory: str | None = None) -> Potential:
     Raises:
         FileNotFoundError: there is no such file.
         UnsupportedSevenNet: its architecture has options that this program has no network for.
-        ValueError: the file is refused or damaged, or a theory is given and the file names its own.
+        CorruptCheckpoint: the file is refused or damaged.
+        ValueError: a theory is given and the file names its own.
     """
     values = read_checkpoint(path)
-    settings, state = values["config"], _renamed(values["model_state_dict"])
-    theories = _theories(settings, path, theory)
+    settings = values["config"]
     try:
-        config = _model_config(settings, state, path)
-        elements = tuple(sorted(settings["_type_map"], key=settings["_type_map"].get))
-        network = EquivariantNetwork(config, elements, 1.0, len(theories))
-        _check_layers(settings, network, path)
-        potential = Potential(network, elements, theories)
-        network.load_state_dict(our_weights(state, network, _version(settings)))
-        scale, shift = (state[f"rescale_atomic_energy.{name}"].double() for name in ("scale", "shift"))
-        potential.get_buffer("scale").copy_(scale.expand(len(elements)))
-        potential.get_buffer("reference_energies").copy_(shift.expand(len(theories), len(elements)))
-    except UnsupportedSevenNet:
-        raise
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: its weights are not those of its configuration ({error})") from error
-    return potential.eval()
+        with refusing(path, CorruptCheckpoint, MISFIT, let_through=UnsupportedSevenNet):
+            named = theories_of(settings)
+            if not (named and theory):
+                return _potential(settings, values["model_state_dict"], named or (theory or _theory_of(path),)).eval()
+    except UnsupportedSevenNet as error:
+        raise UnsupportedSevenNet(f"{path}: {error}") from error
+    raise ValueError(f"{path} names its levels of theory itself ({', '.join(named)}); leave out {theory}")
 
 
-def _theories(settings: Mapping[str, Any], path: Path, theory: str | None) -> tuple[str, ...]:
-    """Return the names of the levels of theory."""
-    named = _modals(settings)
-    if named and theory:
-        raise ValueError(f"{path} names its levels of theory itself ({', '.join(named)}); leave out {theory}")
+def _theory_of(path: Path) -> str:
     published = published_of(sha256(path))
-    known = published.datasets[0]["theory"] if published else "unknown"
-    return named or (theory or known,)
+    return published.datasets[0]["theory"] if published else "unknown"
 
 
-def _modals(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    modals: dict[str, int] = (settings.get("use_modality") and settings.get("_modal_map")) or {}
-    return tuple(sorted(modals, key=lambda name: modals[name]))
+def _potential(settings: dict[str, Any], weights: dict[str, Any], theories: tuple[str, ...]) -> Potential:
+    state = _Weights(_renamed(weights))
+    config = model_config(settings, state["reduce_hidden_to_energy.linear.weight"].numel())
+    elements = elements_of(settings)
+    stored, needed = sum(t.numel() for t in state.values()), num_parameters(config, len(elements), len(theories))
+    if needed > stored:
+        raise ValueError(f"it has {stored} numbers, of at least {needed}")
+    network = EquivariantNetwork(config, elements, 1.0, len(theories))
+    _check_layers(settings, network)
+    potential = Potential(network, elements, theories)
+    network.load_state_dict(our_weights(state, network, version_of(settings)))
+    scale, shift = (state[f"rescale_atomic_energy.{name}"].double() for name in ("scale", "shift"))
+    potential.get_buffer("scale").copy_(scale.expand(len(elements)))
+    potential.get_buffer("reference_energies").copy_(shift.expand(len(theories), len(elements)))
+    state.check_all_read()
+    check_weights(potential)
+    return potential
 
 
-def _version(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the version of sevenn that wrote a checkpoint; the first development state of 0.11 counts as 0.10."""
-    version = str(settings["version"])
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return (0, 10) if version == "0.11.0.dev0" else (major, minor)
-
-
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the weights under the names of sevenn 0.10 and later."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"{abbreviated(name)} is no tensor of floating-point numbers")
         module, _, rest = name.partition(".")
         module = {
             "EdgeEmbedding": "edge_embedding",
             "reducing nn input to hidden": "reduce_input_to_hidden",
             "reducing nn hidden to energy": "reduce_hidden_to_energy",
         }.get(module, module.replace(" ", "_"))
-        renamed[f"{module}.{rest}".replace("denumerator", "denominator")] = value
+        new = f"{module}.{rest}".replace("denumerator", "denominator")
+        if new in renamed:
+            raise ValueError(f"{abbreviated(new)} is there twice")
+        renamed[new] = value
     return renamed
 
 
-def _model_config(settings: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> EquivariantConfig:
-    """Return the architecture, or refuse options that this program has no network for."""
-    wrong = [
-        f"{name}: {settings.get(name)!r}" for name, allowed in REQUIRED.items() if settings.get(name) not in allowed
-    ]
-    modal = [f"use_modal_{place}" for place in ("self_inter_intro", "self_inter_outro", "output_block")]
-    biased = {bool(settings.get(name)) for name in modal} if _modals(settings) else {False}
-    if len(biased) > 1:
-        wrong.append(f"{' and '.join(modal)} differ")
-    for name in ("lmax_edge", "lmax_node"):
-        if settings.get(name, -1) not in (-1, settings["lmax"]):
-            wrong.append(f"{name}: {settings[name]!r}")
-    cutoff, basis = settings["cutoff_function"], settings["radial_basis"]
-    cutoff_name = {"XPLOR": "xplor", "poly_cut": "polynomial"}.get(cutoff["cutoff_function_name"])
-    if cutoff_name is None:
-        wrong.append(f"cutoff_function_name: {cutoff['cutoff_function_name']!r}")
-    if basis["radial_basis_name"] != "bessel":
-        wrong.append(f"radial_basis_name: {basis['radial_basis_name']!r}")
-    hidden, problem = _hidden_irreps(settings)
-    wrong += problem
-    if wrong or cutoff_name is None:
-        raise UnsupportedSevenNet(f"{path}: this program has no network for {'; '.join(wrong)}")
-    return EquivariantConfig(
-        irreps=hidden,
-        num_blocks=settings["num_convolution_layer"],
-        max_degree=settings["lmax"],
-        unit_harmonics=bool(settings.get("_normalize_sph", _version(settings) >= (0, 10))),
-        cutoff=float(settings["cutoff"]),
-        num_basis=basis["bessel_basis_num"],
-        radial_sizes=tuple(settings["weight_nn_hidden_neurons"]),
-        cutoff_function=cutoff_name,
-        cutoff_onset=float(cutoff["cutoff_on"] if cutoff_name == "xplor" else 0.9 * settings["cutoff"]),
-        cutoff_power=int(cutoff.get("poly_cut_p_value", 6)),
-        readout_channels=state["reduce_hidden_to_energy.linear.weight"].numel(),
-        theory_biases=biased.pop(),
-    )
-
-
-def _hidden_irreps(settings: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the irreps of the hidden layers, and what is unusual about those of the layers."""
-    layers = settings["irreps_manual"]
-    if not layers:
-        if settings["is_parity"]:
-            return "", ["is_parity without irreps_manual"]
-        return "+".join(f"{settings['channel']}x{degree}e" for degree in range(settings["lmax"] + 1)), []
-    irreps = [o3.Irreps(text) for text in layers]
-    hidden = max(irreps[1:-1] or irreps, key=lambda layer: layer.dim)
-    parity = any(item.ir.p == -1 for item in hidden)
-    wrong = []
-    if hidden.sort().irreps.simplify() != hidden or o3.Irrep("0e") not in hidden:
-        wrong.append(f"irreps_manual: {layers!r}")
-    if parity != bool(settings["is_parity"]):
-        wrong.append(f"is_parity: {settings['is_parity']!r} with irreps {hidden}")
-    return str(hidden), wrong
-
-
-def _check_layers(settings: Mapping[str, Any], network: EquivariantNetwork, path: Path) -> None:
+def _check_layers(settings: Mapping[str, Any], network: EquivariantNetwork) -> None:
     """Refuse irreps that change from layer to layer otherwise than by what can be reached."""
-    layers = settings["irreps_manual"]
-    if layers and [str(o3.Irreps(text)) for text in layers] != _layers(network):
+    layers = layers_of(settings)
+    if layers and layers != _layers(network):
         raise UnsupportedSevenNet(
-            f"{path}: this program has no network for irreps_manual: {layers!r}; the nearest it has is "
-            f"{_layers(network)!r}"
+            f"this program has no network for irreps_manual: {reprlib.repr(layers)}; the nearest it has is "
+            f"{reprlib.repr(_layers(network))}"
         )
 
 
