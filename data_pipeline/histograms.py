@@ -98,5 +98,14 @@ BINS: dict[str, Bins] = {
         # one is the middle of a bin, and a factor of the root of ten from it is an edge
         edges=_both_signs(np.array([10.0 ** ((k + 0.5) / 9) for k in range(-45, 45)])),
     ),
+    "force_ratio": Bins(
+        quantity="force work over energy change",
+        unit="",
+        scale="signed log",
+        # one is the middle of a bin of 5 %
+        edges=_both_signs(np.array([10.0 ** ((k + 0.5) / 45) for k in range(-180, 180)])),
+    ),
 }
 """The histograms that Statistics keeps; changing one makes older manifests unreadable."""
+LATER = ("force_ratio",)
+"""Histograms that older manifests do not have: what they count was not measured when those were built."""

@@ -35,9 +35,27 @@ LARGE_FORCE = 10**1.7
 LARGE_STRESS = 100 / 160.2177
 """100 GPa in eV/Å³."""
 MIN_PAIRS = 10
-"""Pairs of frames below which nothing is said about the stress."""
+"""Pairs of frames below which nothing is said about stress or forces."""
 FACTOR = 10**0.5
 """How far stress work and energy change may be apart (about 3)."""
+FORCE_FACTOR = 10 ** (1.5 / 9)
+"""How far work of the forces and energy change may be apart (1.5); in published data it is below 1.2."""
+FORCE_UNITS = {
+    0.019447: "as if forces in Hartree/Bohr were taken for eV/Å",
+    0.037: "as if forces in Hartree/Å or Rydberg/Bohr were taken for eV/Å",
+    0.0735: "as if forces in Rydberg/Å were taken for eV/Å",
+    0.0434: "as if energies in kcal/mol were taken for eV",
+    0.529177: "as if forces in eV/Bohr were taken for eV/Å",
+    1.889726: "as if forces in eV/Å were taken for eV/Bohr",
+    10.0: "as if forces in eV/nm were taken for eV/Å",
+    13.6057: "as if energies in Rydberg were taken for eV",
+    25.0: "as if forces in kcal/mol/Å or energies in Hartree were taken for those in eV",
+    51.4221: "as if forces in eV/Å were taken for Hartree/Bohr",
+    96.4853: "as if forces in kJ/mol/Å were taken for eV/Å",
+    964.853: "as if forces in kJ/mol/nm were taken for eV/Å",
+    1000.0: "as if forces in meV/Å were taken for eV/Å",
+}
+"""What makes the work of forces wrong by these factors."""
 UNITS = {
     1602.1766: "as if kbar were taken for eV/Å³",
     160.21766: "as if GPa were taken for eV/Å³",
@@ -66,12 +84,13 @@ def facts(manifest: Manifest) -> dict:
         "num_bytes": sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards),
         "mean_neighbors": {f"{cutoff:g}": train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
         "splits": {name: _split_facts(split) for name, split in ordered_splits(manifest).items()},
-        "distributions": {name: _distribution(total, name) for name in BINS if total.histograms[name].any()},
+        "distributions": {name: _distribution(total, name) for name in BINS if total.histogram(name).any()},
         "frames_of_element": _frames_of_elements(total),
         "stress_check": stress_check(total),
+        "force_check": force_check(total),
         "rejected": manifest.rejected,
     }
-    return values | {"warnings": warnings(manifest, total, values["stress_check"])}
+    return values | {"warnings": warnings(manifest, total, values)}
 
 
 def all_statistics(manifest: Manifest) -> Statistics:
@@ -102,7 +121,7 @@ def _split_facts(split: Split) -> dict:
 
 
 def _distribution(total: Statistics, name: str) -> dict:
-    bins, counts = BINS[name], total.histograms[name]
+    bins, counts = BINS[name], total.histogram(name)
     # two digits: bins are no finer than that
     quantiles = {f"{part:g}": float(f"{bins.quantile(counts, part):.2g}") for part in (0.01, 0.25, 0.5, 0.75, 0.99)}
     return {"quantity": bins.quantity, "unit": bins.unit, "count": int(counts.sum()), "quantiles": quantiles}
@@ -116,10 +135,19 @@ def _frames_of_elements(total: Statistics) -> dict[str, int]:
 
 def stress_check(total: Statistics) -> dict:
     """Return how well the stress explains the energy between neighbouring frames; see stress_work.py."""
-    bins, counts = BINS["stress_ratio"], total.histograms["stress_ratio"]
+    return _work_check(total, "stress_ratio", 1 / FACTOR, FACTOR)
+
+
+def force_check(total: Statistics) -> dict:
+    """Return how well the forces explain the energy between neighbouring frames; see force_work.py."""
+    return _work_check(total, "force_ratio", 1 / FORCE_FACTOR, FORCE_FACTOR)
+
+
+def _work_check(total: Statistics, name: str, low: float, high: float) -> dict:
+    bins, counts = BINS[name], total.histogram(name)
     size_bins, sizes = magnitudes(bins, counts)
     number = int(counts.sum())
-    near = size_bins.number_from(sizes, 1 / FACTOR) - size_bins.number_from(sizes, FACTOR)
+    near = size_bins.number_from(sizes, low) - size_bins.number_from(sizes, high)
     return {
         "num_pairs": number,
         "num_same_sign": bins.number_from(counts, float(size_bins.edges[0])),
@@ -128,14 +156,15 @@ def stress_check(total: Statistics) -> dict:
     }
 
 
-def warnings(manifest: Manifest, total: Statistics, check: dict) -> list[str]:
-    """Return what looks wrong with a data set, a sentence each."""
+def warnings(manifest: Manifest, total: Statistics, checks: dict) -> list[str]:
+    """Return what looks wrong with a data set, a sentence each, given the results of the two checks."""
     if not manifest.labelled:
         return [*_about_splits(manifest), "the frames were built without labels; energies of zero stand in their place"]
     return [
         *_about_splits(manifest),
         *_about_zeros(total),
-        *_about_stress(total, check),
+        *_about_stress(total, checks["stress_check"]),
+        *_about_work_of_forces(checks["force_check"]),
         *_about_forces(total),
         *_about_elements(manifest),
     ]
@@ -163,7 +192,7 @@ def _about_zeros(total: Statistics) -> list[str]:
 def _about_stress(total: Statistics, check: dict) -> list[str]:
     pairs, found = check["num_pairs"], []
     if pairs < MIN_PAIRS:
-        bins, counts = magnitudes(BINS["stress"], total.histograms["stress"])
+        bins, counts = magnitudes(BINS["stress"], total.histogram("stress"))
         median = bins.quantile(counts, 0.5)
         if median > LARGE_STRESS:
             found.append(
@@ -189,8 +218,32 @@ def _about_stress(total: Statistics, check: dict) -> list[str]:
     return found
 
 
+def _about_work_of_forces(check: dict) -> list[str]:
+    pairs, same_sign = check["num_pairs"], check["num_same_sign"]
+    if pairs < MIN_PAIRS:
+        return []
+    if 0.3 * pairs <= same_sign <= 0.7 * pairs:
+        return [
+            "the forces contradict how the energy changes: between neighbouring frames their work has the right sign "
+            f"in only {same_sign:,} of {pairs:,} pairs; look whether energies and forces are of the same frames"
+        ]
+    turned, size = same_sign < 0.3 * pairs, check["median_size"]
+    causes = ["the forces have the sign of gradients"] if turned else []
+    if not 1 / FORCE_FACTOR < size < FORCE_FACTOR:
+        factor, guess = min(FORCE_UNITS.items(), key=lambda item: abs(np.log(item[0] / size)))
+        causes += [guess] if 0.8 < factor / size < 1.25 else []
+    elif not turned:
+        return []
+    ratio = float(f"{-size if turned else size:.2g}")
+    cause = f" ({', and '.join(causes)})" if causes else ""
+    return [
+        f"the forces contradict how the energy changes: between neighbouring frames ({pairs:,} pairs) their work is "
+        f"about {ratio:,g} times the energy change, not 1{cause}; correct the source and build again"
+    ]
+
+
 def _about_forces(total: Statistics) -> list[str]:
-    number = BINS["force"].number_from(total.histograms["force"], LARGE_FORCE)
+    number = BINS["force"].number_from(total.histogram("force"), LARGE_FORCE)
     if number == 0:
         return []
     return [

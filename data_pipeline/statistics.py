@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float64, Int, Int64
 
 from data_pipeline.element_energies import element_energies, undetermined
-from data_pipeline.histograms import BINS
+from data_pipeline.force_work import force_ratios
+from data_pipeline.histograms import BINS, LATER
 from data_pipeline.json_record import Record, abbreviated
 from data_pipeline.stress_work import stress_ratios
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
@@ -57,7 +58,7 @@ class Statistics:
     histograms: dict[str, Int64[np.ndarray, " bins"]] = field(
         default_factory=lambda: {name: np.zeros(bins.size, np.int64) for name, bins in BINS.items()}
     )
-    """Counts in the bins of histograms.BINS."""
+    """Counts in the bins of histograms.BINS, without those that were not measured."""
 
     def __post_init__(self) -> None:
         self.num_edges = list(self.num_edges) or [0] * len(self.cutoffs)
@@ -88,6 +89,7 @@ class Statistics:
         self._add_forces([s.forces for s in structures if s.has_forces])
         self._add_stress([s.stress for s in structures if s.has_stress])
         self._count("stress_ratio", stress_ratios(structures))
+        self._count("force_ratio", force_ratios(structures))
 
     def _add_forces(self, labels: list[np.ndarray]) -> None:
         if not labels:
@@ -109,7 +111,11 @@ class Statistics:
         self._count("stress", np.trace(stress, axis1=1, axis2=2) / 3)
 
     def _count(self, name: str, values: Float64[np.ndarray, " values"]) -> None:
-        self.histograms[name] = self.histograms[name] + BINS[name].count(values)
+        self.histograms[name] = self.histogram(name) + BINS[name].count(values)
+
+    def histogram(self, name: str) -> Int64[np.ndarray, " bins"]:
+        """Return the counts in the bins of one of histograms.BINS; zeros if it was not measured."""
+        return self.histograms.get(name, np.zeros(BINS[name].size, np.int64))
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """Return the statistics of both data sets together.
@@ -122,7 +128,7 @@ class Statistics:
         return Statistics(
             cutoffs=self.cutoffs,
             num_edges=[a + b for a, b in zip(self.num_edges, other.num_edges, strict=True)],
-            histograms={name: self.histograms[name] + other.histograms[name] for name in BINS},
+            histograms={n: self.histogram(n) + other.histogram(n) for n in self.histograms | other.histograms},
             **{name: getattr(self, name) + getattr(other, name) for name in _ADDITIVE},
         )
 
@@ -213,16 +219,19 @@ class Statistics:
             raise record.refuse("cutoffs", f"are {abbreviated(cutoffs)}, not positive lengths [Å]")
         if elements != sorted(set(elements) & set(range(1, SIZE))):
             raise record.refuse("elements", f"are not ascending atomic numbers from 1 to {SIZE - 1}")
-        bins = record.record("histograms").only(*BINS)
-        for name, expected in BINS.items():
-            if (found := len(bins.counts(name))) != expected.size:
-                problem = f"has {found} bins, this program's {expected.size}; the data set is of another version"
+        bins = record.record("histograms")
+        # a manifest keeps what it was built with, so that its fingerprint stays
+        kept = [name for name in BINS if name in bins.names() or name not in LATER]
+        bins.only(*kept)
+        for name in kept:
+            if (found := len(bins.counts(name))) != BINS[name].size:
+                problem = f"has {found} bins, this program's {BINS[name].size}; the data set is of another version"
                 raise bins.refuse(name, f"{problem}, build it again")
         scalars: dict[str, Any] = {n: record.number(n) if n in _SUMS else record.count(n) for n in _SCALARS}
         result = cls(
             cutoffs=tuple(cutoffs),
             num_edges=record.counts("num_edges", len(cutoffs)),
-            histograms={name: np.array(bins.raw(name), dtype=np.int64) for name in BINS},
+            histograms={name: np.array(bins.raw(name), dtype=np.int64) for name in kept},
             **scalars,
         )
         result.frames_of_element[elements] = record.numbers("frames_of_element", len(elements))

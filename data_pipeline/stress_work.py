@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
+from data_pipeline.force_work import NOISE, comparable, force_work
 from data_pipeline.structure import Structure
 
 MAX_PAIRS = 64
@@ -22,8 +23,6 @@ MIN_STRAIN = 1e-5
 """Smallest largest component: below it the cell did not move."""
 MAX_DISPLACEMENT = 0.5
 """Largest displacement of an atom relative to the cell [Å]."""
-NOISE = 5e-4
-"""Energy change per atom that could be the noise of a self-consistent field [eV]."""
 ANHARMONIC = 0.1
 """The error of averaging over both ends, as a part of the change of work from one end to the other."""
 
@@ -50,42 +49,16 @@ def stress_ratios(structures: Sequence[Structure]) -> Float64[np.ndarray, " pair
     tension = np.array([(one.stress, two.stress) for one, two in pairs]) * volume[:, :, None, None]
     ends = np.einsum("peij,pij->pe", tension, strain)
     work, work_change = ends.mean(axis=1), np.abs(ends[:, 1] - ends[:, 0])
-    force_work, force_work_change, displacement = _force_work(pairs, cells)
-    energy = np.array([two.energy - one.energy for one, two in pairs]) + force_work
-    noise = NOISE * np.array([one.num_atoms for one, _ in pairs]) + ANHARMONIC * force_work_change
+    on_atoms, displacement = force_work(pairs, cells)
+    starts = np.cumsum([0, *(one.num_atoms for one, _ in pairs[:-1])])
+    force_change = np.add.reduceat(np.abs(on_atoms[:, 1] - on_atoms[:, 0]), starts)
+    energy = np.array([two.energy - one.energy for one, two in pairs])
+    energy += np.add.reduceat(on_atoms.mean(axis=1), starts)
+    noise = NOISE * np.array([one.num_atoms for one, _ in pairs]) + ANHARMONIC * force_change
     telling = (displacement < MAX_DISPLACEMENT) & (np.abs(energy) > noise) & (np.abs(work) > ANHARMONIC * work_change)
     return work[telling] / energy[telling]
 
 
 def _comparable(one: Structure, two: Structure) -> bool:
-    return (
-        one.group == two.group
-        and len(one.numbers) == len(two.numbers)
-        and one.has_forces
-        and two.has_forces
-        and one.has_stress
-        and two.has_stress
-        and one.numbers.tobytes() == two.numbers.tobytes()
-        and all(one.pbc.tolist())
-        and all(two.pbc.tolist())
-    )
-
-
-def _force_work(
-    pairs: list[tuple[Structure, Structure]], cells: Float64[np.ndarray, "pairs 2 3 3"]
-) -> tuple[Float64[np.ndarray, " pairs"], Float64[np.ndarray, " pairs"], Float64[np.ndarray, " pairs"]]:
-    """Return the work of the forces [eV], its change from one end to the other, and the largest displacement [Å]."""
-    num_atoms = np.array([one.num_atoms for one, _ in pairs])
-    starts = np.cumsum(num_atoms) - num_atoms
-    inverse, mean = np.repeat(np.linalg.inv(cells), num_atoms, axis=0), np.repeat(cells.mean(axis=1), num_atoms, axis=0)
-    positions = np.stack([np.concatenate([pair[end].positions for pair in pairs]) for end in (0, 1)], axis=1)
-    forces = np.stack([np.concatenate([pair[end].forces for pair in pairs]) for end in (0, 1)], axis=1)
-    fractional = np.einsum("aei,aeij->aej", positions, inverse)
-    moved = fractional[:, 1] - fractional[:, 0]
-    moved = np.einsum("ai,aij->aj", moved - np.rint(moved), mean)
-    ends = np.einsum("aei,ai->ae", forces.astype(np.float64), moved)
-    return (
-        np.add.reduceat(ends.mean(axis=1), starts),
-        np.add.reduceat(np.abs(ends[:, 1] - ends[:, 0]), starts),
-        np.sqrt(np.maximum.reduceat(np.square(moved).sum(axis=1), starts)),
-    )
+    stresses = one.has_stress and two.has_stress
+    return stresses and comparable(one, two) and all(one.pbc.tolist()) and all(two.pbc.tolist())

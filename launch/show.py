@@ -56,7 +56,8 @@ def inspect(config: InspectConfig) -> None:
     console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}", markup=False)
     _distributions(opened, values)
     _periodic_table(values["frames_of_element"])
-    _stress_check(values["stress_check"])
+    _work_check("stress", values["stress_check"], "3")
+    _work_check("forces", values["force_check"], "1.5")
     for warning in values["warnings"]:
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     if config.verify:
@@ -72,9 +73,9 @@ def _distributions(opened: Manifest, values: dict) -> None:
         table.add_column(name, justify="left" if name == "quantity" else "right")
     table.add_column("histogram", no_wrap=True)
     for name, row in values["distributions"].items():
-        if name == "stress_ratio":
+        if name in ("stress_ratio", "force_ratio"):
             continue
-        counts = np.sum([split.statistics.histograms[name] for split in opened.splits.values()], axis=0)
+        counts = np.sum([split.statistics.histogram(name) for split in opened.splits.values()], axis=0)
         unit = f", {row['unit']}" if row["unit"] else ""
         low, middle, high = (f"{row['quantiles'][fraction]:g}" for fraction in ("0.01", "0.5", "0.99"))
         table.add_row(f"{row['quantity']}{unit}", low, middle, high, sparkline(counts))
@@ -111,14 +112,15 @@ def _periodic_table(frames: dict[str, int]) -> None:
     console.print(f"frames that hold an element: {', '.join(listed).replace(', …,', ' …')}")
 
 
-def _stress_check(check: dict) -> None:
+def _work_check(label: str, check: dict, factor: str) -> None:
     pairs = check["num_pairs"]
     if pairs < MIN_PAIRS:
-        console.print(f"stress against energy: {pairs} pairs of neighbouring frames to compare, too few for a verdict")
+        console.print(f"{label} against energy: {pairs} pairs of neighbouring frames to compare, too few for a verdict")
         return
     console.print(
-        f"stress against energy: in {pairs:,} pairs of neighbouring frames the sign is right in "
-        f"{check['num_same_sign'] / pairs:.0%}, the size within a factor of 3 in {check['num_same_size'] / pairs:.0%}"
+        f"{label} against energy: in {pairs:,} pairs of neighbouring frames the sign is right in "
+        f"{check['num_same_sign'] / pairs:.0%}, the size within a factor of {factor} in "
+        f"{check['num_same_size'] / pairs:.0%}"
     )
 
 

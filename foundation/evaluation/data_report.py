@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from data_pipeline.histograms import BINS, Bins
-from data_pipeline.inspection import FACTOR, MIN_PAIRS, facts, ordered_splits
+from data_pipeline.inspection import FACTOR, FORCE_FACTOR, MIN_PAIRS, facts, ordered_splits
 from data_pipeline.manifest import Manifest
 from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
@@ -19,7 +19,7 @@ MAX_BARS = 48
 """Bars in a figure of a distribution; more places are drawn together."""
 MIN_BARS = 16
 """Places that a figure shows at least, empty or not."""
-_AROUND = {"stress_ratio": np.searchsorted(BINS["stress_ratio"].edges, (-10.0, 10.0)).tolist()}
+_AROUND = {name: np.searchsorted(BINS[name].edges, (-10.0, 10.0)).tolist() for name in ("stress_ratio", "force_ratio")}
 """Places that a figure shows in any case."""
 
 
@@ -29,9 +29,8 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
     values = facts(manifest)
     (folder / "inspection.json").write_text(json.dumps(values, indent=1) + "\n")
     draw_elements(values["frames_of_element"], folder / "elements.png")
-    drawn = [name for name in values["distributions"] if name != "stress_ratio"]
-    if values["stress_check"]["num_pairs"] >= MIN_PAIRS:
-        drawn.append("stress_ratio")
+    drawn = [name for name in values["distributions"] if name not in _AROUND]
+    drawn += [f"{kind}_ratio" for kind in ("stress", "force") if values[f"{kind}_check"]["num_pairs"] >= MIN_PAIRS]
     for name in drawn:
         draw_distribution(manifest, name, folder / f"{name}.png")
     page = render_page(
@@ -41,6 +40,8 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
         share=_share,
         numeral=_numeral,
         factor=FACTOR,
+        force_factor=FORCE_FACTOR,
+        ratios=tuple(_AROUND),
         min_pairs=MIN_PAIRS,
     )
     (folder / "index.html").write_text(page)
@@ -74,7 +75,7 @@ def _short(number: int) -> str:
 def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
     """Draw one histogram, each split as the share of its own values, on the axis that suits the bins."""
     bins = BINS[name]
-    shown = {split: part.statistics.histograms[name] for split, part in ordered_splits(manifest).items()}
+    shown = {split: part.statistics.histogram(name) for split, part in ordered_splits(manifest).items()}
     shown = {split: counts for split, counts in shown.items() if counts.any()}
     total = np.sum(list(shown.values()), axis=0)
     filled = np.flatnonzero(total)

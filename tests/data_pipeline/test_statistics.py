@@ -133,6 +133,7 @@ def test_histograms_and_counts_are_of_the_labels_that_there_are(random_structure
         "force": np.linalg.norm(np.concatenate([f.forces for f in labelled]).astype(np.float64), axis=1),
         "stress": np.array([np.trace(f.stress.astype(np.float64)) / 3 for f in labelled]),
         "stress_ratio": np.zeros(0),
+        "force_ratio": np.zeros(0),
     }
     assert sums.histograms.keys() == expected.keys()
     for name, values in expected.items():
