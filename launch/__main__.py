@@ -3,13 +3,16 @@
 A function that returns an integer decides the exit code; whatever else it returns, the code is 0.
 """
 
+import dataclasses
 import itertools
 import json
 import logging
+import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +20,7 @@ import jsonargparse
 
 from data_pipeline.build import BuildConfig, build, is_first_rank
 from data_pipeline.merge import MergeConfig, merge
+from foundation.configuration import resolved
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
@@ -34,6 +38,7 @@ from launch.preflight import PreflightConfig, preflight
 from launch.quickstart import QuickstartConfig, quickstart
 from launch.slurm import SlurmConfig, launch_slurm
 from launch.sweep import sweep
+from launch.yaml_files import InvalidYaml, parse_yaml, read_mapping, to_yaml
 
 
 def _build(config: BuildConfig) -> None:
@@ -91,14 +96,20 @@ IN_PLAIN_WORDS = (
     (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
     (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
     (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
+    (r"Expected a <class 'str'>", "text is needed, in quotation marks where it looks like a number"),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"a value of type \1 is needed"),
+    (r"Importing ('[^']*') is not allowed, .*? to allow it", r"a class of this program is needed, not \1"),
+    (r"Exceeds the limit \(\d+ digits\) for integer string conversion.*", "too large for a number"),
     (r"\s*\n\s*", " "),
 )
 """Patterns that take the parser's words for its own types out of a message, and what takes their place."""
 
 
+MAX_MESSAGE, MAX_SHOWN = 1000, 10_000
+"""Longest message of the parser, and of anything [characters]: they quote what was read."""
 COMMAND = "command"
 """Field of the config of a launcher: what stands behind `--`."""
+PRINT_CONFIG = "--print_config"
 OPTIONS = {"--from": "--from_"}
 """Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
 
@@ -115,15 +126,24 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def in_plain_words(message: str) -> str:
-    """Return what the parser has to say without its words for types, in one line."""
+    """Return what the parser has to say without its words for types, in one line of bounded length."""
+    message = message[: 10 * MAX_MESSAGE]
     for pattern, plain in IN_PLAIN_WORDS:
         message = re.sub(pattern, plain, message)
-    return message.strip()
+    message = message.strip()
+    return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
 
 
+@cache
 def make_parser() -> jsonargparse.ArgumentParser:
     """Return the parser of the command line; the docstring under each field is its help."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        # a class_path in a file would import, and so run, any module that lies about
+        import_path_denylist=["*"],
+        import_path_allowlist=["data_pipeline", "foundation", "launch"],
+    )
+    jsonargparse.set_loader("yaml", _value_of, exceptions=(InvalidYaml,))
     parser = _Parser(
         prog="foundation",
         allow_abbrev=False,
@@ -135,12 +155,42 @@ def make_parser() -> jsonargparse.ArgumentParser:
     verbs.add_subcommand("launch", launcher, help="start a command on the nodes of a cluster, or on several processes")
     launchers = launcher.add_subcommands(required=True, dest="where")
     for name, (config_class, _, description) in VERBS.items():
-        verb = _Parser(description=config_class.__doc__, epilog=HELP if name == "build" else None, allow_abbrev=False)
+        epilog = HELP if name == "build" else None
+        verb = _Parser(description=config_class.__doc__, epilog=epilog, allow_abbrev=False, print_config=None)
         verb.add_argument("--config", action="config", help="YAML file; later options override what it says")
+        verb.add_argument(PRINT_CONFIG, action="store_true", help="print all options as YAML, for --config, and end")
         verb.add_class_arguments(config_class, fail_untyped=True, skip={COMMAND})
         group, _, where = name.partition(" ")
         (launchers if where else verbs).add_subcommand(where or group, verb, help=description)
     return parser
+
+
+def _value_of(text: str) -> object:
+    """Return what the text of an option, or of a file that is one, stands for."""
+    value = parse_yaml(text)
+    # {task} and its like are words here, not mappings of nothing
+    words = isinstance(value, dict) and value and "\n" not in text.strip() and not any(value.values())
+    return text if words and all(each is None for each in value.values()) else value
+
+
+def _refuse_unreadable(arguments: Sequence[str]) -> None:
+    """Refuse the files of --config that are no configuration, before the parser reads them, which knows no lines.
+
+    Raises:
+        InvalidYaml: naming the file and the line.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        file = Path(value if equals else following)
+        if name == "--config" and _is_file(file):
+            read_mapping(file)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a name: YAML itself
+        return False
 
 
 def _as_declared(argument: str) -> str:
@@ -151,6 +201,27 @@ def _as_declared(argument: str) -> str:
     return OPTIONS.get(name, "--" + name[2:].replace("-", "_")) + equals + value
 
 
+def _settings(arguments: list[str]) -> tuple[str, Any]:
+    """Return the verb and what the parser makes of its options.
+
+    Raises:
+        ValueError: they are wrong, or a file is.
+    """
+    _refuse_unreadable(arguments)
+    parser = make_parser()
+    try:
+        values = parser.parse_args(arguments)
+    except UnicodeDecodeError as error:  # of a file that stands in place of options
+        for file in (Path(argument.rpartition("=")[2]) for argument in arguments):
+            if _is_file(file):
+                read_mapping(file)
+        raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+    try:
+        return values.verb, parser.instantiate(values)[values.verb]
+    except ValueError as error:  # of a __post_init__, in the parser's wrapping
+        raise ValueError(in_plain_words(str(error))) from error
+
+
 def parse(arguments: list[str]) -> tuple[str, Any]:
     """Return the verb and its config object."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -159,16 +230,12 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
         arguments = expand_corpus(arguments)
     if arguments[:1] in (["report"], ["tradeoff"]):
         arguments = _name_runs(arguments)
-    parser = make_parser()
-    values = parser.parse_args([_as_declared(argument) for argument in arguments])
-    try:
-        verb, settings = values.verb, parser.instantiate(values)[values.verb]
-    except ValueError as error:  # of a __post_init__, in the parser's wrapping
-        raise ValueError(in_plain_words(str(error))) from error
+    verb, settings = _settings([_as_declared(argument) for argument in arguments])
     if verb == "launch":
         verb, settings = f"launch {settings.where}", settings[settings.where]
     settings = settings.as_dict()
     settings.pop("config", None)
+    printed = settings.pop(PRINT_CONFIG.removeprefix("--"))
     for name, value in settings.items():
         if isinstance(value, Path) and str(value).startswith(("[", "{")):
             raise ValueError(
@@ -178,7 +245,34 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
         settings[COMMAND] = tuple(command)
     elif command:
         raise ValueError(f"`{verb}` takes no command behind --")
-    return verb, VERBS[verb][0](**settings)
+    config = VERBS[verb][0](**settings)
+    _refuse_what_limits_let_pass(config)
+    if printed:
+        print(to_yaml({name: value for name, value in resolved(config).items() if name != COMMAND}), end="")
+        raise SystemExit(0)
+    return verb, config
+
+
+def _refuse_what_limits_let_pass(value: object, name: str = "") -> None:
+    """Refuse numbers that are none and nothing where there must be something: comparisons with limits let them pass.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    inside: Iterable[tuple[object, object]] = ()
+    if dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            if item.type in (str, int, float, bool) and getattr(value, item.name) is None:
+                raise ValueError(f"{name}{'.' * bool(name)}{item.name} must be a value of type {item.type.__name__}")
+        inside = [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    for key, each in inside:
+        _refuse_what_limits_let_pass(each, f"{name}{'.' * bool(name)}{key}")
 
 
 def _name_runs(arguments: list[str]) -> list[str]:
@@ -207,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if "--traceback" in arguments:
             raise
-        print(f"foundation: {error}", file=sys.stderr)
+        print(f"foundation: {str(error)[:MAX_SHOWN]}", file=sys.stderr)
         return 2
     except PreemptedError:  # it was logged before the job went back to the queue
         return TRY_AGAIN

@@ -56,13 +56,13 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
             raise ValueError(f"{option} in the command: leave it out, the launcher sets it")
     added = [str(word) for setting in machine.items() for word in setting]
     _, config = parse([*words, *added])
-    refuse_unprintable("out of the command", str(config.out))
     if config.overwrite:
         raise ValueError("--overwrite in the command: a job may start more than once; remove the old run yourself")
     if getattr(config, "sweep", None) and config.fit.devices * config.fit.num_nodes > 1:
         raise ValueError("--sweep in the command: a sweep starts processes of its own, so launch it as one process")
     if config.fit.resume:
         return config, added
+    refuse_unprintable("out of the command", str(config.out))
     _refuse_existing(config.out)
     return config, [*added, *RESUME]
 

@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -26,19 +27,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from data_pipeline.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
 from foundation.run_folder import occupied, read_record
 from foundation.training.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
+from launch.yaml_files import read_mapping, shown, to_yaml
 
 log = logging.getLogger(__name__)
 
 CONFIGS, LOGS, LOCK = "configs", "logs", "sweep.lock"
 NAME = re.compile(r"\w[\w.=+-]*")
 """What the name of a run looks like: it is the name of a folder too."""
+MAX_NAME, MAX_RUNS = 200, 10_000
+"""Longest name of a run [characters], and most runs."""
 NO_CHANGE = "forgetting.before"
 """Option that says where what a run would measure is there already, so that another value makes no other run."""
 SET_BY_SWEEP = ("out", "sweep", "overwrite", "fit.resume")
@@ -130,7 +132,7 @@ def sweep(
         for run in runs:
             run.config.parent.mkdir(exist_ok=True)
             run.log.parent.mkdir(exist_ok=True)
-            run.config.write_text(yaml.safe_dump(run.record, sort_keys=False, allow_unicode=True))
+            run.config.write_text(to_yaml(run.record), encoding="utf-8")
         failed = _Processes(verb, plan, lock).work([run for run in runs if not run.finished], len(runs))
     for run, code in failed.items():
         lines = run.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
@@ -153,16 +155,14 @@ def read_sweep(file: Path) -> SweepConfig:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no file of a sweep there; it is YAML with {', '.join(FORMS)}")
+    values = read_mapping(file)
     try:
-        values = yaml.load(file.read_text(), _Loader)
-        if not isinstance(values, dict):
-            raise ValueError(f"it must be a mapping with {', '.join(FORMS)}")
         if unknown := values.keys() - FORMS.keys():
-            raise ValueError(f"it cannot have {', '.join(map(repr, unknown))}, only {', '.join(FORMS)}")
+            raise ValueError(f"it cannot have {', '.join(map(shown, sorted(unknown)))}, only {', '.join(FORMS)}")
         if not {"runs", "grid", "seeds"} & values.keys():
             raise ValueError("it must have runs, grid or seeds")
         return SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -181,45 +181,36 @@ def _grid(value: object) -> dict[str, list[Any]]:
 def _seeds(value: object) -> tuple[int, ...]:
     if isinstance(value, list) and all(type(seed) is int for seed in value):
         return tuple(value)
-    raise ValueError(f"seeds must be a list of whole numbers, not {value!r}")
+    raise ValueError(f"seeds must be a list of whole numbers, not {shown(value)}")
 
 
 def _number(value: object) -> int:
     if type(value) is int:
         return value
-    raise ValueError(f"jobs and threads must be whole numbers, not {value!r}")
+    raise ValueError(f"jobs and threads must be whole numbers, not {shown(value)}")
 
 
 FORMS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
 """What checks the form of each entry of the file."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a name that stands twice is an error: one of two runs of the same name would be lost silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := {str(name) for name in names if names.count(name) > 1}:
-            raise ValueError(
-                f"{', '.join(sorted(twice))} stands there twice, line {node.start_mark.line + 1} and below"
-            )
-        return super().construct_mapping(node, deep)
-
-
 def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
     """Return the options of every run by its name.
 
     Raises:
-        ValueError: two runs would have the same name, or one that no folder can have.
+        ValueError: two runs would have the same name, or one that no folder can have, or there are too many.
     """
+    count = math.prod([len(plan.runs), *map(len, plan.grid.values()), len(plan.seeds) or 1])
+    if count > MAX_RUNS:
+        raise ValueError(f"{count:,} runs, which no machine can do; a sweep has at most {MAX_RUNS:,}")
     found: dict[str, dict[str, Any]] = {}
     seeds = [("seed" + str(seed), {"fit.seed": seed}) for seed in plan.seeds] or [("", {})]
     for (name, options), values, (seed, seeded) in itertools.product(
         plan.runs.items(), itertools.product(*plan.grid.values()), seeds
     ):
         whole = "-".join(part for part in (str(name), *map(_in_a_name, values), seed) if part)
-        if not NAME.fullmatch(whole) or whole in (CONFIGS, LOGS, LOCK):
-            raise ValueError(f"a run cannot be called {whole!r}: use letters, digits and . _ = + -")
+        if not NAME.fullmatch(whole) or len(whole) > MAX_NAME or whole in (CONFIGS, LOGS, LOCK):
+            raise ValueError(f"a run cannot be called {shown(whole)}: use letters, digits and . _ = + -")
         if whole in found:
             raise ValueError(f"two runs would be called {whole!r}; give one of them another name")
         found[whole] = options | dict(zip(plan.grid, values, strict=True)) | seeded
@@ -271,7 +262,7 @@ def with_options(record: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
 def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> dict[str, Any]:
     """Return a configuration as the command line reads it, every default filled in."""
     try:
-        _, config = parse([verb, "--config", json.dumps(record)])
+        _, config = parse([verb, "--config", to_yaml(record)])
     except ValueError as error:
         raise ValueError(f"{whose}: {error}") from error
     return resolved(config)

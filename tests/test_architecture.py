@@ -53,6 +53,7 @@ DOORS = {
     "webdataset": ("data_pipeline/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/__main__.py",),
+    "yaml": ("launch/yaml_files.py",),
     "deepspeed": ("foundation/training/strategy.py",),
     "aiohttp": ("data_pipeline/remote.py",),
     "fsspec": ("data_pipeline/remote.py",),

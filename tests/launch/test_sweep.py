@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_before_anything_starts(small: Sweep, plan: dict, 
 
 def test_a_name_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("runs:\n  a: {}\n  b: {}\n  a: {fit.steps: 3}\n")
-    with pytest.raises(ValueError, match=r"sweep.yaml: a stands there twice, line 2 and below"):
+    with pytest.raises(ValueError, match=r"sweep.yaml, line 4: 'a' stands there twice"):
         read_sweep(tmp_path / "sweep.yaml")
 
 

@@ -1,0 +1,234 @@
+"""YAML as the command line reads and writes it: one reader for configurations, sweeps and what stands in an option.
+
+A file may come from anywhere, so it is measured before anything is built from it: aliases are counted as what they
+stand for. A word is a number, true, false or null only where YAML 1.2 says so: `No` is nobelium, `on` is a word,
+24:00:00 is a time limit, 010 and 2024-01-31 are text. Keys are text as they are written.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+else:  # the same in C, ten times faster, if PyYAML was built with libyaml
+    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+MAX_BYTES = 4 * 2**20
+"""Largest file [bytes]."""
+MAX_NODES = 100_000
+"""Most values, lists and mappings, those counted again that an alias repeats."""
+MAX_DEPTH = 40
+"""Deepest nesting; a configuration has about six levels."""
+MAX_DIGITS = 19
+"""Digits of a whole number: 64 bits."""
+MAX_MESSAGE = 300
+"""Longest complaint of the parser [characters], which may quote what it has read."""
+_MAP, _SEQ, _STR, _MERGE, _NULL, _BOOL, _INT, _FLOAT = (
+    f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "merge", "null", "bool", "int", "float")
+)
+_WORDS = {
+    _MERGE: re.compile("<<"),
+    _NULL: re.compile("~|null|Null|NULL|"),
+    _BOOL: re.compile("true|True|TRUE|false|False|FALSE"),
+    _INT: re.compile("[-+]?(?:0|[1-9][0-9_]*)"),
+    _FLOAT: re.compile(
+        r"[-+]?(?:(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?)"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    ),
+}
+"""Plain words that are no text, by their type; what fits none before it may fit the next."""
+_OCTAL = re.compile("[-+]?0[0-9_]+")
+
+
+class InvalidYaml(ValueError):
+    """Text that is no YAML, or that this program does not read; the message names file and line."""
+
+
+class _Loader(SafeLoader):
+    """Builds plain values of text that is measured."""
+
+    def resolve(self, kind: type, value: str | None, implicit: Any) -> str:
+        """Return the type of a value."""
+        if kind is not yaml.ScalarNode:
+            return _MAP if kind is yaml.MappingNode else _SEQ
+        if value is None or not implicit[0] or _OCTAL.fullmatch(value):
+            return _STR
+        return next((tag for tag, words in _WORDS.items() if words.fullmatch(value)), _STR)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """Return a mapping whose keys are text, each there once."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
+            if key.value in seen and key.tag != _MERGE:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{shown(key.value)} stands there twice, leave one of them out", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        self.flatten_mapping(node)
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+    def construct_whole(self, node: yaml.MappingNode) -> dict[str, Any]:
+        """Return a mapping."""
+        return self.construct_mapping(node)
+
+    def construct_list(self, node: yaml.SequenceNode) -> list[Any]:
+        """Return a list."""
+        return self.construct_sequence(node, deep=True)
+
+    def construct_word(self, node: yaml.ScalarNode) -> bool | int | float | None:
+        """Return what a plain word stands for."""
+        text = str(self.construct_scalar(node))
+        if not _WORDS[node.tag].fullmatch(text):
+            raise yaml.MarkedYAMLError(problem=f"{shown(text)} is no {node.tag[18:]}", problem_mark=node.start_mark)
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return text.lower() == "true"
+        digits = text.lower().replace("_", "")
+        if node.tag == _INT and len(digits.lstrip("+-")) <= MAX_DIGITS:
+            return int(digits)
+        number = float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+        if node.tag == _INT or (math.isinf(number) and "inf" not in digits):
+            raise yaml.MarkedYAMLError(problem=f"{shown(text)} is too large for a number", problem_mark=node.start_mark)
+        return number
+
+
+_Loader.yaml_constructors = {
+    _MAP: _Loader.construct_whole,
+    _SEQ: _Loader.construct_list,
+    _STR: _Loader.construct_scalar,
+    **dict.fromkeys((_NULL, _BOOL, _INT, _FLOAT), _Loader.construct_word),
+    None: yaml.SafeLoader.construct_undefined,
+}
+_Loader.yaml_multi_constructors = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what the reader above, and readers of YAML 1.1, take for the same values."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write everything out."""
+        return True
+
+    def write_text(self, text: str) -> yaml.Node:
+        """Return how text is written: with escapes if there is something in it that no eye sees, a line break apart."""
+        hidden = not text.replace("\n", "").isprintable()
+        return self.represent_scalar(_STR, text, style='"' if hidden else None)
+
+
+_Dumper.add_representer(str, _Dumper.write_text)
+_Dumper.add_implicit_resolver(_FLOAT, re.compile(f"(?:{_WORDS[_FLOAT].pattern})$"), list("-+0123456789."))
+
+
+def to_yaml(values: Any) -> str:
+    """Return plain values as YAML."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_yaml(file: Path) -> Any:
+    """Return the values of a YAML file.
+
+    Raises:
+        InvalidYaml: it is no YAML, too large, deep or long, or has a key twice; the message names file and line.
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InvalidYaml(f"{file}: larger than {MAX_BYTES:,} bytes, so it is no configuration")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InvalidYaml(f"{file}, line {line}: not in UTF-8, so it is no YAML, or was saved otherwise") from error
+    return parse_yaml(text, str(file))
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return the options in a YAML file.
+
+    Raises:
+        InvalidYaml: it cannot be read, or is something else than a mapping.
+        OSError: it cannot be read.
+    """
+    values = read_yaml(file)
+    if not isinstance(values, dict):
+        raise InvalidYaml(f"{file}: it must be a mapping of options to values, not {shown(values)}")
+    return values
+
+
+def parse_yaml(text: str, where: str = "") -> Any:
+    """Return the values of YAML text; `where` is what messages call it.
+
+    Raises:
+        InvalidYaml: it is no YAML, too large, deep or long, or has a key twice.
+    """
+    if len(text) > MAX_BYTES:
+        raise InvalidYaml(f"{where or 'text'}: larger than {MAX_BYTES:,} characters")
+    try:
+        _measure(yaml.parse(text, Loader=_Loader))
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = [where] if where else []
+        place += [f"line {mark.line + 1}"] if mark else []
+        raise InvalidYaml(f"{', '.join(place)}: {_shortened(error.problem or str(error))}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidYaml(f"{where or 'text'}: no YAML ({_shortened(str(error))})") from error
+
+
+def _measure(events: Iterator[yaml.Event]) -> None:
+    """Refuse what would become too large or too deep.
+
+    Raises:
+        yaml.MarkedYAMLError: naming the line.
+    """
+    total, anchors = 0, {}  # of each anchor its values and its depth
+    begun: list[list[Any]] = [["", 0, 0]]  # anchor, values before it, depth of what is in it
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            begun.append([event.anchor, total, 0])
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before, depth = begun.pop()
+            anchors[anchor] = total - before, depth + 1
+            begun[-1][2] = max(begun[-1][2], depth + 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchors[event.anchor] = 1, 0
+            total += 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchors:
+                raise yaml.MarkedYAMLError(
+                    problem=f"*{_shortened(str(event.anchor))} stands for nothing that is complete before it",
+                    problem_mark=event.start_mark,
+                )
+            values, depth = anchors[event.anchor]
+            total += values
+            begun[-1][2] = max(begun[-1][2], depth)
+        if total > MAX_NODES or len(begun) - 1 + begun[-1][2] > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_NODES:,} values, or nested more than {MAX_DEPTH} deep, with all aliases "
+                "written out: this is no configuration",
+                problem_mark=event.start_mark,
+            )
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, never more than a line of it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value[:60]) + "..." * (len(value) > 60) if isinstance(value, str) else repr(value)
+
+
+def _shortened(message: str) -> str:
+    line = " ".join(message[: 4 * MAX_MESSAGE].split())
+    return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."
