@@ -219,6 +219,7 @@ def write_rejects(path: Path, frames: StagedFrames, parts: list[Part], rejection
     parts_of = np.array(frames.part_of_chunk, dtype=np.int64)[
         np.searchsorted(frames.first_frame, places[order], side="right") - 1
     ]
+    path.unlink(missing_ok=True)  # of an earlier call; if it was made a link, the list is not to go elsewhere
     with path.open("w") as file:
         for number, part in enumerate(parts):
             lines = [json.loads(line) for line in (frames.parts[number] / "refused.jsonl").read_text().splitlines()]

@@ -115,12 +115,12 @@ class Manifest:
         """Return a split by name.
 
         Raises:
-            ValueError: there is no such split.
+            InvalidRecord: there is no such split.
         """
         if name not in self.splits:
             names = ", ".join(sorted(self.splits))
             place = self.remote.url if self.remote else self.root
-            raise ValueError(f"{place}: there is no split {name!r}; there are {names}")
+            raise InvalidRecord(f"{place}: there is no split {name!r}; there are {names}")
         return self.splits[name]
 
     def index(self, split: str) -> SplitIndex:

@@ -11,6 +11,8 @@ from tests.fuzz.__main__ import targets
 
 CASES = 16
 """Cases of each target: a run of a minute finds what a mended kind of fault lets through again."""
+MENDING = ("copies of remote data", "unfinished build")
+"""Targets that get again what is damaged, instead of refusing it."""
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +30,5 @@ def test_a_damaged_file_is_read_right_or_refused_by_name(target: str, outcomes: 
     own = [outcome for outcome in outcomes if outcome["target"] == target]
     failed = [f"case {o['case']}, {o['change']}:\n{o['detail']}" for o in own if o["verdict"] == "failed"]
     assert not failed, "\n\n".join(failed)
-    assert Counter(outcome["verdict"] for outcome in own)["refused"] >= CASES // 4
+    if target not in MENDING:
+        assert Counter(outcome["verdict"] for outcome in own)["refused"] >= CASES // 4
