@@ -29,6 +29,7 @@ from data_pipeline.sources.labels import (
     check_charge,
     check_unread,
     energies_listed,
+    say_once,
     unread_labels,
 )
 from data_pipeline.sources.source import (
@@ -170,10 +171,7 @@ class AseFiles(Source):
                 if isinstance(atoms, InvalidStructure):
                     raise atoms
                 structure = self.convert(atoms, default_id=f"{name}:{number}")
-                for warning in self._unread(atoms, structure):
-                    if warning not in said:
-                        logger.warning("%s, frame %d: %s", path, number, warning)
-                    said.add(warning)
+                say_once(said, f"{path}, frame {number}", self._unread(atoms, structure))
             except MachineLearned as error:
                 counts["predicted"] += 1
                 yield MachineLearned(f"{path}, frame {number}: {error}")

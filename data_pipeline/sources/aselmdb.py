@@ -10,9 +10,11 @@ the order of the alphabet, 1, 10, 100 ... Which rows there are is known from nex
 LMDB maps a file into memory, where a missing end would kill the process, so its length is checked first.
 """
 
+import itertools
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +27,16 @@ import numpy as np
 from jaxtyping import UInt
 
 from data_pipeline.sources.ase_files import full_stress, hill_formula
+from data_pipeline.sources.labels import Kind, check_charge, check_unread, energies_listed, say_once, unread_labels
 from data_pipeline.sources.source import Frame, Part, Source, resolve
-from data_pipeline.structure import InvalidStructure, Structure
+from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array, shortened
 
 PART_ROWS = 8192
 """A shard is cut after this many row ids: about a second of work for one process."""
+MAX_VALUE = 64 << 20
+"""No row unpacks to more than this [bytes]."""
+MAX_GONE = 100_000
+"""Rows that may be gone from a shard, besides as many as it has, before its counter is not believed."""
 
 _environments: WeakValueDictionary[tuple[int, Path], lmdb.Environment] = WeakValueDictionary()
 """What this process has open, while somebody reads it: LMDB forbids opening a file twice in one process."""
@@ -49,6 +56,8 @@ class AseLmdb(Source):
     """Entry of a row's key-value pairs or data that names the group; the chemical formula when absent."""
     id_key: str | None = None
     """Entry of a row's key-value pairs or data that names the frame; shard (below the folder) and row when absent."""
+    ignored_entries: tuple[str, ...] = ()
+    """Entries that look like labels and are none; a row that has no label but such an entry is refused otherwise."""
     charged: Literal["refuse", "keep"] = "refuse"
     """What to do with a frame of nonzero charge or spin multiplicity above 1, which the network cannot tell apart."""
 
@@ -94,12 +103,13 @@ class AseLmdb(Source):
     def _read(
         self, path: Path, name: str, ids: range, deleted: frozenset[int], natoms: UInt[np.ndarray, " rows"] | None
     ) -> Iterator[Frame]:
-        environment = _open(path)
+        environment, said = _open(path), set[str]()
         with environment.begin(buffers=True) as transaction:
             for position, number in enumerate(number for number in ids if number not in deleted):
                 try:
                     row = _decode(transaction.get(str(number).encode()))
                     structure = self._convert(row, default_id=f"{name}:{number}")
+                    say_once(said, f"{path}, row {number}", self._unread(row, structure))
                 except InvalidStructure as error:
                     yield InvalidStructure(f"{path}, row {number}: {error}")
                     continue
@@ -115,14 +125,16 @@ class AseLmdb(Source):
                 yield structure
 
     def _convert(self, row: dict[str, Any], *, default_id: str) -> Structure:
-        entries = {**(row.get("key_value_pairs") or {}), **(row.get("data") or {})}
+        entries = _entries(row)
         if self.charged == "refuse":
-            _check_charge(entries)
+            check_charge(row, "charged")
+            check_charge(entries, "charged")
         energy = _energy(row if self.energy_key is None else entries, self.energy_key or "energy")
         if energy is None:
+            listed = energies_listed([*row.items(), *entries.items()])
             raise InvalidStructure(
                 f"there is no energy {repr(self.energy_key) if self.energy_key else 'of its own'}; name its entry "
-                f"with energy_key (there are {sorted(entries)})"
+                f"with energy_key (there are {sorted(entries)[:50]}{'; energies: ' + listed if listed else ''})"
             )
         numbers = _array(row, "numbers")
         stress = _optional_array(row, "stress")
@@ -131,7 +143,7 @@ class AseLmdb(Source):
             numbers=numbers,
             positions=_array(row, "positions"),
             cell=_array(row, "cell"),
-            pbc=_array(row, "pbc"),
+            pbc=_array(row, "pbc", flags=True),
             energy=energy,
             forces=_optional_array(row, "forces"),
             stress=None if stress is None else full_stress(stress),
@@ -139,6 +151,21 @@ class AseLmdb(Source):
             id=default_id if self.id_key is None else _name(entries, self.id_key),
             group=hill_formula(numbers.ravel()) if self.group_key is None else _name(entries, self.group_key),
         )
+
+    def _unread(self, row: dict[str, Any], structure: Structure) -> Iterator[str]:
+        """Refuse a row if a label of it is not read, and yield warnings about other entries like labels."""
+        own = ((name, value) for name, value in row.items() if name not in ("energy", "forces", "stress"))
+        read = {*filter(None, [self.energy_key, self.alternative_energy_key]), *self.ignored_entries}
+        entries = ((name, _plain(value)) for name, value in itertools.chain(own, _entries(row).items()))
+        if unread := unread_labels(entries, structure.num_atoms, read, stress=has_volume(structure.cell)):
+            labels: dict[Kind, Any] = {
+                "energy": structure.energy,
+                "forces": structure.forces if structure.has_forces else None,
+                "stress": structure.stress if structure.has_stress else None,
+            }
+            yield from check_unread(
+                unread, labels, {"energy": "energy_key"}, {"energy": self.energy_key}, "ignored_entries"
+            )
 
 
 def _open(path: Path) -> lmdb.Environment:
@@ -171,8 +198,8 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
     try:
         with environment.begin() as transaction:
             counters = {key: transaction.get(key) for key in (b"nextid", b"deleted_ids", b"metadata")}
-        last = 0 if counters[b"nextid"] is None else int(_json(counters[b"nextid"])) - 1
-        gone = frozenset(() if counters[b"deleted_ids"] is None else map(int, _json(counters[b"deleted_ids"])))
+        last = 0 if counters[b"nextid"] is None else _whole(_json(counters[b"nextid"])) - 1
+        gone = frozenset(() if counters[b"deleted_ids"] is None else map(_whole, _json(counters[b"deleted_ids"])))
     except (lmdb.Error, zlib.error, ValueError, TypeError) as error:
         raise InvalidStructure(
             f"{path}: its list of rows cannot be read ({type(error).__name__}: {error}). Get it again or remove it."
@@ -183,7 +210,19 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
             f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}, so rows would be lost. "
             "The file is damaged; get it again or remove it."
         )
+    # a row that is gone is refused by its number; more that are gone than there are is a counter that is wrong
+    if last - len(gone) > 2 * present + MAX_GONE:
+        raise InvalidStructure(
+            f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}. The file is damaged; get it "
+            "again or remove it."
+        )
     return last, gone
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{shortened(value)} is no number of a row")
+    return value
 
 
 def _natoms(folder: Path) -> dict[Path, UInt[np.ndarray, " rows"]]:
@@ -214,7 +253,22 @@ def _natoms(folder: Path) -> dict[Path, UInt[np.ndarray, " rows"]]:
 
 
 def _json(value: memoryview | bytes) -> Any:
-    return json.loads(zlib.decompress(value))
+    """Return the value of a compressed JSON text, unpacking no more than a row can have."""
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(value, MAX_VALUE)
+    if not unpacking.eof:
+        raise ValueError(f"it ends early or unpacks to more than {MAX_VALUE:,} bytes")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it has lists or objects within each other, too deep to read") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {shortened(Counter(name for name, _ in pairs).most_common(1)[0][0])} stands twice")
+    return found
 
 
 def _decode(value: memoryview | bytes | None) -> dict[str, Any]:
@@ -229,30 +283,47 @@ def _decode(value: memoryview | bytes | None) -> dict[str, Any]:
     return row
 
 
-def _array(row: dict[str, Any], name: str) -> np.ndarray:
-    array = _optional_array(row, name)
+def _entries(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's key-value pairs and data."""
+    found = {}
+    for name in ("key_value_pairs", "data"):
+        value = row.get(name) or {}
+        if not isinstance(value, dict):
+            raise InvalidStructure(f"{name} is {shortened(value)}, not names with values")
+        found |= value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return the numbers of an array as ASE writes it, anything else as it is."""
+    array = value.get("__ndarray__") if isinstance(value, dict) else None
+    return array[2] if isinstance(array, list) and len(array) == 3 else value
+
+
+def _array(row: dict[str, Any], name: str, *, flags: bool = False) -> np.ndarray:
+    array = _optional_array(row, name, flags=flags)
     if array is None:
         raise InvalidStructure(f"has no {name}")
     return array
 
 
-def _optional_array(row: dict[str, Any], name: str) -> np.ndarray | None:
+def _optional_array(row: dict[str, Any], name: str, *, flags: bool = False) -> np.ndarray | None:
     value = row.get(name)
     if value is None:
         return None
     try:
         if isinstance(value, dict):
             shape, _, numbers = value["__ndarray__"]
-            return np.array(numbers, dtype=np.float64).reshape(shape)
-        return np.array(value, dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+            return (np.asarray(numbers) if flags else number_array(numbers, name).astype(np.float64)).reshape(shape)
+        return np.asarray(value) if flags else number_array(value, name).astype(np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidStructure(f"{name} is not an array ({type(error).__name__}: {error})") from error
 
 
 def _energy(entries: dict[str, Any], key: str) -> float | None:
     energy = entries.get(key)
-    if energy is not None and not isinstance(energy, int | float):
-        raise InvalidStructure(f"the energy {key} is {energy!r}, not a number")
+    if energy is not None and (isinstance(energy, bool) or not isinstance(energy, int | float)):
+        raise InvalidStructure(f"the energy {key} is {shortened(energy)}, not a number")
     return None if energy is None else float(energy)
 
 
@@ -260,12 +331,3 @@ def _name(entries: dict[str, Any], key: str) -> str:
     if not isinstance(entries.get(key), str | int | float):
         raise InvalidStructure(f"there is no name or number {key!r} in its key-value pairs or data: {sorted(entries)}")
     return str(entries[key])
-
-
-def _check_charge(entries: dict[str, Any]) -> None:
-    charge, multiplicity = entries.get("charge") or 0, entries.get("spin") or 1  # 0 stands for a spin that was not set
-    if charge != 0 or multiplicity != 1:
-        raise InvalidStructure(
-            f"has charge {charge} and spin multiplicity {multiplicity}, of which the network knows nothing: the same "
-            "atoms would have several energies. To train on it nevertheless, say charged: keep (--source.charged keep)"
-        )

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from data_pipeline.sources.ase_files import hill_formula
+from data_pipeline.sources.labels import check_charge, electrons, geometry, kind_of, say_once
 from data_pipeline.sources.source import Frame, Part, Source, resolve
-from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
+from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structure, shortened
 
 VIRTUAL = -1
 """Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
@@ -58,6 +59,7 @@ class DeepmdNpy(Source):
     def _read(self, folder: Path, name: str) -> Iterator[Frame]:
         elements = self._elements(folder.parent)
         arrays = _load(folder)
+        say_once(set(), str(folder), _unread(folder, arrays))
         for number in range(len(arrays.coord)):
             try:
                 yield _frame(arrays, elements, number, name)
@@ -67,14 +69,15 @@ class DeepmdNpy(Source):
     def _elements(self, system: Path) -> np.ndarray:
         """Return the atomic number of each type of a system."""
         file = system / "type_map.raw"
-        names = tuple(file.read_text().split()) if file.is_file() else self.type_map
+        names = tuple(_words(file)) if file.is_file() else self.type_map
         if not names:
             raise InvalidStructure(f"{system}: there is no type_map.raw; name the elements of the types with type_map")
         numbers = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
         unknown = [name for name in names if name not in numbers]
         if unknown:
             raise InvalidStructure(
-                f"{file if file.is_file() else 'type_map'}: {unknown[0]!r} is no chemical symbol; name an element"
+                f"{file if file.is_file() else 'type_map'}: {shortened(unknown[0])} is no chemical symbol; name an "
+                "element"
             )
         return np.array([numbers[name] for name in names])
 
@@ -89,6 +92,8 @@ class _Arrays(NamedTuple):
     force: np.ndarray | None
     virial: np.ndarray | None
     mixed: bool
+    electrons: dict[str, np.ndarray]
+    """What says something of the charge or the spin of a frame, by the name of its file."""
 
 
 def _systems(roots: list[Path]) -> list[Path]:
@@ -105,8 +110,8 @@ def _load(folder: Path) -> _Arrays:
     """Open the arrays of a set and compare their shapes with the number of frames and atoms."""
     system = folder.parent
     try:
-        types = np.array(system.joinpath("type.raw").read_text().split(), dtype=np.int64)
-    except ValueError as error:
+        types = np.array(_words(system / "type.raw"), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
         raise InvalidStructure(f"{system / 'type.raw'}: not a list of whole numbers ({error}); repair it") from error
     num_atoms, periodic = len(types), not (system / "nopbc").is_file()
     coord = _array(folder / "coord.npy", None, 3 * num_atoms)
@@ -120,6 +125,14 @@ def _load(folder: Path) -> _Arrays:
     if periodic and box is None:
         raise InvalidStructure(f"{folder / 'box.npy'}: no such file; give the cells, or an empty file {system}/nopbc")
     real_types = _array(folder / "real_atom_types.npy", frames, num_atoms)
+    if real_types is not None and real_types.dtype.kind == "f":
+        raise InvalidStructure(f"{folder / 'real_atom_types.npy'}: is of type {real_types.dtype}, not whole numbers")
+    if real_types is None and num_atoms and types.min() < 0:
+        raise InvalidStructure(
+            f"{system / 'type.raw'}: type {types.min()} of an atom is none; only real_atom_types.npy of a mixed system "
+            "may have -1, for an atom that is not there"
+        )
+    own = {file.stem: _array(file, None, None) for file in folder.glob("*.npy") if electrons(file.stem)}
     return _Arrays(
         coord=coord,
         energy=energy,
@@ -128,24 +141,61 @@ def _load(folder: Path) -> _Arrays:
         force=_array(folder / "force.npy", frames, 3 * num_atoms),
         virial=_array(folder / "virial.npy", frames, 9) if periodic else None,
         mixed=real_types is not None,
+        electrons={name: array for name, array in own.items() if array is not None and len(array) == frames},
     )
 
 
-def _array(file: Path, frames: int | None, width: int) -> Shaped[np.ndarray, "frames width"] | None:
-    """Return a file's array as one row per frame, or None where there is no file."""
+def _array(file: Path, frames: int | None, width: int | None) -> Shaped[np.ndarray, "frames width"] | None:
+    """Return a file's array as one row per frame, of any width if none is given, or None where there is no file."""
     if not file.is_file():
         return None
     try:
         array = np.load(file, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise InvalidStructure(f"{file}: cannot be read ({error}); copy it again or remove the set") from error
+    except Exception as error:  # numpy and mmap raise a dozen kinds
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise InvalidStructure(f"{file}: cannot be read ({reason}); copy it again or remove the set") from error
+    if array.dtype.kind not in NUMERIC:
+        raise InvalidStructure(f"{file}: is of type {shortened(str(array.dtype))}, not numbers; write it again")
     rows = len(array) if array.ndim else 0
-    if array.size != rows * width or (frames is not None and rows != frames):
+    wide = array.size // max(rows, 1) if width is None else width
+    if array.size != rows * wide or (frames is not None and rows != frames):
         raise InvalidStructure(
-            f"{file}: has shape {array.shape}, expected ({'frames' if frames is None else frames}, {width}) "
+            f"{file}: has shape {array.shape}, expected ({'frames' if frames is None else frames}, {wide}) "
             "by coord.npy and type.raw; the files are not of one system"
         )
-    return array.reshape(rows, width)
+    return array.reshape(rows, wide)
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except ValueError as error:
+        raise InvalidStructure(f"{file}: is no text ({error}); copy it again") from error
+
+
+def _unread(folder: Path, arrays: _Arrays) -> Iterator[str]:
+    """Refuse a set whose only forces, virial, cell or types stand in files of another name; warn of others."""
+    have: dict[str, Any] = {
+        "energy": arrays.energy,
+        "forces": arrays.force,
+        "stress": arrays.virial,
+        "cell": arrays.box,
+        "types": arrays.types if arrays.mixed else None,
+    }
+    right = {"energy": "energy", "forces": "force", "stress": "virial", "cell": "box", "types": "real_atom_types"}
+    if arrays.box is None and (folder / "virial.npy").is_file():
+        yield f"{folder / 'virial.npy'}: is not read, because a system without cell (nopbc) has no stress"
+        have["stress"] = False
+    for file in sorted(folder.glob("*.npy")):
+        what = kind_of(file.stem) or geometry(file.stem) or ("types" if "type" in file.stem.lower() else "")
+        if what not in right or file.stem in right.values():
+            continue
+        hint = f"{file}: looks like {what}, and is not read; DeePMD-kit's name is {right[what]}.npy"
+        if what == "stress" and "vir" not in file.stem.lower():
+            hint += " for the virial [eV], -stress * volume"
+        if have[what] is None:
+            raise InvalidStructure(f"{hint}, and there is none. Write it under that name, or remove the file.")
+        yield hint
 
 
 def _frame(arrays: _Arrays, elements: np.ndarray, number: int, name: str) -> Structure:
@@ -156,6 +206,7 @@ def _frame(arrays: _Arrays, elements: np.ndarray, number: int, name: str) -> Str
     numbers = elements[types[real]]
     cell = np.zeros((3, 3)) if arrays.box is None else np.asarray(arrays.box[number], dtype=np.float64).reshape(3, 3)
     volume = abs(np.linalg.det(cell))
+    check_charge({name: array[number] for name, array in arrays.electrons.items()})
     system = name.rpartition(":")[0]
     return Structure.checked(
         numbers=numbers,

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ MAX_KEY = 256
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _REST_OF_NUMBER = re.compile(r"[-+.eE\d]*\Z")
-_DECODER = json.JSONDecoder()
 
 
 def is_compressed(path: Path) -> bool:
@@ -60,6 +60,9 @@ class JsonReader:
         self._text = ""
         self._at = 0
         self._offset = start
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self.repeated: str | None = None
+        """A key that stands twice in one object of the last value, of which the last one is kept; None if none does."""
 
     @property
     def byte(self) -> int:
@@ -70,8 +73,11 @@ class JsonReader:
         """Decode the value that begins here."""
         self._next_character()
         while True:
+            self.repeated = None
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise ValueError(f"lists or objects within each other at byte {self.byte}, too deep to read") from error
             except json.JSONDecodeError as error:
                 byte = self._offset + error.pos
                 if len(self._text) - self._at > MAX_VALUE or not self._read():
@@ -82,6 +88,12 @@ class JsonReader:
             if not _REST_OF_NUMBER.match(self._text, end) or not self._read():
                 self._at += length
                 return value
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            self.repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        return found
 
     def members(self, opening: str) -> Iterator[tuple[int, str]]:
         """Yield byte and key of what is in the object `{` or list `[` that begins here; the caller takes each value."""

@@ -6,6 +6,7 @@ beside another one it is worth a warning, unless it says the same.
 """
 
 import functools
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from data_pipeline.structure import NUMERIC, InvalidStructure
 
+logger = logging.getLogger(__name__)
 Kind = Literal["energy", "forces", "stress"]
 KINDS: tuple[Kind, ...] = ("energy", "forces", "stress")
 
@@ -156,6 +158,14 @@ def _says_the_same(entry: Unread, label: np.ndarray) -> bool:
     return not one.any() and not other.any() if length == 0 else bool(one @ other / length > 1 - 1e-6)
 
 
+def say_once(said: set[str], place: str, warnings: Iterable[str]) -> None:
+    """Log warnings with their place, each the first time that it comes."""
+    for warning in warnings:
+        if warning not in said:
+            logger.warning("%s: %s", place, warning)
+        said.add(warning)
+
+
 def energies_listed(entries: Iterable[tuple[str, Any]]) -> str:
     """Return the entries that are an energy of any kind, with their values, for a message."""
     found = []
@@ -178,7 +188,7 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
         InvalidStructure: there is an entry that looks like one of them, and is not equal to the one that is read.
     """
     for name, value in entries.items():
-        what, right = _geometry(name), {"cell": cell, "pbc": pbc}
+        what, right = geometry(name), {"cell": cell, "pbc": pbc}
         if what is None or name == right[what]:
             continue
         array = _numbers(value)
@@ -191,7 +201,8 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(name: str) -> str | None:
+def geometry(name: str) -> str | None:
+    """Return whether a name speaks of the cell or its periodicity, or None."""
     plain = name.lower().replace("_", "").replace("-", "")
     return "cell" if plain in _CELL else "pbc" if plain in _PBC else None
 
@@ -206,7 +217,7 @@ def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
     """
     found, names = {"charge": 0, "spin": 1}, []
     for name, value in entries.items():
-        what = _electrons(name)
+        what = electrons(name)
         array = _numbers(value) if what else None
         if what is not None and array is not None and array.size == 1 and array.item() != 0:
             found[what] = array.item()
@@ -220,6 +231,7 @@ def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _electrons(name: str) -> str | None:
+def electrons(name: str) -> str | None:
+    """Return whether a name speaks of the charge or the spin of all electrons, or None."""
     plain = name.lower().replace("_", "").replace("-", "")
     return "charge" if plain in _CHARGE else "spin" if plain in _SPIN else None

@@ -18,12 +18,29 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data_pipeline.sources.ase_files import full_stress, hill_formula
+from data_pipeline.sources.ase_files import full_stress, hill_formula, stress_of_virial
+from data_pipeline.sources.labels import (
+    Kind,
+    check_charge,
+    check_geometry,
+    check_unread,
+    energies_listed,
+    geometry,
+    kind_of,
+    unread_labels,
+)
 from data_pipeline.sources.source import Frame, Part, Source, below_common_folder, resolve
-from data_pipeline.structure import InvalidStructure, Structure
+from data_pipeline.structure import InvalidStructure, Structure, number_array
 
 PART_FRAMES = 4096
 """Frames that one process reads in one go: the newer layout keeps a whole file in one batch."""
+HARD_LINK = 0
+"""HDF5's number for a name that is an object itself (H5L_TYPE_HARD); others lead to another place."""
+MAX_NUMBERS = 10_000_000
+"""Numbers of the largest array of one frame that is believed."""
+READ = frozenset(("energy", "forces", "stress", "virials"))
+ELECTRONS = ("charge", "total_charge", "spin", "total_spin")
+"""Entries that say whether a frame is charged or has unpaired electrons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +86,7 @@ class MaceHdf5(Source):
                 place = f"config_batch_{batch}/config_{number}"
                 try:
                     frame = _frame(_group(data, place), f"{prefix}:{number}")
-                except (ValueError, TypeError) as error:
+                except (ValueError, TypeError, OverflowError) as error:
                     frame = InvalidStructure(f"{file}, {place}: {error}. Correct the frame or remove it from the file.")
                 except (KeyError, OSError, RuntimeError) as error:
                     raise InvalidStructure(
@@ -91,8 +108,14 @@ def _files(path: Path) -> list[Path]:
 def _batches(file: Path) -> dict[int, int]:
     """Return how many frames each batch holds; counting them does not read them."""
     with _open(file) as data:
-        names = [name for name in map(str, data) if name.startswith("config_batch_")]
-        counts = {int(name.removeprefix("config_batch_")): len(_group(data, name)) for name in names}
+        try:
+            names = [name for name in map(str, data) if name.startswith("config_batch_")]
+            counts = {int(name.removeprefix("config_batch_")): len(_group(data, name)) for name in names}
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise InvalidStructure(
+                f"{file}: its batches cannot be read ({error}). The file may be damaged; write it again or remove it "
+                "from source.mace_hdf5."
+            ) from error
     if not counts:
         raise InvalidStructure(
             f"{file}: there is no group config_batch_0. Only the files of mace_prepare_data are read, not data sets "
@@ -119,46 +142,86 @@ def _frame(config: h5py.Group, id: str) -> Structure:
     def label(name: str) -> Any:
         return None if _value(weights, name + suffix) == 0 else _value(labels, name)
 
+    check_charge({name: _value(labels, name) for name in ELECTRONS})
     energy = label("energy")
     if energy is None:
-        raise InvalidStructure("there is no energy, or its weight is zero")
+        listed = energies_listed(
+            (name, _value(labels, name)) for name in map(str, labels) if not name.endswith("weight")
+        )
+        raise InvalidStructure(f"there is no energy, or its weight is zero{'; there are ' + listed if listed else ''}")
     cell, pbc = _value(config, "cell"), _value(config, "pbc")
+    if cell is None or pbc is None:
+        others = [name for name in map(str, config) if geometry(name) and name not in ("cell", "pbc")]
+        check_geometry({name: _value(config, name) for name in others}, "cell", "pbc")
     cell = np.zeros((3, 3)) if cell is None else cell
-    stress = label("stress")
+    stress, forces = label("stress"), label("forces")
     if stress is not None:
         stress = full_stress(stress)
-    elif (virials := label("virials")) is not None and (volume := abs(np.linalg.det(cell))) > 0:
-        stress = -full_stress(virials) / volume
+    elif (virials := label("virials")) is not None:
+        stress = stress_of_virial(full_stress(virials), number_array(cell, "cell"))
     numbers = np.atleast_1d(_value(config, "atomic_numbers"))
+    if forces is None or stress is None:
+        _check_unread(labels, len(numbers), forces, stress)
     return Structure.checked(
         numbers=numbers,
         positions=_value(config, "positions"),
         cell=cell,
         pbc=[False] * 3 if pbc is None else pbc,
         energy=_scalar(energy),
-        forces=label("forces"),
+        forces=forces,
         stress=stress,
         id=id,
         group=hill_formula(numbers),
     )
 
 
+def _check_unread(labels: h5py.Group, num_atoms: int, forces: Any, stress: Any) -> None:
+    """Refuse a frame whose only forces or stress stand under another name."""
+    have: dict[Kind, Any] = {"energy": 0.0, "forces": forces, "stress": stress}
+    names = [name for name in map(str, labels) if name not in READ and have.get(kind_of(name) or "energy") is None]
+    unread = unread_labels(((name, _value(labels, name)) for name in names), num_atoms)
+    list(check_unread(unread, have, {}, {}))
+
+
 def _group(parent: h5py.Group, name: str) -> h5py.Group:
-    group = parent[name]
-    if not isinstance(group, h5py.Group):
-        raise KeyError(f"{name} is no group")
+    group = parent
+    for part in name.split("/"):
+        _check_link(group, part)
+        group = group[part]
+        if not isinstance(group, h5py.Group):
+            raise KeyError(f"{name} is no group")
     return group
 
 
 def _value(group: h5py.Group, name: str) -> Any:
     """Return an entry; None where there is none or it is the word None."""
-    entry = group.get(name)
-    value = entry[()] if isinstance(entry, h5py.Dataset) else None
+    if not _check_link(group, name, missing=True):
+        return None
+    entry = group[name]
+    if not isinstance(entry, h5py.Dataset):
+        raise InvalidStructure(f"{name} is no array but a group")
+    if entry.size is not None and entry.size > MAX_NUMBERS:
+        raise InvalidStructure(f"{name} has {entry.size:,} numbers, more than a frame can have")
+    value = entry[()]
     return None if isinstance(value, bytes) and value == b"None" else value
 
 
+def _check_link(group: h5py.Group, name: str, *, missing: bool = False) -> bool:
+    """Return whether there is an entry; refuse a link to another place, which may lead nowhere, or round in circles."""
+    links, key = group.id.links, name.encode()
+    if not links.exists(key):
+        if missing:
+            return False
+        raise KeyError(f"there is no {name}")
+    if links.get_info(key).type != HARD_LINK:
+        raise InvalidStructure(
+            f"{name} is a link to another place of the file, or to another file, and is not followed"
+        )
+    return True
+
+
 def _scalar(value: Any) -> float:
-    array = np.asarray(value)
+    array = number_array(value, "energy")
     if array.size != 1:
         raise InvalidStructure(f"the energy has shape {array.shape}, expected one number")
     return float(array.reshape(()))

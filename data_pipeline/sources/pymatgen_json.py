@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike
 
 from data_pipeline.sources.ase_files import STRESS_UNITS
 from data_pipeline.sources.json_stream import JsonReader, is_compressed, open_json, plain_text
+from data_pipeline.sources.labels import Kind, check_charge, check_geometry, check_unread, unread_labels
 from data_pipeline.sources.source import Frame, Part, Source, named_paths
-from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, number_array, shortened
 
 VASP_KBAR = -STRESS_UNITS["kbar"]
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension: -0.1 GPa."""
@@ -38,6 +39,9 @@ PART_BYTES = 64 << 20
 _NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS)} | {"D": 1, "T": 1}  # to electrons all hydrogen
 _MATERIAL = re.compile(r'"(?:mp|mvc)-\d+"\s*:\s*\{')
 """The key of a material in MPtrj: no other key looks like it, and as a value it is not followed by a colon."""
+
+_ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What a record raises that has something else where its layout has a number, a list or an object."""
 
 Record = tuple[tuple[str, ...], Any]
 """The keys that lead to a record, and the record."""
@@ -148,6 +152,8 @@ class AlexandriaJson(Source):
         sites = _entry(record, "structure", "sites")
         with_forces = any(_optional(site, "properties", "forces") is not None for site in sites)
         with_stress = _optional(record, "data", "stress") is not None
+        check_charge(_optional(record, "data") or {})
+        _check_unread(record, sites, {"energy": 0.0, "forces": with_forces or None, "stress": with_stress or None})
         return _structure(
             record,
             energy=_energy(record, "energy"),
@@ -256,10 +262,13 @@ def _frames(
                 break
             last = "/".join(keys)
             try:
+                if reader.repeated is not None:
+                    raise InvalidStructure(f"the key {shortened(reader.repeated)} stands twice in one object")
                 frame = convert(keys, record)
-            except (ValueError, TypeError, OverflowError) as error:
+            except _ODD as error:
+                why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 frame = InvalidStructure(
-                    f"{path}, record {last}: {error}. Correct the record or remove it from the file."
+                    f"{path}, record {last[:200]}: {why[:500]}. Correct the record or remove it from the file."
                 )
             yield frame
     if last is None and start == 0:
@@ -280,9 +289,12 @@ def _structure(
     """Return a record's Structure, with the labels found for it; without a group, the formula is the group."""
     lattice, sites = _entry(record, "structure", "lattice"), _entry(record, "structure", "sites")
     cell = _array(lattice, "matrix")
+    check_geometry(lattice, "matrix", "pbc")
+    check_charge(record)
+    check_charge(record["structure"])
     try:
         numbers = [_atomic_number(site["species"]) for site in sites]
-        fractional = np.array([site["abc"] for site in sites], dtype=np.float64)
+        fractional = number_array([site["abc"] for site in sites], "abc").astype(np.float64)
     except KeyError as error:
         raise InvalidStructure(f"a site has no entry {error}") from error
     if cell.shape != (3, 3) or fractional.shape != (len(numbers), 3):
@@ -302,12 +314,22 @@ def _structure(
     )
 
 
+def _check_unread(record: Any, sites: list[Any], labels: dict[Kind, Any]) -> None:
+    """Refuse a record whose only forces or stress stand under another name, in the sites or in its data."""
+    if labels["forces"] is None or labels["stress"] is None:
+        first = _optional(sites[0], "properties") if sites else None
+        entries = [(name, [_optional(site, "properties", name) for site in sites]) for name in first or {}]
+        entries += (_optional(record, "data") or {}).items()
+        missing = [each for each in unread_labels(entries, len(sites)) if labels[each.kind] is None]
+        list(check_unread(missing, labels, {}, {}))
+
+
 def _atomic_number(species: list[dict[str, Any]]) -> int:
-    if len(species) != 1 or abs(species[0]["occu"] - 1) > 1e-8:
-        raise InvalidStructure(f"a site is partly empty or shared by several species: {species}")
+    if len(species) != 1 or isinstance(species[0]["occu"], bool) or abs(species[0]["occu"] - 1) > 1e-8:
+        raise InvalidStructure(f"a site is partly empty or shared by several species: {shortened(str(species))}")
     symbol = species[0]["element"]
     if symbol not in _NUMBERS:
-        raise InvalidStructure(f"unknown element {symbol!r}")
+        raise InvalidStructure(f"unknown element {shortened(symbol)}")
     return _NUMBERS[symbol]
 
 
@@ -326,13 +348,13 @@ def _entry(record: Any, *path: str) -> Any:
 
 def _energy(record: Any, *path: str) -> float:
     value = _entry(record, *path)
-    if not isinstance(value, int | float):
-        raise InvalidStructure(f"{'.'.join(path)} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidStructure(f"{'.'.join(path)} is {shortened(value)}, not a number")
     return float(value)
 
 
 def _array(record: Any, *path: str) -> Float64[np.ndarray, "..."]:
-    return np.asarray(_entry(record, *path), dtype=np.float64)
+    return number_array(_entry(record, *path), ".".join(path)).astype(np.float64)
 
 
 def _six(record: Any, order: np.ndarray, *path: str) -> Float64[np.ndarray, "3 3"]:

@@ -233,6 +233,19 @@ def test_a_flipped_byte_in_a_row_is_refused_and_the_next_ones_are_read(write: Wr
         (lambda row: {**row, "energy": "low"}, "the energy energy is 'low', not a number"),
         (lambda row: {**row, "energy": float("nan")}, "the energy is nan"),
         (lambda row: [row], "is list, not a row"),
+        (lambda row: {**row, "energy": True}, "the energy energy is True, not a number"),
+        (lambda row: {**row, "forces": [[True, 1.0, 2.0]] * 4}, "forces is not an array .*could not convert bool"),
+        (lambda row: {**row, "pbc": ["T", "T", "T"]}, "pbc is .*not three of true and false"),
+        (lambda row: {**row, "pbc": [1, 1, 2]}, "pbc is .*not three of true and false"),
+        (lambda row: {**row, "stress": [1.0, 2, 3, 4, 5, 6, 7, 8, 9]}, "the stress is not symmetric"),
+        (lambda row: {**row, "key_value_pairs": [1]}, "key_value_pairs is list of 1 entries"),
+        (lambda row: {**row, "data": "none"}, "data is 'none'"),
+        (lambda row: {**row, "data": {"total_charge": -1}}, r"has charge -1 .*\(by total_charge\)"),
+        (lambda row: {**row, "charge": 2}, r"has charge 2 .*\(by charge\)"),
+        (lambda row: {**{k: v for k, v in row.items() if k != "forces"}, "force": row["forces"]}, ".*entry 'force'"),
+        (lambda row: {**row, "forces": None, "data": {"REF_forces": row["forces"]}}, ".*entry 'REF_forces'"),
+        (lambda row: {**row, "stress": None, "data": {"virial": [1, 2, 3, 0, 0, 0]}}, ".*entry 'virial'"),
+        (lambda row: {**row, "energy": None, "data": {"E_tot": -3.5}}, r"there is no energy.*'E_tot' \(-3.5\)"),
     ],
 )
 def test_a_row_that_is_no_frame_says_why(write: Write, change: Callable, message: str) -> None:
@@ -240,6 +253,37 @@ def test_a_row_that_is_no_frame_says_why(write: Write, change: Callable, message
     alter(path, "2", lambda value: zlib.compress(json.dumps(change(json.loads(zlib.decompress(value)))).encode()))
     with pytest.raises(InvalidStructure, match=rf"a.aselmdb, row 2: {message}"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"energy": 1, "energy": 2}',
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'"' + b" " * 70_000_000 + b'"',
+    ],
+    ids=["twice", "deep", "bomb"],
+)
+def test_a_row_that_python_would_read_and_should_not_is_damaged(write: Write, text: bytes) -> None:
+    path = write("a.aselmdb")
+    alter(path, "2", lambda _: zlib.compress(text))
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 2: is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("counter", [b"1000000000000", b"true", b"3.5", b'"4"'])
+def test_a_counter_that_is_absurd_is_refused_at_once(write: Write, counter: bytes) -> None:
+    path = write("a.aselmdb")
+    alter(path, "nextid", lambda _: zlib.compress(counter))
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb: (holds 3 rows where|its list of rows cannot be read)"):
+        read(path)
+
+
+def test_an_energy_beside_the_one_that_is_read_is_a_warning(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write("a.aselmdb", 2, REF_energy=-3.5)
+    assert len(read(path)) == 2
+    (record,) = caplog.records
+    assert "a.aselmdb, row 1: the entry 'REF_energy' looks like energy too" in record.getMessage()
 
 
 def test_a_row_that_is_gone_without_being_deleted_is_named(write: Write) -> None:

@@ -212,3 +212,71 @@ def test_a_folder_without_systems_or_sets_is_an_error(tmp_path: Path, system: Pa
         read(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match=r"environment variable .* --source\.deepmd_npy"):
         DeepmdNpy(deepmd_npy=("${NO_SUCH_VARIABLE}/x",)).parts()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("force", "forces", r"forces\.npy: looks like forces.*name is force\.npy"),
+        ("force", "Force", r"Force\.npy: looks like forces"),
+        ("force", "gradient", r"gradient\.npy: looks like forces"),
+        ("virial", "virials", r"virials\.npy: looks like stress.*name is virial\.npy"),
+        ("virial", "stress", r"stress\.npy: looks like stress.*-stress \* volume"),
+    ],
+)
+def test_labels_in_files_of_another_name_are_refused_by_it(system: Path, old: str, new: str, message: str) -> None:
+    (system / "set.000" / f"{old}.npy").rename(system / "set.000" / f"{new}.npy")
+    with pytest.raises(InvalidStructure, match=message):
+        read(system)
+
+
+@pytest.mark.parametrize("name", ["real_atom_type", "atom_types", "types"])
+def test_types_in_a_file_of_another_name_are_refused_by_it(system: Path, name: str) -> None:
+    np.save(system / "set.000" / f"{name}.npy", np.ones((2, 4), dtype=np.int64))
+    with pytest.raises(InvalidStructure, match=rf"{name}\.npy: looks like types.*real_atom_types\.npy"):
+        read(system)
+
+
+def test_labels_beside_those_that_are_read_are_a_warning(system: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("forces", "dft_energy"):
+        np.save(system / "set.000" / f"{name}.npy", np.zeros((2, 12)))
+    (system / "nopbc").touch()
+    assert len(read(system)) == 3
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "forces.npy: looks like forces" in said
+    assert "dft_energy.npy: looks like energy" in said
+    assert "virial.npy: is not read" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("coord", np.ones((2, 12), dtype=bool), "coord.npy: is of type 'bool'"),
+        ("force", np.ones((2, 12), dtype=bool), "force.npy: is of type 'bool'"),
+        ("energy", np.array(["-1", "-2"]), "energy.npy: is of type '<U2'"),
+        ("box", np.ones((2, 9), dtype=complex), "box.npy: is of type 'complex128'"),
+        ("real_atom_types", np.ones((2, 4)), "real_atom_types.npy: is of type float64"),
+        ("total_charge", np.array([0.0, 1.0]), r"set.000, frame 1: has charge 1 .*by total_charge"),
+        ("virial", np.arange(18.0).reshape(2, 9), "set.000, frame 0: the stress is not symmetric"),
+    ],
+)
+def test_arrays_of_another_meaning_are_refused(system: Path, name: str, array: np.ndarray, message: str) -> None:
+    np.save(system / "set.000" / f"{name}.npy", array)
+    with pytest.raises(InvalidStructure, match=message):
+        read(system)
+
+
+@pytest.mark.parametrize("shape", ["(-2, 12)", "(10**15, 12)", "(2, 12, 'x')", "(2,) * 70", "()"])
+def test_an_absurd_header_of_an_array_is_refused(system: Path, shape: str) -> None:
+    file = system / "set.000" / "coord.npy"
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    file.write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + file.read_bytes()[128:])
+    with pytest.raises(InvalidStructure, match=r"coord\.npy: "):
+        read(system)
+
+
+@pytest.mark.parametrize("text", ["0\n0\n-1\n1\n", "0 0 1.0 1", f"0 0 1 {10**30}", "\x00\x00"])
+def test_types_that_are_none_are_refused(system: Path, text: str) -> None:
+    (system / "type.raw").write_text(text)
+    with pytest.raises(InvalidStructure, match=r"type\.raw: "):
+        read(system)

@@ -10,11 +10,26 @@ import pytest
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.filters import FilterConfig
 from data_pipeline.manifest import Provenance
-from data_pipeline.sources import AseFiles, Source
+from data_pipeline.sources import (
+    AlexandriaJson,
+    AseFiles,
+    AseLmdb,
+    DeepmdNpy,
+    MaceHdf5,
+    MatpesJson,
+    MptrjJson,
+    Source,
+)
 from data_pipeline.structure import InvalidStructure, Structure
 
 SOURCES: dict[str, Callable[[str], Source]] = {
     "": lambda path: AseFiles(files=(path,)),
+    "alex": lambda path: AlexandriaJson(alexandria_json=(path,)),
+    "aselmdb": lambda path: AseLmdb(aselmdb=(path,)),
+    "deepmd": lambda path: DeepmdNpy(deepmd_npy=(path,)),
+    "mace": lambda path: MaceHdf5(mace_hdf5=(path,)),
+    "matpes": lambda path: MatpesJson(matpes_json=(path,)),
+    "mptrj": lambda path: MptrjJson(mptrj_json=(path,)),
 }
 """Source of a file, by the beginning of its name."""
 
@@ -51,6 +66,22 @@ CASES = {
     "fuzz/outcar_stars_stress.OUTCAR": ["stress is not six numbers"],
     "fuzz/extxyz_stress_asym.xyz": ["stress is not symmetric", -14.5, -15.5, -16.5],
     "fuzz/extxyz_energy_dup_key.xyz": ["'energy' stands there twice", -14.5, -15.5, -16.5],
+    "fuzz/alex_deep_nesting.json": ["too deep to read"],
+    "fuzz/aselmdb_energy_true": ["row 1: the energy energy is True, not a number", -14.5, -15.5, -16.5],
+    "fuzz/aselmdb_kvp_list": ["row 1: key_value_pairs is list of 2", -14.5, -15.5, -16.5],
+    "fuzz/aselmdb_nextid_1e12": ["holds 4 rows where its counters say 999,999,999,999"],
+    "fuzz/aselmdb_row_deep_json": [-13.5, "row 2: is damaged.*too deep", -15.5, -16.5],
+    "fuzz/aselmdb_row_deep_json_ok": [-13.5, "row 2: is damaged.*too deep", -15.5, -16.5],
+    "fuzz/deepmd_coord_bool": ["coord.npy: is of type 'bool'"],
+    "fuzz/deepmd_header_neg": ["coord.npy: cannot be read"],
+    "fuzz/deepmd_real_types_float": ["real_atom_types.npy: is of type float64"],
+    "fuzz/deepmd_type_neg": ["type.raw: type -1 of an atom is none"],
+    "fuzz/deepmd_type_neg2": ["type.raw: type -2 of an atom is none"],
+    "fuzz/mace_new_batch_is_dataset.h5": ["config_batch_0 is no group"],
+    "fuzz/mace_old_soft_link_loop.h5": ["config_0: forces is a link", -14.5, -15.5, -16.5],
+    "fuzz/matpes_abc_huge.json": ["record 0: positions has a value beyond", -14.5, -15.5, -16.5],
+    "fuzz/mptrj_forces_bool.json": ["mp-1-0-0: forces: could not convert bool", -14.5, -15.5, -16.5],
+    "fuzz/mptrj_pbc_strings.json": ["mp-1-0-0: pbc is .*, not three of true and false", -14.5, -15.5, -16.5],
 }
 """Energy of each frame that is right [eV], or what is said of one that is not; a message that ends reading is last."""
 

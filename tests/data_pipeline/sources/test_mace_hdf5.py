@@ -196,3 +196,77 @@ def test_a_number_that_is_missing_is_named(write: Writer, tmp_path: Path, copper
         del file["config_batch_0/config_1"]
     with pytest.raises(InvalidStructure, match="config_batch_0/config_1: cannot be read"):
         read(path)
+
+
+def change(path: Path, edit: Callable[[h5py.Group], None]) -> Path:
+    """Edit the first frame, in the group that holds its labels."""
+    with h5py.File(path, "a") as file:
+        config = file["config_batch_0/config_0"]
+        edit(config.get("properties", config))
+    return path
+
+
+def renamed(old: str, new: str) -> Callable[[h5py.Group], None]:
+    return lambda group: group.move(old, new)
+
+
+def replaced(name: str, value: Any) -> Callable[[h5py.Group], None]:
+    def edit(group: h5py.Group) -> None:
+        if name in group:
+            del group[name]
+        group[name] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (renamed("forces", "force"), "entry 'force' looks like it"),
+        (renamed("forces", "REF_forces"), "entry 'REF_forces' looks like it"),
+        (renamed("stress", "Stress"), "entry 'Stress' looks like it"),
+        (renamed("energy", "E_tot"), r"there is no energy.*'E_tot' \(-10\)"),
+        (replaced("forces", np.ones((4, 3), dtype=bool)), "forces is of type bool"),
+        (replaced("energy", True), "energy is of type bool"),
+        (replaced("stress", np.arange(9.0)), "the stress is not symmetric"),
+        (replaced("total_charge", 1.0), "has charge 1 .*by total_charge"),
+        (replaced("total_spin", 3.0), "spin multiplicity 3 .*by total_spin"),
+        (replaced("forces", h5py.SoftLink("forces")), "forces is a link"),
+        (replaced("forces", h5py.SoftLink("nowhere")), "forces is a link"),
+        (replaced("forces", h5py.ExternalLink("other.h5", "forces")), "forces is a link"),
+        (lambda group: (group.move("forces", "old"), group.create_group("forces")), "forces is no array but a group"),
+        (
+            lambda group: (group.move("forces", "old"), group.create_dataset("forces", (10**7, 3), "f4", chunks=True)),
+            "forces has 30,000,000 numbers",
+        ),
+    ],
+)
+def test_what_means_something_else_is_refused_by_name(
+    write: Writer, tmp_path: Path, copper_frames: list[ase.Atoms], edit: Callable, message: str
+) -> None:
+    path = change(write(tmp_path / "train.h5", [(atoms, labels_of(atoms), {}) for atoms in copper_frames]), edit)
+    (part,) = MaceHdf5(mace_hdf5=(str(path),)).parts()
+    refused, *others = part.read()
+    with pytest.raises(InvalidStructure, match=rf"train\.h5, config_batch_0/config_0: .*{message}"):
+        raise refused
+    assert [frame.energy for frame in others] == [-11.0, -12.0]
+
+
+@pytest.mark.parametrize("name", ["Cell", "lattice", "PBC", "periodic"])
+def test_a_cell_or_periodicity_under_another_name_is_refused(
+    write: Writer, tmp_path: Path, copper_frames: list[ase.Atoms], name: str
+) -> None:
+    path = write(tmp_path / "train.h5", [(copper_frames[0], labels_of(copper_frames[0]), {})])
+    with h5py.File(path, "a") as file:
+        right = "cell" if name in ("Cell", "lattice") else "pbc"
+        file["config_batch_0/config_0"].move(right, name)
+    with pytest.raises(InvalidStructure, match=rf"{name!r}.* call it {right!r}"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["config_batch_0", "config_batch_x"])
+def test_batches_that_are_none_are_named(tmp_path: Path, name: str) -> None:
+    with h5py.File(tmp_path / "train.h5", "w") as file:
+        file[name] = np.zeros(3)
+    with pytest.raises(InvalidStructure, match=r"train\.h5: its batches cannot be read"):
+        read(tmp_path / "train.h5")

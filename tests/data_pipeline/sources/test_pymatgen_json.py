@@ -477,3 +477,70 @@ def test_parts_are_files_and_travel_to_other_processes(tmp_path: Path, monkeypat
     assert [part.size for part in parts] == [(tmp_path / part.name).stat().st_size for part in parts]
     read = [frame for part in parts for frame in pickle.loads(pickle.dumps(part)).read()]
     assert [frame.energy for frame in read] == [0.0, 1.0]
+
+
+def _without_forces(name: str) -> dict[str, Any]:
+    entry = alexandria_entry()
+    for site in entry["structure"]["sites"]:
+        site["properties"] = {name: site["properties"]["forces"]}
+    return entry
+
+
+def _with_lattice(**changes: Any) -> dict[str, Any]:
+    structure = salt()
+    structure["lattice"] |= changes
+    return matpes_document(structure=structure)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "record", "message"),
+    [
+        ("matpes", matpes_document(energy=True), "energy is True, not a number"),
+        ("matpes", matpes_document(forces=[[True, 0.2, 0.3], [0.1, 0.2, 0.3]]), "forces: could not convert bool"),
+        ("matpes", matpes_document(stress=[True, 2.0, 3.0, 4.0, 5.0, 6.0]), "stress: could not convert bool"),
+        ("matpes", _with_lattice(pbc=["true"] * 3), "pbc is .*not three of true and false"),
+        ("matpes", _with_lattice(PBC=[True] * 3, pbc=[False] * 3), "'PBC'.* call it 'pbc'"),
+        ("matpes", _with_lattice(matrix=[[True, 0, 0], [0, 4.0, 0], [0, 0, 4.0]]), "matrix: could not convert bool"),
+        ("matpes", matpes_document(charge=1), r"has charge 1 .*\(by charge\)"),
+        ("matpes", matpes_document(structure={**salt(), "charge": -2}), "has charge -2 "),
+        (
+            "matpes",
+            matpes_document(structure={**salt(), "lattice": [1, 2]}),
+            "no entry structure.*|AttributeError|no entry",
+        ),
+        ("matpes", matpes_document(structure={**salt(), "sites": [1, 2]}), "TypeError"),
+        ("alexandria", _without_forces("REF_forces"), "entry 'REF_forces' looks like it"),
+        (
+            "alexandria",
+            alexandria_entry(data={"mat_id": "a", "virial": STRESS.tolist()}),
+            "entry 'virial' looks like it",
+        ),
+        (
+            "alexandria",
+            alexandria_entry(data={"mat_id": "a", "stress": [[1, 2, 3], [4, 5, 6], [7, 8, 900]]}),
+            "symmetric",
+        ),
+    ],
+)
+def test_what_means_something_else_is_refused_by_name(tmp_path: Path, corpus: str, record: Any, message: str) -> None:
+    with pytest.raises(InvalidStructure, match=rf"corpus\.json, record 0: .*({message})"):
+        one(corpus, tmp_path, record)
+
+
+def test_a_key_that_stands_twice_refuses_its_record_and_no_other(tmp_path: Path) -> None:
+    first, second = (json.dumps(matpes_document(matpes_id=name)) for name in "ab")
+    (tmp_path / "corpus.json").write_text(f'[{{"energy": -9, {first[1:]}, {second}]')
+    refused, read = frames("matpes", tmp_path / "corpus.json")
+    assert "record 0: the key 'energy' stands twice" in str(refused)
+    assert read.id == "b"
+    place = second.index('"abc"')
+    (tmp_path / "corpus.json").write_text(f'[{second[:place]}"abc": [0, 0, 0], {second[place:]}]')
+    (refused,) = frames("matpes", tmp_path / "corpus.json")
+    assert "the key 'abc' stands twice" in str(refused)
+
+
+def test_lists_too_deep_for_the_parser_end_in_a_sentence(tmp_path: Path) -> None:
+    text = json.dumps([matpes_document()]).replace('"bandgap": 0.0', f'"bandgap": {"[" * 100_000}{"]" * 100_000}')
+    (tmp_path / "corpus.json").write_text(text)
+    with pytest.raises(InvalidStructure, match=r"corpus\.json: cannot be read beyond byte 1, .*too deep to read"):
+        frames("matpes", tmp_path / "corpus.json")
