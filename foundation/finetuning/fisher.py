@@ -9,6 +9,7 @@ is refused. A file takes 8 bytes a weight for F beside the weights themselves, a
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,10 +20,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from jaxtyping import Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline import lock
+from data_pipeline.json_record import parse_json
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from foundation import checkpoint
@@ -31,8 +32,9 @@ from foundation.finetuning.squared_gradients import SquaredGradients, check_choi
 from foundation.potential import Potential
 from foundation.theories import theory_of_data
 from foundation.training.datasets import refuse_unlabelled
-from foundation.training.loss import LossConfig, TermConfig
+from foundation.training.loss import LossConfig
 from foundation.training.strategy import is_rank_zero, process_group, sum_over_ranks
+from foundation.untrusted import CorruptFile, Layout, check_finite, check_layout, read_layout, refusing, require, typed
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ FACTS, CHECKSUM = "facts", "sha256"
 """Entries of the header of a Fisher file: what it is, as JSON, and the checksum of that and of the tensors."""
 NAMED = 3
 """Differences that an error names."""
-STRUCTURES = "structures"
-"""Name of the tensor of the keys of the structures."""
+VALUES, WEIGHTS, STRUCTURES = "fisher.", "theta_star.", "structures"
+"""Beginnings of the names of the tensors that belong to a parameter, and the name of the keys of the structures."""
 FACT_NAMES = (
     "num_structures",
     "num_above_threshold",
@@ -54,8 +56,26 @@ FACT_NAMES = (
 """Fields of a Fisher that are JSON as they are."""
 
 
-class CorruptFisher(ValueError):
+class CorruptFisher(CorruptFile):
     """A file that is not the Fisher that was saved; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """The facts in the header of a Fisher file."""
+
+    schema_version: int
+    num_structures: int
+    num_above_threshold: int
+    num_unknown: int
+    loss_threshold: float | None
+    loss: LossConfig
+    data: tuple[dict[str, str], ...]
+    weights_sha256: str
+
+    def __post_init__(self) -> None:
+        if self.num_structures < 1 or min(self.num_above_threshold, self.num_unknown) < 0:
+            raise ValueError("num_structures must be at least 1 and the numbers of those left out at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +282,8 @@ def merge(old: Fisher, new: Fisher, gamma: float) -> Fisher:
 
 def save(fisher: Fisher, path: Path) -> None:
     """Write a Fisher as safetensors with its facts in the header; the file appears only when it is complete."""
-    tensors = {f"fisher.{name}": value.contiguous().cpu() for name, value in fisher.values.items()}
-    tensors |= {f"theta_star.{name}": value.contiguous().cpu() for name, value in fisher.theta_star.items()}
+    tensors = {VALUES + name: value.contiguous().cpu() for name, value in fisher.values.items()}
+    tensors |= {WEIGHTS + name: value.contiguous().cpu() for name, value in fisher.theta_star.items()}
     tensors[STRUCTURES] = fisher.structures.contiguous().cpu()
     kept = {name: getattr(fisher, name) for name in FACT_NAMES}
     facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
@@ -280,30 +300,48 @@ def read(path: Path) -> Fisher:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CorruptFisher: it is no Fisher, or not the one that was saved.
-        ValueError: it was written by a newer version of the program.
+        CorruptFisher: it is no Fisher, not the one that was saved, or written by a newer version of the program.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no Fisher there; make one with `foundation fisher`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    with refusing(path, CorruptFisher, "not a Fisher ({}); compute it again with `foundation fisher`"):
+        layout, header = read_layout(path)
+        require(header, (FACTS, CHECKSUM))
+        values = typed(dict[str, Any], parse_json(header[FACTS].encode()), FACTS)
+        version = typed(int, values["schema_version"], "schema_version")
+        if version > SCHEMA_VERSION:
+            newer = f"schema {version} is newer than this program's {SCHEMA_VERSION}"
+            raise CorruptFisher(f"{path}: {newer}; update it")
+        facts = typed(_Facts, values, "")
+        _check_names(layout)
+        tensors = safetensors.torch.load_file(path)
         if _checksum(header[FACTS], tensors) != header[CHECKSUM]:
             raise CorruptFisher(f"{path}: differs from its checksum; copy it or compute it again")
-        structures = tensors[STRUCTURES]
-        facts = json.loads(header[FACTS])
-        if facts["schema_version"] > SCHEMA_VERSION:
-            newer = f"schema {facts['schema_version']} is newer than this program's {SCHEMA_VERSION}"
-            raise ValueError(f"{path}: {newer}; update it")
-    except (SafetensorError, KeyError) as error:
-        raise CorruptFisher(f"{path}: not a Fisher ({error}); compute it again with `foundation fisher`") from error
-    terms = {name: TermConfig(**term) for name, term in facts["loss"].items()}
-    kept: dict[str, Any] = {name: facts[name] for name in FACT_NAMES} | {"data": tuple(facts["data"])}
-    values, theta_star = (
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in ("fisher.", "theta_star.")
-    )
-    return Fisher(values=values, theta_star=theta_star, structures=structures, loss=LossConfig(**terms), **kept)
+        check_finite(tensors)
+        means, theta_star = (
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for prefix in (VALUES, WEIGHTS)
+        )
+        negative = [name for name, value in means.items() if bool((value < 0).any())]
+        if negative:
+            raise ValueError(f"{VALUES}{negative[0]} is a mean of squares and has a negative number")
+    kept: dict[str, Any] = {name: getattr(facts, name) for name in FACT_NAMES}
+    return Fisher(values=means, theta_star=theta_star, structures=tensors[STRUCTURES], loss=facts.loss, **kept)
+
+
+def _check_names(layout: Layout) -> None:
+    """Refuse tensors that are not a mean of squares and a weight for each parameter, and the keys of the structures."""
+    names = [name.removeprefix(VALUES) for name in layout if name.startswith(VALUES)]
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name in names:
+        _, shape = layout[VALUES + name]
+        kind, _ = layout.get(WEIGHTS + name, (torch.float64, ()))
+        expected |= {
+            VALUES + name: (torch.float64, shape),
+            WEIGHTS + name: (kind if kind.is_floating_point else torch.float64, shape),
+        }
+    count = math.prod(layout.get(STRUCTURES, (torch.int64, ()))[1])
+    check_layout(layout, expected | {STRUCTURES: (torch.int64, (count,))})
 
 
 def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:

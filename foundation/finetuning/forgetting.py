@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
+import torch
 from jaxtyping import Float64, UInt8
-from safetensors import SafetensorError, safe_open
 
+from data_pipeline.json_record import parse_json
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
@@ -25,6 +26,7 @@ from foundation.evaluation.errors import Errors, compute_errors
 from foundation.finetuning.fisher import weights_sha256
 from foundation.potential import Potential
 from foundation.theories import theory_of_data
+from foundation.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 
 Role = Literal["target", "retained", "transfer"]
 """What is adapted to, what was known before and has to stay known, and what was neither."""
@@ -157,6 +159,28 @@ class SetErrors:
     """As force_count, of the atoms of each element."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SetFacts:
+    """The fields of SetErrors that are JSON as they are."""
+
+    name: str
+    role: Role
+    split: str
+    fingerprint: str
+    theory: str
+    num_skipped: int
+    elements: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """The facts in the header of a measurement."""
+
+    schema_version: int
+    weights_sha256: str
+    sets: tuple[_SetFacts, ...]
+
+
 FACT_NAMES = ("name", "role", "split", "fingerprint", "theory", "num_skipped", "elements")
 """Fields of SetErrors that are JSON as they are."""
 ARRAY_NAMES = (
@@ -260,28 +284,45 @@ def read(path: Path) -> Measurement:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no measurement, or was written by a newer version of the program.
+        CorruptFile: it is no measurement, or was written by a newer version of the program.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no measurement there; a fine-tuning writes it into forgetting/ when it ends")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        if facts["schema_version"] > SCHEMA_VERSION:
-            newer = f"schema {facts['schema_version']} is newer than this program's {SCHEMA_VERSION}"
-            raise ValueError(f"{path}: {newer}; update it")
-        sets = [_set_errors(number, row, arrays) for number, row in enumerate(facts["sets"])]
-        return Measurement(weights_sha256=facts["weights_sha256"], sets={errors.name: errors for errors in sets})
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path}: not a measurement of held-out errors ({error}); make it again") from error
+    with refusing(path, CorruptFile, "not a measurement of held-out errors ({}); make it again"):
+        layout, header = read_layout(path)
+        values = typed(dict[str, Any], parse_json(header["facts"].encode()), "facts")
+        version = typed(int, values["schema_version"], "schema_version")
+        if version > SCHEMA_VERSION:
+            newer = f"schema {version} is newer than this program's {SCHEMA_VERSION}"
+            raise CorruptFile(f"{path}: {newer}; update it")
+        facts = typed(_Facts, values, "")
+        check_layout(layout, _expected(facts, layout))
+        arrays = safetensors.numpy.load_file(path)
+        sets = [_set_errors(number, row, arrays) for number, row in enumerate(facts.sets)]
+    return Measurement(weights_sha256=facts.weights_sha256, sets={errors.name: errors for errors in sets})
 
 
-def _set_errors(number: int, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> SetErrors:
-    kept = facts | {"elements": tuple(facts["elements"])}
+def _expected(facts: _Facts, layout: Layout) -> Layout:
+    """Return type and shape of the arrays of a file: as many rows as the names of the frames will have to be."""
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for number, row in enumerate(facts.sets):
+        (frames, *_), (length, *_) = (
+            (*layout.get(f"{number}.{name}", (None, ()))[1], 0) for name in ("num_atoms", "ids")
+        )
+        for name in ARRAY_NAMES:
+            columns = (len(row.elements),) if name.startswith("element_") else ()
+            expected[f"{number}.{name}"] = (torch.float64, (frames, *columns))
+        expected[f"{number}.ids"] = (torch.uint8, (length,))
+    return expected
+
+
+def _set_errors(number: int, facts: _SetFacts, arrays: dict[str, np.ndarray]) -> SetErrors:
     ids: UInt8[np.ndarray, " bytes"] = arrays[f"{number}.ids"]
     parts: dict[str, Any] = {name: arrays[f"{number}.{name}"] for name in ARRAY_NAMES}
-    return SetErrors(ids=tuple(json.loads(ids.tobytes())), **kept, **parts)
+    names = typed(tuple[str, ...], parse_json(ids.tobytes()), f"{number}.ids")
+    if len(names) != len(parts["num_atoms"]):
+        raise ValueError(f"{number}.ids has {len(names)} names of {len(parts['num_atoms'])} frames")
+    return SetErrors(ids=names, **vars(facts), **parts)
 
 
 def load(path: Path, potential: Potential, held_out: Sequence[HeldOut]) -> Measurement:
