@@ -6,6 +6,8 @@ atoms.calc = foundation.Calculator(potential)
 
 from pathlib import Path
 
+import torch
+
 from foundation import checkpoint
 from foundation.interop.calculator import Calculator
 from foundation.interop.published import find_published
@@ -26,6 +28,7 @@ def load(source: Path | str) -> Potential:
         ValueError: what is there is damaged, refused, or newer than this program.
     """
     path = Path(source)
-    if path.is_dir():
-        return checkpoint.load(path)
-    return from_sevennet(path if path.is_file() or path.suffix == ".pth" else find_published(str(source)))
+    with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
+        if path.is_dir():
+            return checkpoint.load(path)
+        return from_sevennet(path if path.is_file() or path.suffix == ".pth" else find_published(str(source)))

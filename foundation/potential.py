@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graph import TENSORS, GraphBatch
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import EquivariantNetwork, ModelConfig
@@ -109,6 +110,10 @@ class Potential(torch.nn.Module):
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
+        if torch.is_inference_mode_enabled() or batch.positions.is_inference():
+            # derivatives need what inference mode leaves out
+            with torch.inference_mode(False):
+                return self.forward(_with_derivatives(batch))
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             strain = torch.zeros_like(batch.cell, requires_grad=True)
@@ -197,6 +202,21 @@ def check_weights(potential: Potential) -> None:
     for name, tensor in state.items():
         if name.split(".")[-1] in ("denominator", "scale") and not bool((tensor > 0).all()):
             raise ValueError(f"{name} must be positive")
+
+
+def _with_derivatives(batch: GraphBatch) -> GraphBatch:
+    """Return a batch whose tensors can be differentiated, copies of those made in inference mode."""
+    made = {name: getattr(batch, name) for name in TENSORS}
+    return replace(batch, **{name: tensor.clone() for name, tensor in made.items() if tensor.is_inference()})
+
+
+def _one_thread_in_a_fork() -> None:
+    """Compute with one thread in a forked process: it has none of the threads that OpenMP believes to be there."""
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_one_thread_in_a_fork)
 
 
 def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> Potential:

@@ -1,5 +1,9 @@
 """Potentials as ASE calculators."""
 
+import copy
+import os
+import threading
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ase
@@ -18,7 +22,8 @@ class Calculator(AseCalculator):
     """An ASE calculator for energy, energies, forces and stress; ASE's units are the project's own.
 
     Stress needs a cell with a volume. In float64 relaxations and finite differences are smooth to the last digits;
-    float32 is faster and good to about 1e-5 eV/Å.
+    float32 is faster and good to about 1e-5 eV/Å. Threads may share a calculator: they take turns. Processes that are
+    forked have their own, and compute with one thread each.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
@@ -30,7 +35,7 @@ class Calculator(AseCalculator):
         dtype: torch.dtype = torch.float64,
         theory: str | None = None,
     ) -> None:
-        """Wrap a potential, which is moved to the device and cast in place.
+        """Wrap a copy of a potential: what becomes of the potential afterwards is nothing to the calculator.
 
         Args:
             potential: What foundation.load() returned.
@@ -43,7 +48,14 @@ class Calculator(AseCalculator):
         """
         super().__init__()
         self.theory = potential.theory_number(theory)
-        self.potential = potential.to(device).cast(dtype).eval()
+        with torch.inference_mode(False):
+            self.potential = copy.deepcopy(potential).to(device).cast(dtype).eval()
+        self._turn = _Turn()
+
+    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Return a property, computed if it has to be; one thread at a time, since there is one place for results."""
+        with self._turn.lock():
+            return super().get_property(name, atoms, allow_calculation)
 
     def calculate(
         self, atoms: ase.Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes
@@ -72,6 +84,22 @@ class Calculator(AseCalculator):
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
         elif "stress" in properties:
             raise PropertyNotImplementedError("stress needs a cell with a volume; this one has none")
+
+
+class _Turn:
+    """A lock that copies, pickles and forked processes do not share."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def lock(self) -> AbstractContextManager:
+        """Return the lock of this process: what a thread held when the process was forked, nobody gives back."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.RLock(), os.getpid()
+        return self._lock
+
+    def __reduce__(self) -> tuple:
+        return _Turn, ()
 
 
 def to_structure(atoms: ase.Atoms) -> Structure:

@@ -265,7 +265,8 @@ class EquivariantNetwork(torch.nn.Module):
         # compared by value: a megabyte, and weights may be changed in ways that torch keeps no count of
         made_from, tables = self._tables
         if len(made_from) != len(tensors) or not all(map(_same, made_from, tensors)):
-            with torch.no_grad():
+            # normal tensors, whoever asks first: they serve in derivatives as well
+            with torch.inference_mode(False), torch.no_grad():
                 made_from, tables = [tensor.clone() for tensor in tensors], make()
             self._tables = made_from, tables
         return tables

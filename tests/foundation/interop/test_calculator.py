@@ -1,5 +1,13 @@
 """The ASE calculator: the potential's own numbers, in ASE's order."""
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import ase
 import numpy as np
 import pytest
@@ -53,7 +61,7 @@ def test_results_are_the_potentials(potential: Potential, crystal: ase.Atoms, dt
 
 def test_stress_is_in_voigt_order(potential: Potential, crystal: ase.Atoms) -> None:
     crystal.calc = Calculator(potential)
-    stress = potential(to_graph(to_structure(crystal), potential.cutoff, torch.float64)).stress[0]
+    stress = potential.cast(torch.float64)(to_graph(to_structure(crystal), potential.cutoff, torch.float64)).stress[0]
     expected = [stress[i, j].item() for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))]
     assert len(set(expected)) == 6
     assert crystal.get_stress().tolist() == pytest.approx(expected, rel=1e-12)
@@ -112,6 +120,98 @@ def test_structures_become_atoms_and_come_back(crystal: ase.Atoms) -> None:
     assert again == crystal
     assert not structure.has_forces
     assert not structure.has_stress
+
+
+def results(atoms: ase.Atoms) -> tuple[float, np.ndarray]:
+    return atoms.get_potential_energy(), atoms.get_forces()
+
+
+def test_a_second_calculator_changes_nothing_of_the_first_nor_of_the_potential(
+    potential: Potential, crystal: ase.Atoms
+) -> None:
+    potential.train()
+    crystal.calc = Calculator(potential)
+    energy, forces = results(crystal)
+    other = crystal.copy()
+    other.calc = Calculator(potential, dtype=torch.float32)
+    assert 0 < np.abs(other.get_forces() - forces).max() < 1e-4
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter.zero_()
+    crystal.calc.reset()
+    assert crystal.get_potential_energy() == energy
+    np.testing.assert_array_equal(crystal.get_forces(), forces)
+    assert potential.training
+    assert potential.dtype == torch.float32
+
+
+def test_inference_mode_changes_nothing(potential: Potential, crystal: ase.Atoms) -> None:
+    crystal.calc = Calculator(potential)
+    energy, forces = results(crystal)
+    with torch.inference_mode():
+        graph = to_graph(to_structure(crystal), potential.cutoff)
+        crystal.calc.reset()
+        assert results(crystal)[0] == energy
+        np.testing.assert_array_equal(crystal.get_forces(), forces)
+        crystal.calc = Calculator(potential)
+        inside = potential(graph)
+    np.testing.assert_array_equal(crystal.get_forces(), forces)
+    for batch in (graph, to_graph(to_structure(crystal), potential.cutoff)):
+        assert torch.equal(potential(batch).forces, inside.forces)
+
+
+@pytest.mark.parametrize("num_knots", [0, 64])
+def test_a_table_made_in_inference_mode_serves_outside(
+    potential: Potential, crystal: ase.Atoms, num_knots: int
+) -> None:
+    potential.tabulate_radial(num_knots)
+    graph = to_graph(to_structure(crystal), potential.cutoff)
+    with torch.inference_mode():
+        inside = potential.atom_energies(graph)
+    assert torch.equal(potential(graph).atom_energies, inside)
+
+
+def test_threads_that_share_a_calculator_get_results_of_their_own_atoms(
+    potential: Potential, crystal: ase.Atoms
+) -> None:
+    frames = [crystal.copy() for _ in range(12)]
+    for number, frame in enumerate(frames):
+        frame.rattle(0.05, seed=number)
+        frame.calc = Calculator(potential)
+    expected = [results(frame) for frame in frames]
+    shared = Calculator(potential)
+    for frame in frames:
+        frame.calc = shared
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(results, frames * 2))
+    for (energy, forces), (right_energy, right_forces) in zip(found, expected * 2, strict=True):
+        assert energy == right_energy
+        np.testing.assert_array_equal(forces, right_forces)
+
+
+def test_a_calculator_can_be_copied_and_pickled(potential: Potential, crystal: ase.Atoms) -> None:
+    crystal.calc = Calculator(potential)
+    expected = results(crystal)
+    for calculator in (copy.deepcopy(crystal.calc), pickle.loads(pickle.dumps(crystal.calc))):
+        other = crystal.copy()
+        other.calc = calculator
+        assert other.get_potential_energy() == expected[0]
+        np.testing.assert_array_equal(other.get_forces(), expected[1])
+
+
+def test_processes_forked_after_threads_have_computed_give_energies(real_data: Path) -> None:
+    case = real_data.parent / "cases" / "k10_fork.py"
+    process = subprocess.run(
+        [sys.executable, str(case)],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    alone, forked = process.stdout.splitlines()
+    assert float(alone) == pytest.approx(-26.598, abs=1e-3)
+    assert len(forked.split(",")) == 4
 
 
 def supercell(repeat: int) -> ase.Atoms:
