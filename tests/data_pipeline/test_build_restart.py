@@ -122,15 +122,16 @@ def killed_at(config: BuildConfig, steps: int, delay: float) -> bool:
     return os.waitstatus_to_exitcode(status[1]) == -signal.SIGKILL
 
 
-def test_a_build_killed_at_twenty_random_moments_ends_with_the_same_bytes(
-    configure: Callable[..., BuildConfig], tmp_path: Path
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
+    kills: int, configure: Callable[..., BuildConfig], tmp_path: Path
 ) -> None:
     undisturbed = build(configure(out=tmp_path / "undisturbed"))
     expected = checksums(undisturbed.root)
     assert undisturbed.rejected == {"duplicate": 1, "max_force": 1}
     num_steps = NUM_FILES + sum(len(split.shards) for split in undisturbed.splits.values())
     rng = np.random.default_rng(0)
-    moments = sorted(rng.permutation(num_steps + 1)[:20].tolist())
+    moments = sorted(rng.permutation(num_steps + 1)[:kills].tolist())
     killed = 0
     for number, steps in enumerate(moments):
         config = configure(out=tmp_path / f"killed-{number}")
@@ -138,7 +139,7 @@ def test_a_build_killed_at_twenty_random_moments_ends_with_the_same_bytes(
         if not config.out.exists():
             build(config)
         assert checksums(config.out) == expected, f"killed after {steps} of {num_steps} steps"
-    assert killed >= 15
+    assert killed >= kills // 2
 
 
 def test_a_build_killed_again_and_again_keeps_what_was_done(
