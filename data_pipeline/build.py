@@ -151,13 +151,16 @@ class _Place:
         self.lock, self.out = lock.beside(out), lock.real(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
         # also as the files of a source are named, links not followed
-        folders = (self.out.parent, out.absolute().parent)
-        self.own = {folder / path.name for path in (self.lock, self.partial) for folder in folders}
+        self._own = (self.partial, out.absolute().parent / self.partial.name)
         self.state = self.partial / "state.json"
         self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
         self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
         self.failed = self.partial / "failed"
         self.source: Snapshot = {}
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether a file in a folder of the source is the build's, or the lock of any."""
+        return path.name.endswith(lock.NAME) or any(path.is_relative_to(own) for own in self._own)
 
 
 def _reading(config: BuildConfig) -> Reading:
@@ -184,7 +187,7 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
             f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
         )
     # before the parts are found: what is written from now on is noticed
-    place.source = snapshot(asdict(config.source), lambda path: any(path.is_relative_to(own) for own in place.own))
+    place.source = snapshot(asdict(config.source), place.is_own)
     parts = list(config.source.parts())
     fingerprints = _fingerprints(config, parts, place)
     earlier = _state(place.state)

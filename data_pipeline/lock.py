@@ -86,9 +86,15 @@ def hold(file: Path, what: Path) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it, or this one does already.
+        NotADirectoryError: what should be its folder is a file.
         OSError: the file cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(
+            f"{file.parent} is a file, so nothing can be written in it; choose a folder"
+        ) from error
     descriptor, key = _waited_for(file, what), os.path.realpath(file)
     _held[key] = descriptor, os.getpid()
     try:

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from data_pipeline.graph import GraphBatch
+from data_pipeline.lock import Lost
 from foundation.configuration import DECIDES, MAY_CHANGE
 from foundation.potential import Potential
 from foundation.training.checkpoints import Checkpoints, NothingToSave, callbacks_of, newest_checkpoint
@@ -88,6 +89,15 @@ class Guard(Callback):
         """Whether this process has failed to write a checkpoint and the run is to stop for it."""
         files = self._checkpoints.files
         return files.lost or (self.config.save_errors == "stop" and files.failure is not None)
+
+    def refuse_lost(self) -> None:
+        """End the run with the reason where its folder is gone, in the process that writes to it.
+
+        Raises:
+            Lost: it is.
+        """
+        if self._checkpoints.files.lost:
+            raise Lost(self._checkpoints.files.failure)
 
     @property
     def rate_factor(self) -> float:

@@ -106,6 +106,7 @@ class TrainingModule(lightning.LightningModule):
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
         if failed > 0:
+            self.guard.refuse_lost()
             raise OSError("a checkpoint could not be written, as the log says; put that right and resume the run")
         trouble = self.guard.trouble(float(total), float(norm))
         if trouble is None:

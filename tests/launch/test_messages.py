@@ -49,3 +49,35 @@ def test_ctrl_c_in_training_says_how_to_go_on(
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has it ignored from then on
     assert capsys.readouterr().err.splitlines()[-1] == "foundation: interrupted; continue with --fit.resume true"
+
+
+PROVENANCE = "name licence level_of_theory energy_convention citation source".split()
+WRITERS = {
+    "build": ["build", "--source.num_frames", "3", *(w for n in PROVENANCE for w in (f"--provenance.{n}", "x"))],
+    "merge": ["merge", "--manifests", "[{data},{data}]", "--name", "both"],
+    "pretrain": ["pretrain", "--data", "{data}", "--fit.steps", "1"],
+    "fisher": ["fisher", "--model", "nowhere", "--data", "{data}"],
+    "export": ["export", "--run", "nowhere"],
+    "convert": ["convert", "--to", "sevennet", "--model", "nowhere"],
+}
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "", "file", "file/inside", "/proc/nothing", "x" * 300, "a\0b"])
+@pytest.mark.parametrize("verb", WRITERS)
+def test_an_odd_place_to_write_to_is_refused_with_a_sentence_and_leaves_nothing(
+    verb: str,
+    out: str,
+    emt_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(data=emt_manifest.root) for word in WRITERS[verb]]
+    assert main([*words, "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("foundation: ")
+    assert "has an empty name" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
