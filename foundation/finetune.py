@@ -46,7 +46,14 @@ from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
 from foundation.start import prepare_start, start_facts
-from foundation.training.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.training.datasets import (
+    DatasetConfig,
+    left_out,
+    open_datasets,
+    refuse_unlabelled,
+    statistics_by_theory,
+    without_labels,
+)
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty
@@ -102,6 +109,8 @@ class FinetuneConfig:
     energy, which moves all predictions for these elements at this level of theory."""
     new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
     """What happens if the data have an element that the start does not know."""
+    missing_forces: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
+    """What happens if the loss has a term of forces and a data set no label of it."""
     missing_stress: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
     """What happens if the loss has a term of stress and a data set no label of it."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
@@ -244,14 +253,18 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
 def _check_labels(config: FinetuneConfig, datasets: Sequence[Dataset]) -> None:
     """Refuse data that have no labels, or not all that the loss asks for."""
     refuse_unlabelled(datasets)
+    _check_terms(config, datasets, config.loss, "loss")
+
+
+def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: LossConfig, name: str) -> None:
+    """Refuse a term of the loss that has a weight and, in a data set, not one label."""
     for dataset in datasets:
-        statistics = dataset.manifest.split(dataset.split).statistics
-        name = dataset.manifest.provenance.name
-        if config.loss.stress.weight and not statistics.num_stress_frames and config.missing_stress == "refuse":
-            raise ValueError(
-                f"{name} has no stress, and loss.stress.weight is {config.loss.stress.weight:g}: set it to 0, or say "
-                "--missing_stress allow where other data of the run have stress"
-            )
+        for term, sentence in without_labels(dataset, loss).items():
+            if getattr(config, f"missing_{term}") == "refuse":
+                raise ValueError(
+                    f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or say --missing_{term} allow where other "
+                    f"data of the run have {term}"
+                )
 
 
 def _check_theories(config: FinetuneConfig, start: Potential, theories: Sequence[str]) -> None:
@@ -285,6 +298,9 @@ def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[Held
     if config.rehearsal is None:
         return None
     datasets = rehearsal_datasets(config.rehearsal, start)
+    if config.rehearsal.labels == "data":
+        own = config.rehearsal.loss
+        _check_terms(config, datasets, own or config.loss, "rehearsal.loss" if own else "loss")
     refuse_held_out(datasets, [each.dataset for each in held_out], "rehearsed")
     return Rehearsal(
         datasets=tuple(datasets),

@@ -19,7 +19,13 @@ from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
 from foundation.models import EquivariantConfig, ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.start import start_facts, start_from
-from foundation.training.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.training.datasets import (
+    DatasetConfig,
+    open_datasets,
+    refuse_idle_terms,
+    refuse_unlabelled,
+    statistics_by_theory,
+)
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
@@ -70,6 +76,7 @@ def pretrain(config: PretrainConfig) -> Potential:
 def _pretrain(config: PretrainConfig) -> Potential:
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
+    refuse_idle_terms(datasets, config.loss)
     seed_everything(config.fit.seed)
     statistics = statistics_by_theory(datasets, theories)
     if config.start is None:

@@ -23,7 +23,7 @@ from data_pipeline.plan import HEADROOM
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.stream import Dataset, Stream
 from foundation.pretrain import PretrainConfig
-from foundation.training.datasets import open_datasets, refuse_unlabelled
+from foundation.training.datasets import open_datasets, refuse_idle_terms, refuse_unlabelled
 from foundation.training.fit_config import FitConfig
 from foundation.training.probe import Measured, OutOfMemory, Probe, device_type, measure, memory_of_device
 from launch import show
@@ -205,6 +205,7 @@ def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
     try:
         datasets, _ = open_datasets(config.data)
         refuse_unlabelled(datasets)
+        refuse_idle_terms(datasets, config.loss)
     except (ValueError, OSError) as error:
         report.checks.append(Check(name="data", verdict="fail", finding=str(error)))
         return []

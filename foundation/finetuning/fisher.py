@@ -31,7 +31,7 @@ from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
 from foundation.potential import Potential
 from foundation.theories import theory_of_data
-from foundation.training.datasets import refuse_unlabelled
+from foundation.training.datasets import refuse_unlabelled, without_labels
 from foundation.training.loss import LossConfig
 from foundation.training.strategy import is_rank_zero, process_group, sum_over_ranks
 from foundation.untrusted import CorruptFile, Layout, check_finite, check_layout, read_layout, refusing, require, typed
@@ -385,11 +385,8 @@ def _compute(config: FisherConfig) -> Fisher:
     theory = theory_of_data(potential, manifest.provenance.level_of_theory, config.theory)
     datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
     refuse_unlabelled(datasets)
-    if config.loss.stress.weight and not manifest.split(config.split).statistics.num_stress_frames:
-        log.warning(
-            "%s has no stress, and loss.stress.weight is %g: nothing of the Fisher is from stresses",
-            *(manifest.provenance.name, config.loss.stress.weight),
-        )
+    for term, sentence in without_labels(datasets[0], config.loss).items():
+        log.warning("%s: nothing of the Fisher is from %s", sentence, term)
     with process_group(device) as rank:
         fisher = diagonal_fisher(
             potential.to(device),

@@ -1,5 +1,6 @@
 """The data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
 from foundation.configuration import COMPARED
+from foundation.training.loss import LossConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,40 @@ def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
                 "nothing to learn from or to compare with: it serves for rehearsal with labels from the start only "
                 "(--rehearsal.labels start)"
             )
+
+
+TERMS = ("forces", "stress")
+"""Terms of the loss whose labels a frame may lack."""
+
+
+def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None) -> dict[str, str]:
+    """Return, by term of the loss, a sentence on each that has a weight and not one label in a split of a data set."""
+    statistics = dataset.manifest.split(split or dataset.split).statistics
+    numbers = {"forces": statistics.num_force_frames, "stress": statistics.num_stress_frames}
+    where = f" in split {split}" if split else ""
+    return {
+        term: f"{dataset.manifest.provenance.name} has no {term}{where}, and loss.{term}.weight is "
+        f"{getattr(loss, term).weight:g}"
+        for term in TERMS
+        if getattr(loss, term).weight and not numbers[term]
+    }
+
+
+def refuse_idle_terms(datasets: Sequence[Dataset], loss: LossConfig) -> None:
+    """Refuse a term of the loss that has a weight and a label in none of the data sets; warn of held-out frames so.
+
+    Raises:
+        ValueError: there is such a term; the message names it and the data sets.
+    """
+    missing = [without_labels(dataset, loss) for dataset in datasets]
+    for term in TERMS:
+        if all(term in each for each in missing):
+            said = "; ".join(each[term] for each in missing)
+            raise ValueError(f"{said}: nothing would be learnt from {term}. Set --loss.{term}.weight 0 to say so")
+    for dataset in datasets:
+        if dataset.manifest.split("val").statistics.num_frames:
+            for term, sentence in without_labels(dataset, loss, "val").items():
+                log.warning("%s: its validation does not measure %s", sentence, term)
 
 
 def left_out(manifest: Manifest, split: str, number: int, known: Sequence[int]) -> list[str]:

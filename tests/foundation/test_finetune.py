@@ -198,6 +198,15 @@ def test_a_target_without_stress_is_refused_unless_its_term_is_left_out(
     finetune(dataclasses.replace(config, loss=LossConfig(stress=TermConfig(weight=0.0))))
 
 
+def test_a_target_without_forces_is_refused_unless_it_is_allowed(
+    config: FinetuneConfig, provenance: Provenance, tmp_path: Path
+) -> None:
+    frames = [bulk("Cu", cubic=True) for _ in range(10)]
+    data = built(frames, {"energy": 0.1, "stress": np.zeros(6)}, provenance, tmp_path)
+    config = dataclasses.replace(config, data=data.root)
+    refused(config, r"emt-odd has no forces, and loss\.forces\.weight is 20: .*--missing_forces allow")
+
+
 def test_a_target_with_an_element_that_the_start_does_not_know_is_refused_unless_it_may_be_added(
     config: FinetuneConfig, provenance: Provenance, tmp_path: Path
 ) -> None:

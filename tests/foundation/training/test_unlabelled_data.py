@@ -1,13 +1,18 @@
-"""A data set without labels: nothing trains on it, measures by it or takes references from it."""
+"""Data sets without labels, or without those that a term of the loss asks for: refused before anything is learnt."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ase.io
 import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from data_pipeline.manifest import Manifest, open_manifest
+from data_pipeline.build import BuildConfig, build
+from data_pipeline.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.sources import AseFiles
 from data_pipeline.stream import Dataset
 from foundation.checkpoint import save
 from foundation.evaluate import EvaluateConfig, evaluate
@@ -16,8 +21,9 @@ from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.references import refit_references
-from foundation.training.datasets import refuse_unlabelled
+from foundation.training.datasets import refuse_idle_terms, refuse_unlabelled
 from foundation.training.fit_config import FitConfig
+from foundation.training.loss import LossConfig, TermConfig
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=1, lanes=1, edge_budget=1500, num_workers=0, validate_every=1, accelerator="cpu")
@@ -58,3 +64,45 @@ def test_whatever_needs_labels_refuses_it_by_name(
 
 def test_a_data_set_with_labels_is_not_refused(emt_manifest: Manifest) -> None:
     refuse_unlabelled([Dataset(manifest=emt_manifest)])
+
+
+def without(manifest: Manifest, term: str, *splits: str) -> Dataset:
+    """The data set, whose statistics know no label of a term in some splits."""
+    count = {"forces": "num_force_frames", "stress": "num_stress_frames"}[term]
+    changed = {
+        name: replace(split, statistics=replace(split.statistics, **{count: 0})) if name in splits else split
+        for name, split in manifest.splits.items()
+    }
+    return Dataset(manifest=replace(manifest, splits=changed))
+
+
+@pytest.mark.parametrize("term", ["forces", "stress"])
+def test_a_term_whose_labels_no_data_set_has_is_refused_and_one_that_some_have_is_not(
+    term: str, emt_manifest: Manifest
+) -> None:
+    lacking = without(emt_manifest, term, "train", "val")
+    with pytest.raises(ValueError, match=rf"emt-test has no {term}, and loss\.{term}\.weight is .*{term}\.weight 0"):
+        refuse_idle_terms([lacking], LossConfig())
+    refuse_idle_terms([lacking, Dataset(manifest=emt_manifest)], LossConfig())
+    refuse_idle_terms([lacking], LossConfig(**{term: TermConfig(weight=0.0)}))
+
+
+def test_a_pretraining_on_energies_alone_is_refused_unless_the_loss_says_so(
+    provenance: Provenance, tmp_path: Path
+) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
+    ase.io.write(tmp_path / "energies.extxyz", [atoms] * 4)
+    source = AseFiles(files=(str(tmp_path / "energies.extxyz"),))
+    build(BuildConfig(source=source, provenance=provenance, out=tmp_path / "data", val_fraction=0.0, test_fraction=0.0))
+    with pytest.raises(ValueError, match=r"emt-test has no forces, and loss\.forces\.weight is 20"):
+        pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=FIT))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_without_the_labels_of_a_term_is_a_warning(
+    emt_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_idle_terms([without(emt_manifest, "forces", "val")], LossConfig())
+    (record,) = caplog.records
+    assert "emt-test has no forces in split val" in record.getMessage()
