@@ -1,5 +1,9 @@
-"""Model cards: rendered from facts, refused when one is missing."""
+"""Model cards: rendered from facts, refused when one is missing.
 
+Whatever the template shows is escaped, so that a name or a citation cannot become a heading, a link or raw HTML.
+"""
+
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -7,6 +11,7 @@ from typing import Any
 import jinja2
 
 from foundation.configuration import MAY_CHANGE
+from foundation.evaluation.escape import Markdown, code, markdown
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "TEMPLATE.md"
 
@@ -61,11 +66,21 @@ def render_card(card: CardFacts, facts: dict) -> str:
     if missing:
         raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
     source = TEMPLATE.read_text()
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_escaped)
+    environment.filters |= {"code": code, "python": _python}
     try:
         return environment.from_string(source).render(card=card, ratio=_ratio, thousands=_thousands, **facts)
     except jinja2.UndefinedError as error:
         raise MissingFact(f"the model card lacks a fact: {error}") from error
+
+
+def _escaped(value: Any) -> Any:
+    return value if isinstance(value, jinja2.Undefined) else markdown(value)
+
+
+def _python(text: str) -> Markdown:
+    """Return a text as Python writes it, for a block of code."""
+    return Markdown(json.dumps(text))
 
 
 def _ratio(error: Any, trivial: Any) -> str:

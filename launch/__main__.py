@@ -23,6 +23,7 @@ from data_pipeline.merge import MergeConfig, merge
 from foundation.configuration import resolved
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
+from foundation.evaluation.escape import printable
 from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
@@ -285,10 +286,20 @@ def _name_runs(arguments: list[str]) -> list[str]:
     return [arguments[0], *named, *arguments[1 + len(runs) :]]
 
 
+class _Formatter(logging.Formatter):
+    """Lines of the log in which the name of a data set cannot command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line."""
+        return printable(super().format(record))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 calls a torch interface that torch 2.13 deprecates
@@ -301,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if "--traceback" in arguments:
             raise
-        print(f"foundation: {str(error)[:MAX_SHOWN]}", file=sys.stderr)
+        print(f"foundation: {printable(str(error)[:MAX_SHOWN])}", file=sys.stderr)
         return 2
     except PreemptedError:  # it was logged before the job went back to the queue
         return TRY_AGAIN

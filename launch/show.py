@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +17,7 @@ from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.data_report import write_data_report
+from foundation.evaluation.escape import printable
 from foundation.evaluation.run_report import remarks, summary_table
 from foundation.finetuning.comparison import METRICS
 from foundation.finetuning.forgetting_report import number, percent
@@ -24,7 +26,17 @@ from foundation.report import ReportConfig, curves_folder
 
 LOG_WIDTH = 160
 """Width of what goes to a file or a pipe, where no terminal says how wide it is: wide enough for every table."""
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH)
+
+
+class _Plain(Console):
+    """A console on which a name is a name: no markup, no emoji, no commands to the terminal."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Return text as it is shown."""
+        return super().render_str(printable(text), **how)
+
+
+console = _Plain(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, markup=False, emoji=False)
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -53,13 +65,13 @@ def inspect(config: InspectConfig) -> None:
         opened.verify()
     values = facts(opened)
     manifest(opened)
-    console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}", markup=False)
+    console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}")
     _distributions(opened, values)
     _periodic_table(values["frames_of_element"])
     _work_check("stress", values["stress_check"], "3")
     _work_check("forces", values["force_check"], "1.5")
     for warning in values["warnings"]:
-        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+        console.print(Text.assemble(("warning: ", "bold yellow"), printable(warning)))
     if config.verify:
         console.print("every file has its checksum")
     if config.out is not None:
@@ -192,21 +204,21 @@ def training(config: ReportConfig, facts: list[dict]) -> None:
     for values in facts:
         shown.add_column(values["name"], justify="right")
     for name, cells in summary_table(facts):
-        shown.add_row(Text(name), *cells)
+        shown.add_row(name, *cells)
     console.print(shown)
     for values in facts:
         for remark in remarks(values):
-            console.print(Text.assemble(("look at this: ", "bold yellow"), f"{values['name']}: {remark}"))
+            console.print(Text.assemble(("look at this: ", "bold yellow"), printable(f"{values['name']}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
 
 
 def tradeoff(config: TradeoffConfig, values: dict) -> None:
     """Print what methods of fine-tuning have learned and forgotten, and where the page is."""
     title = f"{METRICS[values['metric']].title}; of retained sets its change"
-    shown = Table(title=Text(title), title_justify="left")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
     for name, row in values["sets"].items():
-        shown.add_column(Text(f"{name}\n{row['role']}"), justify="right")
+        shown.add_column(f"{name}\n{row['role']}", justify="right")
     shown.add_column("s/step", justify="right")
     start = [_error(values["start"]["errors"][name], values["metric"]) for name in values["sets"]]
     shown.add_row("start", *start, "")
@@ -219,9 +231,9 @@ def tradeoff(config: TradeoffConfig, values: dict) -> None:
             for name, row in values["sets"].items()
         ]
         time = "–" if method["seconds_per_step"] is None else f"{method['seconds_per_step']:.3g}"
-        shown.add_row(Text(method["name"], style="" if result["dominated_by"] else "bold"), *cells, time)
+        shown.add_row(Text(printable(method["name"]), style="" if result["dominated_by"] else "bold"), *cells, time)
     console.print(shown)
-    console.print(Text(f"not dominated: {'; '.join(values['non_dominated'])}"))
+    console.print(f"not dominated: {'; '.join(values['non_dominated'])}")
     console.print(f"page: {config.out / 'index.html'}")
 
 

@@ -60,7 +60,7 @@ class _Loader(SafeLoader):
             return _STR
         return next((tag for tag, words in _WORDS.items() if words.fullmatch(value)), _STR)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping whose keys are text, each there once."""
         seen: set[str] = set()
         for key, _ in node.value:

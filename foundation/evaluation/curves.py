@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from foundation.evaluation.escape import figure_text
+
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
 """Colours of runs; of a single one: training, validation, and the terms of the loss."""
 SMOOTHED = 60
@@ -133,7 +135,7 @@ def _panels(runs: Sequence[Logged], panels: Sequence[Panel]) -> Figure:
         for number, (run, train, _, starts) in enumerate(runs):
             _mark_resumes(axes, starts)
             for which, (name, called) in enumerate(panel.metrics.items()):
-                label = " ".join(filter(None, (run if len(runs) > 1 else "", called)))
+                label = figure_text(" ".join(filter(None, (run if len(runs) > 1 else "", called))))
                 color = COLORS[(number if len(runs) > 1 else which) % len(COLORS)]
                 _curve(axes, train, name, color, label, style="-" if which == 0 else "--")
         _finish(axes, panel)
@@ -160,7 +162,16 @@ def _curve(
         axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
         values = smooth(values, len(steps) // SMOOTHED + 2)
     size = 3.5 if len(steps) < 60 else 0
-    axes.plot(steps, values, style, color=color, linewidth=width, marker=marker, markersize=size, label=label or None)
+    axes.plot(
+        steps,
+        values,
+        style,
+        color=color,
+        linewidth=width,
+        marker=marker,
+        markersize=size,
+        label=label or None,
+    )
 
 
 def smooth(values: Float64[np.ndarray, " points"], width: int) -> Float64[np.ndarray, " points"]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from data_pipeline.histograms import BINS, Bins
 from data_pipeline.inspection import FACTOR, FORCE_FACTOR, MIN_PAIRS, facts, ordered_splits
 from data_pipeline.manifest import Manifest
+from foundation.evaluation.escape import figure_text
 from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
 
@@ -92,7 +93,7 @@ def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
         share, color = np.add.reduceat(counts[: last + 1], starts) / counts.sum(), COLORS.get(split, "0.4")
         if split == "train":
             axes.stairs(share, borders, color=color, fill=True, alpha=0.22, linewidth=0)
-        axes.stairs(share, borders, color=color, linewidth=1.3, label=f"{split} ({counts.sum():,})")
+        axes.stairs(share, borders, color=color, linewidth=1.3, label=figure_text(f"{split} ({counts.sum():,})"))
     ticks = [(place, label) for place, label in _ticks(bins, first, last) if first - 0.5 <= place <= last + 0.5]
     axes.set_xticks([place for place, _ in ticks], [label for _, label in ticks])
     axes.set_xlim(first - 0.5, last + 0.5)

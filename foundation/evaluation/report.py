@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.errors import Errors
+from foundation.evaluation.escape import figure_text
 from foundation.evaluation.page import render_page
 
 MAX_POINTS = 20000
@@ -51,7 +52,7 @@ def draw_parity(errors: Errors, path: Path, title: str) -> None:
         axes.set_xlabel(f"{name}, label [{unit}]")
         axes.set_ylabel(f"{name}, predicted [{unit}]")
         axes.set_title(f"MAE {summary[key]:.4g} {unit}", fontsize=10)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(figure_text(title), fontsize=11)
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
 
 

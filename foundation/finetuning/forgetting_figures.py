@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from foundation.evaluation.curves import COLORS
+from foundation.evaluation.escape import figure_text
 from foundation.evaluation.periodic_table import draw_periodic_table
 from foundation.finetuning.comparison import METRICS
 
@@ -62,7 +63,11 @@ def _errors(sets: dict[str, Row]) -> Figure:
         if metric == "softening":
             axes.axvline(1.0, color="0.6", linewidth=1, linestyle=":", zorder=0)
         axes.set_title(METRICS[metric].title, fontsize=9.5, loc="left")
-        names = [f"{name}\n{row['role']}" for name, row in sets.items()] if place % columns == 0 else [""] * len(sets)
+        names = (
+            [f"{figure_text(name)}\n{row['role']}" for name, row in sets.items()]
+            if place % columns == 0
+            else [""] * len(sets)
+        )
         axes.set_yticks(range(len(sets)), names, fontsize=8.5)
         axes.set_ylim(len(sets) - 0.5, -0.5)
         _finish_values(axes, logarithmic=metric != "softening")
@@ -133,7 +138,7 @@ def _elements(sets: dict[str, Row]) -> Figure:
         axes.axvline(0.0, color="0.5", linewidth=1, zorder=0)
         axes.set_yticks(range(len(row["by_element"])), list(row["by_element"]))
         axes.set_ylim(most - 0.5, -0.5)
-        axes.set_title(f"{name} ({row['role']})", fontsize=9.5, loc="left")
+        axes.set_title(figure_text(f"{name} ({row['role']})"), fontsize=9.5, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
         clean(axes, "x")
@@ -173,7 +178,7 @@ def _curve(values: Values) -> Figure:
         for metric, style in (("force_mae", "o-"), ("energy_mae", "o--")):
             if metric in row:
                 heights = [np.nan if v["value"] is None else 100 * v["value"] for v in row[metric]]
-                label = f"{name}, {metric.removesuffix('_mae')}"
+                label = figure_text(f"{name}, {metric.removesuffix('_mae')}")
                 color = COLORS[number % len(COLORS)]
                 axes.plot(alphas, heights, style, color=color, markersize=3.5, linewidth=1.4, label=label)
     axes.axhline(0.0, color="0.5", linewidth=1, zorder=0)
@@ -217,8 +222,8 @@ def _plane(
     axes.axvline(0.0, color="0.5", linewidth=1, zorder=0)
     target, retained = pairs[0]
     quantity = main_metric([sets[target], sets[retained]]).removesuffix("_mae")
-    axes.set_xlabel(f"forgetting: {quantity} error{'' if len(pairs) > 1 else ' of ' + retained}")
-    axes.set_ylabel(f"adaptation: less {quantity} error{'' if len(pairs) > 1 else ' of ' + target}")
+    axes.set_xlabel(figure_text(f"forgetting: {quantity} error{'' if len(pairs) > 1 else ' of ' + retained}"))
+    axes.set_ylabel(figure_text(f"adaptation: less {quantity} error{'' if len(pairs) > 1 else ' of ' + target}"))
     axes.set_title("adaptation against forgetting, α at the points", fontsize=9.5, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foundation.evaluation.escape import Markdown, markdown
 from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
@@ -221,7 +222,7 @@ COLUMNS = ("energy_mae", "energy_median", "force_mae", "stress_mae", "softening"
 """Statistics in the table of a model card."""
 
 
-def table(values: dict[str, Any]) -> str:
+def table(values: dict[str, Any]) -> Markdown:
     """Return the table for a model card, in Markdown: errors before and after, and their changes with intervals."""
     present = [metric for metric in COLUMNS if any(metric in row["before"] for row in values["sets"].values())]
     lines = [
@@ -237,7 +238,7 @@ def table(values: dict[str, Any]) -> str:
             old, new = (number(row[when][metric]["value"], metric) for when in ("before", "after"))
             ending = "" if metric == "softening" else f" ({percent(row['change'][metric])})"
             cells.append(f"{old} → {new}{ending}")
-        title = f"{name}, {row['role']}".replace("|", r"\|")
+        title = markdown(f"{name}, {row['role']}")
         lines.append(f"| {title} | {row['num_frames']:,} | " + " | ".join(cells) + " |")
     level = f"{values['bootstrap']['level']:.0%}".replace("%", " %")
     lines += [
@@ -245,4 +246,4 @@ def table(values: dict[str, Any]) -> str:
         f"Before → after the fine-tuning; in brackets the relative change and its {level} interval by a paired "
         f"bootstrap over frames ({values['bootstrap']['resamples']:,} resamples).",
     ]
-    return "\n".join(lines) + "\n"
+    return Markdown("\n".join(lines) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation import checkpoint
+from foundation.evaluation.escape import Markdown, code, markdown
 from foundation.finetuning.fisher import FACT_NAMES, Fisher, weights_sha256
 from foundation.finetuning.forgetting import BEFORE, read
 from foundation.finetuning.forgetting_report import (
@@ -111,15 +112,15 @@ def card_section(run: Path, settings: dict, theory: str | None, alpha: float = 1
     ]
     provenance = settings["provenance"]
     return {
-        "rows": [(what, _cell(how)) for what, how in method_rows(provenance, values["weights_sha256"]["before"])],
+        "rows": method_rows(provenance, values["weights_sha256"]["before"]),
         "table": table(values),
         "sets": sets,
         "remarks": remarks(values),
     }
 
 
-def method_rows(provenance: Mapping[str, Any], measured_before: str) -> list[tuple[str, str]]:
-    """Return what was done in a fine-tuning, in words: pairs of what and how, only what was used.
+def method_rows(provenance: Mapping[str, Any], measured_before: str) -> list[tuple[str, Markdown]]:
+    """Return what was done in a fine-tuning, in words: pairs of what and, in Markdown, how, only what was used.
 
     Args:
         provenance: That of the result.
@@ -148,40 +149,41 @@ def method_rows(provenance: Mapping[str, Any], measured_before: str) -> list[tup
     if "interpolated" in provenance:
         between = provenance["interpolated"]
         text = (
-            f"start + {between['alpha']:g} (result − start) in all weights; the result is `{between['weights_sha256']}`"
+            f"start + {between['alpha']:g} (result − start) in all weights; the result is "
+            f"{code(between['weights_sha256'])}"
         )
         rows.append(("interpolated", f"{text}. An alpha that was chosen by the errors below makes them look better"))
-    return rows + _references(provenance)
+    return [(what, Markdown(how)) for what, how in rows + _references(provenance)]
 
 
 def _start(start: Mapping[str, Any], measured_before: str) -> str:
     name = start.get("name") or Path(start["folder"]).name
-    method = f" ({start['method']})" if "method" in start else ""
-    text = f"{name}{method}, weights with SHA-256 `{start['weights_sha256']}`"
+    method = f" ({markdown(start['method'])})" if "method" in start else ""
+    text = f"{markdown(name)}{method}, weights with SHA-256 {code(start['weights_sha256'])}"
     if measured_before != start["weights_sha256"]:
-        text += f"; the errors before are of it with the elements, levels and references below, `{measured_before}`"
+        text += f"; the errors before are of it with the elements, levels and references below, {code(measured_before)}"
     return text
 
 
 def _rate(config: Mapping[str, Any]) -> str:
     optim = config["optim"]
-    text = f"{optim['learning_rate']:g} at most, {optim['optimizer']}, {optim['schedule']}"
+    text = f"{optim['learning_rate']:g} at most, {markdown(optim['optimizer'])}, {markdown(optim['schedule'])}"
     text += f" after {optim['warmup_steps']} steps of warm-up" if optim["warmup_steps"] else ""
-    factors = [f"times {factor:g} for `{pattern}`" for pattern, factor in config["rate_factors"].items()]
+    factors = [f"times {factor:g} for {code(pattern)}" for pattern, factor in config["rate_factors"].items()]
     return ", ".join([text, *factors])
 
 
 def _rehearsal(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Return in words what is rehearsed and how."""
-    text = f"{'; '.join(each['name'] for each in facts['datasets'])} ({config['split']})"
+    text = f"{'; '.join(markdown(each['name']) for each in facts['datasets'])} ({markdown(config['split'])})"
     if config["elements"]:
-        text += f", structures with {' or '.join(config['elements'])}"
+        text += f", structures with {' or '.join(map(markdown, config['elements']))}"
     if config["fraction"] < 1:
-        text += f", a fraction of {config['fraction']:g} of the structures ({config['method']})"
+        text += f", a fraction of {config['fraction']:g} of the structures ({markdown(config['method'])})"
     labels = "the data" if config["labels"] == "data" else "the start's own predictions"
     own_loss = ", with a loss of its own" if config["loss"] else ""
     return (
-        f"{text}; mode {config['mode']}, {config['ratio']:g} times the target's edge budget, loss times "
+        f"{text}; mode {markdown(config['mode'])}, {config['ratio']:g} times the target's edge budget, loss times "
         f"{config['weight']:g}{own_loss}, labels: {labels}"
     )
 
@@ -190,7 +192,7 @@ def _penalty(config: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return f"L2-SP, lambda {config['weight']:g}: (lambda/2) Σ (θ − θ*)²"
     text = f"EWC, lambda {config['weight']:g}, diagonal Fisher"
-    data = ", ".join(f"{part['name']} ({part['split']})" for part in facts["data"])
+    data = ", ".join(f"{markdown(part['name'])} ({markdown(part['split'])})" for part in facts["data"])
     text += f" of {facts['num_structures']:,} structures of {data}"
     if facts["num_above_threshold"]:
         text += f", {facts['num_above_threshold']:,} with a loss above {facts['loss_threshold']:g} left out"
@@ -212,10 +214,12 @@ def _references(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what became of reference energies, elements and levels of theory."""
     rows = []
     if provenance["new_elements"]:
-        begun = ", ".join(f"{new} begins as {old}" for new, old in provenance["new_elements"].items())
+        begun = ", ".join(
+            f"{markdown(new)} begins as {markdown(old)}" for new, old in provenance["new_elements"].items()
+        )
         rows.append(("new elements", f"{begun}; {_moves(provenance['references_of_new_elements'])}"))
     if provenance["new_theories"]:
-        rows.append(("new levels of theory", ", ".join(provenance["new_theories"])))
+        rows.append(("new levels of theory", ", ".join(map(markdown, provenance["new_theories"]))))
     text = "kept"
     if "references" in provenance:
         moved = "" if provenance["same_energies"] else MOVED
@@ -227,8 +231,8 @@ def _moves(report: Mapping[str, Any]) -> str:
     """Return by how much reference energies have moved."""
     parts = []
     for theory, facts in report.items():
-        moved = ", ".join(f"{symbol} {_signed(each['moved'])}" for symbol, each in facts["elements"].items())
-        parts.append(f"at {theory} by {moved} eV (from {facts['num_structures']:,} structures)")
+        moved = ", ".join(f"{markdown(symbol)} {_signed(each['moved'])}" for symbol, each in facts["elements"].items())
+        parts.append(f"at {markdown(theory)} by {moved} eV (from {facts['num_structures']:,} structures)")
     return "; ".join(parts) if parts else "none moved"
 
 
@@ -237,8 +241,4 @@ def _signed(value: float) -> str:
 
 
 def _code(patterns: list[str]) -> str:
-    return ", ".join(f"`{pattern}`" for pattern in patterns)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    return ", ".join(map(code, patterns))

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from foundation.configuration import changes
+from foundation.evaluation.escape import markdown
 from foundation.evaluation.page import render_page
 from foundation.finetuning.comparison import (
     LEVEL,
@@ -269,12 +270,12 @@ def table(values: dict[str, Any]) -> str:
         if metric in errors[name]
         and (row["role"] == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
     ]
-    titles = [f"{name}: {METRICS[metric].title}" for name, _, metric in columns]
+    titles = [f"{markdown(name)}: {METRICS[metric].title}" for name, _, metric in columns]
     start = [number(errors[name][metric]["value"], metric) for name, _, metric in columns]
     rows = [["method", "seeds", "steps", "s/step", *titles], ["---"] * (4 + len(columns)), ["start", *[""] * 3, *start]]
     for method in values["methods"]:
         for point in reversed(method["points"]):
-            label = label_of(method["name"], point["alpha"]) + ("" if point["dominated_by"] else " ●")
+            label = markdown(label_of(method["name"], point["alpha"])) + ("" if point["dominated_by"] else " ●")
             run = ["", "", ""]
             if point["alpha"] == 1:
                 seconds = method["seconds_per_step"]
@@ -282,7 +283,7 @@ def table(values: dict[str, Any]) -> str:
                 run = [str(len(method["seeds"])), str(method["steps"] or "–"), time]
             rows.append([label, *run, *(_cell(point["sets"][name], role, metric) for name, role, metric in columns)])
     level = f"{100 * values['bootstrap']['level']:.0f} %"
-    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    lines = [" | ".join(row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines) + (
         f"\nMeans over seeds. Of retained sets the change against the start with its {level} interval over seeds and "
         "frames. ●: not dominated by another method.\n"

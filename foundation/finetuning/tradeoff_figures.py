@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from foundation.evaluation.escape import figure_text
 from foundation.finetuning.comparison import METRICS
 from foundation.finetuning.forgetting_figures import around, clean, signed_percent
 
@@ -69,7 +70,7 @@ def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
         axes.axvline(0.0, color="0.6", linewidth=1, zorder=0)
         for number, method in enumerate(methods):
             _method(axes, number, method, (retained, mean, median), (learned, upward), height)
-        axes.set_xlabel(f"{METRICS[mean].title.split(' [')[0]} of {retained}, change")
+        axes.set_xlabel(figure_text(f"{METRICS[mean].title.split(' [')[0]} of {retained}, change"))
         if axes.get_xlim()[1] > 4 * STRAIGHT:
             # one method that forgets all it knew would press those worth a choice into a line
             axes.set_xscale("symlog", linthresh=STRAIGHT, linscale=2)
@@ -78,7 +79,7 @@ def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
             axes.xaxis.set_minor_locator(FixedLocator(SMALL_TICKS))
         axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
         if place == 0:
-            axes.set_ylabel(f"{learned}, {METRICS[upward].title}")
+            axes.set_ylabel(figure_text(f"{learned}, {METRICS[upward].title}"))
         axes.tick_params(labelsize=9)
         clean(axes, "both")
     figure.legend(handles=_legend(methods), loc="outside right upper", frameon=False, fontsize=9)
@@ -131,7 +132,9 @@ def _legend(methods: Sequence[Method]) -> list[Line2D]:
     for number, method in enumerate(methods):
         color, marker = _look(number)
         handles.append(
-            Line2D([], [], color=color, marker=marker, linestyle="", label=f"{number + 1}  {method['name']}")
+            Line2D(
+                [], [], color=color, marker=marker, linestyle="", label=figure_text(f"{number + 1}  {method['name']}")
+            )
         )
     grey: dict[str, Any] = {"color": "0.35", "linestyle": ""}
     handles.append(Line2D([], [], marker="o", markersize=11, markerfacecolor="none", label="non-dominated", **grey))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.manifest import open_manifest
+from launch import show
 from launch.__main__ import main
 from launch.show import sparkline
 
@@ -79,3 +80,13 @@ def test_a_sparkline_shows_every_place_that_is_not_empty() -> None:
     assert sparkline(np.array([0, 0, 1, 1000, 0, 500, 0])) == "▁█ ▄"
     assert len(sparkline(np.arange(1, 1000), width=20)) == 20
     assert sparkline(np.zeros(5, dtype=int)) == ""
+
+
+def test_a_name_is_shown_as_it_is_and_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "[bold]a[/] [link=e] :smile: [/x] \x1b[2J"
+    errors = {"energy_mae": 0.1, "composition_energy_mae": 0.2, "num_skipped": 0}
+    show.errors({"split": name, "dataset": name, "errors": errors})
+    show.potential(Path(name))
+    out = printed(capsys)
+    assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 4
+    assert "\x1b" not in out
