@@ -5,6 +5,7 @@ taken from it before its size, its type and its name are what they should be; wh
 """
 
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -80,10 +81,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
         ValueError: it is larger than the limit.
     """
     with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"larger than {limit} bytes")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"{size} bytes; at most {limit}")
+        # memory is taken for as much as is asked for
+        return file.read(size)
 
 
 def read_json(path: Path) -> Any:

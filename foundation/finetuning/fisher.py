@@ -75,7 +75,7 @@ class _Facts:
 
     def __post_init__(self) -> None:
         if self.num_structures < 1 or min(self.num_above_threshold, self.num_unknown) < 0:
-            raise ValueError("num_structures must be at least 1 and the numbers of those left out at least 0")
+            raise ValueError("num_structures must be at least 1, num_above_threshold and num_unknown at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

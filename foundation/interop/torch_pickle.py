@@ -21,9 +21,9 @@ from torch import Tensor
 
 from data_pipeline.json_record import abbreviated
 
-MAX_OPCODES = 500_000
-"""Most opcodes, which take about a second; SevenNet-0 has 8,000."""
-MAX_VALUES, MAX_DEPTH = 200_000, 32
+MAX_OPCODES = 200_000
+"""Most opcodes, which take half a second; SevenNet-0 has 8,000."""
+MAX_VALUES, MAX_DEPTH = 100_000, 32
 """Most values when shared ones are counted each time, and deepest nesting; SevenNet-0 has 3,000 and 4."""
 MAX_DIMENSIONS = 8
 """Most dimensions of a tensor or an array."""

@@ -1,7 +1,9 @@
 """The Fisher is a mean, survives the disk, is refused where it does not belong, and merges; its verb writes it."""
 
+import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -262,3 +264,55 @@ def test_a_device_that_is_not_there_is_refused(
 def test_gamma_without_a_previous_fisher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gamma is the factor of the previous Fisher"):
         FisherConfig(model=tmp_path, data=tmp_path, out=tmp_path / "fisher", gamma=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("fisher.scale", lambda t: torch.ones(2), "is unknown|is missing"),
+        ("structures", lambda t: t.double(), "structures is float64 of shape"),
+        ("fisher.network.embedding.weight", lambda t: t.float(), "is float32 of shape"),
+        ("theta_star.network.embedding.weight", lambda t: t[1:].clone(), "theta_star.* is float.* of shape"),
+        ("fisher.network.embedding.weight", lambda t: t * float("nan"), "NaN or infinite"),
+        ("fisher.network.embedding.weight", lambda t: -t - 1, "mean of squares and has a negative number"),
+    ],
+    ids=["surplus", "keys", "type", "shape", "NaN", "negative"],
+)
+def test_a_sealed_file_of_other_tensors_is_refused_by_their_name(
+    fisher: Fisher, tmp_path: Path, name: str, edit: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    path = tmp_path / "fisher.safetensors"
+    save(fisher, path)
+    with safe_open(path, framework="pt") as file:
+        facts, tensors = file.metadata()["facts"], {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    tensors[name] = edit(tensors.get(name, torch.zeros(0)))
+    seal = hashlib.sha256(facts.encode() + safetensors.torch.save(tensors)).hexdigest()
+    safetensors.torch.save_file(tensors, path, metadata={"facts": facts, "sha256": seal})
+    with pytest.raises(CorruptFisher, match=rf"fisher\.safetensors: not a Fisher \(.*({message})"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_structures": True},
+        {"num_structures": 0},
+        {"num_unknown": -1},
+        {"loss_threshold": float("nan")},
+        {"loss": {"energy": {"weight": 1}}},
+        {"data": "x"},
+        {"schema_version": "1"},
+        {"surprise": 1},
+        {"schema_version": 9},
+    ],
+    ids=str,
+)
+def test_facts_of_another_type_are_refused_by_their_name(fisher: Fisher, tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "fisher.safetensors"
+    save(fisher, path)
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    header["facts"] = json.dumps(json.loads(header["facts"]) | change)
+    safetensors.torch.save_file(tensors, path, metadata=header)
+    with pytest.raises(CorruptFisher, match=rf"fisher\.safetensors: .*({next(iter(change))}|newer|NaN)"):
+        read(path)

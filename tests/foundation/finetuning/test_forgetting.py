@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from safetensors import safe_open
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Dataset
@@ -25,6 +27,7 @@ from foundation.finetuning.forgetting import (
 )
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
+from foundation.untrusted import CorruptFile
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 
@@ -212,3 +215,25 @@ def test_wrong_configs_are_refused(potential: Potential, emt_manifest: Manifest)
         ForgettingConfig(alphas=(0.5, 1.0))
     with pytest.raises(ValueError, match="edge_budget must be positive"):
         ForgettingConfig(edge_budget=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("0.num_atoms", np.ones(1), "is float64 of shape"),
+        ("0.force_sum", np.ones(3, dtype=np.float32), "0.force_sum is float32"),
+        ("0.ids", np.frombuffer(b"[1]", dtype=np.uint8), r"0.ids\[0\] is 1, not text"),
+        ("0.ids", np.frombuffer(b'["a"]', dtype=np.uint8), "0.ids has 1 names of"),
+        ("surprise", np.ones(1), "'surprise' is unknown"),
+    ],
+)
+def test_a_measurement_of_other_arrays_is_refused_by_their_name(
+    tmp_path: Path, measured: Measurement, name: str, array: np.ndarray, message: str
+) -> None:
+    path = tmp_path / "before.safetensors"
+    save(measured, path)
+    with safe_open(path, framework="numpy") as file:
+        header, arrays = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    safetensors.numpy.save_file(arrays | {name: array}, path, metadata=header)
+    with pytest.raises(CorruptFile, match=rf"before\.safetensors: not a measurement .*{message}"):
+        read(path)
