@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from data_pipeline.messages import abbreviated
+
 MAX_DEPTH = 100
 """Levels of lists and objects within each other; a merged data set adds four to those of its parts."""
 MAX_COUNT = 2**53
@@ -74,15 +76,6 @@ def _check_depth(value: Any) -> None:
 
 def _inside(item: dict | list) -> Iterable[Any]:
     return item.values() if isinstance(item, dict) else item
-
-
-def abbreviated(value: object) -> str:
-    """Return a value as a message quotes it, never more than a line of it."""
-    # a container is cut before it is spelled out: its text may be megabytes
-    if isinstance(value, dict | list | tuple):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    text = repr(value[:80] if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Record:

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Num, UInt8
 from numpy.typing import ArrayLike
 
+from data_pipeline.messages import abbreviated
+
 SYMBOLS = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr "
     "Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt "
@@ -156,18 +158,10 @@ def number_array(values: ArrayLike, name: str) -> Num[np.ndarray, "..."]:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidStructure(f"{name}: could not convert {shortened(values)} to an array of numbers") from error
+        raise InvalidStructure(f"{name}: could not convert {abbreviated(values)} to an array of numbers") from error
     if array.dtype.kind not in NUMERIC:
-        raise InvalidStructure(f"{name} is of type {array.dtype}, not numbers: {shortened(values)}")
+        raise InvalidStructure(f"{name} is of type {array.dtype}, not numbers: {abbreviated(values)}")
     return array
-
-
-def shortened(value: object) -> str:
-    """Return a value as it is quoted in a message: at most 60 characters, whatever it is."""
-    if isinstance(value, list | tuple | dict | set):
-        return f"{type(value).__name__} of {len(value)} entries"
-    text = repr(value[:60] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _no_numbers(values: list | tuple) -> str:
@@ -194,17 +188,17 @@ def _periodic(values: ArrayLike) -> Bool[np.ndarray, " 3"]:
     try:
         flags = np.asarray(values)
     except (ValueError, RecursionError) as error:
-        raise InvalidStructure(f"pbc is {shortened(values)}, not three of true and false") from error
+        raise InvalidStructure(f"pbc is {abbreviated(values)}, not three of true and false") from error
     if flags.shape != (3,):
         raise InvalidStructure(f"pbc has shape {flags.shape}, expected (3,)")
     if flags.dtype.kind not in "b" + NUMERIC or not ((flags == 0) | (flags == 1)).all():
-        raise InvalidStructure(f"pbc is {shortened(str(flags.tolist()))}, not three of true and false")
+        raise InvalidStructure(f"pbc is {abbreviated(str(flags.tolist()))}, not three of true and false")
     return flags.astype(np.bool_)
 
 
 def _check_energy(name: str, value: object, num_atoms: int) -> None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InvalidStructure(f"the {name} is {shortened(value)}, not a number")
+        raise InvalidStructure(f"the {name} is {abbreviated(value)}, not a number")
     if not np.isfinite(value):
         raise InvalidStructure(f"the {name} is {value}, not a finite number")
     if abs(value) > MAX_ENERGY * num_atoms:

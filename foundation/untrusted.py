@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from data_pipeline.json_record import abbreviated, parse_json
+from data_pipeline.json_record import parse_json
+from data_pipeline.messages import abbreviated, one_line
 
 MAX_JSON = 4 * 2**20
 """Largest JSON [bytes]; a release's own takes kilobytes, golden predictions of 5,000 atoms a megabyte."""
@@ -65,13 +66,7 @@ def refusing(
     except KeyError as error:
         raise kind(f"{path}: {said.format(f'{abbreviated(error.args[0])} is missing')}") from error
     except (ValueError, SafetensorError, RuntimeError, TypeError, IndexError, EOFError) as error:
-        raise kind(f"{path}: {said.format(shortened(str(error)))}") from error
-
-
-def shortened(message: str) -> str:
-    """Return a message of a library, which may quote what it has read, in one line of bounded length."""
-    line = " ".join(message[:2000].split())
-    return line if len(line) <= 400 else line[:400] + "…"
+        raise kind(f"{path}: {said.format(one_line(str(error)))}") from error
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -140,7 +135,7 @@ def _typed_generic(kind: Any, value: Any, name: str) -> Any:
         return _typed_sequence(origin, arguments, value, name)
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {abbreviated(value)}, not a mapping")
-    return {key: typed(arguments[1], each, f"{name}.{shortened(str(key))[:60]}") for key, each in value.items()}
+    return {key: typed(arguments[1], each, f"{name}.{one_line(str(key))[:60]}") for key, each in value.items()}
 
 
 def _typed_union(arguments: tuple, value: Any, name: str) -> Any:
@@ -163,7 +158,7 @@ def _typed_dataclass(kind: Any, value: Any, name: str) -> Any:
     prefix = name and f"{name}."
     surplus = [key for key in value if key not in hints]
     if surplus:
-        raise ValueError(f"{prefix}{shortened(surplus[0])[:60]} is unknown")
+        raise ValueError(f"{prefix}{one_line(surplus[0])[:60]} is unknown")
     require(value, hints, prefix)
     values = {key: typed(hint, value[key], prefix + key) for key, hint in hints.items()}
     try:
@@ -237,7 +232,7 @@ def check_layout(found: Layout, expected: Layout) -> None:
 
 
 def _in_words(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"{str(dtype).removeprefix('torch.')} of shape {shortened(str(shape[:8]))}"
+    return f"{str(dtype).removeprefix('torch.')} of shape {one_line(str(shape[:8]))}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

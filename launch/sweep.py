@@ -28,11 +28,12 @@ from types import FrameType
 from typing import Any
 
 from data_pipeline.lock import holder_of, say_who
+from data_pipeline.messages import abbreviated
 from foundation.configuration import changes, resolved
 from foundation.run_folder import occupied, read_record
 from foundation.training.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
-from launch.yaml_files import read_mapping, shown, to_yaml
+from launch.yaml_files import read_mapping, to_yaml
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def read_sweep(file: Path) -> SweepConfig:
     values = read_mapping(file)
     try:
         if unknown := values.keys() - FORMS.keys():
-            raise ValueError(f"it cannot have {', '.join(map(shown, sorted(unknown)))}, only {', '.join(FORMS)}")
+            raise ValueError(f"it cannot have {', '.join(map(abbreviated, sorted(unknown)))}, only {', '.join(FORMS)}")
         if not {"runs", "grid", "seeds"} & values.keys():
             raise ValueError("it must have runs, grid or seeds")
         return SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
@@ -181,13 +182,13 @@ def _grid(value: object) -> dict[str, list[Any]]:
 def _seeds(value: object) -> tuple[int, ...]:
     if isinstance(value, list) and all(type(seed) is int for seed in value):
         return tuple(value)
-    raise ValueError(f"seeds must be a list of whole numbers, not {shown(value)}")
+    raise ValueError(f"seeds must be a list of whole numbers, not {abbreviated(value)}")
 
 
 def _number(value: object) -> int:
     if type(value) is int:
         return value
-    raise ValueError(f"jobs and threads must be whole numbers, not {shown(value)}")
+    raise ValueError(f"jobs and threads must be whole numbers, not {abbreviated(value)}")
 
 
 FORMS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
@@ -210,7 +211,7 @@ def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
     ):
         whole = "-".join(part for part in (str(name), *map(_in_a_name, values), seed) if part)
         if not NAME.fullmatch(whole) or len(whole) > MAX_NAME or whole in (CONFIGS, LOGS, LOCK):
-            raise ValueError(f"a run cannot be called {shown(whole)}: use letters, digits and . _ = + -")
+            raise ValueError(f"a run cannot be called {abbreviated(whole)}: use letters, digits and . _ = + -")
         if whole in found:
             raise ValueError(f"two runs would be called {whole!r}; give one of them another name")
         found[whole] = options | dict(zip(plan.grid, values, strict=True)) | seeded

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from data_pipeline.messages import abbreviated, one_line
+
 if TYPE_CHECKING:
     from yaml import SafeLoader
 else:  # the same in C, ten times faster, if PyYAML was built with libyaml
@@ -26,8 +28,6 @@ MAX_DEPTH = 40
 """Deepest nesting; a configuration has about six levels."""
 MAX_DIGITS = 19
 """Digits of a whole number: 64 bits."""
-MAX_MESSAGE = 300
-"""Longest complaint of the parser [characters], which may quote what it has read."""
 _MAP, _SEQ, _STR, _MERGE, _NULL, _BOOL, _INT, _FLOAT = (
     f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "merge", "null", "bool", "int", "float")
 )
@@ -68,7 +68,8 @@ class _Loader(SafeLoader):
                 raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
             if key.value in seen and key.tag != _MERGE:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{shown(key.value)} stands there twice, leave one of them out", problem_mark=key.start_mark
+                    problem=f"{abbreviated(key.value)} stands there twice, leave one of them out",
+                    problem_mark=key.start_mark,
                 )
             seen.add(key.value)
         self.flatten_mapping(node)
@@ -86,7 +87,9 @@ class _Loader(SafeLoader):
         """Return what a plain word stands for."""
         text = str(self.construct_scalar(node))
         if not _WORDS[node.tag].fullmatch(text):
-            raise yaml.MarkedYAMLError(problem=f"{shown(text)} is no {node.tag[18:]}", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{abbreviated(text)} is no {node.tag[18:]}", problem_mark=node.start_mark
+            )
         if node.tag == _NULL:
             return None
         if node.tag == _BOOL:
@@ -96,7 +99,9 @@ class _Loader(SafeLoader):
             return int(digits)
         number = float(digits.replace(".inf", "inf").replace(".nan", "nan"))
         if node.tag == _INT or (math.isinf(number) and "inf" not in digits):
-            raise yaml.MarkedYAMLError(problem=f"{shown(text)} is too large for a number", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{abbreviated(text)} is too large for a number", problem_mark=node.start_mark
+            )
         return number
 
 
@@ -160,7 +165,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """
     values = read_yaml(file)
     if not isinstance(values, dict):
-        raise InvalidYaml(f"{file}: it must be a mapping of options to values, not {shown(values)}")
+        raise InvalidYaml(f"{file}: it must be a mapping of options to values, not {abbreviated(values)}")
     return values
 
 
@@ -179,9 +184,9 @@ def parse_yaml(text: str, where: str = "") -> Any:
         mark = error.problem_mark or error.context_mark
         place = [where] if where else []
         place += [f"line {mark.line + 1}"] if mark else []
-        raise InvalidYaml(f"{', '.join(place)}: {_shortened(error.problem or str(error))}") from error
+        raise InvalidYaml(f"{', '.join(place)}: {one_line(error.problem or str(error))}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InvalidYaml(f"{where or 'text'}: no YAML ({_shortened(str(error))})") from error
+        raise InvalidYaml(f"{where or 'text'}: no YAML ({one_line(str(error))})") from error
 
 
 def _measure(events: Iterator[yaml.Event]) -> None:
@@ -206,7 +211,7 @@ def _measure(events: Iterator[yaml.Event]) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
                 raise yaml.MarkedYAMLError(
-                    problem=f"*{_shortened(str(event.anchor))} stands for nothing that is complete before it",
+                    problem=f"*{one_line(str(event.anchor))} stands for nothing that is complete before it",
                     problem_mark=event.start_mark,
                 )
             values, depth = anchors[event.anchor]
@@ -218,17 +223,3 @@ def _measure(events: Iterator[yaml.Event]) -> None:
                 "written out: this is no configuration",
                 problem_mark=event.start_mark,
             )
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, never more than a line of it."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value[:60]) + "..." * (len(value) > 60) if isinstance(value, str) else repr(value)
-
-
-def _shortened(message: str) -> str:
-    line = " ".join(message[: 4 * MAX_MESSAGE].split())
-    return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."

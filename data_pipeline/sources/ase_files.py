@@ -23,6 +23,7 @@ from ase.io.formats import filetype, get_compression
 from jaxtyping import Float64, Num
 from numpy.typing import ArrayLike
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.extxyz import PART_BYTES, cuts, read_extxyz
 from data_pipeline.sources.labels import (
     Kind,
@@ -44,7 +45,7 @@ from data_pipeline.sources.source import (
     reason_of,
 )
 from data_pipeline.sources.vasp import read_outcar, read_vasprun
-from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, has_volume, number_array, shortened
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, has_volume, number_array
 
 logger = logging.getLogger(__name__)
 STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa}
@@ -340,7 +341,7 @@ def _energy(atoms: ase.Atoms, key: str | None) -> float | None:
     energy = _label(atoms, "energy", key, atoms.info)
     if energy is not None and (isinstance(energy, bool) or not isinstance(energy, int | float | np.number)):
         where = f"atoms.info[{key!r}]" if key else "the calculator"
-        raise InvalidStructure(f"the energy in {where} is {shortened(energy)}, not a number")
+        raise InvalidStructure(f"the energy in {where} is {abbreviated(energy)}, not a number")
     return None if energy is None else float(energy)
 
 

@@ -26,10 +26,11 @@ import lmdb
 import numpy as np
 from jaxtyping import UInt
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.ase_files import full_stress, hill_formula
 from data_pipeline.sources.labels import Kind, check_charge, check_unread, energies_listed, say_once, unread_labels
 from data_pipeline.sources.source import Frame, Part, Source, resolve
-from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array, shortened
+from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array
 
 PART_ROWS = 8192
 """A shard is cut after this many row ids: about a second of work for one process."""
@@ -221,7 +222,7 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{shortened(value)} is no number of a row")
+        raise ValueError(f"{abbreviated(value)} is no number of a row")
     return value
 
 
@@ -267,7 +268,7 @@ def _json(value: memoryview | bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {shortened(Counter(name for name, _ in pairs).most_common(1)[0][0])} stands twice")
+        raise ValueError(f"the key {abbreviated(Counter(name for name, _ in pairs).most_common(1)[0][0])} stands twice")
     return found
 
 
@@ -289,7 +290,7 @@ def _entries(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("key_value_pairs", "data"):
         value = row.get(name) or {}
         if not isinstance(value, dict):
-            raise InvalidStructure(f"{name} is {shortened(value)}, not names with values")
+            raise InvalidStructure(f"{name} is {abbreviated(value)}, not names with values")
         found |= value
     return found
 
@@ -323,7 +324,7 @@ def _optional_array(row: dict[str, Any], name: str, *, flags: bool = False) -> n
 def _energy(entries: dict[str, Any], key: str) -> float | None:
     energy = entries.get(key)
     if energy is not None and (isinstance(energy, bool) or not isinstance(energy, int | float)):
-        raise InvalidStructure(f"the energy {key} is {shortened(energy)}, not a number")
+        raise InvalidStructure(f"the energy {key} is {abbreviated(energy)}, not a number")
     return None if energy is None else float(energy)
 
 

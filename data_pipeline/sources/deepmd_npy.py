@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.ase_files import hill_formula
 from data_pipeline.sources.labels import check_charge, electrons, geometry, kind_of, say_once
 from data_pipeline.sources.source import Frame, Part, Source, resolve
-from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structure, shortened
+from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structure
 
 VIRTUAL = -1
 """Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
@@ -76,7 +77,7 @@ class DeepmdNpy(Source):
         unknown = [name for name in names if name not in numbers]
         if unknown:
             raise InvalidStructure(
-                f"{file if file.is_file() else 'type_map'}: {shortened(unknown[0])} is no chemical symbol; name an "
+                f"{file if file.is_file() else 'type_map'}: {abbreviated(unknown[0])} is no chemical symbol; name an "
                 "element"
             )
         return np.array([numbers[name] for name in names])
@@ -152,10 +153,10 @@ def _array(file: Path, frames: int | None, width: int | None) -> Shaped[np.ndarr
     try:
         array = np.load(file, mmap_mode="r")
     except Exception as error:  # numpy and mmap raise a dozen kinds
-        reason = shortened(f"{type(error).__name__}: {error}")
+        reason = abbreviated(f"{type(error).__name__}: {error}")
         raise InvalidStructure(f"{file}: cannot be read ({reason}); copy it again or remove the set") from error
     if array.dtype.kind not in NUMERIC:
-        raise InvalidStructure(f"{file}: is of type {shortened(str(array.dtype))}, not numbers; write it again")
+        raise InvalidStructure(f"{file}: is of type {abbreviated(str(array.dtype))}, not numbers; write it again")
     rows = len(array) if array.ndim else 0
     wide = array.size // max(rows, 1) if width is None else width
     if array.size != rows * wide or (frames is not None and rows != frames):

@@ -22,9 +22,10 @@ import numpy as np
 from ase.io.extxyz import SPECIAL_3_3_KEYS, UNPROCESSED_KEYS, key_val_str_to_dict, read_xyz
 from ase.io.formats import open_with_compression
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.labels import check_geometry, kind_of
 from data_pipeline.sources.source import Frames, errors_named, no_frames, reason_of
-from data_pipeline.structure import InvalidStructure, shortened
+from data_pipeline.structure import InvalidStructure
 
 PART_BYTES = 16 * 2**20
 """A file is cut at the first frame after this much [bytes]: seconds of work for one process."""
@@ -156,7 +157,7 @@ def _value(name: str, text: str) -> Any:
         value = value[0] if len(value) == 1 else value
     if name in SPECIAL_3_3_KEYS:
         if np.shape(value) != (9,):
-            raise InvalidStructure(f"{name} is not nine numbers: {shortened(text)}")
+            raise InvalidStructure(f"{name} is not nine numbers: {abbreviated(text)}")
         return value.reshape((3, 3), order="F")
     if isinstance(value, str) and all(word in _BOOLEANS for word in words):
         return _BOOLEANS[words[0]] if len(words) == 1 else [_BOOLEANS[word] for word in words]
@@ -173,8 +174,8 @@ def _check_names(entries: dict[str, Any]) -> None:
             )
     if "pbc" in entries and not _is_periodicity(entries["pbc"]):
         raise InvalidStructure(
-            f"pbc is {shortened(entries['pbc'])}, which is not read; write one T or F for each lattice vector, such as "
-            'pbc="T T F"'
+            f"pbc is {abbreviated(entries['pbc'])}, which is not read; write one T or F for each lattice vector, such "
+            'as pbc="T T F"'
         )
 
 

@@ -21,11 +21,12 @@ from ase.symbols import Symbols
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.ase_files import STRESS_UNITS
 from data_pipeline.sources.json_stream import JsonReader, is_compressed, open_json, plain_text
 from data_pipeline.sources.labels import Kind, check_charge, check_geometry, check_unread, unread_labels
 from data_pipeline.sources.source import Frame, Part, Source, named_paths
-from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, number_array, shortened
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, number_array
 
 VASP_KBAR = -STRESS_UNITS["kbar"]
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension: -0.1 GPa."""
@@ -263,7 +264,7 @@ def _frames(
             last = "/".join(keys)
             try:
                 if reader.repeated is not None:
-                    raise InvalidStructure(f"the key {shortened(reader.repeated)} stands twice in one object")
+                    raise InvalidStructure(f"the key {abbreviated(reader.repeated)} stands twice in one object")
                 frame = convert(keys, record)
             except _ODD as error:
                 why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -326,10 +327,10 @@ def _check_unread(record: Any, sites: list[Any], labels: dict[Kind, Any]) -> Non
 
 def _atomic_number(species: list[dict[str, Any]]) -> int:
     if len(species) != 1 or isinstance(species[0]["occu"], bool) or abs(species[0]["occu"] - 1) > 1e-8:
-        raise InvalidStructure(f"a site is partly empty or shared by several species: {shortened(str(species))}")
+        raise InvalidStructure(f"a site is partly empty or shared by several species: {abbreviated(str(species))}")
     symbol = species[0]["element"]
     if symbol not in _NUMBERS:
-        raise InvalidStructure(f"unknown element {shortened(symbol)}")
+        raise InvalidStructure(f"unknown element {abbreviated(symbol)}")
     return _NUMBERS[symbol]
 
 
@@ -349,7 +350,7 @@ def _entry(record: Any, *path: str) -> Any:
 def _energy(record: Any, *path: str) -> float:
     value = _entry(record, *path)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidStructure(f"{'.'.join(path)} is {shortened(value)}, not a number")
+        raise InvalidStructure(f"{'.'.join(path)} is {abbreviated(value)}, not a number")
     return float(value)
 
 

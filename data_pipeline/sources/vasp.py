@@ -27,9 +27,10 @@ from ase.io.vasp import atoms_from_step
 from ase.io.vasp_parsers import vasp_outcar_parsers as outcar
 from jaxtyping import Float64
 
+from data_pipeline.messages import abbreviated
 from data_pipeline.sources.labels import check_charge
 from data_pipeline.sources.source import Frames, MachineLearned, errors_named, no_frames, reason_of
-from data_pipeline.structure import InvalidStructure, shortened
+from data_pipeline.structure import InvalidStructure
 
 KBAR = -0.1 * ase.units.GPa
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension."""
@@ -149,7 +150,7 @@ def _check_numbers(line: str, values: list[str]) -> None:
     except ValueError:
         found = 0
     if found != 6:
-        raise InvalidStructure(f"the stress is not six numbers: {shortened(line.strip())}")
+        raise InvalidStructure(f"the stress is not six numbers: {abbreviated(line.strip())}")
 
 
 def _outcar_charge(head: str) -> dict[str, float]:

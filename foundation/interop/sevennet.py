@@ -19,7 +19,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from data_pipeline.json_record import abbreviated
+from data_pipeline.messages import abbreviated, one_line
 from data_pipeline.shards import sha256
 from data_pipeline.structure import SYMBOLS
 from foundation.checkpoint import CorruptCheckpoint
@@ -47,7 +47,7 @@ from foundation.models.equivariant import EquivariantNetwork, num_parameters
 from foundation.nn.linear import Linear
 from foundation.potential import Potential, check_weights
 from foundation.theories import add_theory
-from foundation.untrusted import refusing, shortened
+from foundation.untrusted import refusing
 
 CONTENTS = ("model_state_dict", "config")
 """The entries of a checkpoint that are read."""
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except UnwantedName as error:
         raise CorruptCheckpoint(f"{path}: refused, {error}. {ADVICE}") from error
     except ValueError as error:
-        reason = shortened(str(error))
+        reason = one_line(str(error))
         raise CorruptCheckpoint(f"{path}: refused, not a checkpoint ({reason}). {ADVICE}") from error
     if not isinstance(values, dict) or not all(isinstance(values.get(name), dict) for name in CONTENTS):
         raise CorruptCheckpoint(f"{path}: not a checkpoint of SevenNet (it has no model_state_dict and config)")

@@ -9,10 +9,10 @@ from typing import Any
 
 from e3nn import o3
 
-from data_pipeline.json_record import abbreviated
+from data_pipeline.messages import abbreviated, one_line
 from foundation.models.equivariant import EquivariantConfig
 from foundation.models.limits import MAX_BLOCKS, MAX_DEGREE, check_elements, check_theories, parse_irreps
-from foundation.untrusted import shortened, typed
+from foundation.untrusted import typed
 
 REQUIRED = {
     "_model_type": ("E3_equivariant_model",),
@@ -114,7 +114,7 @@ def model_config(settings: dict[str, Any], readout_channels: int) -> Equivariant
     hidden, problem = _hidden_irreps(settings, lmax)
     wrong += problem
     if wrong or cutoff_name is None:
-        raise UnsupportedSevenNet(f"this program has no network for {shortened('; '.join(wrong))}")
+        raise UnsupportedSevenNet(f"this program has no network for {one_line('; '.join(wrong))}")
     length, power = typed(float, settings["cutoff"], "cutoff"), cutoff.get("poly_cut_p_value", 6)
     return EquivariantConfig(
         irreps=hidden,

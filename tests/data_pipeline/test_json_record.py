@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from data_pipeline.json_record import MAX_DEPTH, InvalidRecord, Record, abbreviated, parse_json
+from data_pipeline.json_record import MAX_DEPTH, InvalidRecord, Record, parse_json
+from data_pipeline.messages import abbreviated
 
 
 @pytest.mark.parametrize(

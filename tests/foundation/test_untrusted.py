@@ -53,7 +53,7 @@ def test_values_become_the_types_of_a_dataclass() -> None:
         ({"length": float("nan")}, "length is nan, not a finite number"),
         ({"length": True}, "length is True, not a finite number"),
         ({"length": "2"}, "length is '2', not a finite number"),
-        ({"length": 10**400}, "length is 1000.*, not a finite number"),
+        ({"length": 10**400}, "length is a whole number of .* bits, not a finite number"),
         ({"kind": "c"}, "kind is 'c', not one of 'a', 'b'"),
         ({"inner": {"size": True}}, r"inner\.size is True, not an integer"),
         ({"inner": {"size": 10}}, "inner: size is at most 9"),

@@ -47,9 +47,9 @@ HOSTILE = {
     "two": ("a: 1\n---\na: 2\n", "line 2: but found another document"),
     "control": ("a: \x01", "control characters are not allowed"),
     "unfinished": ("a: [1, 2\n", "line 2: did not find"),
-    "list": ("- 1", "it must be a mapping of options to values, not a list"),
+    "list": ("- 1", "it must be a mapping of options to values, not a list of 1"),
     "text": ("hello", "it must be a mapping of options to values, not 'hello'"),
-    "empty": ("# nothing\n", "it must be a mapping of options to values, not nothing"),
+    "empty": ("# nothing\n", "it must be a mapping of options to values, not None"),
     "long tag": ("a: !<" + "x" * 100_000 + "> 1", "line 1: could not determine a constructor"),
     "long key": ("a: 1\n? " + "x" * 2000 + "\n: 1\n? " + "x" * 2000 + "\n: 2", "line 4: 'x{60}'... stands there twice"),
 }

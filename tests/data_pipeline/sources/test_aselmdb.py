@@ -238,7 +238,7 @@ def test_a_flipped_byte_in_a_row_is_refused_and_the_next_ones_are_read(write: Wr
         (lambda row: {**row, "pbc": ["T", "T", "T"]}, "pbc is .*not three of true and false"),
         (lambda row: {**row, "pbc": [1, 1, 2]}, "pbc is .*not three of true and false"),
         (lambda row: {**row, "stress": [1.0, 2, 3, 4, 5, 6, 7, 8, 9]}, "the stress is not symmetric"),
-        (lambda row: {**row, "key_value_pairs": [1]}, "key_value_pairs is list of 1 entries"),
+        (lambda row: {**row, "key_value_pairs": [1]}, "key_value_pairs is a list of 1"),
         (lambda row: {**row, "data": "none"}, "data is 'none'"),
         (lambda row: {**row, "data": {"total_charge": -1}}, r"has charge -1 .*\(by total_charge\)"),
         (lambda row: {**row, "charge": 2}, r"has charge 2 .*\(by charge\)"),

@@ -68,7 +68,7 @@ CASES = {
     "fuzz/extxyz_energy_dup_key.xyz": ["'energy' stands there twice", -14.5, -15.5, -16.5],
     "fuzz/alex_deep_nesting.json": ["too deep to read"],
     "fuzz/aselmdb_energy_true": ["row 1: the energy energy is True, not a number", -14.5, -15.5, -16.5],
-    "fuzz/aselmdb_kvp_list": ["row 1: key_value_pairs is list of 2", -14.5, -15.5, -16.5],
+    "fuzz/aselmdb_kvp_list": ["row 1: key_value_pairs is a list of 2", -14.5, -15.5, -16.5],
     "fuzz/aselmdb_nextid_1e12": ["holds 4 rows where its counters say 999,999,999,999"],
     "fuzz/aselmdb_row_deep_json": [-13.5, "row 2: is damaged.*too deep", -15.5, -16.5],
     "fuzz/aselmdb_row_deep_json_ok": [-13.5, "row 2: is damaged.*too deep", -15.5, -16.5],
