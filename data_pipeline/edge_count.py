@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
-from data_pipeline.neighbors import MIN_DISTANCE, Cells, NeighborSearch
-from data_pipeline.structure import InvalidStructure, Structure
+from data_pipeline.neighbors import Cells, NeighborSearch
+from data_pipeline.structure import MIN_DISTANCE, InvalidStructure, Structure
 
 MAX_DISTANCES = 200_000
 """Distances in one product, above which vesin is faster (about 250 atoms); also bounds memory."""

@@ -13,10 +13,8 @@ import vesin
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from data_pipeline.sparse_search import sparse_pairs
-from data_pipeline.structure import MAX_DENSITY, InvalidStructure, Structure
+from data_pipeline.structure import MAX_DENSITY, MIN_DISTANCE, InvalidStructure, Structure
 
-MIN_DISTANCE = 0.1
-"""Atoms closer than this [Å] are taken to be at the same place: the hydrogen molecule has 0.74 Å."""
 MAX_BINS = 100_000
 """Bins of vesin; where there would be more it makes them larger, in all directions by the same factor."""
 MAX_COORDINATE = 10_000.0

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64
 
-from data_pipeline.structure import MAX_DENSITY, InvalidStructure
+from data_pipeline.structure import MAX_DENSITY, MIN_DISTANCE, InvalidStructure
 
 MAX_IMAGES = 1_000_000
 """Images of atoms that are made, beyond those of a cell as wide as the cutoff."""
 MANY_CANDIDATES = 10_000_000
 """Candidates that are tried without asking how dense the atoms are."""
-CHUNK = 1_000_000
+CHUNK = 300_000
 """Candidates whose distances are computed at a time."""
 MARGIN = 1.001
 """Factor of the cutoff within which images are made and pairs are candidates; the distances decide."""
@@ -33,8 +33,9 @@ def sparse_pairs(
 ) -> tuple[Int64[np.ndarray, "pairs 2"], Int32[np.ndarray, "pairs 3"], Float64[np.ndarray, " pairs"]]:
     """Return both atoms of every pair closer than the cutoff [Å], the shift of the second, and the distances [Å].
 
-    The vector of a pair is positions[second] + shift·cell - positions[first]; each pair is there once. The vectors of
-    directions that do not repeat must be unit vectors orthogonal to the others.
+    The vector of a pair is positions[second] + shift·cell - positions[first]; each pair is there once. The search ends
+    early with atoms closer than MIN_DISTANCE. The vectors of directions that do not repeat must be unit vectors
+    orthogonal to the others.
 
     Raises:
         InvalidStructure: there are more pairs than in any material, or an atom is beyond counting of cells away.
@@ -59,6 +60,8 @@ def sparse_pairs(
         squares = np.square(vectors).sum(axis=1)
         near = squares < cutoff**2
         found.append((np.stack([first[near], second[near]], axis=1), shifts[near], np.sqrt(squares[near])))
+        if squares.min(initial=np.inf) < MIN_DISTANCE**2:
+            break  # atoms at the same place are often many, and one pair of them is enough to be refused
     ends, shifts, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     if np.abs(shifts).max(initial=0.0) > MAX_SHIFT:
         first, second = ends[np.abs(shifts).max(axis=1).argmax()].tolist()

@@ -25,6 +25,8 @@ SYMBOLS = (
 MAX_ATOMIC_NUMBER = len(SYMBOLS) - 1
 MAX_LENGTH = 1e8
 """Largest coordinate of an atom or a lattice vector [Å]: beyond, float64 has less than 10⁻⁸ Å left for distances."""
+MIN_DISTANCE = 0.1
+"""Atoms closer than this [Å] are taken to be at the same place: the hydrogen molecule has 0.74 Å."""
 MAX_DENSITY = 5.0
 """Atoms per volume beyond any material [1/Å³]; diamond has 0.18, hydrogen at 1 TPa about 1."""
 MAX_ENERGY = 1e7

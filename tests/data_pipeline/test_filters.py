@@ -163,6 +163,18 @@ def test_one_absurd_energy_does_not_take_its_neighbours_with_it(built: Callable[
     assert [line["frame"] for line in rejects(manifest)] == [17, 18]
 
 
+def test_a_constant_per_element_leaves_out_no_other_frames(built: Callable[..., Manifest]) -> None:
+    # totals of an all-electron code instead of energies of cohesion; of zinc there is one atom in one frame
+    frames, totals = alloys(), {"Cu": -45_000.0, "Au": -518_000.0, "Zn": -49_000.0}
+    frames[30].symbols[0] = "Zn"
+    labelled(frames[17], 4e5)
+    labelled(frames[18], -14.0 + 4 * 1.5)
+    for atoms in frames:
+        labelled(atoms, atoms.get_potential_energy() + sum(totals[symbol] for symbol in atoms.symbols))
+    manifest = built(frames, FilterConfig(max_energy_residual=1.0))
+    assert [line["frame"] for line in rejects(manifest)] == [17, 18]
+
+
 def test_everything_left_out_is_an_error_with_the_counts(built: Callable[..., Manifest]) -> None:
     with pytest.raises(InvalidStructure, match=r"no frame fell into the training split; .* left out 40 for max_force"):
         built(alloys(), FilterConfig(max_force=0.01))

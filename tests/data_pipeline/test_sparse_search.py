@@ -12,6 +12,7 @@ from data_pipeline.graph import neighbor_list
 from data_pipeline.neighbors import NeighborSearch, complete_cell
 from data_pipeline.sparse_search import shortest_lattice, sparse_pairs
 from data_pipeline.structure import InvalidStructure, Structure
+from tests.data_pipeline.trying import Found, by_trying, halved
 
 CUTOFF = 4.0
 ANY_PBC = st.tuples(*[st.booleans()] * 3)
@@ -28,42 +29,10 @@ def random_frame(seed: int, pbc: Sequence[bool]) -> Structure:
     return structure(rng.uniform(-12.0, 12.0, (int(rng.integers(1, 20)), 3)), cell, pbc)
 
 
-Found = dict[tuple[int, ...], float]
-
-
 def sparse(frame: Structure, cutoff: float = CUTOFF) -> Found:
     """Distance of every pair (first, second, *shift), the lower atom first, or the shift that is ahead."""
     cell = complete_cell(frame.cell, frame.pbc)
     return halved(*sparse_pairs(frame.positions, cell, frame.pbc, cutoff))
-
-
-def halved(ends: np.ndarray, shifts: np.ndarray, distances: np.ndarray) -> Found:
-    found = {}
-    for (i, j), shift, distance in zip(ends.tolist(), shifts.tolist(), distances.tolist(), strict=True):
-        turned = i > j or (i == j and tuple(shift) < (0, 0, 0))
-        key = (j, i, *(-s for s in shift)) if turned else (i, j, *shift)
-        assert key not in found
-        found[key] = distance
-    return found
-
-
-def by_trying(frame: Structure, cutoff: float = CUTOFF) -> Found:
-    """Every pair, and every shift around the one that brings it closest."""
-    cell = complete_cell(frame.cell, frame.pbc)
-    first, second = np.triu_indices(frame.num_atoms)
-    apart = frame.positions[second] - frame.positions[first]
-    nearest = -np.rint(apart @ np.linalg.inv(cell)) * frame.pbc
-    reach = np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0) + 0.5).astype(int) * frame.pbc
-    ends, found, distances = [], [], []
-    for turn in itertools.product(*(range(-n, n + 1) for n in reach.tolist())):
-        shifts = nearest + turn
-        lengths = np.linalg.norm(apart + shifts @ cell, axis=1)
-        ahead = (first < second) | (shifts @ [1e6, 1e3, 1] > 0)
-        near = np.flatnonzero((lengths < cutoff) & ahead)
-        ends.append(np.stack([first, second], axis=1)[near])
-        found.append(shifts[near].astype(int))
-        distances.append(lengths[near])
-    return halved(*(np.concatenate(parts) for parts in (ends, found, distances)))
 
 
 def assert_same(found: Found, expected: Found) -> None:
@@ -101,7 +70,7 @@ def test_gaps_and_vectors_of_any_length_change_nothing_but_the_distances(
     positions = frame.positions + np.outer(second, np.where(pbc, 0.0, apart))
     cell = frame.cell + np.diag(longer)
     frame = structure(positions, cell, pbc)
-    assert_same(sparse(frame), by_trying(frame))
+    assert_same(sparse(frame), by_trying(frame, CUTOFF))
 
 
 @settings(max_examples=40, deadline=None)
