@@ -166,11 +166,11 @@ def test_one_absurd_energy_does_not_take_its_neighbours_with_it(built: Callable[
 def test_a_constant_per_element_leaves_out_no_other_frames(built: Callable[..., Manifest]) -> None:
     # totals of an all-electron code instead of energies of cohesion; of zinc there is one atom in one frame
     frames, totals = alloys(), {"Cu": -45_000.0, "Au": -518_000.0, "Zn": -49_000.0}
+    energies = [atoms.get_potential_energy() for atoms in frames]
     frames[30].symbols[0] = "Zn"
-    labelled(frames[17], 4e5)
-    labelled(frames[18], -14.0 + 4 * 1.5)
-    for atoms in frames:
-        labelled(atoms, atoms.get_potential_energy() + sum(totals[symbol] for symbol in atoms.symbols))
+    energies[17], energies[18] = 4e5, -14.0 + 4 * 1.5
+    for atoms, energy in zip(frames, energies, strict=True):
+        labelled(atoms, energy + sum(totals[symbol] for symbol in atoms.symbols))
     manifest = built(frames, FilterConfig(max_energy_residual=1.0))
     assert [line["frame"] for line in rejects(manifest)] == [17, 18]
 
