@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# before numpy is there, whose threads would else wait for each other on a busy machine, a hundred times longer than
+# they compute; processes that tests start would each take all cores. Another number may be asked for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch
@@ -10,9 +14,6 @@ import torch
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import EmtAlloys
-
-# processes that tests start would each take all cores, and several are started at once; another number may be asked for
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # neither the user's caches nor the user's settings take part; kernels that are compiled here are kept from run to run
