@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 
 MAX_DEPTH = 100
 """Levels of lists and objects within each other; a merged data set adds four to those of its parts."""

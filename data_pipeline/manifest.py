@@ -12,7 +12,7 @@ from data_pipeline.block import Block, CorruptShard
 from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path, parse_counts
 from data_pipeline.index_check import check_shard, check_split
 from data_pipeline.json_record import InvalidRecord, Record, parse_json
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.remote import CACHE_BYTES, DiskCache, RemoteFolder
 from data_pipeline.shards import read_block, sha256
 from data_pipeline.statistics import Statistics

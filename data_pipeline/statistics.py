@@ -15,7 +15,7 @@ from data_pipeline.element_energies import element_energies, undetermined
 from data_pipeline.force_work import force_ratios
 from data_pipeline.histograms import BINS, LATER
 from data_pipeline.json_record import Record
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.stress_work import stress_ratios
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from data_pipeline import lock
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.shards import sha256
 from foundation.models import EquivariantNetwork, ModelConfig
 from foundation.models.equivariant import num_parameters

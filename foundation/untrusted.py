@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_pipeline.json_record import parse_json
-from data_pipeline.messages import abbreviated, one_line
+from data_pipeline.quoting import abbreviated, one_line
 
 MAX_JSON = 4 * 2**20
 """Largest JSON [bytes]; a release's own takes kilobytes, golden predictions of 5,000 atoms a megabyte."""

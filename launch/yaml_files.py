@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data_pipeline.messages import abbreviated, one_line
+from data_pipeline.quoting import abbreviated, one_line
 
 if TYPE_CHECKING:
     from yaml import SafeLoader

@@ -26,7 +26,7 @@ import lmdb
 import numpy as np
 from jaxtyping import UInt
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.ase_files import full_stress, hill_formula
 from data_pipeline.sources.labels import Kind, check_charge, check_unread, energies_listed, say_once, unread_labels
 from data_pipeline.sources.source import Frame, Part, Source, resolve

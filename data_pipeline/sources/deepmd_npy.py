@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.ase_files import hill_formula
 from data_pipeline.sources.labels import check_charge, electrons, geometry, kind_of, say_once
 from data_pipeline.sources.source import Frame, Part, Source, resolve

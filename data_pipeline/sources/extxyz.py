@@ -22,7 +22,7 @@ import numpy as np
 from ase.io.extxyz import SPECIAL_3_3_KEYS, UNPROCESSED_KEYS, key_val_str_to_dict, read_xyz
 from ase.io.formats import open_with_compression
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.labels import check_geometry, kind_of
 from data_pipeline.sources.source import Frames, errors_named, no_frames, reason_of
 from data_pipeline.structure import InvalidStructure

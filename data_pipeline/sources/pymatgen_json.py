@@ -21,7 +21,7 @@ from ase.symbols import Symbols
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.ase_files import STRESS_UNITS
 from data_pipeline.sources.json_stream import JsonReader, is_compressed, open_json, plain_text
 from data_pipeline.sources.labels import Kind, check_charge, check_geometry, check_unread, unread_labels

@@ -27,7 +27,7 @@ from ase.io.vasp import atoms_from_step
 from ase.io.vasp_parsers import vasp_outcar_parsers as outcar
 from jaxtyping import Float64
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.labels import check_charge
 from data_pipeline.sources.source import Frames, MachineLearned, errors_named, no_frames, reason_of
 from data_pipeline.structure import InvalidStructure

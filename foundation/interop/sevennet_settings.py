@@ -9,7 +9,7 @@ from typing import Any
 
 from e3nn import o3
 
-from data_pipeline.messages import abbreviated, one_line
+from data_pipeline.quoting import abbreviated, one_line
 from foundation.models.equivariant import EquivariantConfig
 from foundation.models.limits import MAX_BLOCKS, MAX_DEGREE, check_elements, check_theories, parse_irreps
 from foundation.untrusted import typed

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 from foundation.interop.torch_pickle import Machine
 from foundation.untrusted import read_bytes
 

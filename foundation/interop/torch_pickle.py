@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.messages import abbreviated
+from data_pipeline.quoting import abbreviated
 
 MAX_OPCODES = 200_000
 """Most opcodes, which take half a second; SevenNet-0 has 8,000."""

@@ -50,7 +50,7 @@ def parse_irreps(text: str) -> o3.Irreps:
     return o3.Irreps([(channels, (degree, parity)) for channels, degree, parity in found])
 
 
-def check_elements(elements: Sequence[int]) -> None:
+def check_elements(elements: Sequence[object]) -> None:
     """Refuse what is no list of elements.
 
     Raises:
@@ -58,7 +58,7 @@ def check_elements(elements: Sequence[int]) -> None:
     """
     if not 0 < len(elements) <= MAX_ATOMIC_NUMBER:
         raise ValueError(f"elements: {len(elements)} of them; need 1 to {MAX_ATOMIC_NUMBER}")
-    wrong = [number for number in elements if type(number) is not int or not 0 < number <= MAX_ATOMIC_NUMBER]
+    wrong = [number for number in elements if not (type(number) is int and 0 < number <= MAX_ATOMIC_NUMBER)]
     if wrong:
         raise ValueError(f"elements: {repr(wrong[0])[:40]} is no atomic number (1 to {MAX_ATOMIC_NUMBER})")
     twice = [number for number in elements if elements.count(number) > 1]

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from data_pipeline.json_record import MAX_DEPTH, InvalidRecord, Record, parse_json
-from data_pipeline.messages import abbreviated
 
 
 @pytest.mark.parametrize(
@@ -88,8 +87,3 @@ def test_entries_of_lists_are_named_by_their_place(record: Record) -> None:
 def test_an_entry_that_nobody_reads_is_refused(record: Record) -> None:
     with pytest.raises(InvalidRecord, match=r"\(inner\.rows is not an entry that this version knows\)"):
         record.record("inner").only("list")
-
-
-def test_values_are_quoted_in_a_line() -> None:
-    for value in ("y" * 10**6, [0] * 10**6, {"a": "b" * 10**6}, 10**4000):
-        assert len(abbreviated(value)) <= 60

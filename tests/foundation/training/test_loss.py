@@ -21,12 +21,12 @@ MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial
 
 
 def atoms(num_atoms: int, *, forces: bool, stress: bool) -> Structure:
-    """Far apart atoms in a box with labels of zero."""
+    """Far apart atoms in a periodic box, so that there can be a stress, with labels of zero."""
     return Structure.checked(
         numbers=[13] * num_atoms,
         positions=[[100.0 * n, 0, 0] for n in range(num_atoms)],
-        cell=300.0 * np.eye(3),
-        pbc=[False] * 3,
+        cell=1000.0 * np.eye(3),
+        pbc=[True] * 3,
         energy=0.0,
         forces=np.zeros((num_atoms, 3)) if forces else None,
         stress=np.zeros((3, 3)) if stress else None,

@@ -2,7 +2,7 @@
 
 import time
 
-from data_pipeline.messages import MAX_MESSAGE, MAX_VALUE, abbreviated, one_line
+from data_pipeline.quoting import MAX_MESSAGE, MAX_VALUE, abbreviated, one_line
 
 
 def test_a_value_of_any_size_is_quoted_in_one_short_line_at_once() -> None:
