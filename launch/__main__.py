@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast, get_args
 
 import jsonargparse
 
@@ -110,6 +110,7 @@ MAX_MESSAGE, MAX_SHOWN = 1000, 10_000
 """Longest message of the parser, and of anything [characters]: they quote what was read."""
 COMMAND = "command"
 """Field of the config of a launcher: what stands behind `--`."""
+MISSING = object()
 PRINT_CONFIG = "--print_config"
 OPTIONS = {"--from": "--from_"}
 """Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
@@ -174,17 +175,14 @@ def _value_of(text: str) -> object:
     return text if words and all(each is None for each in value.values()) else value
 
 
-def _refuse_unreadable(arguments: Sequence[str]) -> None:
-    """Refuse the files of --config that are no configuration, before the parser reads them, which knows no lines.
-
-    Raises:
-        InvalidYaml: naming the file and the line.
-    """
+def _files_of(arguments: Sequence[str]) -> list[Path]:
+    """Return the files that stand behind --config."""
+    named = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
-        file = Path(value if equals else following)
-        if name == "--config" and _is_file(file):
-            read_mapping(file)
+        if name == "--config":
+            named.append(Path(value if equals else following))
+    return [file for file in named if _is_file(file)]
 
 
 def _is_file(path: Path) -> bool:
@@ -208,7 +206,8 @@ def _settings(arguments: list[str]) -> tuple[str, Any]:
     Raises:
         ValueError: they are wrong, or a file is.
     """
-    _refuse_unreadable(arguments)
+    for file in _files_of(arguments):  # before the parser reads them, which knows no lines
+        read_mapping(file)
     parser = make_parser()
     try:
         values = parser.parse_args(arguments)
@@ -217,6 +216,9 @@ def _settings(arguments: list[str]) -> tuple[str, Any]:
             if _is_file(file):
                 read_mapping(file)
         raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+    name = values.verb if values.verb != "launch" else f"launch {values.launch.where}"
+    group, _, where = name.partition(" ")
+    _refuse_nothing(VERBS[name][0], values[group][where] if where else values[group], "")
     try:
         return values.verb, parser.instantiate(values)[values.verb]
     except ValueError as error:  # of a __post_init__, in the parser's wrapping
@@ -231,7 +233,27 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
         arguments = expand_corpus(arguments)
     if arguments[:1] in (["report"], ["tradeoff"]):
         arguments = _name_runs(arguments)
-    verb, settings = _settings([_as_declared(argument) for argument in arguments])
+    arguments = [_as_declared(argument) for argument in arguments]
+    files = _files_of(arguments)
+    try:
+        verb, config, printed = _config_of(arguments, command)
+    except ValueError as error:
+        if not files or any(str(file) in str(error) for file in files):
+            raise
+        raise ValueError(f"{error}; read from --config {', '.join(map(str, files))}") from error
+    if printed:
+        print(to_yaml({name: value for name, value in resolved(config).items() if name != COMMAND}), end="")
+        raise SystemExit(0)
+    return verb, config
+
+
+def _config_of(arguments: list[str], command: Sequence[str]) -> tuple[str, Any, bool]:
+    """Return the verb, its config object, and whether it is to be printed.
+
+    Raises:
+        ValueError: an option is wrong, or a file.
+    """
+    verb, settings = _settings(arguments)
     if verb == "launch":
         verb, settings = f"launch {settings.where}", settings[settings.where]
     settings = settings.as_dict()
@@ -247,15 +269,37 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     elif command:
         raise ValueError(f"`{verb}` takes no command behind --")
     config = VERBS[verb][0](**settings)
-    _refuse_what_limits_let_pass(config)
-    if printed:
-        print(to_yaml({name: value for name, value in resolved(config).items() if name != COMMAND}), end="")
-        raise SystemExit(0)
-    return verb, config
+    _refuse_not_finite(config)
+    return verb, config, printed
 
 
-def _refuse_what_limits_let_pass(value: object, name: str = "") -> None:
-    """Refuse numbers that are none and nothing where there must be something: comparisons with limits let them pass.
+def _refuse_nothing(config_class: type, values: jsonargparse.Namespace, name: str) -> None:
+    """Refuse null where a value must be, which the parser lets pass.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for item in dataclasses.fields(cast(Any, config_class)):
+        value, dotted = values.get(item.name, MISSING), f"{name}{item.name}"
+        if value is None and item.type is not Any and type(None) not in get_args(item.type):
+            raise ValueError(f"{dotted}: a value is needed, not null")
+        classes = list(_classes(item.type))
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, jsonargparse.Namespace):
+                path = str(each.get("class_path", "")).rpartition(".")[2]
+                for chosen in (kind for kind in classes if len(classes) == 1 or kind.__name__ == path):
+                    _refuse_nothing(chosen, each.get("init_args", each), f"{dotted}.")
+
+
+def _classes(hint: Any) -> Iterable[type]:
+    """Return the config classes that a type is made of."""
+    if dataclasses.is_dataclass(hint):
+        return [cast(type, hint)]
+    return [found for inside in get_args(hint) for found in _classes(inside)]
+
+
+def _refuse_not_finite(value: object, name: str = "") -> None:
+    """Refuse numbers that are none, which pass every comparison with a limit.
 
     Raises:
         ValueError: naming the option.
@@ -264,16 +308,13 @@ def _refuse_what_limits_let_pass(value: object, name: str = "") -> None:
         raise ValueError(f"{name} must be a finite number, not {value}")
     inside: Iterable[tuple[object, object]] = ()
     if dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            if item.type in (str, int, float, bool) and getattr(value, item.name) is None:
-                raise ValueError(f"{name}{'.' * bool(name)}{item.name} must be a value of type {item.type.__name__}")
         inside = [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
     elif isinstance(value, dict):
         inside = value.items()
     elif isinstance(value, list | tuple):
         inside = enumerate(value)
     for key, each in inside:
-        _refuse_what_limits_let_pass(each, f"{name}{'.' * bool(name)}{key}")
+        _refuse_not_finite(each, f"{name}{'.' * bool(name)}{key}")
 
 
 def _name_runs(arguments: list[str]) -> list[str]:

@@ -162,9 +162,11 @@ def read_sweep(file: Path) -> SweepConfig:
             raise ValueError(f"it cannot have {', '.join(map(abbreviated, sorted(unknown)))}, only {', '.join(FORMS)}")
         if not {"runs", "grid", "seeds"} & values.keys():
             raise ValueError("it must have runs, grid or seeds")
-        return SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
+        plan = SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
+        planned(plan)  # here, where the file is known
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    return plan
 
 
 def _runs(value: object) -> dict[str, dict[str, Any]]:

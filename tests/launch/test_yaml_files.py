@@ -145,10 +145,20 @@ def test_wrong_values_in_a_file_are_refused_by_their_option(tmp_path: Path, caps
         ({"loss": {"energy": {"weight": math.nan}}}, "loss.energy.weight must be a finite number, not nan"),
         ({"fit": {"steps": "x" * 10**6}}, "fit.steps: a value of type int is needed"),
         ({"card": {"name": 5}}, "card.name: text is needed, in quotation marks where it looks like a number"),
+        ({"card": {"name": None}}, "card.name: a value is needed, not null"),
+        ({"model": {"num_blocks": None}}, "model.num_blocks: a value is needed, not null"),
+        ({"model": None}, "model: a value is needed, not null"),
+        ({"fit": {"steps": 1, "precision": None}}, "fit.precision: a value is needed, not null"),
+        ({"data": [{"path": None}]}, "data: "),
         ({"1": 2}, "there is no option '1'"),
         ({"model": "evil.Network"}, "model: "),
     ):
-        assert message in told(["pretrain", "--config", write(file, **options)], capsys)
+        said = told(["pretrain", "--config", write(file, **options)], capsys)
+        assert message in said
+        assert str(file) in said
+    assert "card.name: a value is needed, not null" in told(
+        ["export", "--run", "r", "--out", "o", "--card.name", "null"], capsys
+    )
     assert "must be a finite" in told(["pretrain", "--config", write(file), "--loss.energy.weight", ".nan"], capsys)
     assert "too large" in told(["pretrain", "--config", write(file), "--fit.steps", "9" * 5000], capsys)
 
