@@ -36,6 +36,8 @@ PART_ROWS = 8192
 """A shard is cut after this many row ids: about a second of work for one process."""
 MAX_VALUE = 64 << 20
 """No row unpacks to more than this [bytes]."""
+MAX_EMPTY = 4
+"""Pages of a shard without rows: LMDB itself needs two."""
 MAX_GONE = 100_000
 """Rows that may be gone from a shard, besides as many as it has, before its counter is not believed."""
 
@@ -205,6 +207,11 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
         raise InvalidStructure(
             f"{path}: its list of rows cannot be read ({type(error).__name__}: {error}). Get it again or remove it."
         ) from error
+    if not environment.stat()["entries"] and path.stat().st_size > MAX_EMPTY * environment.stat()["psize"]:
+        raise InvalidStructure(
+            f"{path}: holds no row, and {path.stat().st_size:,} bytes that no row leads to. The file is damaged; get "
+            "it again or remove it."
+        )
     present = environment.stat()["entries"] - sum(value is not None for value in counters.values())
     if present > last - len(gone):
         raise InvalidStructure(
@@ -214,8 +221,8 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
     # a row that is gone is refused by its number; more that are gone than there are is a counter that is wrong
     if last - len(gone) > 2 * present + MAX_GONE:
         raise InvalidStructure(
-            f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}. The file is damaged; get it "
-            "again or remove it."
+            f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}. The file is damaged; get "
+            "it again or remove it."
         )
     return last, gone
 

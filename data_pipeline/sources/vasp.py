@@ -27,7 +27,7 @@ from ase.io.vasp import atoms_from_step
 from ase.io.vasp_parsers import vasp_outcar_parsers as outcar
 from jaxtyping import Float64
 
-from data_pipeline.quoting import abbreviated
+from data_pipeline.quoting import abbreviated, one_line
 from data_pipeline.sources.labels import check_charge
 from data_pipeline.sources.source import Frames, MachineLearned, errors_named, no_frames, reason_of
 from data_pipeline.structure import InvalidStructure
@@ -270,7 +270,7 @@ def _rows(table: ET.Element, rows: int) -> Float64[np.ndarray, "rows 3"]:
     try:
         values = np.array([[float(word) for word in (row.text or "").split()] for row in table], dtype=np.float64)
     except ValueError as error:
-        raise InvalidStructure(f"{table.get('name')} are not numbers ({error})") from error
+        raise InvalidStructure(f"{table.get('name')} are not numbers ({one_line(str(error))})") from error
     if values.shape != (rows, 3):
         raise InvalidStructure(f"{table.get('name')} has shape {values.shape}, expected ({rows}, 3)")
     return values

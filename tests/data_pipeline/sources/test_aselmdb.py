@@ -319,6 +319,16 @@ def test_a_file_that_is_no_lmdb_is_named(tmp_path: Path, stored: bytes) -> None:
         AseLmdb(aselmdb=(str(tmp_path),)).parts()
 
 
+def test_a_shard_whose_newest_root_is_lost_is_not_taken_for_an_empty_one(write: Write) -> None:
+    path = write("a.aselmdb", 1)
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
+        size = environment.stat()["psize"]
+    stored = path.read_bytes()
+    path.write_bytes(stored[: size + 100] + bytes(size - 100) + stored[2 * size :])
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb: "):
+        AseLmdb(aselmdb=(str(path),)).parts()
+
+
 def test_an_empty_shard_has_no_parts(write: Write) -> None:
     assert AseLmdb(aselmdb=(str(write("a.aselmdb", 0)),)).parts() == []
 

@@ -225,6 +225,7 @@ def test_a_vasprun_of_predictions_only_is_refused_by_that_name(vasprun, step: st
     [
         ("<v> 16 4 3 </v>", "<v> ******** 4 3 </v>", "stress are not numbers"),
         ("<v> 16 4 3 </v>", "<v> 16 9 3 </v>", "not symmetric"),
+        ("<v> 0.1 0.2 0.3 </v>", f"<v> {'[' * 5000} 0.2 0.3 </v>", r"forces are not numbers \(.{1,500}$"),
         ("<v> 0.1 0.2 0.3 </v>", "<v> ******** 0.2 0.3 </v>", "forces are not numbers"),
         ("<v> 0.1 0.2 0.3 </v>", "", r"forces has shape \(1, 3\), expected \(2, 3\)"),
         ("<v> 0.5 0.5 0.25 </v>", "<v> 0.5 0.5 </v>", "positions are not numbers"),
