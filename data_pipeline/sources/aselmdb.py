@@ -36,8 +36,6 @@ PART_ROWS = 8192
 """A shard is cut after this many row ids: about a second of work for one process."""
 MAX_VALUE = 64 << 20
 """No row unpacks to more than this [bytes]."""
-MAX_EMPTY = 4
-"""Pages of a shard without rows: LMDB itself needs two."""
 MAX_GONE = 100_000
 """Rows that may be gone from a shard, besides as many as it has, before its counter is not believed."""
 
@@ -207,9 +205,9 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
         raise InvalidStructure(
             f"{path}: its list of rows cannot be read ({type(error).__name__}: {error}). Get it again or remove it."
         ) from error
-    if not environment.stat()["entries"] and path.stat().st_size > MAX_EMPTY * environment.stat()["psize"]:
+    if not environment.stat()["entries"] and _has_pages(path, environment.stat()["psize"]):
         raise InvalidStructure(
-            f"{path}: holds no row, and {path.stat().st_size:,} bytes that no row leads to. The file is damaged; get "
+            f"{path}: holds no row that its root leads to, and {path.stat().st_size:,} bytes. The file is damaged; get "
             "it again or remove it."
         )
     present = environment.stat()["entries"] - sum(value is not None for value in counters.values())
@@ -225,6 +223,13 @@ def _rows(path: Path) -> tuple[int, frozenset[int]]:
             "it again or remove it."
         )
     return last, gone
+
+
+def _has_pages(path: Path, page_size: int) -> bool:
+    """Tell whether something was ever written after the two pages that point to the newest and the last root."""
+    with path.open("rb") as file:
+        file.seek(2 * page_size)
+        return any(file.read(page_size))
 
 
 def _whole(value: Any) -> int:
