@@ -1,16 +1,19 @@
 """The data side: labelled structures to shards, shards to batches of graphs.
 
-Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards. Building is not imported
-here: who trains or predicts does not wait for the libraries of every format (half a second).
+Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards.
 """
 
-from data_pipeline.graph import GraphBatch, collate, to_graph
-from data_pipeline.manifest import Manifest, open_manifest
-from data_pipeline.plan import Plan, PlannedSet
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Dataset, Stream, sweep
-from data_pipeline.structure import InvalidStructure, Structure
-from data_pipeline.subset import Subset
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_pipeline.graph import GraphBatch, collate, to_graph
+    from data_pipeline.manifest import Manifest, open_manifest
+    from data_pipeline.plan import Plan, PlannedSet
+    from data_pipeline.statistics import Statistics
+    from data_pipeline.stream import Dataset, Stream, sweep
+    from data_pipeline.structure import InvalidStructure, Structure
+    from data_pipeline.subset import Subset
 
 __all__ = [
     "Dataset",
@@ -28,3 +31,19 @@ __all__ = [
     "sweep",
     "to_graph",
 ]
+_HOMES = {
+    **dict.fromkeys(("GraphBatch", "collate", "to_graph"), "graph"),
+    **dict.fromkeys(("Manifest", "open_manifest"), "manifest"),
+    **dict.fromkeys(("Plan", "PlannedSet"), "plan"),
+    **dict.fromkeys(("Dataset", "Stream", "sweep"), "stream"),
+    **dict.fromkeys(("InvalidStructure", "Structure"), "structure"),
+    "Statistics": "statistics",
+    "Subset": "subset",
+}
+"""Module of each name, imported when the name is first used: torch takes a second, which `--help` does not wait for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"data_pipeline.{_HOMES[name]}"), name)

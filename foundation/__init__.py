@@ -4,21 +4,33 @@ potential = foundation.load("runs/quickstart/release")
 atoms.calc = foundation.Calculator(potential)
 """
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from foundation import checkpoint
-from foundation.interop.calculator import Calculator
-from foundation.interop.published import find_published
-from foundation.interop.sevennet import from_sevennet
-from foundation.potential import Potential, Prediction
-from foundation.theories import add_theory, keep_theory
+if TYPE_CHECKING:
+    from foundation.interop.calculator import Calculator
+    from foundation.potential import Potential, Prediction
+    from foundation.theories import add_theory, keep_theory
 
 __all__ = ["Calculator", "Potential", "Prediction", "add_theory", "keep_theory", "load"]
+_HOMES = {
+    "Calculator": "foundation.interop.calculator",
+    "Potential": "foundation.potential",
+    "Prediction": "foundation.potential",
+    "add_theory": "foundation.theories",
+    "keep_theory": "foundation.theories",
+}
+"""Module of each name, imported when the name is first used: torch and e3nn take seconds."""
 
 
-def load(source: Path | str) -> Potential:
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def load(source: Path | str) -> "Potential":
     """Return a potential, ready to predict: of a folder, of a SevenNet checkpoint (.pth), or "sevennet-0" by name.
 
     The names are those of the models that the sevenn package carries; it has to be installed for them.
@@ -27,6 +39,12 @@ def load(source: Path | str) -> Potential:
         FileNotFoundError: there is no such folder, file or model.
         ValueError: what is there is damaged, refused, or newer than this program.
     """
+    import torch
+
+    from foundation import checkpoint
+    from foundation.interop.published import find_published
+    from foundation.interop.sevennet import from_sevennet
+
     path = Path(source)
     with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
         if path.is_dir():

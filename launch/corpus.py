@@ -19,7 +19,7 @@ resuming what an earlier call left, into --folder (runs/corpora/NAME when absent
 
 
 def expand_corpus(arguments: list[str]) -> list[str]:
-    """Return the arguments of `build` with a corpus's name replaced by the options that it stands for.
+    """Return the arguments behind `build` with a corpus's name replaced by the options that it stands for.
 
     Raises:
         ValueError: there is no such corpus, it cannot be downloaded, or several processes were to download it.
@@ -40,9 +40,8 @@ def expand_corpus(arguments: list[str]) -> list[str]:
         with lock.hold(lock.inside(folder), folder):
             fetch(corpus, folder)
     source, provenance = corpus_build(known.corpus, folder)
-    verb = rest.index("build") + 1
     # before the other options, so that any of it can be overridden
-    return [*rest[:verb], f"--source={_told(source)}", f"--provenance={_told(provenance)}", *rest[verb:]]
+    return [f"--source={_told(source)}", f"--provenance={_told(provenance)}", *rest]
 
 
 def _told(config: "DataclassInstance") -> str:

@@ -15,9 +15,9 @@ from foundation.export import ExportConfig
 from foundation.finetune import FinetuneConfig
 from foundation.finetuning.fisher import FisherConfig
 from foundation.pretrain import PretrainConfig
-from launch.__main__ import VERBS
 from launch.quickstart import QuickstartConfig
 from launch.sweep import SweepConfig
+from launch.verbs import VERBS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_pipeline", "foundation", "launch")
@@ -52,7 +52,7 @@ DOORS = {
     "lightning": ("foundation/training/",),
     "webdataset": ("data_pipeline/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
-    "jsonargparse": ("launch/__main__.py",),
+    "jsonargparse": ("launch/parser.py",),
     "yaml": ("launch/yaml_files.py",),
     "deepspeed": ("foundation/training/strategy.py",),
     "aiohttp": ("data_pipeline/remote.py",),
@@ -166,7 +166,7 @@ def test_every_benchmark_can_be_started(path: Path) -> None:
 
 
 def test_configs_are_frozen_keyword_only_and_without_public_methods() -> None:
-    for config_class, _, _ in VERBS.values():
+    for config_class in (verb.load().config for verb in VERBS.values()):
         parameters = config_class.__dataclass_params__
         assert parameters.frozen
         assert all(field.kw_only for field in dataclasses.fields(config_class))

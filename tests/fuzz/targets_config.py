@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 
 from foundation.card import MissingFact, render_card
 from foundation.configuration import resolved
-from launch.__main__ import make_parser, parse
+from launch.__main__ import parse
 from launch.sweep import planned, read_sweep
 from launch.yaml_files import to_yaml
 from tests.conftest import REPOSITORY
@@ -111,7 +111,6 @@ def judge_card(text: str) -> str | None:
     return f"the card has {other}, expected {KEPT}" if other else None
 
 
-make_parser()  # once here and not in every case
 TARGETS = [
     Target(
         name="pretrain YAML",

@@ -1,8 +1,12 @@
-"""The help of a verb says what every option is, in the words of its docstring."""
+"""The help of the command and of its verbs: short, from the docstrings of the options, and quick."""
+
+import subprocess
+import sys
 
 import pytest
 
 from launch.__main__ import main
+from launch.verbs import VERBS
 
 SENTENCES = {
     "build": "A group's split is a function of this and of the group's name alone.",
@@ -14,9 +18,50 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("verb", SENTENCES)
-def test_help_describes_the_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main(arguments)
     assert ended.value.code == 0
-    assert SENTENCES[verb] in " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", SENTENCES)
+def test_all_help_describes_the_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert SENTENCES[verb] in " ".join(printed([verb, "--help", "all"], capsys).split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_page_and_has_every_key_that_it_promises(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = printed([*verb.split(), "--help"], capsys)
+    assert len(text.splitlines()) <= 60
+    assert not [key for key in VERBS[verb].keys if f"  --{key} " not in text]
+    assert ("--help all" in text) == bool(VERBS[verb].keys)
+
+
+def test_the_list_of_verbs_has_all_and_waits_for_no_library() -> None:
+    code = "import sys; from launch.__main__ import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, modules = done.stdout.rsplit("\n", 2)[:2]
+    assert not [verb for verb in VERBS if f"\n  {verb} " not in text]
+    assert not {"torch", "numpy", "lightning", "e3nn", "matplotlib"} & set(modules.split())
+
+
+def test_an_unknown_verb_is_answered_by_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetun", "--data", "d"]) == 2
+    assert capsys.readouterr().err == (
+        "foundation: unknown verb 'finetun'; did you mean finetune? All verbs: foundation --help\n"
+    )
+    assert main(["launch", "slrum"]) == 2
+    assert "did you mean launch slurm?" in capsys.readouterr().err
+    assert main(["xyz"]) == 2
+    assert "choose from build, merge, inspect" in capsys.readouterr().err
+
+
+def test_no_arguments_show_the_verbs_and_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "  quickstart " in capsys.readouterr().out

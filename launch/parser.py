@@ -1,0 +1,327 @@
+"""Arguments to a config object: a YAML file, dotted options over it, and errors that are one sentence."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, cast, get_args
+
+import jsonargparse
+
+from data_pipeline.quoting import abbreviated
+from foundation.configuration import resolved
+from launch.yaml_files import InvalidYaml, parse_yaml, read_mapping, to_yaml
+
+IN_PLAIN_WORDS = (
+    (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),
+    (r"\n\s*Given value type: .*\s+Given value: .*", ""),
+    (r"\n\s*- Expected a <class 'NoneType'>.*", ""),
+    (r"Not of type Path: .*not list\n\s*- ", ""),
+    (r"\n\s*- ", "; or "),
+    (r"Problem with given class_path '[^']*':", ""),
+    (r"Parser key \"([^\"]*)\":", r"\1:"),
+    (r"Group '([^']*)' does not accept option '([^']*)'", r"there is no option '\1.\2'"),
+    (r"Option ('[^']*') is not accepted", r"there is no option \1"),
+    (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
+    (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
+    (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
+    (r"Expected a <class 'str'>", "text is needed, in quotation marks where it looks like a number"),
+    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"a value of type \1 is needed"),
+    (r"Importing ('[^']*') is not allowed, .*? to allow it", r"a class of this program is needed, not \1"),
+    (r"Exceeds the limit \(\d+ digits\) for integer string conversion.*", "too large for a number"),
+    (r"\s*\n\s*", " "),
+)
+"""Patterns that take the parser's words for its own types out of a message, and what takes their place."""
+
+MAX_MESSAGE = 1000
+"""Longest message of the parser [characters]: it quotes what was read."""
+COMMAND = "command"
+"""Field of the config of a launcher: the words behind `--`."""
+MISSING = object()
+PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
+HELP = ("-h", "--help")
+KEY_WIDTH = 26
+"""Characters of the column of options."""
+OPTIONS = {"--from": "--from_"}
+"""Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Code of a verb."""
+
+    config: type
+    """Dataclass whose fields are the options."""
+    run: Callable[[Any], object]
+    """Function of the config; the integer that it returns is the exit code."""
+    expand: Callable[[list[str]], list[str]] = list
+    """Rewrites the arguments behind the verb before they are parsed."""
+    epilog: str | None = None
+    """Text below the options."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line."""
+
+    help: str
+    """Phrase for the list of verbs."""
+    load: Callable[[], Loaded]
+    """Imports the code."""
+    keys: tuple[str, ...] = ()
+    """Options that --help shows; the others come with `--help all`. All of them if empty."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one sentence, without a page of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the arguments; the parsers inside this one, whose errors it reads, do that in their own way."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ValueError(f"{in_plain_words(message).rstrip('.')}. All options: {self.prog} --help all") from ex
+
+
+def in_plain_words(message: str) -> str:
+    """Return what the parser has to say without its words for types, in one line of bounded length."""
+    message = message[: 10 * MAX_MESSAGE]
+    for pattern, plain in IN_PLAIN_WORDS:
+        message = re.sub(pattern, plain, message)
+    message = message.strip()
+    return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
+
+
+def overview(verbs: Mapping[str, Verb]) -> str:
+    """Return the help of the command as a whole."""
+    lines = [f"  {name:<14}{verb.help}" for name, verb in verbs.items()]
+    return "\n".join(
+        [
+            "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--traceback]",
+            "",
+            "Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
+            "",
+            *lines,
+            "",
+            "foundation VERB --help shows the options that people set, --help all every option.",
+            "--traceback shows where in the code an error arose.",
+        ]
+    )
+
+
+def _short_help(parser: jsonargparse.ArgumentParser, keys: Sequence[str]) -> str:
+    """Return the help of a verb with the first sentence of each of some options."""
+    # argparse has no other way to ask a parser for its options
+    actions = {action.dest: action for action in parser._actions}
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines = [parser.format_usage(), *textwrap.wrap(" ".join((parser.description or "").split()), width), ""]
+    for key in keys:
+        action = actions[key]
+        sentence = re.split(r"(?<=\.)\s", " ".join((action.help or "").split()))[0].rstrip(".")
+        needed = action.required and action.default is None
+        unset = "required" if needed else f"default: {json.dumps(action.default, default=str)}"
+        text = f"  --{key:<{KEY_WIDTH}} {sentence} ({unset})"
+        lines += textwrap.wrap(text, width, subsequent_indent=" " * (KEY_WIDTH + 5), break_on_hyphens=False)
+    lines += ["", *textwrap.wrap(parser.epilog, width)] if parser.epilog else []
+    return "\n".join([*lines, "", f"All {len(actions)} options: {parser.prog} --help all\n"])
+
+
+@cache
+def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.ArgumentParser:
+    """Return the parser of a verb; the docstring under each field is its help."""
+    jsonargparse.set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        # a class_path in a file would import, and so run, any module that lies about
+        import_path_denylist=["*"],
+        import_path_allowlist=["data_pipeline", "foundation", "launch"],
+    )
+    jsonargparse.set_loader("yaml", _value_of, exceptions=(InvalidYaml,))
+    parser = _Parser(
+        prog=f"foundation {name}",
+        usage="%(prog)s [--config FILE] [--KEY VALUE]...",
+        description=config_class.__doc__,
+        epilog=epilog,
+        allow_abbrev=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; later options override what it says")
+    parser.add_argument(PRINT_CONFIG, action="store_true", help="print all options as YAML, for --config, and end")
+    parser.add_class_arguments(config_class, fail_untyped=True, skip={COMMAND})
+    return parser
+
+
+def _value_of(text: str) -> object:
+    """Return what the text of an option, or of a file that is one, stands for."""
+    value = parse_yaml(text)
+    # {task} and its like are words here, not mappings of nothing
+    words = isinstance(value, dict) and value and "\n" not in text.strip() and not any(value.values())
+    return text if words and all(each is None for each in value.values()) else value
+
+
+def _files_of(arguments: Sequence[str]) -> list[Path]:
+    """Return the files that stand behind --config."""
+    named = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            named.append(Path(value if equals else following))
+    return [file for file in named if _is_file(file)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a name: YAML itself
+        return False
+
+
+def _as_declared(argument: str) -> str:
+    """Return an option as the fields of the configs have it: --num-nodes is --num_nodes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return OPTIONS.get(name, "--" + name[2:].replace("-", "_")) + equals + value
+
+
+def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments: list[str]) -> jsonargparse.Namespace:
+    """Return what a parser makes of the options.
+
+    Raises:
+        ValueError: they are wrong, or a file is.
+    """
+    for file in _files_of(arguments):  # before the parser reads them, which knows no lines
+        read_mapping(file)
+    try:
+        values = parser.parse_args(arguments)
+    except UnicodeDecodeError as error:  # of a file that stands in place of options
+        for file in (Path(argument.rpartition("=")[2]) for argument in arguments):
+            if _is_file(file):
+                read_mapping(file)
+        raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+    _refuse_nothing(config_class, values, "")
+    try:
+        return parser.instantiate(values)
+    except ValueError as error:  # of a __post_init__, in the parser's wrapping
+        raise ValueError(in_plain_words(str(error))) from error
+
+
+def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
+    """Return the verb and its config object.
+
+    Raises:
+        ValueError: an argument or a file is wrong.
+        SystemExit: help or a configuration was asked for, and is printed.
+    """
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    command = tuple(arguments[split + 1 :])
+    words = [word for word in arguments[:split] if word != TRACEBACK]
+    if not words or words[0] in HELP:
+        print(overview(verbs))
+        raise SystemExit(0 if words else 2)
+    name, words = _verb(verbs, words)
+    loaded = verbs[name].load()
+    parser = _parser(name, loaded.config, loaded.epilog)
+    if wanted := [number for number, word in enumerate(words) if word in HELP]:
+        everything = words[wanted[0] + 1 : wanted[0] + 2] == ["all"] or not verbs[name].keys
+        print(parser.format_help() if everything else _short_help(parser, verbs[name].keys), end="")
+        raise SystemExit(0)
+    words = [_as_declared(word) for word in loaded.expand(words)]
+    files = _files_of(words)
+    try:
+        config, printed = _config_of(name, loaded.config, parser, words, command)
+    except ValueError as error:
+        if not files or any(str(file) in str(error) for file in files):
+            raise
+        raise ValueError(f"{error}; read from --config {', '.join(map(str, files))}") from error
+    if printed:
+        print(to_yaml({key: value for key, value in resolved(config).items() if key != COMMAND}), end="")
+        raise SystemExit(0)
+    return name, config
+
+
+def _verb(verbs: Mapping[str, Verb], words: list[str]) -> tuple[str, list[str]]:
+    """Return the verb that words begin with, and the words behind it.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    for count in (1, 2):
+        if (name := " ".join(words[:count])) in verbs:
+            return name, words[count:]
+    begun = " ".join(words[:2]) if any(name.startswith(f"{words[0]} ") for name in verbs) else words[0]
+    near = difflib.get_close_matches(begun, verbs, n=1)
+    guess = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(verbs)}."
+    raise ValueError(f"unknown verb {abbreviated(begun)}{guess} All verbs: foundation --help")
+
+
+def _config_of(
+    name: str, config_class: type, parser: jsonargparse.ArgumentParser, words: list[str], command: tuple[str, ...]
+) -> tuple[Any, bool]:
+    """Return the config object of a verb, and whether it is to be printed.
+
+    Raises:
+        ValueError: an option is wrong, or a file.
+    """
+    settings = _settings(parser, config_class, words).as_dict()
+    settings.pop("config", None)
+    printed = settings.pop(PRINT_CONFIG.removeprefix("--"))
+    for key, value in settings.items():
+        if isinstance(value, Path) and str(value).startswith(("[", "{")):
+            raise ValueError(f"{key}: unknown option in {value}. All options: foundation {name} --{key}.help")
+    if any(field.name == COMMAND for field in dataclasses.fields(config_class)):
+        settings[COMMAND] = command
+    elif command:
+        raise ValueError(f"`{name}` takes no command behind --")
+    config = config_class(**settings)
+    _refuse_not_finite(config)
+    return config, printed
+
+
+def _refuse_nothing(config_class: type, values: jsonargparse.Namespace, name: str) -> None:
+    """Refuse null where a value must be, which the parser lets pass.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for item in dataclasses.fields(cast(Any, config_class)):
+        value, dotted = values.get(item.name, MISSING), f"{name}{item.name}"
+        if value is None and item.type is not Any and type(None) not in get_args(item.type):
+            raise ValueError(f"{dotted}: a value is needed, not null")
+        classes = list(_classes(item.type))
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, jsonargparse.Namespace):
+                path = str(each.get("class_path", "")).rpartition(".")[2]
+                for chosen in (kind for kind in classes if len(classes) == 1 or kind.__name__ == path):
+                    _refuse_nothing(chosen, each.get("init_args", each), f"{dotted}.")
+
+
+def _classes(hint: Any) -> Iterable[type]:
+    """Return the config classes that a type is made of."""
+    if dataclasses.is_dataclass(hint):
+        return [cast(type, hint)]
+    return [found for inside in get_args(hint) for found in _classes(inside)]
+
+
+def _refuse_not_finite(value: object, name: str = "") -> None:
+    """Refuse numbers that are none, which pass every comparison with a limit.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    inside: Iterable[tuple[object, object]] = ()
+    if dataclasses.is_dataclass(value):
+        inside = [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    for key, each in inside:
+        _refuse_not_finite(each, f"{name}{'.' * bool(name)}{key}")

@@ -1,0 +1,223 @@
+"""Verbs of the command line: name, help, the keys that people set, and the function that loads config and code.
+
+The code of a verb is imported when the verb is chosen, because torch, Lightning and matplotlib take seconds.
+"""
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import parser
+from launch.parser import Loaded, Verb
+
+
+def _build() -> Loaded:
+    from data_pipeline.build import BuildConfig, build, is_first_rank
+    from launch import show
+    from launch.corpus import HELP, expand_corpus
+
+    def run(config: BuildConfig) -> None:
+        manifest = build(config)
+        if is_first_rank():  # once for all ranks of MPI
+            show.manifest(manifest)
+
+    return Loaded(config=BuildConfig, run=run, expand=expand_corpus, epilog=HELP)
+
+
+def _merge() -> Loaded:
+    from data_pipeline.merge import MergeConfig, merge
+    from launch import show
+
+    return Loaded(
+        config=MergeConfig, run=lambda config: show.manifest(merge(config.manifests, config.out, config.name))
+    )
+
+
+def _inspect() -> Loaded:
+    from launch import show
+
+    return Loaded(config=show.InspectConfig, run=show.inspect)
+
+
+def _pretrain() -> Loaded:
+    from foundation.pretrain import PretrainConfig, pretrain
+
+    return Loaded(config=PretrainConfig, run=_resumable(pretrain))
+
+
+def _finetune() -> Loaded:
+    from foundation.finetune import FinetuneConfig, finetune
+    from launch.sweep import sweep
+
+    def run(config: FinetuneConfig) -> object:
+        if config.sweep is None:
+            return finetune(config)
+        return sweep(config, config.sweep, "finetune", parse, _compare)
+
+    return Loaded(config=FinetuneConfig, run=_resumable(run))
+
+
+def _compare(runs: Sequence[Path], out: Path) -> None:
+    """Compare the finished runs of a sweep."""
+    from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
+    from launch import show
+
+    config = TradeoffConfig(runs=tuple(runs), out=out)
+    try:
+        show.tradeoff(config, tradeoff(config))
+    except ValueError as error:  # nothing that was asked for has failed
+        logging.getLogger(__name__).warning("the runs of the sweep are not compared: %s", error)
+
+
+def _preflight() -> Loaded:
+    from launch.preflight import PreflightConfig, preflight
+
+    return Loaded(config=PreflightConfig, run=preflight)
+
+
+def _fisher() -> Loaded:
+    from foundation.finetuning.fisher import FisherConfig, compute_fisher
+
+    return Loaded(config=FisherConfig, run=compute_fisher)
+
+
+def _tradeoff() -> Loaded:
+    from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
+    from launch import show
+
+    return Loaded(
+        config=TradeoffConfig,
+        run=lambda config: show.tradeoff(config, tradeoff(config)),
+        expand=lambda words: _name_runs(words, "--runs"),
+    )
+
+
+def _evaluate() -> Loaded:
+    from foundation.evaluate import EvaluateConfig, evaluate
+    from launch import show
+
+    return Loaded(config=EvaluateConfig, run=lambda config: show.evaluation(config, evaluate(config)))
+
+
+def _report() -> Loaded:
+    from foundation.report import ReportConfig, report
+    from launch import show
+
+    return Loaded(
+        config=ReportConfig,
+        run=lambda config: show.training(config, report(config)),
+        expand=lambda words: _name_runs(words, "--run"),
+    )
+
+
+def _export() -> Loaded:
+    from foundation.export import ExportConfig, export
+    from launch import show
+
+    return Loaded(config=ExportConfig, run=lambda config: show.release(export(config)))
+
+
+def _convert() -> Loaded:
+    from foundation.convert import ConvertConfig, convert
+    from launch import show
+
+    return Loaded(config=ConvertConfig, run=lambda config: show.converted(config, convert(config)))
+
+
+def _slurm() -> Loaded:
+    from launch.slurm import SlurmConfig, launch_slurm
+
+    return Loaded(config=SlurmConfig, run=lambda config: launch_slurm(config, parse))
+
+
+def _local() -> Loaded:
+    from launch.local import LocalConfig, launch_local
+
+    return Loaded(config=LocalConfig, run=_resumable(lambda config: launch_local(config, parse)))
+
+
+def _quickstart() -> Loaded:
+    from launch.quickstart import QuickstartConfig, quickstart
+
+    return Loaded(config=QuickstartConfig, run=_resumable(quickstart))
+
+
+def _name_runs(words: list[str], option: str) -> list[str]:
+    """Return `FOLDER...` at the beginning of the arguments as an option, a list if there are several folders."""
+    runs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if not runs:
+        return words
+    alone = option == "--run" and len(runs) == 1
+    return [option, runs[0] if alone else json.dumps(runs), *words[len(runs) :]]
+
+
+def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a function that ends with the exit code of a run that can be started again, if a signal stops it."""
+    from foundation.training.preemption import PreemptedError
+    from foundation.training.watchdog import TRY_AGAIN
+
+    def attempt(config: Any) -> object:
+        try:
+            return run(config)
+        except PreemptedError:  # it was logged before the job went back to the queue
+            return TRY_AGAIN
+
+    return attempt
+
+
+BUILD_KEYS = (
+    *("source", "out", "cutoffs", "val_fraction", "test_fraction", "split_by", "workers", "overwrite"),
+    *("provenance.name", "provenance.licence", "provenance.level_of_theory", "filters.max_force"),
+)
+TRAINING_KEYS = (
+    *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "fit.num_workers"),
+    *("fit.devices", "fit.resume", "loss.energy.weight", "loss.forces.weight", "loss.stress.weight"),
+    "optim.learning_rate",
+)
+VERBS = {
+    "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS),
+    "merge": Verb("make several data sets one", _merge),
+    "inspect": Verb("show what a data set holds and what looks wrong with it", _inspect),
+    "pretrain": Verb("train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model.cutoff")),
+    "finetune": Verb(
+        "train a potential on the data of a domain, and measure what it forgets",
+        _finetune,
+        ("start", *TRAINING_KEYS, "rehearsal", "penalty", "freeze", "sweep"),
+    ),
+    "preflight": Verb(
+        "check a pretraining and estimate its time, memory and cost",
+        _preflight,
+        ("data", "out", "verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),
+    ),
+    "fisher": Verb(
+        "measure how much each weight of a potential matters to data",
+        _fisher,
+        ("model", "data", "out", "split", "max_structures", "seed", "device", "theory", "previous", "gamma"),
+    ),
+    "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
+    "evaluate": Verb("measure errors and write a report", _evaluate),
+    "report": Verb("draw the curves of a run, or of several", _report),
+    "export": Verb("write a release folder with its model card", _export),
+    "convert": Verb("read or write another program's checkpoint", _convert),
+    "launch slurm": Verb("write the script of a SLURM job, and submit it", _slurm),
+    "launch local": Verb("run several processes on this machine", _local),
+    "quickstart": Verb(
+        "do all of it once, on an embedded data set",
+        _quickstart,
+        ("build.out", "pretrain.out", "pretrain.fit.steps", "evaluate.model", "export.out"),
+    ),
+}
+"""Everything that `foundation` can do, in the order of its help."""
+
+
+def parse(arguments: list[str]) -> tuple[str, Any]:
+    """Return the verb and its config object.
+
+    Raises:
+        ValueError: an argument or a file is wrong.
+        SystemExit: help or a configuration was asked for, and is printed.
+    """
+    return parser.parse(VERBS, arguments)
