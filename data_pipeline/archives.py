@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from data_pipeline.download import DownloadError
+from data_pipeline.quoting import abbreviated
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +113,13 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) 
     for member in members:
         parts = _parts(member.name)
         if not parts and not member.is_folder:
-            raise _RefusedError(f"member {_shown(member.name)} has no name")
+            raise _RefusedError(f"member {abbreviated(member.name)} has no name")
         written += MEMBER_BYTES
         _refuse_above(bound, written, member.name)
         for depth in range(1, len(parts) + 1):
             is_folder = depth < len(parts) or member.is_folder
             if seen.setdefault(parts[:depth], is_folder) is not is_folder:
-                raise _RefusedError(f"member {_shown(member.name)} is a file and a folder")
+                raise _RefusedError(f"member {abbreviated(member.name)} is a file and a folder")
         if member.is_folder:
             folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
             continue
@@ -131,12 +132,12 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) 
                     _refuse_above(bound, written, member.name)
                     target.write(chunk)
         except FileExistsError as error:
-            raise _RefusedError(f"member {_shown(member.name)} is there twice") from error
+            raise _RefusedError(f"member {abbreviated(member.name)} is there twice") from error
 
 
 def _refuse_above(bound: int, written: int, name: str) -> None:
     if written > bound:
-        raise _RefusedError(f"member {_shown(name)} makes it more than {bound:,} bytes, which no archive of data holds")
+        raise _RefusedError(f"member {abbreviated(name)} makes it more than {bound:,} bytes, which no archive of data holds")
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -144,13 +145,8 @@ def _parts(name: str) -> tuple[str, ...]:
     unsafe = name.startswith("/") or "\\" in name or DRIVE.match(name) or not name.isprintable()
     parts = PurePosixPath(name).parts
     if unsafe or ".." in parts or max(map(len, parts), default=0) > 255 or len(parts) > 100:
-        raise _RefusedError(f"member {_shown(name)} has a name that may lead out of its folder")
+        raise _RefusedError(f"member {abbreviated(name)} has a name that may lead out of its folder")
     return parts
-
-
-def _shown(name: str) -> str:
-    text = ascii(name)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
@@ -159,9 +155,9 @@ def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
             # the name as it stands there: zipfile ends it at a NUL
             name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
             if info.flag_bits & 0x41:
-                raise _RefusedError(f"member {_shown(name)} is encrypted; unpack it by hand")
+                raise _RefusedError(f"member {abbreviated(name)} is encrypted; unpack it by hand")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _RefusedError(f"member {_shown(name)} is a link or device")
+                raise _RefusedError(f"member {abbreviated(name)} is a link or device")
             yield _Member(name, info.is_dir(), partial(archive.open, info))
 
 
@@ -175,7 +171,7 @@ def _tar_members(file: IO[bytes], bound: int) -> Iterator[_Member]:
                 if info is None:
                     return _refuse_rest(bounded, archive.offset)
                 if not (info.isreg() or info.isdir()):
-                    raise _RefusedError(f"member {_shown(info.name)} is a link or device")
+                    raise _RefusedError(f"member {abbreviated(info.name)} is a link or device")
                 # kept by the library, and there may be millions
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))

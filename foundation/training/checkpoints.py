@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from data_pipeline import lock
+from data_pipeline.quoting import one_line
 from data_pipeline.shards import sha256
 from foundation.configuration import deciding_changes
 from foundation.training.strategy import ZeroStrategy
@@ -99,7 +100,7 @@ def _damage(path: Path, step: int) -> str | None:
     except (OSError, ValueError) as error:
         return f"cannot be read ({error})"
     if state["global_step"] != step:
-        return f"is of step {_shown(state['global_step'])}, not of the one in its name"
+        return f"is of step {one_line(str(state['global_step']))}, not of the one in its name"
     if step > _length(state):
         return f"is of step {step} and of a run of {_length(state)} steps"
     return None
@@ -125,15 +126,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the bytes of a file decide which one it is
-        raise ValueError(f"not a checkpoint: {_shown(error)}") from error
+        raise ValueError(f"not a checkpoint: {one_line(str(error))}") from error
     missing = [name for name, kind in PARTS.items() if not (isinstance(state, dict) and type(state.get(name)) is kind)]
     if missing:
         raise ValueError(f"not a checkpoint: without {', '.join(missing)}")
     return state
-
-
-def _shown(value: object) -> str:
-    return str(value).partition("\n")[0][:120]
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
@@ -188,9 +185,10 @@ def refuse_other_backend(checkpoint: Path, backend: str) -> None:
     if theirs is None:
         log.warning("%s does not say what computed its convolutions: not compared; now it is %s", checkpoint, backend)
     elif theirs != backend:
+        named = one_line(str(theirs))
         raise ValueError(
-            f"cannot resume {checkpoint}: its convolutions were computed by {_shown(theirs)} and are by {backend} now, "
-            f"which rounds differently. Say --fit.backend {_shown(theirs)} where that works, or start a new run."
+            f"cannot resume {checkpoint}: its convolutions were computed by {named} and are by {backend} now, which "
+            f"rounds differently. Say --fit.backend {named} where that works, or start a new run."
         )
 
 
