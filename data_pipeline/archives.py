@@ -137,7 +137,9 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) 
 
 def _refuse_above(bound: int, written: int, name: str) -> None:
     if written > bound:
-        raise _RefusedError(f"member {abbreviated(name)} makes it more than {bound:,} bytes, which no archive of data holds")
+        raise _RefusedError(
+            f"member {abbreviated(name)} makes it more than {bound:,} bytes, which no archive of data holds"
+        )
 
 
 def _parts(name: str) -> tuple[str, ...]:
