@@ -17,6 +17,7 @@ from data_pipeline.statistics import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import EquivariantNetwork, ModelConfig
 from foundation.models.limits import check_elements, check_theories
+from foundation.nn.computation import Computation
 from foundation.untrusted import check_finite
 
 log = logging.getLogger(__name__)
@@ -90,15 +91,13 @@ class Potential(torch.nn.Module):
         self.network.to(dtype)
         return self
 
-    def tabulate_radial(self, num_knots: int) -> None:
-        """Interpolate the network's radial functions between so many distances from now on (256 are good); 0: do not.
-
-        The weights stay what they are. Outside training the table is made once for them.
+    def compute_as(self, computation: Computation) -> None:
+        """Compute in another way from now on; the weights stay the same.
 
         Raises:
-            ValueError: there are too few knots.
+            ValueError: the network cannot do so; the message names the option.
         """
-        self.network.tabulate_radial(num_knots)
+        self.network.compute_as(computation)
 
     def forward(self, batch: GraphBatch) -> Prediction:
         """Return energies, forces and stresses from one backward pass through positions and strain.

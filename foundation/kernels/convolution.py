@@ -37,7 +37,7 @@ class Convolution(torch.nn.Module):
         super().__init__()
         self.paths = Paths.named(paths.name)
         self.backend: Backend = "auto"
-        """What computes it; set_backend() sets it for a whole model."""
+        """What computes it."""
         # kept outside the buffers, which a cast to float32 and back would round
         self._exact = self.paths.couplings
         self._used = list(self._exact)
@@ -95,21 +95,18 @@ class Convolution(torch.nn.Module):
         return torch.cat([torch.cat(parts, dim=2).flatten(1) for parts in blocks.values()], dim=1)
 
 
-def set_backend(model: torch.nn.Module, backend: Backend) -> None:
-    """Choose what computes every convolution of a model."""
-    for module in model.modules():
-        if isinstance(module, Convolution):
-            module.backend = backend
-
-
 def backend_of(model: torch.nn.Module, device: torch.device) -> Backend:
     """Return what computes a model's convolutions on a device, in its float type: what 'auto' comes to.
+
+    A model without convolutions is plain torch.
 
     Raises:
         NoCompiler: the C backend is asked for and cannot be compiled.
         ValueError: the backend does not work on the device.
     """
-    module = next(module for module in model.modules() if isinstance(module, Convolution))
+    module = next((module for module in model.modules() if isinstance(module, Convolution)), None)
+    if module is None:
+        return "torch"
     return chosen_backend(module.backend, device.type, next(model.parameters()).dtype, module.paths.name)
 
 

@@ -31,11 +31,12 @@ from foundation.models.limits import (
     check_elements,
     parse_irreps,
 )
+from foundation.nn.computation import Computation, set_layers
 from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
-from foundation.nn.radial_table import Knots, Tabulated, check_num_knots, hermite, radial_table
+from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
 from foundation.nn.recompute import recomputed
 
 INITIAL_GAIN = 0.5
@@ -143,8 +144,7 @@ class EquivariantNetwork(torch.nn.Module):
         self._knots: Knots | None = None
         self._tables: tuple[list[Tensor], list[Tensor]] = [], []
         self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
-        self.recompute = False
-        """Whether only what goes in and out of a block is kept, and its inside computed again for derivatives."""
+        self.computation = Computation()
         hidden = o3.Irreps(config.irreps)
         scalars = _even_scalars(hidden)
         self.irreps_harmonics = _harmonics(config)
@@ -180,16 +180,14 @@ class EquivariantNetwork(torch.nn.Module):
                 assert isinstance(block, InteractionBlock)
                 block.radial.weights[0].mul_(INITIAL_GAIN / rms)
 
-    def tabulate_radial(self, num_knots: int) -> None:
-        """Run the radial networks at so many distances and interpolate (see radial_table.py); 0: at every pair.
+    def compute_as(self, computation: Computation) -> None:
+        """Compute in another way from now on; the weights stay the same.
 
-        Outside training the tables are made once for the weights there are, and no gradient flows back into these.
-
-        Raises:
-            ValueError: there are too few knots to interpolate between.
+        Outside training a radial table is made once for the weights there are, and no gradient flows back into these.
         """
-        check_num_knots(num_knots)
-        config = self.config
+        config, num_knots = self.config, computation.radial_table
+        set_layers(self, computation)
+        self.computation = computation
         kink = config.cutoff_onset if config.cutoff_function == "xplor" else config.cutoff
         self._knots = Knots.of(num_knots, self._cutoff, kink, config.cutoff) if num_knots else None
 
@@ -215,7 +213,7 @@ class EquivariantNetwork(torch.nn.Module):
         features = self.embedding(one_hot)
         edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
         for block, basis in zip(self.blocks, self._bases(distances), strict=True):
-            if self.recompute:
+            if self.computation.recompute:
                 features = self._recomputed(block, features, harmonics, basis, edges, theory)
             else:
                 features = block(features, harmonics, basis, edges, theory)

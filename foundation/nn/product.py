@@ -22,7 +22,7 @@ class Product(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rounded = False
-        """Whether factors are rounded to bfloat16 in training; set_precision() sets it for a whole model."""
+        """Whether factors are rounded to bfloat16 in training."""
 
     def forward(self, rows: Float[Tensor, "rows inner"], matrix: Float[Tensor, "inner columns"]) -> Tensor:
         """Return the product, in the type of the factors."""
@@ -49,18 +49,6 @@ class _RoundedProduct(torch.autograd.Function):
             _RoundedProduct.apply(gradient, right.t()) if needs_left else None,
             _RoundedProduct.apply(left.t(), gradient) if needs_right else None,
         )
-
-
-def set_precision(model: torch.nn.Module, precision: Precision) -> None:
-    """Choose how every linear map and radial network of a model multiplies in training.
-
-    TF32 is a setting of the process, not of a model: it rounds the factors of all float32 matrix products to 11 bits,
-    on GPUs that have it. The others switch it off.
-    """
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    for module in model.modules():
-        if isinstance(module, Product):
-            module.rounded = precision == "bf16"
 
 
 def precision_in_words(precision: Precision, device: torch.device) -> str:

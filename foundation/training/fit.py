@@ -13,12 +13,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.stream import Dataset
-from foundation.kernels.convolution import backend_in_words, backend_of, set_backend
-from foundation.nn.product import precision_in_words, set_precision
+from foundation.kernels.convolution import backend_in_words, backend_of
+from foundation.nn.computation import Computation
+from foundation.nn.product import precision_in_words
 from foundation.potential import Potential
 from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_other_backend, step_of
 from foundation.training.data import TrainingData
-from foundation.training.fit_config import FitConfig
+from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
@@ -73,7 +74,7 @@ def fit(
     _check(config, optim, additions)
     checkpoint = checkpoint_to_resume(out, config.resume)
     keep_freed_memory()
-    set_computation(potential, config)
+    potential.compute_as(computation_of(config))
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
@@ -90,7 +91,7 @@ def fit(
     convolution = _announce(potential, config, trainer, checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     module.cpu()
-    reset_computation(potential)
+    potential.compute_as(Computation())
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"validation": validation, "convolution": convolution}
 
@@ -104,21 +105,6 @@ def _announce(potential: Potential, config: FitConfig, trainer: lightning.Traine
         if checkpoint is not None:
             log.info("continuing from %s", checkpoint)
     return convolution
-
-
-def set_computation(potential: Potential, config: FitConfig) -> None:
-    """Let a potential compute as a run is to: backend, tables, precision, recomputation."""
-    set_backend(potential, config.backend)
-    potential.tabulate_radial(config.radial_table)
-    set_precision(potential, config.precision)
-    potential.network.recompute = config.recompute
-
-
-def reset_computation(potential: Potential) -> None:
-    """Let a potential compute as one that is loaded from a folder."""
-    potential.tabulate_radial(0)
-    set_precision(potential, "float32")
-    potential.network.recompute = False
 
 
 def _check(config: FitConfig, optim: OptimConfig, additions: Additions) -> None:

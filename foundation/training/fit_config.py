@@ -7,8 +7,8 @@ from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.kernels.convolution import Backend
+from foundation.nn.computation import Computation
 from foundation.nn.product import Precision
-from foundation.nn.radial_table import check_num_knots
 from foundation.training.guard import GuardConfig
 from foundation.training.strategy import NO_ZERO_3, StrategyName
 
@@ -84,10 +84,20 @@ class FitConfig:
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        check_num_knots(self.radial_table)
+        computation_of(self)  # refuses what no network could do
         if self.strategy == "zero-3":
             raise ValueError(NO_ZERO_3)
         world_size = self.devices * self.num_nodes
         if world_size < 1 or self.lanes % world_size:
             sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
             raise ValueError(f"{self.lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
+
+
+def computation_of(config: FitConfig) -> Computation:
+    """Return how the network computes in a run."""
+    return Computation(
+        backend=config.backend,
+        precision=config.precision,
+        radial_table=config.radial_table,
+        recompute=config.recompute,
+    )

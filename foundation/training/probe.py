@@ -31,8 +31,8 @@ from foundation.kernels.convolution import backend_in_words
 from foundation.models import ModelConfig
 from foundation.potential import new_potential
 from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
-from foundation.training.fit import keep_freed_memory, seed_everything, set_computation
-from foundation.training.fit_config import FitConfig
+from foundation.training.fit import keep_freed_memory, seed_everything
+from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
 
@@ -176,7 +176,7 @@ class _Bench:
         datasets, theories = open_datasets(probe.data)
         self.probe, self.device = probe, device
         self.potential = new_potential(probe.model, statistics_by_theory(datasets, theories)).to(device).train()
-        set_computation(self.potential, probe.fit)
+        self.potential.compute_as(computation_of(probe.fit))
         self.optimizer = make_optimizer(probe.optim, self.potential, len(self.potential.elements))
         fit = probe.fit
         # the plan is not used: frames come with the probe

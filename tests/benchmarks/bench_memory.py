@@ -16,6 +16,7 @@ import torch
 torch.set_num_threads(1)
 from torch.utils.checkpoint import checkpoint
 from foundation.models import EquivariantConfig, equivariant
+from foundation.nn.computation import Computation
 from tests.benchmarks.oxides import oxides, potential_for, training_step
 
 def peak():
@@ -24,7 +25,7 @@ def peak():
 way, frames = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
 potential, batch = potential_for(EquivariantConfig(), oxides(frames))
-potential.network.recompute = way not in ("none", "inference")
+potential.compute_as(Computation(recompute=way not in ("none", "inference")))
 if way == "torch":
     equivariant.recomputed = lambda part, parameters, *inputs: checkpoint(part, *inputs, use_reentrant=False)
 step = (lambda: potential.eval()(batch)) if way == "inference" else training_step(potential, batch)

@@ -13,7 +13,8 @@ from torch import Tensor
 import foundation
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.sources import AseFiles
-from foundation.nn.product import Precision, set_precision
+from foundation.nn.computation import Computation
+from foundation.nn.product import Precision
 from foundation.potential import Potential
 from tests.benchmarks.oxides import FILE, oxides, training_step
 from tests.benchmarks.rows import Row, interleaved, write
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
 
 def _said(potential: Potential, batches: list[GraphBatch], precision: Precision) -> list[list[Tensor]]:
     """Return energy per atom, forces and stress of each frame."""
-    set_precision(potential.train(), precision)  # outside training nothing is rounded
+    potential.train().compute_as(Computation(precision=precision))  # outside training nothing is rounded
     predictions = ((potential(batch), batch) for batch in batches)
     return [
         [t.detach() for t in (p.energy / b.num_atoms, p.forces.double(), p.stress.double())] for p, b in predictions
@@ -96,7 +97,7 @@ def _time_rows(potential: Potential, precisions: list[Precision], config: Config
     step = training_step(potential, batch)
 
     def task(precision: Precision) -> None:
-        set_precision(potential, precision)
+        potential.compute_as(Computation(precision=precision))
         step()
 
     seconds = interleaved({name: partial(task, name) for name in precisions}, config.rounds)

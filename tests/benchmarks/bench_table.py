@@ -19,6 +19,7 @@ from data_pipeline.graph import collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import Potential
 from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -90,7 +91,7 @@ def accuracy(config: Config) -> list[Row]:
 
 def outcome(potential: Potential, frame: Structure, dtype: torch.dtype, knots: int) -> dict[str, Tensor]:
     """Return the forces and the gradient of the loss."""
-    potential.cast(dtype).train().tabulate_radial(knots)
+    potential.cast(dtype).train().compute_as(Computation(radial_table=knots))
     potential.zero_grad()
     batch = collate([frame], potential.cutoff, torch.float64)
     prediction = potential(batch)
@@ -119,8 +120,8 @@ def speed(config: Config, count: int) -> list[Row]:
     for knots in (0, RECOMMENDED):
         # two of them: training changes the weights, for which inference would have to make its table anew
         trained, used = copy.deepcopy(potential), copy.deepcopy(potential).eval()
-        trained.tabulate_radial(knots)
-        used.tabulate_radial(knots)
+        trained.compute_as(Computation(radial_table=knots))
+        used.compute_as(Computation(radial_table=knots))
         tasks[f"training step {knots}"] = training_step(trained, batch)
         tasks[f"inference {knots}"] = functools.partial(used, batch)
     # sevenn needs a gigabyte for every oxide

@@ -15,6 +15,7 @@ from data_pipeline.stream import Frames
 from foundation.checkpoint import load, save
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
@@ -58,7 +59,7 @@ def check_same(left: Potential, right: Potential, batch: GraphBatch, rtol: float
 def test_step_0_is_the_start_to_the_last_bit(
     potential: Potential, batch: GraphBatch, dtype: torch.dtype, num_knots: int
 ) -> None:
-    potential.cast(dtype).tabulate_radial(num_knots)
+    potential.cast(dtype).compute_as(Computation(radial_table=num_knots))
     before = potential(batch)
     names = add_adapters(potential, 2, 4.0)
     after = potential(batch)
@@ -70,7 +71,7 @@ def test_step_0_is_the_start_to_the_last_bit(
 
 @pytest.mark.parametrize("num_knots", [0, 64])
 def test_merged_is_adapted(potential: Potential, adapted: Potential, batch: GraphBatch, num_knots: int) -> None:
-    adapted.tabulate_radial(num_knots)
+    adapted.compute_as(Computation(radial_table=num_knots))
     merged = copy.deepcopy(adapted)
     merge_adapters(merged)
     check_same(merged, adapted, batch, 1e-12)
@@ -106,10 +107,10 @@ def test_training_moves_every_adapter_and_nothing_else(potential: Potential, bat
 def test_recomputed_blocks_give_adapters_the_same_gradient(
     adapted: Potential, batch: GraphBatch, num_knots: int
 ) -> None:
-    adapted.train().tabulate_radial(num_knots)
+    adapted.train()
     gradients = []
     for recompute in (False, True):
-        adapted.network.recompute = recompute
+        adapted.compute_as(Computation(radial_table=num_knots, recompute=recompute))
         adapted.zero_grad()
         loss(LossConfig(), adapted(batch), batch, label_counts(batch)).backward()
         gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})

@@ -10,6 +10,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
@@ -104,8 +105,7 @@ def test_what_is_trained_has_the_gradient_it_has_without_freezing(
 ) -> None:
     frames = Frames(emt_manifest, "train")
     batch = collate([frames[number] for number in range(3)], 5.0, torch.float64)
-    potential.cast(torch.float64).tabulate_radial(num_knots)
-    potential.network.recompute = recompute
+    potential.cast(torch.float64).compute_as(Computation(radial_table=num_knots, recompute=recompute))
     gradients = []
     for patterns in ([], ["blocks:1", "*.blocks.1.radial.*"]):
         freeze(potential, patterns)

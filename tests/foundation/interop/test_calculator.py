@@ -21,6 +21,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.structure import InvalidStructure
 from foundation.interop.calculator import Calculator, to_atoms, to_structure
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import Potential, UnknownElement, new_potential
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
@@ -164,7 +165,7 @@ def test_inference_mode_changes_nothing(potential: Potential, crystal: ase.Atoms
 def test_a_table_made_in_inference_mode_serves_outside(
     potential: Potential, crystal: ase.Atoms, num_knots: int
 ) -> None:
-    potential.tabulate_radial(num_knots)
+    potential.compute_as(Computation(radial_table=num_knots))
     graph = to_graph(to_structure(crystal), potential.cutoff)
     with torch.inference_mode():
         inside = potential.atom_energies(graph)

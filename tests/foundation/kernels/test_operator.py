@@ -11,10 +11,11 @@ from torch import Tensor
 
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.sources import EmtAlloys
-from foundation.kernels.convolution import Convolution, set_backend
+from foundation.kernels.convolution import Convolution
 from foundation.kernels.operator import convolution, convolution_backward, convolution_double_backward
 from foundation.kernels.paths import Paths
 from foundation.models import EquivariantConfig, EquivariantNetwork
+from foundation.nn.computation import Computation
 from foundation.potential import Potential
 from tests.foundation.kernels.graphs import many_structures, operands, paired_edges, value_and_derivatives
 
@@ -147,7 +148,7 @@ def test_a_training_step_has_the_same_result_with_every_backend(batch: GraphBatc
     potential = make_potential(batch)
     results = []
     for backend in ("c", "torch"):
-        set_backend(potential, backend)
+        potential.compute_as(Computation(backend=backend))
         results.append(step(potential, batch))
     for ours, expected in zip(*results, strict=True):
         assert (ours - expected).abs().max() <= 2e-5 * expected.abs().max()

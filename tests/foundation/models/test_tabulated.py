@@ -14,6 +14,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.sources import AseFiles
 from data_pipeline.stream import Frames
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
 from foundation.training.fit import FitConfig
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -47,26 +48,26 @@ def test_predictions_and_gradients_are_those_without_a_table(
 ) -> None:
     potential = new_potential(config, {"EMT": emt_manifest.split("train").statistics}).cast(torch.float64).eval()
     expected, exact = potential(batch), gradients(potential, batch)
-    potential.tabulate_radial(256)
+    potential.compute_as(Computation(radial_table=256))
     ours, found = potential(batch), gradients(potential, batch)
     for name in QUANTITIES:
         largest = getattr(expected, name).abs().max()
         assert 0 < (getattr(ours, name) - getattr(expected, name)).abs().max() < 1e-5 * largest, name
     assert found.shape == exact.shape
     assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
-    potential.tabulate_radial(0)
+    potential.compute_as(Computation(radial_table=0))
     assert torch.equal(potential(batch).forces, expected.forces)
 
 
 def test_training_and_evaluation_use_the_same_table(potential: Potential, batch: GraphBatch) -> None:
-    potential.tabulate_radial(64)
+    potential.compute_as(Computation(radial_table=64))
     evaluated, trained = potential(batch), potential.train()(batch)
     for name in QUANTITIES:
         torch.testing.assert_close(getattr(trained, name), getattr(evaluated, name), rtol=1e-12, atol=1e-12)
 
 
 def test_forces_are_the_slope_of_the_tabulated_energy(potential: Potential, batch: GraphBatch) -> None:
-    potential.tabulate_radial(20)  # coarse, so that the energy of the network itself would not do
+    potential.compute_as(Computation(radial_table=20))  # coarse, so that the energy of the network itself would not do
     step, energies = 1e-5, []
     for sign in (1, -1):
         positions = batch.positions.clone()
@@ -97,25 +98,25 @@ def behind_autograds_back(potential: Potential) -> None:
 def test_new_weights_have_a_new_table(
     potential: Potential, batch: GraphBatch, change: Callable[[Potential], None]
 ) -> None:
-    potential.tabulate_radial(256)
+    potential.compute_as(Computation(radial_table=256))
     before = potential(batch)
     assert torch.equal(potential(batch).forces, before.forces)
     change(potential)
     after = potential(batch)
     assert not torch.equal(after.forces, before.forces)
-    potential.tabulate_radial(0)
+    potential.compute_as(Computation(radial_table=0))
     torch.testing.assert_close(after.forces, potential(batch).forces, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_batch_has_an_empty_prediction(potential: Potential) -> None:
-    potential.tabulate_radial(32)
+    potential.compute_as(Computation(radial_table=32))
     assert potential(collate([], 5.0)).forces.shape == (0, 3)
 
 
 @pytest.mark.parametrize("num_knots", [-1, 1, 15])
 def test_too_few_knots_are_refused(potential: Potential, num_knots: int) -> None:
     with pytest.raises(ValueError, match=rf"at least 16 knots .* not {num_knots}"):
-        potential.tabulate_radial(num_knots)
+        potential.compute_as(Computation(radial_table=num_knots))
     with pytest.raises(ValueError, match=r"at least 16 knots"):
         FitConfig(steps=1, radial_table=num_knots)
 
@@ -129,7 +130,7 @@ def test_sevennet_0_with_a_table_has_its_own_forces_and_gradients(real_data: Pat
     for frame in chosen:
         batch, found = collate([frame], potential.cutoff, torch.float64), []
         for num_knots in (0, 256):
-            potential.tabulate_radial(num_knots)
+            potential.compute_as(Computation(radial_table=num_knots))
             found.append((potential(batch).forces, gradients(potential, batch)))
         (forces, exact), (ours, gradient) = found
         assert (ours - forces).abs().max() <= 1e-5 * forces.abs().max() + 1e-9

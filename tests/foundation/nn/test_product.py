@@ -9,7 +9,8 @@ from data_pipeline.graph import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.models import EquivariantConfig
-from foundation.nn.product import Product, precision_in_words, set_precision
+from foundation.nn.computation import Computation
+from foundation.nn.product import Product, precision_in_words
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
 
@@ -71,36 +72,36 @@ def test_a_step_in_bf16_has_about_the_gradient_of_one_in_float32(potential: Pote
         return torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
 
     exact = gradient()
-    set_precision(potential, "bf16")
+    potential.compute_as(Computation(precision="bf16"))
     prediction, rough = potential(batch), gradient()
     error = float((rough - exact).norm() / exact.norm())
     assert 1e-5 < error < 0.05
     assert prediction.energy.dtype == torch.float64
     assert prediction.forces.dtype == torch.float32
-    set_precision(potential, "float32")
+    potential.compute_as(Computation(precision="float32"))
     assert torch.equal(gradient(), exact)
 
 
 def test_outside_training_nothing_is_rounded(potential: Potential, emt_manifest: Manifest) -> None:
     batch = collate([Frames(emt_manifest, "train")[0]], 5.0)
     exact = potential.eval()(batch)
-    set_precision(potential, "bf16")
+    potential.compute_as(Computation(precision="bf16"))
     assert torch.equal(potential(batch).forces, exact.forces)
     assert not torch.equal(potential.train()(batch).forces, exact.forces)
 
 
 def test_every_linear_map_and_radial_network_is_switched(potential: Potential) -> None:
-    set_precision(potential, "bf16")
+    potential.compute_as(Computation(precision="bf16"))
     switches = [module.rounded for module in potential.modules() if isinstance(module, Product)]
     # the embedding, two layers of the readout, and of each block three linear maps and the radial network
     assert switches == [True] * (1 + 2 + 2 * 4)
 
 
 def test_tf32_is_asked_of_the_process_and_taken_back(potential: Potential) -> None:
-    set_precision(potential, "tf32")
+    potential.compute_as(Computation(precision="tf32"))
     assert torch.get_float32_matmul_precision() == "high"
     assert not any(module.rounded for module in potential.modules() if isinstance(module, Product))
-    set_precision(potential, "bf16")
+    potential.compute_as(Computation(precision="bf16"))
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -113,6 +114,6 @@ def test_the_log_says_that_a_cpu_has_no_tf32_and_emulates_bf16() -> None:
 
 def test_the_choice_is_not_in_the_weights(potential: Potential) -> None:
     names = set(potential.state_dict())
-    set_precision(potential, "bf16")
+    potential.compute_as(Computation(precision="bf16"))
     assert set(potential.state_dict()) == names
     assert not any("product" in name for name in names)

@@ -14,6 +14,7 @@ from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.nn.recompute import recomputed
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -42,9 +43,9 @@ def gradient_of_step(potential: Potential, batch: GraphBatch) -> dict[str, Tenso
 
 @pytest.mark.parametrize("num_knots", [0, 64])
 def test_the_gradient_of_a_step_is_the_same(potential: Potential, batch: GraphBatch, num_knots: int) -> None:
-    potential.tabulate_radial(num_knots)
+    potential.compute_as(Computation(radial_table=num_knots))
     kept = gradient_of_step(potential, batch)
-    potential.network.recompute = True
+    potential.compute_as(Computation(radial_table=num_knots, recompute=True))
     again = gradient_of_step(potential, batch)
     assert set(again) == set(kept) == {name for name, _ in potential.named_parameters()}
     largest = max(float(gradient.abs().max()) for gradient in kept.values())
@@ -58,9 +59,9 @@ def test_energies_forces_and_stresses_are_the_same(
     potential: Potential, batch: GraphBatch, training: bool, num_knots: int
 ) -> None:
     potential.train(training)
-    potential.tabulate_radial(num_knots)
+    potential.compute_as(Computation(radial_table=num_knots))
     kept = potential(batch)
-    potential.network.recompute = True
+    potential.compute_as(Computation(radial_table=num_knots, recompute=True))
     again = potential(batch)
     for name in ("energy", "forces", "stress"):
         torch.testing.assert_close(getattr(again, name), getattr(kept, name), rtol=1e-12, atol=1e-12)
@@ -70,7 +71,7 @@ def test_frozen_weights_get_no_gradient_and_the_others_the_same(potential: Poten
     potential.network.blocks[1].requires_grad_(False)
     potential.network.embedding.requires_grad_(False)
     kept = gradient_of_step(potential, batch)
-    potential.network.recompute = True
+    potential.compute_as(Computation(recompute=True))
     again = gradient_of_step(potential, batch)
     assert set(again) == set(kept)
     for name, gradient in kept.items():
@@ -101,7 +102,7 @@ class Storages(TorchDispatchMode):
 def test_what_is_kept_until_the_loss_is_differentiated_is_little(potential: Potential, batch: GraphBatch) -> None:
     sizes = {}
     for recompute in (False, True):
-        potential.network.recompute = recompute
+        potential.compute_as(Computation(recompute=recompute))
         with Storages() as storages:
             prediction = potential(batch)
             assert prediction.forces.requires_grad

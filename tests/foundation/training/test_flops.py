@@ -8,9 +8,9 @@ from data_pipeline.graph import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.kernels.codegen import operations
-from foundation.kernels.convolution import set_backend
 from foundation.kernels.paths import Paths
 from foundation.models import EquivariantConfig
+from foundation.nn.computation import Computation
 from foundation.potential import new_potential
 from foundation.training.flops import peak_rate, training_cost
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -38,8 +38,7 @@ def edges_times(kernel: str):
 )
 def test_the_count_is_what_torch_counts(model: EquivariantConfig, num_knots: int, emt_manifest: Manifest) -> None:
     potential = new_potential(model, {"EMT": emt_manifest.split("train").statistics}).train()
-    set_backend(potential, "c")
-    potential.tabulate_radial(num_knots)
+    potential.compute_as(Computation(backend="c", radial_table=num_knots))
     frames = Frames(emt_manifest, "train")
     batch = collate([frames[number] for number in range(60)], potential.cutoff)
     operators = torch.ops.foundation
