@@ -16,8 +16,7 @@ import torch
 from data_pipeline import lock
 from data_pipeline.quoting import abbreviated
 from data_pipeline.shards import sha256
-from foundation.models import EquivariantNetwork, ModelConfig
-from foundation.models.equivariant import num_parameters
+from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
 from foundation.potential import Potential, check_weights
 from foundation.untrusted import (
@@ -29,10 +28,11 @@ from foundation.untrusted import (
     read_layout,
     read_tensors,
     refusing,
+    require,
     typed,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 GOLDEN, CARD = "golden.json", "README.md"
 COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD)
@@ -58,7 +58,12 @@ def _from_one_dataset(config: dict) -> dict:
     }
 
 
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset}
+def _from_one_architecture(config: dict) -> dict:
+    """Return the config of schema 2, which knew one architecture and did not name it, in schema 3."""
+    return config | {"schema_version": 3, "architecture": "equivariant"}
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset, 2: _from_one_architecture}
 """From each older schema version, what turns its config.json into the next one's."""
 
 
@@ -89,7 +94,9 @@ class _Description:
     """Content of config.json."""
 
     schema_version: int
-    model: ModelConfig
+    architecture: str
+    model: Any
+    """Of the class that the architecture has."""
     elements: tuple[int, ...]
     theories: tuple[str, ...]
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
@@ -130,6 +137,7 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
     safetensors.torch.save_file(state, partial / WEIGHTS)
     config = {
         "schema_version": SCHEMA_VERSION,
+        "architecture": potential.network.config.architecture,
         "model": asdict(potential.network.config),
         "elements": list(potential.elements),
         "theories": list(potential.theories),
@@ -183,10 +191,11 @@ def load(folder: Path | str) -> Potential:
 def _build(config: _Description, layout: Layout) -> Potential:
     """Return a potential without its weights, if these are as many as the file has."""
     stored = sum(math.prod(shape) for _, shape in layout.values())
-    needed = num_parameters(config.model, len(config.elements), len(config.theories))
+    model: Architecture = config.model
+    needed = model.num_parameters(len(config.elements), len(config.theories))
     if needed > stored:
         raise ValueError(f"it has {stored} numbers, of at least {needed}")
-    network = EquivariantNetwork(config.model, config.elements, 1.0, len(config.theories))
+    network = model.network(config.elements, len(config.theories))
     return Potential(network, config.elements, config.theories).cast(getattr(torch, config.dtype))
 
 
@@ -224,7 +233,10 @@ def _read(folder: Path) -> tuple[dict, _Description]:
         known = {field.name for field in fields(_Description)}
         # a migration may leave behind what it has made the new entries from
         described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
-        return config, typed(_Description, described, "")
+        require(described, ("architecture", "model"))
+        kind = architecture_named(typed(str, described["architecture"], "architecture"))
+        model = typed(kind, described["model"], "model")
+        return config, typed(_Description, described | {"model": model}, "")
 
 
 def verify_checksums(folder: Path) -> None:

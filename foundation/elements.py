@@ -1,8 +1,7 @@
 """Elements added to a trained potential, without changing what it says of those it knows.
 
-A new element begins as a copy of a chemically similar one: its row of the embedding, its scale and its references. The
-embedding is normalised by the number of elements, so that with this number all of its weights change, by one factor;
-that is computed in float64 and rounded once, to the potential's own type: predictions move by its rounding.
+A new element begins as a copy of a chemically similar one: its weights in the network, its scale and its references.
+A network may round its weights anew for another number of elements; then predictions move by that rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
-from foundation.models import EquivariantNetwork
 from foundation.nn.embedding import periodic_position
 from foundation.potential import Potential
 
@@ -40,13 +38,7 @@ def add_elements(
     donors = {z: like.get(z, nearest_element(z, potential.elements)) for z in numbers}
     elements = (*potential.elements, *numbers)
     sources = [potential.elements.index(donors.get(z, z)) for z in elements]
-    old = potential.network
-    network = EquivariantNetwork(old.config, elements, 1.0, len(potential.theories)).to(potential.dtype)
-    # a row for each element, which the layer divides by the root of their number
-    rows = old.embedding.weight.detach().double().view(len(potential.elements), -1)[sources]
-    growth = (len(elements) / len(potential.elements)) ** 0.5
-    network.load_state_dict(dict(old.state_dict()) | {"embedding.weight": growth * rows.flatten()})
-    grown = Potential(network, elements, potential.theories)
+    grown = Potential(potential.network.with_elements(elements, sources), elements, potential.theories)
     grown.get_buffer("scale").copy_(potential.get_buffer("scale")[sources])
     references = grown.get_buffer("reference_energies")
     references.copy_(potential.get_buffer("reference_energies")[:, sources])

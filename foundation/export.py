@@ -292,7 +292,7 @@ def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) 
 
 
 def _card_facts(potential: Potential, settings: dict) -> dict:
-    provenance, model = settings["provenance"], settings["model"]
+    provenance = settings["provenance"]
     copied = ("datasets", "num_parameters", "versions", "method")
     return {
         **{name: provenance[name] for name in copied},
@@ -301,9 +301,8 @@ def _card_facts(potential: Potential, settings: dict) -> dict:
         "hardware": provenance["hardware"],
         "steps": provenance["config"].get("fit", {}).get("steps"),
         "wall_time_s": provenance.get("wall_time_s"),
-        "architecture": f"equivariant network, {model['num_blocks']} blocks of {model['irreps']}, "
-        f"spherical harmonics to degree {model['max_degree']}",
-        "cutoff": model["cutoff"],
+        "architecture": potential.network.describe(),
+        "cutoff": potential.cutoff,
         "theories": potential.theories,
         "elements": [SYMBOLS[z] for z in potential.elements],
         "weights_sha256": settings["weights_sha256"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_pipeline.graph import TENSORS, GraphBatch
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
-from foundation.models import EquivariantNetwork, ModelConfig
+from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
 from foundation.untrusted import check_finite
@@ -49,11 +49,11 @@ class Potential(torch.nn.Module):
     otherwise they come detached, also inside torch.no_grad().
     """
 
-    def __init__(self, network: EquivariantNetwork, elements: tuple[int, ...], theories: tuple[str, ...]) -> None:
+    def __init__(self, network: EnergyModel, elements: tuple[int, ...], theories: tuple[str, ...]) -> None:
         """Wrap a network; references are zero and the scale one until set.
 
         Args:
-            network: An EnergyModel.
+            network: What the energies of the atoms come from.
             elements: Atomic numbers that the network knows, in its order.
             theories: Names of the levels of theory that its energies can be referred to.
 
@@ -150,6 +150,7 @@ class Potential(torch.nn.Module):
         """Return what the network knows of each atom's surroundings before it reads an energy from it: invariants.
 
         Raises:
+            ValueError: the network has no features.
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
         return self.network.features(batch, self._element_positions(batch.numbers))
@@ -218,7 +219,7 @@ def _one_thread_in_a_fork() -> None:
 os.register_at_fork(after_in_child=_one_thread_in_a_fork)
 
 
-def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> Potential:
+def new_potential(config: Architecture, statistics: Mapping[str, Statistics]) -> Potential:
     """Return an untrained potential for data: references, scale and mean neighbours are the data's.
 
     The scale is the root mean square force component times 1 Å.
@@ -242,7 +243,8 @@ def new_potential(config: ModelConfig, statistics: Mapping[str, Statistics]) -> 
             )
     if neighbors == 0:
         raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
-    potential = Potential(EquivariantNetwork(config, elements, neighbors, len(statistics)), elements, tuple(statistics))
+    network = config.network(elements, len(statistics), DataFacts(mean_neighbors=neighbors))
+    potential = Potential(network, elements, tuple(statistics))
     references = reference_energies(list(statistics.values()))[:, list(elements)]
     potential.get_buffer("reference_energies").copy_(torch.from_numpy(np.ascontiguousarray(references)))
     potential.get_buffer("scale").fill_(everything.force_rms)

@@ -23,7 +23,7 @@ from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
 from foundation.elements import add_elements, nearest_element
-from foundation.models import ModelConfig
+from foundation.models import Architecture
 from foundation.potential import Potential
 from foundation.references import refit_references
 from foundation.theories import add_theory
@@ -32,7 +32,7 @@ from foundation.untrusted import refusing
 log = logging.getLogger(__name__)
 
 
-def start_from(folder: Path, model: ModelConfig, statistics: Mapping[str, Statistics]) -> Potential:
+def start_from(folder: Path, model: Architecture, statistics: Mapping[str, Statistics]) -> Potential:
     """Return the potential of a folder, ready to be trained on data at levels of theory by name.
 
     Args:
@@ -45,12 +45,7 @@ def start_from(folder: Path, model: ModelConfig, statistics: Mapping[str, Statis
         ValueError: the potential is of another architecture, or does not know an element of the data.
     """
     potential = checkpoint.load(folder)
-    theirs, ours = asdict(potential.network.config), asdict(model)
-    if ours["theory_biases"] is None:  # follows from the levels of theory
-        del ours["theory_biases"]
-    different = [
-        f"{name} is {theirs[name]} there and {value} here" for name, value in ours.items() if theirs[name] != value
-    ]
+    different = _differences(potential.network.config, model)
     if different:
         raise ValueError(f"{folder} is of another architecture than `model`: {'; '.join(different)}. Make them agree.")
     advice = "start from a potential that does, or build the data without these elements"
@@ -117,6 +112,15 @@ def prepare_start(
         _warn_of_moves(reports["references"], start, folder)
     same = not any(theory in start.theories for theory in reports.get("references", {}))
     return potential.train(), {"new_elements": donors, "new_theories": added, "same_energies": same} | reports
+
+
+def _differences(theirs: Architecture, ours: Architecture) -> list[str]:
+    """Return in words what two architectures differ in; None of ours follows from the data."""
+    if theirs.architecture != ours.architecture:
+        return [f"it is {theirs.architecture} there and {ours.architecture} here"]
+    there = asdict(theirs)
+    found = {name: value for name, value in asdict(ours).items() if value is not None and there[name] != value}
+    return [f"{name} is {there[name]} there and {value} here" for name, value in found.items()]
 
 
 def _refuse_unknown(potential: Potential, folder: Path, statistics: Mapping[str, Statistics], advice: str) -> None:

@@ -1,20 +1,15 @@
 """Levels of theory of a trained potential: keep one of them, or add one, without changing what the potential says.
 
-In the network a level of theory is a bias of even scalars (foundation/nn/linear.py), whose layers are normalised by a
-fan-in that counts the levels. With their number all weights of these layers therefore change, by one factor each; that
-is computed in float64 and rounded once, to the potential's own type: in float32 predictions move by its rounding.
+A network may round its weights anew for another number of levels; then predictions in float32 move by that rounding.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from foundation.models import EquivariantNetwork
-from foundation.nn.linear import Linear
 from foundation.potential import Potential
 
 log = logging.getLogger(__name__)
@@ -47,7 +42,7 @@ def keep_theory(potential: Potential, theory: str) -> Potential:
     """
     chosen = torch.zeros(1, len(potential.theories), dtype=torch.float64)
     chosen[0, potential.theory_number(theory)] = 1.0
-    return _mixed(potential, (theory,), chosen, biases=bool(potential.network.config.theory_biases))
+    return _mixed(potential, (theory,), chosen)
 
 
 def add_theory(
@@ -75,27 +70,15 @@ def add_theory(
     if like is not None:
         start = torch.nn.functional.one_hot(torch.tensor([potential.theory_number(like)]), count).double()
     mixture = torch.cat([torch.eye(count, dtype=torch.float64), start])
-    grown = _mixed(potential, (*potential.theories, name), mixture, biases=True)
+    grown = _mixed(potential, (*potential.theories, name), mixture)
     if reference_energies is not None:
         grown.get_buffer("reference_energies")[-1] = reference_energies
     return grown
 
 
-def _mixed(
-    potential: Potential, theories: Sequence[str], mixture: Float64[Tensor, "new old"], *, biases: bool
-) -> Potential:
+def _mixed(potential: Potential, theories: Sequence[str], mixture: Float64[Tensor, "new old"]) -> Potential:
     """Return the potential with other levels of theory, each made up of the old ones."""
-    old, elements = potential.network, potential.elements
-    config = replace(old.config, theory_biases=biases)
-    network = EquivariantNetwork(config, elements, 1.0, len(theories)).to(potential.dtype)
-    state = dict(old.state_dict())
-    for name, layer in network.named_modules():
-        if isinstance(layer, Linear) and layer.num_theories:
-            before = old.get_submodule(name)
-            assert isinstance(before, Linear)
-            state |= {f"{name}.{part}": value for part, value in before.mixed_theories(mixture).items()}
-    network.load_state_dict(state)
-    mixed = Potential(network, elements, tuple(theories))
+    mixed = Potential(potential.network.with_theories(mixture), potential.elements, tuple(theories))
     mixed.get_buffer("scale").copy_(potential.get_buffer("scale"))
     references = potential.get_buffer("reference_energies")
     mixed.get_buffer("reference_energies").copy_(mixture.to(references) @ references)

@@ -1,8 +1,8 @@
 """Which parameters a fine-tuning may change, and how fast each of them learns.
 
-Parameters are chosen by presets or by shell patterns over the names of Potential.named_parameters(); a '*' also stands
-for dots. What is frozen is left out of the optimizer, so not even weight decay moves it: it keeps every bit. Buffers
-(reference energies, scale, denominators) are not parameters and never change in training, frozen or not.
+Parameters are chosen by stages of the network or by shell patterns over the names of Potential.named_parameters(); a
+'*' also stands for dots. What is frozen is left out of the optimizer, so not even weight decay moves it: it keeps every
+bit. Buffers (reference energies, scale, denominators) are not parameters and never change in training, frozen or not.
 """
 
 import math
@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from foundation.models import EnergyModel
 from foundation.potential import Potential
 
-PRESETS = ("embedding", "blocks:K", "all-but-readout")
-"""Named choices: the element embedding; embedding, radial basis and the first K blocks; all below the readout."""
+BLOCK = "block "
+"""Beginning of the names of stages that repeat."""
 
 
 def freeze(potential: Potential, patterns: Sequence[str]) -> list[str]:
@@ -21,7 +22,7 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> list[str]:
 
     Args:
         potential: What to freeze parts of, in place; left alone if a pattern is refused.
-        patterns: Presets (PRESETS) and patterns over parameter names.
+        patterns: Presets (see presets()) and patterns over parameter names.
 
     Raises:
         ValueError: a pattern matches no parameter, or nothing would be left to train.
@@ -64,25 +65,41 @@ def matching(potential: Potential, patterns: Iterable[str], names: Sequence[str]
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        shells = _expanded(pattern, len(potential.network.blocks))
+        shells = [f"network.{shell}" for shell in _of_preset(pattern, potential.network)] or [pattern]
         found = {name for name in names if any(fnmatchcase(name, shell) for shell in shells)}
         if not found:
-            near = get_close_matches(pattern, [*PRESETS, *names], n=5, cutoff=0.0)
+            near = get_close_matches(pattern, [*presets(potential.network), *names], n=5, cutoff=0.0)
             raise ValueError(f"{pattern!r} matches none of {len(names)} parameters; near it are {', '.join(near)}")
         chosen |= found
     return [name for name in names if name in chosen]
 
 
-def _expanded(pattern: str, num_blocks: int) -> list[str]:
-    """Return the patterns that a preset stands for; any other pattern stands for itself."""
-    below = ["network.embedding.*", "network.radial_basis.*"]
-    if pattern == "embedding":
-        return below[:1]
-    if pattern == "all-but-readout":
-        return [*below, "network.blocks.*"]
+def presets(network: EnergyModel) -> list[str]:
+    """Return the named choices of a network's parameters.
+
+    They are each stage by its name, 'blocks:K' for the first K blocks and all that is before them, and
+    'all-but-readout'.
+    """
+    stages = list(network.parameter_stages())
+    return [*stages, *["blocks:K"] * any(stage.startswith(BLOCK) for stage in stages), "all-but-readout"]
+
+
+def _of_preset(pattern: str, network: EnergyModel) -> list[str]:
+    """Return the patterns that a preset stands for, over the network's own names; none if it is no preset."""
+    stages = network.parameter_stages()
+    names = list(stages)
     preset, colon, count = pattern.partition(":")
-    if preset != "blocks" or not colon:
-        return [pattern]
-    if not count.isdecimal() or int(count) > num_blocks:
-        raise ValueError(f"{pattern!r}: write blocks:K with K from 0 to {num_blocks}, the blocks that there are")
-    return below + [f"network.blocks.{number}.*" for number in range(int(count))]
+    if pattern in stages:
+        names = [pattern]
+    elif pattern == "all-but-readout":
+        names = names[:-1]
+    elif preset == "blocks" and colon:
+        blocks = [place for place, name in enumerate(names) if name.startswith(BLOCK)]
+        if not blocks:
+            raise ValueError(f"{pattern!r}: the network has no blocks; its stages are {', '.join(names)}")
+        if not count.isdecimal() or int(count) > len(blocks):
+            raise ValueError(f"{pattern!r}: write blocks:K with K from 0 to {len(blocks)}, the blocks that there are")
+        names = names[: blocks[0] + int(count)]
+    else:
+        names = []
+    return [shell for name in names for shell in stages[name]]

@@ -43,8 +43,8 @@ def interpolate(start: Potential, tuned: Potential, alpha: float) -> Potential:
 def _differences(start: Potential, tuned: Potential) -> list[str]:
     """Return in words what keeps two potentials from being interpolated."""
     ours, theirs = _facts(start), _facts(tuned)
-    found = [f"{name} is {ours[name]} in the start and {theirs[name]} in the tuned" for name in ours]
-    found = [text for text, name in zip(found, ours, strict=True) if ours[name] != theirs[name]]
+    different = [name for name in ours if ours[name] != theirs.get(name)]
+    found = [f"{name} is {ours[name]} in the start and {theirs.get(name)} in the tuned" for name in different]
     left, right = start.state_dict(), tuned.state_dict()
     found += [f"only one has {name} (merge adapters first)" for name in sorted(left.keys() ^ right.keys())]
     if not found:
@@ -56,7 +56,8 @@ def _differences(start: Potential, tuned: Potential) -> list[str]:
 
 def _facts(potential: Potential) -> dict[str, object]:
     facts = {"elements": potential.elements, "theories": potential.theories, "dtype": potential.dtype}
-    return facts | asdict(potential.network.config)
+    config = potential.network.config
+    return facts | {"architecture": config.architecture} | asdict(config)
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

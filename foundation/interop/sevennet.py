@@ -43,7 +43,7 @@ from foundation.interop.sevennet_settings import (
 )
 from foundation.interop.torch_file import read_torch_file
 from foundation.interop.torch_pickle import UnwantedName
-from foundation.models.equivariant import EquivariantNetwork, num_parameters
+from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn.linear import Linear
 from foundation.potential import Potential, check_weights
 from foundation.theories import add_theory
@@ -136,7 +136,7 @@ def _potential(settings: dict[str, Any], weights: dict[str, Any], theories: tupl
     state = _Weights(_renamed(weights))
     config = model_config(settings, state["reduce_hidden_to_energy.linear.weight"].numel())
     elements = elements_of(settings)
-    stored, needed = sum(t.numel() for t in state.values()), num_parameters(config, len(elements), len(theories))
+    stored, needed = sum(t.numel() for t in state.values()), config.num_parameters(len(elements), len(theories))
     if needed > stored:
         raise ValueError(f"it has {stored} numbers, of at least {needed}")
     network = EquivariantNetwork(config, elements, 1.0, len(theories))
@@ -235,8 +235,8 @@ def to_sevennet(potential: Potential, path: Path) -> None:
     Raises:
         UnsupportedSevenNet: the network has something that sevenn's has not.
     """
-    network, config = potential.network, potential.network.config
-    scalars = network.embedding.irreps_out.dim
+    network = _network(potential)
+    config, scalars = network.config, network.embedding.irreps_out.dim
     if config.readout_channels != scalars // 2:
         raise UnsupportedSevenNet(
             f"readout_channels: {config.readout_channels}; sevenn's readout has half of the {scalars} even scalars"
@@ -267,6 +267,16 @@ def to_sevennet(potential: Potential, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     torch.save(checkpoint, partial)
     os.replace(partial, path)
+
+
+def _network(potential: Potential) -> EquivariantNetwork:
+    """Return the network of a potential, if it is of the kind that sevenn has."""
+    network = potential.network
+    if not isinstance(network, EquivariantNetwork):
+        raise UnsupportedSevenNet(
+            f"the potential's architecture is {network.config.architecture}; sevenn has equivariant networks only"
+        )
+    return network
 
 
 def _block_state(number: int, network: EquivariantNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -326,7 +336,8 @@ def _linear_state(
 
 def _settings(potential: Potential) -> dict[str, Any]:
     """Return the options of sevenn that describe the potential."""
-    network, config = potential.network, potential.network.config
+    network = _network(potential)
+    config = network.config
     cutoff = {"cutoff_function_name": "poly_cut", "poly_cut_p_value": config.cutoff_power}
     if config.cutoff_function == "xplor":
         cutoff = {"cutoff_function_name": "XPLOR", "cutoff_on": config.cutoff_onset}

@@ -1,31 +1,36 @@
-"""Energy models: a batch of graphs in, an energy per atom out. One file with a config and a class is a new model."""
+"""Energy models: a batch of graphs in, an energy per atom out."""
 
-from typing import Protocol
+from typing import get_args
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from data_pipeline.graph import GraphBatch
+from data_pipeline.quoting import abbreviated
+from foundation.models.energy_model import Architecture, DataFacts, EnergyModel
 from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
 
-__all__ = ["EnergyModel", "EquivariantConfig", "EquivariantNetwork", "ModelConfig"]
-
-
-class EnergyModel(Protocol):
-    """What Potential needs of a network."""
-
-    cutoff: float
-    """Atoms closer than this are neighbours [Å]."""
-
-    def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
-        """Return the energy of each atom, in units of the potential's scale.
-
-        Args:
-            batch: The structures.
-            elements: Position of each atom's element among the elements that the network knows.
-        """
-        ...
-
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "DataFacts",
+    "EnergyModel",
+    "EquivariantConfig",
+    "EquivariantNetwork",
+    "ModelConfig",
+    "architecture_named",
+]
 
 ModelConfig = EquivariantConfig
-"""The models that a YAML can name."""
+"""The architectures that a YAML can name; told apart by their first field."""
+ARCHITECTURES: dict[str, type[Architecture]] = {
+    config.architecture: config for config in get_args(ModelConfig) or (ModelConfig,)
+}
+"""The same by the name that config.json gives them."""
+
+
+def architecture_named(name: str) -> type[Architecture]:
+    """Return the config class of an architecture.
+
+    Raises:
+        ValueError: the name is unknown; the message has those that are known.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"the architecture {abbreviated(name)} is unknown; known are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -8,18 +8,21 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from e3nn import o3
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
 from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.configuration import DECIDES
 from foundation.kernels.edges import EdgeIndex
+from foundation.models.energy_model import NO_FACTS, Architecture, DataFacts, EnergyModel
 from foundation.models.limits import (
     CUTOFFS,
     MAX_BLOCKS,
@@ -44,12 +47,15 @@ INITIAL_GAIN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class EquivariantConfig:
+class EquivariantConfig(Architecture):
     """Architecture of an equivariant network; the defaults are SevenNet-0's."""
 
+    architecture: ClassVar[str] = "equivariant"
+
     irreps: str = field(default="128x0e+64x1e+32x2e", metadata=DECIDES)
-    """Hidden irreps, sorted. With odd ones (32x0e+32x1o+32x2e) energies are exactly the same for mirror images; if all
-    are marked even, as in SevenNet-0, three blocks or more can tell a chiral structure from its mirror image."""
+    """Hidden irreps, sorted, such as 128x0e+64x1e+32x2e of SevenNet-0. With odd ones (32x0e+32x1o+32x2e) energies are
+    exactly the same for mirror images; if all are marked even, as in SevenNet-0, three blocks or more can tell a chiral
+    structure from its mirror image."""
     num_blocks: int = field(default=5, metadata=DECIDES)
     """Interaction blocks."""
     max_degree: int = field(default=2, metadata=DECIDES)
@@ -89,7 +95,7 @@ class EquivariantConfig:
         self._check_sizes()
         self._check_cutoff()
         # the largest number of elements: a limit that depends on the data would come too late
-        parameters = num_parameters(self, MAX_ATOMIC_NUMBER)
+        parameters = self.num_parameters(MAX_ATOMIC_NUMBER)
         if parameters > MAX_PARAMETERS:
             raise ValueError(f"irreps and sizes make {parameters:.2g} parameters; at most {MAX_PARAMETERS:.2g}")
 
@@ -118,8 +124,32 @@ class EquivariantConfig:
         """Whether mirror symmetry is exact: some irrep is odd."""
         return any(item.ir.p == -1 for item in o3.Irreps(self.irreps))
 
+    def num_parameters(self, num_elements: int, num_theories: int = 1) -> int:
+        """Return the number of parameters of a network, without building it."""
+        biased = num_theories > 1 if self.theory_biases is None else self.theory_biases
+        biases, hidden = num_theories if biased else 0, o3.Irreps(self.irreps)
+        scalars = irreps = _even_scalars(hidden)
+        total = self.num_basis + Linear.size(o3.Irreps([(num_elements, "0e")]), scalars)
+        harmonics, radial = _harmonics(self), (self.num_basis, *self.radial_sizes)
+        for number in range(self.num_blocks):
+            wanted = hidden if number < self.num_blocks - 1 else scalars
+            irreps, size = InteractionBlock.size(str(irreps), str(harmonics), str(wanted), radial, biases)
+            total += size
+        middle = o3.Irreps([(self.readout_channels, "0e")])
+        return total + Linear.size(irreps, middle, biases) + Linear.size(middle, o3.Irreps("1x0e"))
 
-class EquivariantNetwork(torch.nn.Module):
+    def network(
+        self, elements: tuple[int, ...], num_theories: int = 1, facts: DataFacts = NO_FACTS
+    ) -> "EquivariantNetwork":
+        """Return a network with random weights.
+
+        Raises:
+            ValueError: an atomic number is given twice, or is not an element's.
+        """
+        return EquivariantNetwork(self, elements, facts.mean_neighbors, num_theories)
+
+
+class EquivariantNetwork(EnergyModel):
     """Atomic energies from element embedding, interaction blocks and a linear readout."""
 
     def __init__(
@@ -143,8 +173,7 @@ class EquivariantNetwork(torch.nn.Module):
         biases = num_theories if config.theory_biases else 0
         self._knots: Knots | None = None
         self._tables: tuple[list[Tensor], list[Tensor]] = [], []
-        self.config, self.cutoff, self.num_elements = config, config.cutoff, len(elements)
-        self.computation = Computation()
+        self._config, self._elements, self._num_theories = config, elements, num_theories
         hidden = o3.Irreps(config.irreps)
         scalars = _even_scalars(hidden)
         self.irreps_harmonics = _harmonics(config)
@@ -164,6 +193,65 @@ class EquivariantNetwork(torch.nn.Module):
         self._scale_messages()
         middle = o3.Irreps([(config.readout_channels, "0e")])
         self.readout = torch.nn.ModuleList([Linear(irreps, middle, biases), Linear(middle, o3.Irreps("1x0e"))])
+
+    @property
+    def config(self) -> EquivariantConfig:
+        """The architecture; whether there are biases of levels of theory is decided in it."""
+        return self._config
+
+    @property
+    def reach(self) -> float:
+        """Distance to the farthest atom that the energy of an atom depends on: a cutoff for each block [Å]."""
+        return self.config.num_blocks * self.cutoff
+
+    @property
+    def parity(self) -> bool:
+        """Whether the energies of mirror images are exactly the same."""
+        return self.config.parity
+
+    def describe(self) -> str:
+        """Return the architecture in one phrase."""
+        config = self.config
+        return (
+            f"equivariant network, {config.num_blocks} blocks of {config.irreps}, spherical harmonics to degree "
+            f"{config.max_degree}"
+        )
+
+    def parameter_stages(self) -> dict[str, tuple[str, ...]]:
+        """Return the embedding, the radial basis, the blocks and the readout."""
+        blocks = {f"block {number}": (f"blocks.{number}.*",) for number in range(self.config.num_blocks)}
+        start = {"embedding": ("embedding.*",), "radial basis": ("radial_basis.*",)}
+        return {**start, **blocks, "readout": ("readout.*",)}
+
+    def with_elements(self, elements: tuple[int, ...], sources: Sequence[int]) -> "EquivariantNetwork":
+        """Return a network for other elements: the embedding gets a row for each, a copy of its source's.
+
+        The embedding is normalised by the number of elements. So all of its weights change, by one factor; that is
+        computed in float64 and rounded once: predictions move by that rounding.
+        """
+        network = EquivariantNetwork(self.config, elements, 1.0, self._num_theories).to(self.embedding.weight)
+        rows = self.embedding.weight.detach().double().view(len(self._elements), -1)[list(sources)]
+        growth = (len(elements) / len(self._elements)) ** 0.5
+        network.load_state_dict(dict(self.state_dict()) | {"embedding.weight": growth * rows.flatten()})
+        return network.train(self.training)
+
+    def with_theories(self, mixture: Float64[Tensor, "new old"]) -> "EquivariantNetwork":
+        """Return a network for other levels of theory: in each layer with biases, every bias is a mixture of the old.
+
+        The layers are normalised by a fan-in that counts the levels. So all of their weights change, by one factor
+        each; that is computed in float64 and rounded once: predictions move by that rounding.
+        """
+        biases = bool(self.config.theory_biases) or len(mixture) > 1
+        config = replace(self.config, theory_biases=biases)
+        network = EquivariantNetwork(config, self._elements, 1.0, len(mixture)).to(self.embedding.weight)
+        state = dict(self.state_dict())
+        for name, layer in network.named_modules():
+            if isinstance(layer, Linear) and layer.num_theories:
+                before = self.get_submodule(name)
+                assert isinstance(before, Linear)
+                state |= {f"{name}.{part}": value for part, value in before.mixed_theories(mixture.cpu()).items()}
+        network.load_state_dict(state)
+        return network.train(self.training)
 
     def _scale_messages(self) -> None:
         """Make the radial networks' inputs of unit size at the start.
@@ -209,7 +297,7 @@ class EquivariantNetwork(torch.nn.Module):
             self.irreps_harmonics, vectors, normalize=self.config.unit_harmonics, normalization="component"
         )
         # rows of the unit matrix: torch's one_hot looks at the values, which a traced graph cannot
-        one_hot = torch.eye(self.num_elements, dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
+        one_hot = torch.eye(len(self._elements), dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
         edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
         for block, basis in zip(self.blocks, self._bases(distances), strict=True):
@@ -277,27 +365,6 @@ class EquivariantNetwork(torch.nn.Module):
         if config.cutoff_function == "xplor":
             return xplor_cutoff(distances, config.cutoff, config.cutoff_onset)
         return polynomial_cutoff(distances, config.cutoff, config.cutoff_power)
-
-
-def num_parameters(config: EquivariantConfig, num_elements: int, num_theories: int = 1) -> int:
-    """Return how many parameters a network has, without building it.
-
-    Args:
-        config: The architecture.
-        num_elements: Elements that the network knows.
-        num_theories: Levels of theory of the data.
-    """
-    biased = num_theories > 1 if config.theory_biases is None else config.theory_biases
-    biases, hidden = num_theories if biased else 0, o3.Irreps(config.irreps)
-    scalars = irreps = _even_scalars(hidden)
-    total = config.num_basis + Linear.size(o3.Irreps([(num_elements, "0e")]), scalars)
-    harmonics, radial = _harmonics(config), (config.num_basis, *config.radial_sizes)
-    for number in range(config.num_blocks):
-        wanted = hidden if number < config.num_blocks - 1 else scalars
-        irreps, size = InteractionBlock.size(str(irreps), str(harmonics), str(wanted), radial, biases)
-        total += size
-    middle = o3.Irreps([(config.readout_channels, "0e")])
-    return total + Linear.size(irreps, middle, biases) + Linear.size(middle, o3.Irreps("1x0e"))
 
 
 def _even_scalars(irreps: o3.Irreps) -> o3.Irreps:

@@ -239,6 +239,8 @@ DEEP = json.loads("[" * 500 + "]" * 500)
         ("schema_version", "2"),
         ("schema_version", -(10**9)),
         ("schema_version", 10**9),
+        ("architecture", 5),
+        ("architecture", "graph transformer"),
         ("model.irreps", "1000000000x0e"),
         ("model.irreps", "+".join(["4x0e"] * 100_000)),
         ("model.irreps", 4),
@@ -303,7 +305,7 @@ def test_a_config_of_no_mapping_is_refused(release: Path, text: str) -> None:
 
 
 def test_a_network_larger_than_the_weights_is_not_built(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "EquivariantNetwork", None)  # would be called
+    monkeypatch.setattr(EquivariantConfig, "network", None)  # would be called
     change(release, lambda config: config["model"].update(irreps="4096x0e", num_blocks=8))
     checkpoint.write_checksums(release)
     with pytest.raises(CorruptCheckpoint, match=r"model\.safetensors: .*it has \d+ numbers, of at least \d+"):
@@ -344,7 +346,7 @@ def test_a_config_that_is_not_json_is_named(saved: Path) -> None:
         load(saved)
 
 
-@pytest.mark.parametrize("key", ["schema_version", "model", "elements", "theories", "weights_sha256"])
+@pytest.mark.parametrize("key", ["schema_version", "architecture", "model", "elements", "theories", "weights_sha256"])
 def test_a_config_without_a_key_is_named(saved: Path, key: str) -> None:
     change(saved, lambda config: config.pop(key) and None)
     with pytest.raises(CorruptCheckpoint, match=r"config\.json"):
@@ -354,30 +356,60 @@ def test_a_config_without_a_key_is_named(saved: Path, key: str) -> None:
 def test_a_newer_schema_is_refused(release: Path) -> None:
     change(release, lambda config: config.update(schema_version=checkpoint.SCHEMA_VERSION + 1))
     checkpoint.write_checksums(release)
-    with pytest.raises(ValueError, match=r"schema 3 is newer than this program's 2; update it"):
+    with pytest.raises(ValueError, match=r"schema 4 is newer than this program's 3; update it"):
         load(release)
 
 
 def test_an_older_schema_goes_through_its_migration(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(saved, lambda config: config.update(schema_version=0, atoms=config.pop("elements")))
     monkeypatch.setitem(checkpoint.MIGRATIONS, 0, lambda config: config | {"elements": config["atoms"]})
-    monkeypatch.setitem(checkpoint.MIGRATIONS, 1, lambda config: config)
+    for version in (1, 2):
+        monkeypatch.setitem(checkpoint.MIGRATIONS, version, lambda config: config)
     assert checkpoint.read_config(saved)["elements"] == [13, 28, 29, 46, 47, 78, 79]
 
 
-def test_a_checkpoint_of_schema_1_has_one_theory_and_one_data_set(saved: Path, potential: Potential) -> None:
+def assert_same_bits(ours: Potential, theirs: Potential, manifest: Manifest) -> None:
+    batch = collate([Frames(manifest, "train")[number] for number in range(2)], 5.0)
+    before, after = ours(batch), theirs(batch)
+    for name in ("energy", "forces", "stress", "atom_energies"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_the_architecture_is_named_and_an_unknown_one_refused(release: Path) -> None:
+    assert checkpoint.read_config(release)["architecture"] == "equivariant"
+    change(release, lambda config: config.update(architecture="graph transformer"))
+    checkpoint.write_checksums(release)
+    with pytest.raises(CorruptCheckpoint, match="architecture 'graph transformer' is unknown; known are equivariant"):
+        load(release)
+
+
+def test_a_checkpoint_of_schema_2_is_equivariant(saved: Path, potential: Potential, emt_manifest: Manifest) -> None:
+    change(saved, lambda config: config.pop("architecture") and None)
+    change(saved, lambda config: config.update(schema_version=2))
+    checkpoint.write_checksums(saved)
+    loaded = load(saved)
+    assert loaded.network.config == potential.network.config
+    assert checkpoint.read_config(saved)["schema_version"] == 3
+    assert_same_bits(potential, loaded, emt_manifest)
+
+
+def test_a_checkpoint_of_schema_1_has_one_theory_and_one_data_set(
+    saved: Path, potential: Potential, emt_manifest: Manifest
+) -> None:
     state = {name: tensor.clone() for name, tensor in potential.state_dict().items()}
     state["reference_energies"] = state["reference_energies"][0].clone()
     save_file(state, saved / "model.safetensors")
     facts = {"num_frames": 7, "num_atoms": 70, "manifest_fingerprint": "f"}
     old = {"dataset": {"name": "x", "level_of_theory": "PBE"}, **facts, "method": "pretraining"}
-    change(saved, lambda config: config.pop("theories") and None)
+    for later in ("theories", "architecture"):
+        change(saved, lambda config, later=later: config.pop(later) and None)
     change(saved, lambda config: config.update(schema_version=1, provenance=old))
     seal(saved)
     loaded = load(saved)
     assert loaded.theories == ("PBE",)
     expected = potential.get_buffer("reference_energies")
     assert torch.equal(loaded.get_buffer("reference_energies"), expected)
+    assert_same_bits(potential, loaded, emt_manifest)
     provenance = checkpoint.read_config(saved)["provenance"]
     dataset = {"name": "x", "level_of_theory": "PBE", **facts, "theory": "PBE", "repeat": 1.0}
     assert provenance == {"datasets": [dataset], "method": "pretraining"}

@@ -11,34 +11,20 @@ from torch import Tensor
 
 from data_pipeline.graph import collate
 from data_pipeline.structure import Structure
-from foundation.models import EquivariantConfig, EquivariantNetwork
+from foundation.models import DataFacts, EquivariantConfig, ModelConfig
 from foundation.potential import Potential, Prediction
+from tests.small_networks import CUTOFF, EQUIVARIANT, SMALL_NETWORKS
 
 ELEMENTS = (8, 13, 29)
-CUTOFF = 4.0
-SMALL: dict[str, Any] = {
-    "cutoff": CUTOFF, "cutoff_onset": 3.4, "num_basis": 4, "radial_sizes": (8,), "readout_channels": 4
-}  # fmt: skip
-CONFIGS = {
-    "even-2-blocks": EquivariantConfig(irreps="4x0e+3x1e+2x2e", num_blocks=2, **SMALL),
-    "even-3-blocks-degree-3": EquivariantConfig(
-        irreps="8x0e+4x1e+2x2e+1x3e", num_blocks=3, max_degree=3, cutoff_function="polynomial", **SMALL
-    ),
-    "parity-sqrt": EquivariantConfig(irreps="2x0o+4x0e+3x1o+2x1e+2x2e", num_blocks=3, normalization="sqrt", **SMALL),
-    "scalars-sqrt-polynomial": EquivariantConfig(
-        irreps="8x0e", num_blocks=2, max_degree=1, cutoff_function="polynomial", normalization="sqrt", **SMALL
-    ),
-}
 EXACT = 1e-11
 """Largest difference relative to the largest value: sums in another order, no more."""
 
 
-def make_potential(config: EquivariantConfig) -> Potential:
+def make_potential(config: ModelConfig) -> Potential:
     """Every weight random, so that the laws do not hang on how a network is initialised."""
     torch.manual_seed(1)
-    potential = Potential(EquivariantNetwork(config, ELEMENTS, mean_neighbors=2.0), ELEMENTS, ("PBE",)).cast(
-        torch.float64
-    )
+    network = config.network(ELEMENTS, facts=DataFacts(mean_neighbors=2.0))
+    potential = Potential(network, ELEMENTS, ("PBE",)).cast(torch.float64)
     for name, parameter in potential.named_parameters():
         if name.endswith("weight"):
             torch.nn.init.normal_(parameter)
@@ -47,9 +33,9 @@ def make_potential(config: EquivariantConfig) -> Potential:
     return potential.eval()
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=SMALL_NETWORKS)
 def potential(request: pytest.FixtureRequest) -> Potential:
-    return make_potential(CONFIGS[request.param])
+    return make_potential(SMALL_NETWORKS[request.param])
 
 
 def predict(potential: Potential, *structures: Structure) -> Prediction:
@@ -137,11 +123,11 @@ def test_a_rotation_turns_forces_and_stress_and_leaves_the_energy(potential: Pot
 @pytest.mark.parametrize("name", ["parity-sqrt", "even-2-blocks", "scalars-sqrt-polynomial"])
 def test_a_mirror_image_has_the_same_energy(name: str, matrix: np.ndarray, structure: Structure) -> None:
     # two blocks without parity cannot make a pseudoscalar: that takes a cross product and then a dot product
-    assert_transforms(make_potential(CONFIGS[name]), structure, matrix)
+    assert_transforms(make_potential(SMALL_NETWORKS[name]), structure, matrix)
 
 
 def test_three_blocks_without_parity_tell_mirror_images_apart() -> None:
-    potential = make_potential(EquivariantConfig(irreps="8x0e+8x1e+8x2e", num_blocks=3, **SMALL))
+    potential = make_potential(EquivariantConfig(irreps="8x0e+8x1e+8x2e", num_blocks=3, **EQUIVARIANT))
     energy, mirrored = predict(potential, molecule(), transformed(molecule(), -np.eye(3))).energy
     assert abs(energy - mirrored) > 1e-6
 

@@ -31,6 +31,8 @@ def potential(emt_manifest: Manifest) -> Potential:
         ("blocks:0", ("network.embedding.", "network.radial_basis.")),
         ("blocks:1", ("network.embedding.", "network.radial_basis.", "network.blocks.0.")),
         ("all-but-readout", ("network.embedding.", "network.radial_basis.", "network.blocks.")),
+        ("block 1", ("network.blocks.1.",)),
+        ("readout", ("network.readout.",)),
         ("*.radial.*", ("network.blocks.0.radial.", "network.blocks.1.radial.")),
     ],
 )

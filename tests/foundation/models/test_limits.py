@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from foundation.models import EquivariantConfig, EquivariantNetwork
-from foundation.models.equivariant import num_parameters
 from foundation.models.limits import check_elements, check_theories, parse_irreps
 
 
@@ -60,7 +59,7 @@ def test_irreps_may_be_written_with_spaces_and_without_channels() -> None:
 def test_parameters_are_counted_without_a_network(changes: dict, num_theories: int) -> None:
     config = EquivariantConfig(**changes)
     network = EquivariantNetwork(config, (1, 6, 8), 10.0, num_theories)
-    assert num_parameters(config, 3, num_theories) == sum(p.numel() for p in network.parameters())
+    assert config.num_parameters(3, num_theories) == sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize(

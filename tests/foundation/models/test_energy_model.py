@@ -1,0 +1,61 @@
+"""What every network answers: its parameters, their stages, its elements and theories, how it computes."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+from foundation.models import ARCHITECTURES, DataFacts, EnergyModel, architecture_named
+from foundation.nn.computation import Computation
+from tests.small_networks import SMALL_NETWORKS
+
+ELEMENTS = (8, 13, 29)
+
+
+@pytest.fixture(params=SMALL_NETWORKS)
+def network(request: pytest.FixtureRequest) -> EnergyModel:
+    torch.manual_seed(0)
+    return SMALL_NETWORKS[request.param].network(ELEMENTS, 2, DataFacts(mean_neighbors=3.0))
+
+
+def test_every_architecture_is_among_the_small_networks_and_has_its_name() -> None:
+    assert {config.architecture for config in SMALL_NETWORKS.values()} == set(ARCHITECTURES)
+    assert all(architecture_named(name) is kind for name, kind in ARCHITECTURES.items())
+    with pytest.raises(ValueError, match="architecture 'mace' is unknown; known are equivariant"):
+        architecture_named("mace")
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+@pytest.mark.parametrize("num_theories", [1, 3])
+def test_the_number_of_parameters_is_known_before_they_are_there(name: str, num_theories: int) -> None:
+    config = SMALL_NETWORKS[name]
+    network = config.network(ELEMENTS, num_theories)
+    assert config.num_parameters(len(ELEMENTS), num_theories) == sum(p.numel() for p in network.parameters())
+
+
+def test_every_parameter_belongs_to_one_stage(network: EnergyModel) -> None:
+    stages = network.parameter_stages()
+    assert list(stages)[-1] == "readout"
+    for name, _ in network.named_parameters():
+        found = [stage for stage, shells in stages.items() if any(fnmatchcase(name, shell) for shell in shells)]
+        assert len(found) == 1, name
+
+
+def test_a_phrase_describes_it(network: EnergyModel) -> None:
+    assert network.describe()
+    assert "\n" not in network.describe()
+
+
+def test_its_elements_can_be_changed_and_its_theories_mixed(network: EnergyModel) -> None:
+    grown = network.with_elements((*ELEMENTS, 47), (0, 1, 2, 2))
+    fewer = network.with_theories(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    size = type(network.config).num_parameters
+    assert sum(p.numel() for p in grown.parameters()) == size(grown.config, 4, 2)
+    assert sum(p.numel() for p in fewer.parameters()) == size(fewer.config, 3, 1)
+
+
+def test_it_knows_how_it_computes(network: EnergyModel) -> None:
+    assert network.computation == Computation()
+    asked = Computation(backend="torch", precision="bf16")
+    network.compute_as(asked)
+    assert network.computation == asked
