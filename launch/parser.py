@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
 import jsonargparse
+from jsonargparse import _loaders_dumpers as loaders_dumpers
 
 from data_pipeline.quoting import abbreviated
 from foundation.configuration import resolved
-from launch.yaml_files import InvalidYaml, parse_yaml, read_mapping, to_yaml
+from launch.yaml_files import InvalidYaml, YamlLoader, parse_yaml, read_mapping, to_yaml
 
 IN_PLAIN_WORDS = (
     (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),
@@ -142,6 +143,8 @@ def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.A
         import_path_allowlist=["data_pipeline", "foundation", "launch"],
     )
     jsonargparse.set_loader("yaml", _value_of, exceptions=(InvalidYaml,))
+    # it reads text that has to be a number once more, by YAML 1.1, where 1:30 is 90 and yes is true; there is no option
+    loaders_dumpers.yaml_default_loader = YamlLoader
     parser = _Parser(
         prog=f"foundation {name}",
         usage="%(prog)s [--config FILE] [--KEY VALUE]...",
@@ -199,11 +202,14 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
         read_mapping(file)
     try:
         values = parser.parse_args(arguments)
-    except UnicodeDecodeError as error:  # of a file that stands in place of options
+    except ValueError as error:
         for file in (Path(argument.rpartition("=")[2]) for argument in arguments):
-            if _is_file(file):
+            # a file that stands in place of options; a UnicodeDecodeError does not say which
+            if (f"in place of {file}," in str(error) or isinstance(error, UnicodeDecodeError)) and _is_file(file):
                 read_mapping(file)
-        raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+        raise
     _refuse_nothing(config_class, values, "")
     try:
         return parser.instantiate(values)

@@ -25,7 +25,8 @@ from data_pipeline.stream import Dataset, Stream
 from foundation.pretrain import PretrainConfig
 from foundation.training.datasets import open_datasets, refuse_idle_terms, refuse_unlabelled
 from foundation.training.fit_config import FitConfig
-from foundation.training.probe import Measured, OutOfMemory, Probe, device_type, measure, memory_of_device
+from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
+from foundation.training.strategy import device_type
 from launch import show
 from launch.checks import (
     Batches,

@@ -49,7 +49,7 @@ class InvalidYaml(ValueError):
     """Text that is no YAML, or that this program does not read; the message names file and line."""
 
 
-class _Loader(SafeLoader):
+class YamlLoader(SafeLoader):
     """Builds plain values of text that is measured."""
 
     def resolve(self, kind: type, value: str | None, implicit: Any) -> str:
@@ -105,14 +105,14 @@ class _Loader(SafeLoader):
         return number
 
 
-_Loader.yaml_constructors = {
-    _MAP: _Loader.construct_whole,
-    _SEQ: _Loader.construct_list,
-    _STR: _Loader.construct_scalar,
-    **dict.fromkeys((_NULL, _BOOL, _INT, _FLOAT), _Loader.construct_word),
+YamlLoader.yaml_constructors = {
+    _MAP: YamlLoader.construct_whole,
+    _SEQ: YamlLoader.construct_list,
+    _STR: YamlLoader.construct_scalar,
+    **dict.fromkeys((_NULL, _BOOL, _INT, _FLOAT), YamlLoader.construct_word),
     None: yaml.SafeLoader.construct_undefined,
 }
-_Loader.yaml_multi_constructors = {}
+YamlLoader.yaml_multi_constructors = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -178,8 +178,8 @@ def parse_yaml(text: str, where: str = "") -> Any:
     if len(text) > MAX_BYTES:
         raise InvalidYaml(f"{where or 'text'}: larger than {MAX_BYTES:,} characters")
     try:
-        _measure(yaml.parse(text, Loader=_Loader))
-        return yaml.load(text, Loader=_Loader)
+        _measure(yaml.parse(text, Loader=YamlLoader))
+        return yaml.load(text, Loader=YamlLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = [where] if where else []

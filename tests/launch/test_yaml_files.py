@@ -160,7 +160,15 @@ def test_wrong_values_in_a_file_are_refused_by_their_option(tmp_path: Path, caps
         ["export", "--run", "r", "--out", "o", "--card.name", "null"], capsys
     )
     assert "must be a finite" in told(["pretrain", "--config", write(file), "--loss.energy.weight", ".nan"], capsys)
-    assert "too large" in told(["pretrain", "--config", write(file), "--fit.steps", "9" * 5000], capsys)
+    for value in ("9" * 5000, "1:30", "0x10", "0b11", "010e", "yes"):
+        said = told(["pretrain", "--config", write(file), "--fit.steps", value], capsys)
+        assert "fit.steps: a value of type int is needed" in said
+        assert len(said) < 2000
+    for value in ("1:30", "0x10", "on"):
+        assert "model.cutoff" in told(["pretrain", "--config", write(file), "--model.cutoff", value], capsys)
+    for value in ("yes", "on", "1", "y"):
+        said = told(["pretrain", "--config", write(file), "--overwrite", value], capsys)
+        assert "overwrite: a value of type bool is needed" in said
 
 
 def test_text_in_a_file_is_taken_as_it_is_written(tmp_path: Path) -> None:
