@@ -1,6 +1,7 @@
 """Potentials as ASE calculators."""
 
 import copy
+import math
 import os
 import threading
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graph import to_graph
+from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
 from foundation.potential import Potential
 
@@ -44,12 +46,19 @@ class Calculator(AseCalculator):
             theory: Level of theory to predict, one of potential.theories; needed when there are several.
 
         Raises:
-            ValueError: there are several levels of theory and none is named, or it is not among them.
+            ValueError: there are several levels of theory and none is named, or it is not among them; or the device or
+                float type cannot be used.
         """
         super().__init__()
         self.theory = potential.theory_number(theory)
+        if dtype not in (torch.float64, torch.float32):
+            raise ValueError(f"dtype is torch.float64 or torch.float32, not {dtype}")
         with torch.inference_mode(False):
-            self.potential = copy.deepcopy(potential).to(device).cast(dtype).eval()
+            copied = copy.deepcopy(potential)
+            try:
+                self.potential = copied.to(device).cast(dtype).eval()
+            except (RuntimeError, AssertionError) as error:  # torch has no exception for a device that is not there
+                raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
         self._turn = _Turn()
 
     def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
@@ -66,6 +75,7 @@ class Calculator(AseCalculator):
             InvalidStructure: two atoms at the same place, or a periodic cell without volume.
             UnknownElement: an element that the potential was not trained for.
             PropertyNotImplementedError: stress is asked for and the cell encloses no volume.
+            ValueError: the prediction is not finite.
         """
         super().calculate(atoms, properties, system_changes)
         assert isinstance(self.atoms, ase.Atoms)
@@ -73,6 +83,11 @@ class Calculator(AseCalculator):
         potential = self.potential
         prediction = potential(to_graph(structure, potential.cutoff, theory=self.theory).to(potential.device))
         energy = float(prediction.energy)
+        if not (math.isfinite(energy) and bool(torch.isfinite(prediction.forces).all())):
+            raise ValueError(
+                f"the potential predicts no finite energy and forces for {self.atoms.get_chemical_formula()}: the "
+                "structure is far from all that it was trained on, or its weights are damaged"
+            )
         self.results = {
             "energy": energy,
             "free_energy": energy,

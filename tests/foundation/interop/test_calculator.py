@@ -215,6 +215,31 @@ def test_processes_forked_after_threads_have_computed_give_energies(real_data: P
     assert len(forked.split(",")) == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float16}, "dtype is torch.float64 or torch.float32, not torch.float16"),
+        ({"dtype": torch.int64}, "dtype is torch.float64 or torch.float32, not torch.int64"),
+        ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
+    ],
+)
+def test_a_device_or_float_type_that_cannot_be_used_is_refused(
+    potential: Potential, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Calculator(potential, **options)
+
+
+def test_a_prediction_that_is_not_finite_is_an_error(potential: Potential, crystal: ase.Atoms) -> None:
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter.mul_(1e30)
+    crystal.calc = Calculator(potential, dtype=torch.float32)
+    with pytest.raises(ValueError, match="predicts no finite energy and forces for AlCu3"):
+        crystal.get_potential_energy()
+
+
 def supercell(repeat: int) -> ase.Atoms:
     atoms = bulk("Cu", cubic=True).repeat(repeat)
     atoms.symbols[::4] = "Al"
