@@ -265,8 +265,8 @@ def _listed(text: str) -> dict[str, str]:
         ValueError: a line is no checksum of a plain file name, or a name is there twice.
     """
     listed: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        found = re.fullmatch(rf"({SHA256})  ([^/\\]+)", line)
+    for number, line in enumerate(text.rstrip("\n").splitlines(), start=1):
+        found = re.fullmatch(rf"({SHA256}) [ *]([^/\\]+)", line)  # sha256sum marks binary files by *
         if not found or not found[2].isprintable() or found[2] in (".", "..", CHECKSUMS):
             raise ValueError(f"line {number} is no checksum of a file of this folder")
         if found[2] in listed:

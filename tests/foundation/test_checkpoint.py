@@ -205,7 +205,7 @@ DIGEST = "0" * 64
         f"{DIGEST} config.json",
         f"{DIGEST[1:]}  config.json",
         f"{'Z' * 64}  config.json",
-        "",
+        f"\n{DIGEST}  config.json",
     ],
 )
 def test_a_line_that_is_no_checksum_of_a_file_of_the_folder_is_refused(release: Path, line: str) -> None:
@@ -213,6 +213,12 @@ def test_a_line_that_is_no_checksum_of_a_file_of_the_folder_is_refused(release: 
     listed(release, [*lines, line])
     with pytest.raises(CorruptCheckpoint, match=r"SHA256SUMS: line 4 is no checksum"):
         load(release)
+
+
+def test_the_list_may_mark_binary_files_and_end_in_empty_lines(release: Path) -> None:
+    sums = release / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace("  ", " *") + "\n\n")
+    load(release)
 
 
 def test_a_file_is_listed_once(release: Path) -> None:
