@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.quoting import abbreviated
+
 log = logging.getLogger(__name__)
 
 ON_RESUME = "on_resume"
@@ -26,6 +28,19 @@ MAY_CHANGE = {ON_RESUME: "taken"}
 ABSENT = object()
 MAX_SHOWN = 120
 """Characters of a value that a message shows."""
+
+
+def check_numbers(config: object, limits: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse numbers of a config outside their limits, both of which are allowed; None passes.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, (least, most) in limits.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most:,}"
+            raise ValueError(f"{name} must be {bound}, not {abbreviated(value)}")
 
 
 def resolved(config: object) -> dict:

@@ -148,20 +148,15 @@ def finetune(config: FinetuneConfig) -> Potential:
 
 
 def _finetune(config: FinetuneConfig) -> Potential:
-    record, before = resolved(config), None
     if is_rank_zero():  # at once, because to prepare may take minutes
         run_folder.check_folder(config)
     prepared = _prepare(config)
-    if is_rank_zero():
-        before = _measured_already(config, prepared)
-        run_folder.prepare_folder(config)
-        if before is None:
-            before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
-            forgetting.save(before, config.out / "forgetting" / BEFORE)
-        for item in prepared.held_out:
-            data, number = item.dataset, before.sets[item.name].num_skipped
-            for sentence in left_out(data.manifest, data.split, number, prepared.start.elements):
-                log.warning("%s", sentence)
+    record, before = resolved(config), None
+
+    def begin() -> None:
+        nonlocal before
+        before = _begin(config, prepared)
+
     began = time.time()
     facts = fit(
         prepared.potential,
@@ -172,6 +167,7 @@ def _finetune(config: FinetuneConfig) -> Potential:
         out=config.out,
         record=record,
         additions=prepared.additions,
+        begin=begin,
     )
     if config.adapters is not None:
         merge_adapters(prepared.potential)
@@ -181,6 +177,20 @@ def _finetune(config: FinetuneConfig) -> Potential:
         facts |= prepared.facts | {"config": record, "wall_time_s": round(time.time() - began, 1)}
         _finish(config, prepared, before, facts)
     return prepared.potential
+
+
+def _begin(config: FinetuneConfig, prepared: "_Prepared") -> Measurement:
+    """Prepare the run folder and return the errors of the start, measured now unless they were before."""
+    before = _measured_already(config, prepared)
+    run_folder.prepare_folder(config)
+    if before is None:
+        before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
+        forgetting.save(before, config.out / "forgetting" / BEFORE)
+    for item in prepared.held_out:
+        data, number = item.dataset, before.sets[item.name].num_skipped
+        for sentence in left_out(data.manifest, data.split, number, prepared.start.elements):
+            log.warning("%s", sentence)
+    return before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,13 +85,19 @@ def _pretrain(config: PretrainConfig) -> Potential:
         potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
     if is_rank_zero():
         run_folder.check_folder(config)
-        run_folder.prepare_folder(config)
     numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
     datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
     started = time.time()
     record = resolved(config)
     facts = fit(
-        potential, datasets, config=config.fit, loss=config.loss, optim=config.optim, out=config.out, record=record
+        potential,
+        datasets,
+        config=config.fit,
+        loss=config.loss,
+        optim=config.optim,
+        out=config.out,
+        record=record,
+        begin=lambda: run_folder.prepare_folder(config),
     )
     if is_rank_zero():
         run_folder.refuse_lost(config.out)

@@ -18,7 +18,7 @@ from torch import Tensor
 from foundation.kernels.interpolation import Places, interpolated
 from foundation.nn.radial import BesselBasis, RadialNetwork, product
 
-MIN_KNOTS = 16
+MIN_KNOTS, MAX_KNOTS = 16, 2**16
 FIRST = 1e-4
 """First knot [Å]. At zero the Bessel functions are 0/0; the first polynomial goes on to it."""
 BEND = 1.0
@@ -32,10 +32,12 @@ def check_num_knots(num_knots: int) -> None:
     """Refuse a number of knots with which a table would have nothing to do with the network.
 
     Raises:
-        ValueError: it is neither zero, which stands for no table, nor MIN_KNOTS or more.
+        ValueError: it is neither zero, which stands for no table, nor from MIN_KNOTS to MAX_KNOTS.
     """
-    if num_knots != 0 and num_knots < MIN_KNOTS:
-        raise ValueError(f"a radial table has at least {MIN_KNOTS} knots (256 are good), or 0: none; not {num_knots}")
+    if num_knots != 0 and not MIN_KNOTS <= num_knots <= MAX_KNOTS:
+        raise ValueError(
+            f"a radial table has from {MIN_KNOTS} to {MAX_KNOTS:,} knots (256 are good), or 0: none; not {num_knots}"
+        )
 
 
 class Knots(NamedTuple):

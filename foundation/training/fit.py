@@ -3,11 +3,12 @@
 import contextlib
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -28,8 +29,8 @@ from foundation.training.optim import OptimConfig
 from foundation.training.parts import NOTHING, Additions
 from foundation.training.preemption import Preemption
 from foundation.training.schedule_free import ScheduleFree
-from foundation.training.sinks import make_loggers, make_progress
-from foundation.training.strategy import make_strategy, plugins_for
+from foundation.training.sinks import check_loggers, make_loggers, make_progress
+from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 from foundation.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def fit(
     out: Path,
     record: dict[str, Any],
     additions: Additions = NOTHING,
+    begin: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.
 
@@ -62,6 +64,7 @@ def fit(
         out: The run folder.
         record: The resolved configuration, as JSON; checkpoints carry it.
         additions: What a fine-tuning adds to the run.
+        begin: Called in the first process when the parts have been checked, before anything is written.
 
     Raises:
         FileNotFoundError: resume is asked for and there is no checkpoint.
@@ -71,10 +74,9 @@ def fit(
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
-    _check(config, optim, additions)
+    _check(potential, config, optim, additions)
     checkpoint = checkpoint_to_resume(out, config.resume)
     keep_freed_memory()
-    potential.compute_as(computation_of(config))
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
@@ -84,6 +86,9 @@ def fit(
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     first_step = 0 if checkpoint is None else step_of(checkpoint) or 0
     data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
+    if is_rank_zero():
+        begin()
+    potential.compute_as(computation_of(config))
     loggers = make_loggers(config, out, first_step, record)
     trainer = _trainer(config, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
     if checkpoint is not None:
@@ -107,8 +112,17 @@ def _announce(potential: Potential, config: FitConfig, trainer: lightning.Traine
     return convolution
 
 
-def _check(config: FitConfig, optim: OptimConfig, additions: Additions) -> None:
-    """Refuse what does not go together."""
+def _check(potential: Potential, config: FitConfig, optim: OptimConfig, additions: Additions) -> None:
+    """Refuse what does not go together, or not on this machine."""
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("fit.accelerator gpu: torch finds no GPU here; say cpu, or start where there is one")
+    device = torch.device(device_type(config.accelerator))
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise ValueError(f"fit.devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs here")
+    potential.compute_as(computation_of(config))
+    backend_of(potential, device)
+    potential.compute_as(Computation())
+    check_loggers(config)
     if config.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(
             f"optim.optimizer {optim.optimizer} needs every parameter whole, and fit.strategy {config.strategy} parts "

@@ -5,12 +5,22 @@ from typing import Literal
 
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Corrupt
-from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, check_numbers
 from foundation.kernels.convolution import Backend
 from foundation.nn.computation import Computation
 from foundation.nn.product import Precision
 from foundation.training.guard import GuardConfig
+from foundation.training.metrics_file import MAX_STEP
 from foundation.training.strategy import NO_ZERO_3, StrategyName
+
+LIMITS = {
+    **dict.fromkeys(("steps", "validate_every", "checkpoint_every", "log_every"), (1, MAX_STEP)),
+    **dict.fromkeys(("lanes", "devices", "num_nodes", "keep_checkpoints"), (1, 10**6)),
+    **dict.fromkeys(("edge_budget", "atom_budget"), (1, 10**8)),
+    "num_workers": (0, 1024),
+    "seed": (0, 2**32 - 1),
+}
+"""Least and most of each number, far from what anybody wants: beyond them memory or a clock ends first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +54,8 @@ class FitConfig:
     """The validation error by which the best checkpoint is kept as well."""
     log_every: int = field(default=10, metadata=MAY_CHANGE)
     """Steps between logged metrics."""
-    accelerator: str = field(default="auto", metadata=MAY_CHANGE)
-    """Lightning's name of the accelerator: auto, cpu, gpu."""
+    accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=MAY_CHANGE)
+    """Hardware: GPUs, CPUs, or GPUs where there are some (auto)."""
     devices: int = field(default=1, metadata=MAY_CHANGE)
     """Processes per node."""
     num_nodes: int = field(default=1, metadata=MAY_CHANGE)
@@ -79,16 +89,12 @@ class FitConfig:
     """Continue from the newest checkpoint of the run folder; 'auto' does so if there is one, and else starts."""
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("steps", "lanes", "edge_budget", "validate_every")}
-        numbers |= {name: getattr(self, name) for name in ("checkpoint_every", "log_every", "keep_checkpoints")}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check_numbers(self, LIMITS)
         computation_of(self)  # refuses what no network could do
         if self.strategy == "zero-3":
             raise ValueError(NO_ZERO_3)
         world_size = self.devices * self.num_nodes
-        if world_size < 1 or self.lanes % world_size:
+        if self.lanes % world_size:
             sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
             raise ValueError(f"{self.lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
 

@@ -49,7 +49,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("learning_rate and clip_norm must be positive, warmup_steps and weight_decay not negative")
-        for name, value in {"ema_decay": self.ema_decay, "momentum": self.momentum}.items():
+        first, second = self.betas
+        decays = (("ema_decay", self.ema_decay), ("momentum", self.momentum), ("betas", first), ("betas", second))
+        for name, value in decays:
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {value}")
         if not 0 < self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:

@@ -35,6 +35,7 @@ from foundation.training.fit import keep_freed_memory, seed_everything
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
+from foundation.training.strategy import device_type
 
 REDUCTIONS = 10
 """All-reduces that are timed together."""
@@ -114,11 +115,6 @@ class Measured:
 
 class OutOfMemory(OSError):
     """A process was killed while it measured, as the system does when memory runs out."""
-
-
-def device_type(accelerator: str) -> str:
-    """Return what a run would compute on here: cuda or cpu."""
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def memory_of_device(kind: str) -> int:

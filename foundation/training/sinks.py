@@ -134,6 +134,16 @@ def make_progress() -> list[Callback]:
     return [Progress()] if sys.stdout.isatty() else []
 
 
+def check_loggers(config: FitConfig) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        ValueError: naming the package.
+    """
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("fit.tensorboard needs a package: pip install 'foundation[tensorboard]', or set it false")
+
+
 def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str, Any]) -> list[Logger]:
     """Return the sinks of a run.
 
@@ -144,7 +154,7 @@ def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str
         record: The resolved configuration.
 
     Raises:
-        ValueError: TensorBoard is wanted and not installed, or Weights & Biases cannot be reached.
+        ValueError: Weights & Biases cannot be reached.
     """
     loggers: list[Logger] = [JsonLines(out / "logs", first_step)]
     if not sys.stdout.isatty():
@@ -152,8 +162,6 @@ def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str
     if config.wandb != "off":
         loggers.append(_wandb(out, config.wandb == "online", record))
     if config.tensorboard:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ValueError("fit.tensorboard needs a package: pip install 'foundation[tensorboard]', or set it false")
         # what a run wrote after the checkpoint that it goes on from is hidden
         purge_step = first_step + 1 if first_step else None
         loggers.append(TensorBoardLogger(out / "logs", name="tensorboard", version="", purge_step=purge_step))

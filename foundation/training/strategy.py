@@ -249,3 +249,8 @@ def process_group(device: torch.device) -> Iterator[int]:
 def is_rank_zero() -> bool:
     """Return whether this process is the one that writes to the run folder, before or after any process group is up."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def device_type(accelerator: str) -> str:
+    """Return the type of device that a run computes on here: cuda or cpu."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"

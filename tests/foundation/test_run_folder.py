@@ -185,3 +185,47 @@ def test_a_run_whose_folder_is_gone_ends_at_the_next_save_and_makes_no_half_of_o
         assert not out.exists()
     else:
         assert content(out) == {"run.json": b"another's"}
+
+
+REFUSED = {
+    "fit.lanes": ({"lanes": 100_000}, "lanes"),
+    "fit.edge_budget": ({"edge_budget": 1}, "larger than the budget"),
+    "fit.accelerator": ({"accelerator": "gpu"}, "fit.accelerator gpu: torch finds no GPU here"),
+    "fit.backend": ({"backend": "openequivariance"}, "works on cuda, not on cpu"),
+    "fit.resume": ({"resume": True}, "no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_a_refused_run_leaves_nothing_and_replaces_nothing(
+    option: str, emt_manifest: Manifest, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    changes, message = REFUSED[option]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pretrain(config(emt_manifest, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+    if not changes.get("resume"):
+        old = shutil.copytree(finished, tmp_path / "old")
+        before = content(old)
+        with pytest.raises(ValueError, match=message):
+            pretrain(config(emt_manifest, old, overwrite=True, **changes))
+        assert content(old) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10**20}, "steps must be at most 1,000,000,000,000"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
+        ({"edge_budget": 10**13}, "edge_budget must be at most 100,000,000"),
+        ({"atom_budget": 0}, "atom_budget must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"devices": 0}, "devices must be at least 1"),
+        ({"radial_table": 10**8}, "a radial table has from 16 to 65,536 knots"),
+    ],
+)
+def test_numbers_that_no_machine_could_follow_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(FIT, **changes)

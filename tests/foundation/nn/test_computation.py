@@ -30,7 +30,7 @@ def test_one_call_sets_every_layer_and_the_next_one_takes_it_back(potential: Pot
 
 
 def test_a_table_of_too_few_distances_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 16 knots"):
+    with pytest.raises(ValueError, match="from 16 to 65,536 knots"):
         Computation(radial_table=3)
 
 
