@@ -16,7 +16,7 @@ from foundation import run_folder
 from foundation.card import CardFacts
 from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
-from foundation.models import EquivariantConfig, ModelConfig
+from foundation.models import ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.start import start_facts, start_from
 from foundation.training.datasets import (
@@ -46,8 +46,8 @@ class PretrainConfig:
     start: Path | None = field(default=None, metadata=DECIDES)
     """Released folder or finished run whose weights the run begins with; random weights when absent. The architecture
     has to be the same, and reference energies and scale stay those of the start."""
-    model: ModelConfig = field(default_factory=EquivariantConfig)
-    """Architecture."""
+    model: ModelConfig
+    """Architecture. It has no default: the first of its options says which one it is."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -4,12 +4,13 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
@@ -18,6 +19,7 @@ from jsonargparse import _loaders_dumpers as loaders_dumpers
 
 from data_pipeline.quoting import abbreviated
 from foundation.configuration import resolved
+from launch.members import chosen, is_file, unions
 from launch.yaml_files import InvalidYaml, YamlLoader, parse_yaml, read_mapping, to_yaml
 
 IN_PLAIN_WORDS = (
@@ -30,6 +32,7 @@ IN_PLAIN_WORDS = (
     (r"Parser key \"([^\"]*)\":", r"\1:"),
     (r"Group '([^']*)' does not accept option '([^']*)'", r"there is no option '\1.\2'"),
     (r"Option ('[^']*') is not accepted", r"there is no option \1"),
+    (r"([\w.]+):\s+there is no option '", r"there is no option '\1."),
     (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
     (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
     (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
@@ -174,14 +177,7 @@ def _files_of(arguments: Sequence[str]) -> list[Path]:
         name, equals, value = argument.partition("=")
         if name == "--config":
             named.append(Path(value if equals else following))
-    return [file for file in named if _is_file(file)]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long for a name: YAML itself
-        return False
+    return [file for file in named if is_file(file)]  # or YAML itself
 
 
 def _as_declared(argument: str) -> str:
@@ -198,14 +194,21 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
     Raises:
         ValueError: they are wrong, or a file is.
     """
-    for file in _files_of(arguments):  # before the parser reads them, which knows no lines
-        read_mapping(file)
+    files = _files_of(arguments)
+    for file in files:  # before the parser reads them, which knows no lines
+        if inside := {"config", PRINT_CONFIG[2:]} & read_mapping(file).keys():
+            raise ValueError(f"{file}: {inside.pop()} is an option of the command line only; leave it out")
+    # the parser has no other way to learn which of several configurations an option is
+    actions = {action.dest: action for action in parser._actions}
+    for dotted, members in unions(config_class):
+        member = chosen(dotted, members, files, arguments, _value_of)
+        actions[dotted]._typehint = member or reduce(operator.or_, members)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         values = parser.parse_args(arguments)
     except ValueError as error:
         for file in (Path(argument.rpartition("=")[2]) for argument in arguments):
             # a file that stands in place of options; a UnicodeDecodeError does not say which
-            if (f"in place of {file}," in str(error) or isinstance(error, UnicodeDecodeError)) and _is_file(file):
+            if (f"in place of {file}," in str(error) or isinstance(error, UnicodeDecodeError)) and is_file(file):
                 read_mapping(file)
         if isinstance(error, UnicodeDecodeError):
             raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
@@ -302,9 +305,9 @@ def _refuse_nothing(config_class: type, values: jsonargparse.Namespace, name: st
         classes = list(_classes(item.type))
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, jsonargparse.Namespace):
-                path = str(each.get("class_path", "")).rpartition(".")[2]
-                for chosen in (kind for kind in classes if len(classes) == 1 or kind.__name__ == path):
-                    _refuse_nothing(chosen, each.get("init_args", each), f"{dotted}.")
+                inside = each.get("init_args", each)
+                for kind in (kind for kind in classes if vars(inside).keys() <= kind.__dataclass_fields__.keys()):
+                    _refuse_nothing(kind, inside, f"{dotted}.")
 
 
 def _classes(hint: Any) -> Iterable[type]:

@@ -181,7 +181,7 @@ VERBS = {
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS),
     "merge": Verb("make several data sets one", _merge),
     "inspect": Verb("show what a data set holds and what looks wrong with it", _inspect),
-    "pretrain": Verb("train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model.cutoff")),
+    "pretrain": Verb("train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model")),
     "finetune": Verb(
         "train a potential on the data of a domain, and measure what it forgets",
         _finetune,

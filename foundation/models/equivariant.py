@@ -48,12 +48,12 @@ INITIAL_GAIN = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class EquivariantConfig(Architecture):
-    """Architecture of an equivariant network; the defaults are SevenNet-0's."""
+    """Architecture of an equivariant network; with irreps 128x0e+64x1e+32x2e and the defaults it is SevenNet-0's."""
 
     architecture: ClassVar[str] = "equivariant"
 
-    irreps: str = field(default="128x0e+64x1e+32x2e", metadata=DECIDES)
-    """Hidden irreps, sorted, such as 128x0e+64x1e+32x2e of SevenNet-0. With odd ones (32x0e+32x1o+32x2e) energies are
+    irreps: str = field(metadata=DECIDES)
+    """Hidden irreps, sorted, such as 128x0e+64x1e+32x2e. With odd ones (32x0e+32x1o+32x2e) energies are
     exactly the same for mirror images; if all are marked even, as in SevenNet-0, three blocks or more can tell a chiral
     structure from its mirror image."""
     num_blocks: int = field(default=5, metadata=DECIDES)

@@ -9,9 +9,9 @@ from foundation.kernels import native
 from foundation.kernels.codegen import operations
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.paths import Paths
-from foundation.models import EquivariantConfig, EquivariantNetwork
+from foundation.models import EquivariantNetwork
 from foundation.models.equivariant import edge_index
-from tests.benchmarks.oxides import CUTOFF, oxides
+from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=kernel"
@@ -32,7 +32,7 @@ def run(config: Config) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     batch = collate(oxides(config.num_frames), CUTOFF)
-    network = EquivariantNetwork(EquivariantConfig(), (8,), mean_neighbors=50.0)
+    network = EquivariantNetwork(SEVENNET_0, (8,), mean_neighbors=50.0)
     paths: Paths = network.blocks[1].convolution.paths
     edges, num_pairs = edge_index(batch), len(batch.pair_edges)
     shapes = ((len(batch.numbers), paths.irreps_in.dim), (num_pairs, paths.irreps_harmonics.dim))

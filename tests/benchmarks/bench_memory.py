@@ -15,16 +15,16 @@ import json, resource, sys, time
 import torch
 torch.set_num_threads(1)
 from torch.utils.checkpoint import checkpoint
-from foundation.models import EquivariantConfig, equivariant
+from foundation.models import equivariant
 from foundation.nn.computation import Computation
-from tests.benchmarks.oxides import oxides, potential_for, training_step
+from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for, training_step
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 way, frames = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
-potential, batch = potential_for(EquivariantConfig(), oxides(frames))
+potential, batch = potential_for(SEVENNET_0, oxides(frames))
 potential.compute_as(Computation(recompute=way not in ("none", "inference")))
 if way == "torch":
     equivariant.recomputed = lambda part, parameters, *inputs: checkpoint(part, *inputs, use_reentrant=False)

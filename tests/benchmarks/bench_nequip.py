@@ -19,14 +19,14 @@ from torch import Tensor
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.structure import SYMBOLS
 from foundation.models import EquivariantConfig
-from tests.benchmarks.oxides import CUTOFF, oxides, potential_for, training_step
+from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=nequip"
 BAR = 3.5
 MODELS = {
     "features of nequip's (128x0e+64x1o+32x2e)": EquivariantConfig(irreps="128x0e+64x1o+32x2e"),
-    "SevenNet-0 size (128x0e+64x1e+32x2e)": EquivariantConfig(),
+    "SevenNet-0 size (128x0e+64x1e+32x2e)": SEVENNET_0,
 }
 
 

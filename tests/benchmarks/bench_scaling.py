@@ -20,7 +20,7 @@ from data_pipeline.graph import collate
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.training.fit import keep_freed_memory
-from tests.benchmarks.oxides import CUTOFF, oxides, potential_for, training_step
+from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=scaling"
@@ -79,7 +79,7 @@ def run(config: Config) -> None:
 
 def edge_curve(config: Config, structures: list[Structure]) -> Curve:
     """Return the seconds of a step by the mean number of edges, over batches that hold all structures together."""
-    potential, _ = potential_for(EquivariantConfig(), structures)
+    potential, _ = potential_for(SEVENNET_0, structures)
     tasks, edges = {}, {}
     for size in config.batch_sizes:
         batches = [collate(structures[i : i + size], CUTOFF) for i in range(0, len(structures), size)]

@@ -22,10 +22,9 @@ from matplotlib.ticker import NullLocator
 from data_pipeline.graph import to_graph
 from data_pipeline.plan import Plan
 from data_pipeline.sources import AseFiles
-from foundation.models import EquivariantConfig
 from launch.estimate import Line
 from tests.benchmarks import bench_plan, bench_scaling
-from tests.benchmarks.oxides import oxides, potential_for
+from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for
 from tests.benchmarks.rows import Row, write
 
 COMMAND = "make bench BENCH=scaling_model"
@@ -96,7 +95,7 @@ def run(config: Config) -> None:
     """Compute and write runs/bench/scaling_model.json and scaling_model.png."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = sum(p.numel() * p.element_size() for p in potential_for(EquivariantConfig(), oxides(1))[0].parameters())
+    size = sum(p.numel() * p.element_size() for p in potential_for(SEVENNET_0, oxides(1))[0].parameters())
     curve = bench_scaling.edge_curve(bench_scaling.Config(batch_sizes=(1, 2, 4, 8), rounds=3), oxides(8))
     cpu = Line.through(list(curve), list(curve.values()))
     gpu = Line(fixed=config.gpu_fixed, slope=1 / config.gpu_edges_per_second, at=())

@@ -16,8 +16,7 @@ started = time.perf_counter()
 import torch
 torch.set_num_threads(1)
 from data_pipeline.graph import collate
-from foundation.models import EquivariantConfig
-from tests.benchmarks.oxides import oxides, potential_for, training_step
+from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
 engine, frames = sys.argv[1], int(sys.argv[2])
 
@@ -31,7 +30,7 @@ if engine == "sevenn":
     peer = sevenn_step(collate(structures, 5.0))
     step = lambda: peer(True)
 else:
-    step = training_step(*potential_for(EquivariantConfig(), structures))
+    step = training_step(*potential_for(SEVENNET_0, structures))
 before = peak()
 step()
 first = imported + time.perf_counter() - started

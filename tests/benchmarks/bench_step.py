@@ -13,7 +13,7 @@ from foundation.models.equivariant import edge_index
 from foundation.potential import Potential
 from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
-from tests.benchmarks.oxides import oxides, potential_for, training_step
+from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
 from tests.benchmarks.rows import Row, interleaved, write
 
@@ -47,7 +47,7 @@ def run(config: Config) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     small, small_batch = potential_for(QUICKSTART, list(EmtAlloys(num_frames=config.num_frames)))
-    large, large_batch = potential_for(EquivariantConfig(), oxides(config.num_frames_large))
+    large, large_batch = potential_for(SEVENNET_0, oxides(config.num_frames_large))
     tasks = {
         "train small": training_step(small, small_batch),
         "infer small": lambda: small.eval()(small_batch),

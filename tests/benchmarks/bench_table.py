@@ -18,12 +18,11 @@ import foundation
 from data_pipeline.graph import collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import Structure
-from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
 from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
-from tests.benchmarks.oxides import FILE, oxides, potential_for, training_step
+from tests.benchmarks.oxides import FILE, SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
 from tests.benchmarks.rows import Row, interleaved, write
 
@@ -115,7 +114,7 @@ def worst_errors(exact: list[dict[str, Tensor]], found: list[dict[str, Tensor]])
 
 def speed(config: Config, count: int) -> list[Row]:
     """Return atoms per second of a training step and of inference with and without a table."""
-    potential, batch = potential_for(EquivariantConfig(), oxides(count))
+    potential, batch = potential_for(SEVENNET_0, oxides(count))
     tasks: dict[str, Callable[[], object]] = {}
     for knots in (0, RECOMMENDED):
         # two of them: training changes the weights, for which inference would have to make its table anew

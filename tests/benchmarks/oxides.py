@@ -15,6 +15,7 @@ from foundation.training.optim import OptimConfig, make_optimizer
 
 FILE = "${FOUNDATION_DATA}/mptrj-1k/mptrj-random-1k.xyz"
 CUTOFF = 5.0
+SEVENNET_0 = EquivariantConfig(irreps="128x0e+64x1e+32x2e")
 
 
 def oxides(count: int) -> list[Structure]:

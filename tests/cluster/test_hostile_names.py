@@ -17,7 +17,7 @@ def test_a_name_and_a_folder_with_everything_a_shell_knows(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
     options = ["--time", "1", "--signal-before", "1", "--name", NAME, "--directives", '["--comment=a\\\\ \\"b # c\\""]']
-    command = ["pretrain", "--data", NAME, "--out", f"runs/{NAME}", "--fit.steps", "1"]
+    command = ["pretrain", "--data", NAME, "--out", f"runs/{NAME}", "--fit.steps", "1", "--model.irreps", "4x0e"]
     assert main(["launch", "slurm", *options, "--", *command]) == 0
     script = tmp_path / "runs" / NAME / "job.sbatch"
     text = script.read_text()

@@ -122,7 +122,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_print_config_prints_a_config_that_parses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["pretrain", "--data", "a", "--out", "b", "--fit.steps", "3", "--print_config"])
+        main(["pretrain", "--data", "a", "--out", "b", "--fit.steps", "3", "--model.irreps", "4x0e", "--print_config"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert "edge_budget: 20000" in printed

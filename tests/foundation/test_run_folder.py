@@ -107,7 +107,8 @@ def test_a_launcher_refuses_it_before_it_starts_a_process(
     emt_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lock.hold(lock.inside(tmp_path / "run"), tmp_path / "run"):
-        command = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), "--fit.steps", "1"]
+        run = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run")]
+        command = [*run, "--fit.steps", "1", "--model.irreps", "4x0e"]
         assert main(["launch", "local", "--processes", "2", "--", *command]) == 2
     assert "written to by this very process" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ import torch
 from data_pipeline.shards import sha256
 from foundation.configuration import resolved
 from foundation.evaluation.run_report import facts_of, read_run, remarks, summary_table
+from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.training.checkpoints import (
     CheckpointFiles,
@@ -29,7 +30,9 @@ from foundation.training.metrics_file import MetricsFile, write_csv
 from tests.fuzz.harness import Mutation, Target
 from tests.fuzz.mutations import damaged_bytes, damaged_files, damaged_json, damaged_text
 
-CONFIG = PretrainConfig(data=Path("data"), out=Path("run"), fit=FitConfig(steps=4))
+CONFIG = PretrainConfig(
+    data=Path("data"), out=Path("run"), fit=FitConfig(steps=4), model=EquivariantConfig(irreps="4x0e")
+)
 MARK = "code-of-the-file-ran"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from launch.__main__ import main
 from launch.slurm import SlurmConfig, script_text
 
-COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "10"]
+COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "10", "--model.irreps", "4x0e"]
 PRINTABLE = "a {command} '; touch marker; ' \"; touch marker; $(touch marker) `touch marker` # | & ${IFS} %j *"
 """Ends every kind of quotation, and would make a file called marker then."""
 SRUN = '#!/bin/bash\nprintf "%s\\0" "$@" > "$SEEN"\n'
@@ -56,7 +56,9 @@ def test_values_of_downloaded_files_never_run(tmp_path: Path) -> None:
     options = dict.fromkeys(("name", "partition", "memory", "account", "qos"), PRINTABLE)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({"time": "10", **options}))
     out = f"runs/{PRINTABLE}"
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": "data", "out": out, "fit": {"steps": 1}}))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"data": "data", "out": out, "fit": {"steps": 1}, "model": {"irreps": "4x0e"}})
+    )
     command = ["pretrain", "--config", "run.yaml", "--data", PRINTABLE]
     assert main(["launch", "slurm", "--config", "job.yaml", "--", *command]) == 0
     script = tmp_path / out / "job.sbatch"
@@ -80,7 +82,7 @@ def test_values_of_downloaded_files_never_run(tmp_path: Path) -> None:
 def test_a_line_break_is_refused_wherever_it_comes_from(
     arguments: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = {"data": "data", "out": "a\ntouch marker", "fit": {"steps": 1}}
+    run = {"data": "data", "out": "a\ntouch marker", "fit": {"steps": 1}, "model": {"irreps": "4x0e"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     assert main(["launch", "slurm", "--time", "10", *arguments]) == 2
     said = capsys.readouterr().err

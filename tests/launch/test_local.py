@@ -6,7 +6,7 @@ import pytest
 
 from launch.__main__ import main
 
-COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "10"]
+COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "10", "--model.irreps", "4x0e"]
 
 
 @pytest.mark.parametrize(

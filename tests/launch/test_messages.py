@@ -12,7 +12,7 @@ from launch.__main__ import main
 MESSAGES = {
     "--penalty.weight -1": "penalty.weight (lambda) must be zero or more, not -1.0",
     "--penalty.fisher F": "penalty: the following arguments are required: weight",
-    "--penalty.wieght 1": "penalty: there is no option 'wieght'",
+    "--penalty.wieght 1": "there is no option 'penalty.wieght'",
     "--rehearsal.data D --rehearsal.fraction 0": "rehearsal.fraction is above 0 (nothing) and at most 1 (all), not 0.0",
     "--rehearsal.data D --rehearsal.mode both": "rehearsal: mode: one of 'joint', 'alternate', 'reference' is needed",
     "--freeze embedding": "freeze: a list is needed, such as [embedding]",
@@ -55,7 +55,7 @@ PROVENANCE = "name licence level_of_theory energy_convention citation source".sp
 WRITERS = {
     "build": ["build", "--source.num_frames", "3", *(w for n in PROVENANCE for w in (f"--provenance.{n}", "x"))],
     "merge": ["merge", "--manifests", "[{data},{data}]", "--name", "both"],
-    "pretrain": ["pretrain", "--data", "{data}", "--fit.steps", "1"],
+    "pretrain": ["pretrain", "--data", "{data}", "--model.irreps", "4x0e", "--fit.steps", "1"],
     "fisher": ["fisher", "--model", "nowhere", "--data", "{data}"],
     "export": ["export", "--run", "nowhere"],
     "convert": ["convert", "--to", "sevennet", "--model", "nowhere"],

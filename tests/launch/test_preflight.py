@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.plan import Oversize
 from data_pipeline.stream import Dataset, Stream
+from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.probe import Measured, Trial
@@ -42,6 +43,9 @@ ARGUMENTS = """
 --fit.steps 8 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 1 --fit.validate_every 3 --fit.checkpoint_every 2
 --fit.accelerator cpu
 """.split()
+
+
+MODEL = EquivariantConfig(irreps="4x0e")
 
 
 def checked(data: Path, folder: Path, *arguments: str) -> tuple[int, dict[str, dict], dict[str, float]]:
@@ -97,7 +101,7 @@ def test_two_processes_measure_their_all_reduce(emt_manifest: Manifest, tmp_path
 
 
 def test_a_run_folder_that_is_there_or_cannot_be_resumed_fails(emt_manifest: Manifest, tmp_path: Path) -> None:
-    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=FitConfig(steps=1))
+    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=FitConfig(steps=1), model=MODEL)
     assert check_folder(config).verdict == "ok"
     resumed = dataclasses.replace(config, fit=FitConfig(steps=1, resume=True))
     assert check_folder(resumed).verdict == "fail"
@@ -110,7 +114,7 @@ def test_a_run_folder_that_is_there_or_cannot_be_resumed_fails(emt_manifest: Man
 
 def test_a_strategy_for_several_processes_fails_for_one(emt_manifest: Manifest, tmp_path: Path) -> None:
     fit = FitConfig(steps=1, strategy="zero-1")
-    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=fit)
+    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=fit, model=MODEL)
     assert check_strategy(config).verdict == "fail"
     assert check_strategy(dataclasses.replace(config, fit=FitConfig(steps=1))).verdict == "ok"
 

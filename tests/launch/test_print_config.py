@@ -20,7 +20,8 @@ OVERRIDES = {
 COMMANDS = {
     "merge": "--manifests ['a','b'] --out c --name 1e5",
     "inspect": "--data d --verify true",
-    "pretrain": '--out o --fit.steps 1 --data [{"path":"a","repeat":8},{"path":"b","theory":"1e5"}] --card.name no',
+    "pretrain": "--out o --fit.steps 1 --model.irreps 4x0e --card.name no "
+    '--data [{"path":"a","repeat":8},{"path":"b","theory":"1e5"}]',
     "finetune": '--start s --data d --out o --fit.steps 1 --rehearsal.data r --adapters.rank 2 --rate_factors {"a":9}',
     "preflight": "--config configs/pretrain/small.yaml --price 2.5",
     "tradeoff": "a b --out c",
@@ -76,7 +77,7 @@ def test_a_launcher_prints_the_configuration_of_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["pretrain", "--data", "d", "--out", "o", "--fit.steps", "1"]
+    command = ["pretrain", "--data", "d", "--out", "o", "--fit.steps", "1", "--model.irreps", "4x0e"]
     with pytest.raises(SystemExit):
         main(["launch", "slurm", "--time", "10", "--nodes", "2", "--", *command, "--print_config"])
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)

@@ -14,7 +14,7 @@ from launch.__main__ import main, parse
 from launch.sweep import SweepConfig, planned, read_sweep
 from launch.yaml_files import InvalidYaml, parse_yaml, read_mapping, to_yaml
 
-RUN = {"data": "d", "out": "o", "fit": {"steps": 1}}
+RUN = {"data": "d", "out": "o", "fit": {"steps": 1}, "model": {"irreps": "4x0e"}}
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, after in zip("abcdefghi", "bcdefghij", strict=True)
@@ -146,8 +146,8 @@ def test_wrong_values_in_a_file_are_refused_by_their_option(tmp_path: Path, caps
         ({"fit": {"steps": "x" * 10**6}}, "fit.steps: a value of type int is needed"),
         ({"card": {"name": 5}}, "card.name: text is needed, in quotation marks where it looks like a number"),
         ({"card": {"name": None}}, "card.name: a value is needed, not null"),
-        ({"model": {"num_blocks": None}}, "model.num_blocks: a value is needed, not null"),
-        ({"model": None}, "model: a value is needed, not null"),
+        ({"model": {"irreps": "4x0e", "num_blocks": None}}, "model.num_blocks: a value is needed, not null"),
+        ({"model": None}, "required: model"),
         ({"fit": {"steps": 1, "precision": None}}, "fit.precision: a value is needed, not null"),
         ({"data": [{"path": None}]}, "data: "),
         ({"1": 2}, "there is no option '1'"),
@@ -173,7 +173,7 @@ def test_wrong_values_in_a_file_are_refused_by_their_option(tmp_path: Path, caps
 
 def test_text_in_a_file_is_taken_as_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
-        "{data: d, out: no, fit: {steps: 1, wandb: off}, card: {name: no, licence: 1:30}}"
+        "{data: d, out: no, model: {irreps: 4x0e}, fit: {steps: 1, wandb: off}, card: {name: no, licence: 1:30}}"
     )
     _, config = parse(["pretrain", "--config", str(tmp_path / "run.yaml")])
     assert (config.out, config.fit.wandb, config.card.name, config.card.licence) == (Path("no"), "off", "no", "1:30")
@@ -202,7 +202,7 @@ def test_a_file_in_place_of_options_is_refused_if_it_is_no_yaml(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").write_bytes(b"\xff\xfe\x00")
     run = ["pretrain", "--data", "d", "--out", "o", "--fit.steps", "1"]
-    assert "foundation: model, line 1: not in UTF-8" in told([*run, "--model", "model"], capsys)
+    assert "foundation: model" in told([*run, "--model", "model"], capsys)
     (tmp_path / "model.yaml").write_text(LAUGHS)
     assert "model: " in told([*run, "--model", "model.yaml"], capsys)
 
@@ -220,3 +220,12 @@ def test_a_sweep_of_more_runs_than_any_machine_can_do_is_refused_at_once() -> No
         planned(SweepConfig(grid=grid))
     with pytest.raises(ValueError, match=r"a run cannot be called 'x{60}'\.\.\.: use letters"):
         planned(SweepConfig(runs={"x" * 10_000: {}}))
+
+
+def test_a_file_cannot_name_another_file_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "secret").write_text("root:x:0:0")
+    for option in ("config", "print_config"):
+        file = write(tmp_path / "run.yaml", **{option: str(tmp_path / "secret")})
+        said = told(["build", "--config", file], capsys)
+        assert f"run.yaml: {option} is an option of the command line only" in said
+        assert "root:x" not in said

@@ -37,7 +37,7 @@ from foundation.models.limits import check_elements, check_theories, parse_irrep
 )
 def test_sizes_that_cannot_be_are_refused_at_once(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        EquivariantConfig(**change)
+        EquivariantConfig(**{"irreps": "128x0e+64x1e+32x2e", **change})
     assert len(str(caught.value)) < 300
 
 
@@ -57,7 +57,7 @@ def test_irreps_may_be_written_with_spaces_and_without_channels() -> None:
     ids=["default", "theories", "parity", "unreachable", "one block"],
 )
 def test_parameters_are_counted_without_a_network(changes: dict, num_theories: int) -> None:
-    config = EquivariantConfig(**changes)
+    config = EquivariantConfig(**{"irreps": "128x0e+64x1e+32x2e", **changes})
     network = EquivariantNetwork(config, (1, 6, 8), 10.0, num_theories)
     assert config.num_parameters(3, num_theories) == sum(p.numel() for p in network.parameters())
 

@@ -32,7 +32,7 @@ def edges_times(kernel: str):
     "model",
     [
         EquivariantConfig(irreps="16x0e+8x1e", num_blocks=2, radial_sizes=(16,), readout_channels=8),
-        EquivariantConfig(num_blocks=3),
+        EquivariantConfig(irreps="128x0e+64x1e+32x2e", num_blocks=3),
     ],
     ids=["small", "large"],
 )

@@ -1,0 +1,91 @@
+"""Options that are one of several configurations, such as the architectures and the sources: the one that is meant.
+
+The parser tries the members of such a union in turn and takes --model.cutoff for the first that has a cutoff, whatever
+else is said. Members are told apart by their first field, which has no default, so whoever gives it has chosen; the
+parser is then told of that member alone.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from launch.yaml_files import read_mapping
+
+SPECIAL = {"class_path", "init_args", "help"}
+"""Words of the parser itself in the place of options."""
+Union = tuple[type, ...]
+"""The configurations that an option may be."""
+
+
+def unions(config_class: Any, prefix: str = "") -> Iterator[tuple[str, Union]]:
+    """Yield the dotted names of the options that are one of several configurations, with these."""
+    hints = get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        hint, dotted = hints[item.name], prefix + item.name
+        arguments = get_args(hint) or (hint,)
+        members = tuple(each for each in arguments if isinstance(each, type) and dataclasses.is_dataclass(each))
+        if len(members) > 1:
+            yield dotted, members
+        elif members:
+            yield from unions(members[0], f"{dotted}.")
+
+
+def chosen(
+    dotted: str, members: Union, files: Iterable[Path], arguments: Sequence[str], value_of: Callable[[str], object]
+) -> type | None:
+    """Return the member whose first field is given, in files or by arguments; None if none is.
+
+    Args:
+        dotted: Name of the option.
+        members: The configurations that it may be.
+        files: YAML files of options, under the whole configuration.
+        arguments: Arguments of the command line.
+        value_of: What the text of an argument stands for.
+
+    Raises:
+        ValueError: first fields of several are given, or other fields only.
+    """
+    given = set().union(*(_names(_at(read_mapping(file), dotted)) for file in files))
+    given |= _of_arguments(dotted, arguments, value_of)
+    firsts = {dataclasses.fields(member)[0].name: member for member in members}  # pyright: ignore[reportArgumentType]
+    found = [name for name in firsts if name in given]
+    if len(found) > 1:
+        raise ValueError(f"{dotted}: {' and '.join(found)} belong to different kinds of {dotted}; give one of them")
+    if given and not found and not given & SPECIAL:
+        raise ValueError(f"{dotted}: say which kind of {dotted} it is, by one of the options {', '.join(firsts)}")
+    return firsts[found[0]] if found else None
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
+def _names(value: Any) -> set[str]:
+    """Return the names of the options in a value: a mapping, or the name of a file of one."""
+    if isinstance(value, str) and is_file(Path(value)):
+        value = read_mapping(Path(value))
+    return set(value) if isinstance(value, Mapping) else set()
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file under a name, which may also be text that is too long for one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _of_arguments(dotted: str, arguments: Sequence[str], value_of: Callable[[str], object]) -> set[str]:
+    found: set[str] = set()
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        if name.startswith(f"--{dotted}."):
+            found.add(name.removeprefix(f"--{dotted}.").split(".")[0])
+        elif name == f"--{dotted}":
+            text = value if equals else following
+            found |= _names(value_of(text) if text.lstrip().startswith("{") else text)
+    return found
