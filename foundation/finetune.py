@@ -73,7 +73,7 @@ class AdapterConfig:
     alpha: float = field(default=8.0, metadata=DECIDES)
     """What is added is multiplied with alpha / rank."""
     patterns: tuple[str, ...] = field(default=("*",), metadata=DECIDES)
-    """Presets and patterns that choose among the weights of linear maps and radial networks."""
+    """Presets and patterns that choose among the weights of layers that are matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)

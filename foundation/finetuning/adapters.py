@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA; Hu et al., ICLR 2022) on the linear maps and the radial networks.
+"""Low-rank adapters (LoRA; Hu et al., ICLR 2022) on the layers of a network whose weights are matrices.
 
 A linear map mixes the channels of each irrep by a matrix of its own, so W + (alpha / r) A B within each matrix is as
 equivariant as W; radial weights are invariant anyway. The start's parameters are frozen and keep their names, the
@@ -8,15 +8,14 @@ A forward pass costs one small product per matrix more; merging takes adapters a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from foundation.finetuning.freezing import matching
-from foundation.nn.linear import Linear
-from foundation.nn.radial import RadialNetwork
+from foundation.nn.matrices import Matrices
 from foundation.potential import Potential
 
 
@@ -54,21 +53,21 @@ def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequen
         potential: What to adapt, in place; left alone if something is refused.
         rank: Rank of what is added to each matrix.
         alpha: What is added is multiplied with alpha / rank.
-        patterns: Presets and patterns of freezing.py that choose among the weights of linear maps and radial networks.
+        patterns: Presets and patterns of freezing.py that choose among the weights of such layers.
 
     Raises:
         ValueError: rank or alpha is not positive, a pattern matches no such weight, or there are adapters already.
     """
     if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"adapters need a rank of at least 1 and a positive alpha, not {rank} and {alpha}")
-    if any(layer.adapter is not None for _, layer, _ in _layers(potential)):
+    layers = _layers(potential)
+    if any(layer.adapter is not None for layer in layers.values()):
         raise ValueError("the potential has adapters already: merge them first")
-    layers = {f"{name}.weight": (layer, shapes) for name, layer, shapes in _layers(potential)}
     chosen = matching(potential, patterns, list(layers))
     potential.requires_grad_(False)
     for name in chosen:
-        layer, shapes = layers[name]
-        layer.adapter = LowRank(shapes, rank, alpha).to(layer.get_parameter("weight")).train(layer.training)
+        layer = layers[name]
+        layer.adapter = LowRank(layer.matrix_shapes, rank, alpha).to(layer.weight).train(layer.training)
     return chosen
 
 
@@ -80,24 +79,18 @@ def merge_adapters(potential: Potential) -> list[str]:
     Raises:
         ValueError: there are no adapters.
     """
-    adapted = [(name, layer) for name, layer, _ in _layers(potential) if layer.adapter is not None]
+    adapted = {name: layer for name, layer in _layers(potential).items() if layer.adapter is not None}
     if not adapted:
         raise ValueError("the potential has no adapters to merge")
     with torch.no_grad():
-        for _, layer in adapted:
-            weight = layer.get_parameter("weight")
-            weight.copy_(layer.get_submodule("adapter")(weight))
-            layer.register_module("adapter", None)
+        for layer in adapted.values():
+            layer.weight.copy_(layer.adapted())
+            layer.adapter = None
     potential.requires_grad_(True)
-    return [f"{name}.weight" for name, _ in adapted]
+    return list(adapted)
 
 
-def _layers(potential: Potential) -> Iterator[tuple[str, torch.nn.Module, list[tuple[int, int]]]]:
-    """Yield name, module and matrices of everything that an adapter can be put on."""
-    for name, module in potential.named_modules():
-        if isinstance(module, Linear):
-            yield name, module, module.matrix_shapes
-        elif isinstance(module, RadialNetwork):
-            for number, weight in enumerate(module.weights):
-                layer = f"layer{number}"
-                yield f"{name}.{layer}", module.get_submodule(layer), [(weight.shape[0], weight.shape[1])]
+def _layers(potential: Potential) -> dict[str, Matrices]:
+    """Return everything that an adapter can be put on, by the name of its weight."""
+    modules = potential.named_modules()
+    return {f"{name}.weight": module for name, module in modules if isinstance(module, Matrices)}

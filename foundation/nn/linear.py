@@ -8,10 +8,11 @@ from e3nn import o3
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from foundation.nn.matrices import Matrices
 from foundation.nn.product import Product
 
 
-class Linear(torch.nn.Module):
+class Linear(Matrices):
     """Mixes the channels of each irrep; irreps that the output has and the input lacks are left out of irreps_out.
 
     The weight has e3nn's layout (o3.Linear): for each input irrep, each equal output irrep, a row-major matrix
@@ -20,9 +21,6 @@ class Linear(torch.nn.Module):
     With theories, even scalars of the output get a bias that depends on the level of theory: the one-hot vector of the
     theory is one more even scalar input, as in SevenNet-MF (Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)).
     """
-
-    adapter: torch.nn.Module | None
-    """What fine-tuning adds to the weight, if anything: a module that maps it to the one that is used."""
 
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> None:
         """Prepare a linear map.
@@ -54,7 +52,6 @@ class Linear(torch.nn.Module):
         position = [self.irreps_in[i].ir for i, *_ in self._blocks]
         self._order = [position.index(item.ir) for item in self.irreps_out]
         self.weight = torch.nn.Parameter(torch.randn(sum(a * b for _, _, a, b in self._blocks)))
-        self.register_module("adapter", None)
         if num_theories:
             biased = [fan_out for i, _, _, fan_out in self._blocks if self.irreps_in[i].ir == o3.Irrep("0e")]
             if not biased:
@@ -70,7 +67,7 @@ class Linear(torch.nn.Module):
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Channels in and out of the matrices, one for each irrep, that lie in the weight one after another."""
+        """Channels in and out of the matrices, one for each pair of equal irreps."""
         return [(fan_in, fan_out) for _, _, fan_in, fan_out in self._blocks]
 
     def mixed_theories(self, mixture: Float64[Tensor, "new old"]) -> dict[str, Tensor]:
@@ -96,8 +93,7 @@ class Linear(torch.nn.Module):
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the mixed features of atoms, each at the level of theory given by number."""
         inputs = features.split(self._inputs, dim=1)
-        weight = self.weight if self.adapter is None else self.adapter(self.weight)
-        weights = weight.split([a * b for _, _, a, b in self._blocks])
+        weights = self.adapted().split([a * b for _, _, a, b in self._blocks])
         outputs = []
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
             biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")

@@ -10,6 +10,7 @@ from e3nn.math import normalize2mom
 from jaxtyping import Float
 from torch import Tensor
 
+from foundation.nn.matrices import Matrices
 from foundation.nn.product import Product
 
 CutoffFunction = Literal["polynomial", "xplor"]
@@ -67,6 +68,19 @@ def xplor_cutoff(distances: Float[Tensor, " edges"], cutoff: float, onset: float
     return torch.where(distances < cutoff, value, torch.zeros_like(value))
 
 
+class RadialLayer(Matrices):
+    """The weight of a layer of a radial network."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(fan_in, fan_out))
+
+    @property
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Channels in and out of its one matrix."""
+        return [(self.weight.shape[0], self.weight.shape[1])]
+
+
 class RadialNetwork(torch.nn.Module):
     """Maps the radial basis of an edge to the convolution's weights; no biases.
 
@@ -80,11 +94,7 @@ class RadialNetwork(torch.nn.Module):
         self._num_layers = len(sizes) - 1
         self.product = Product()
         for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-            layer = torch.nn.Module()
-            layer.weight = torch.nn.Parameter(torch.randn(fan_in, fan_out))
-            # what fine-tuning adds to the weight, if anything: a module that maps it to the one that is used
-            layer.register_module("adapter", None)
-            self.add_module(f"layer{number}", layer)
+            self.add_module(f"layer{number}", RadialLayer(fan_in, fan_out))
 
     @property
     def weights(self) -> list[torch.nn.Parameter]:
@@ -94,8 +104,8 @@ class RadialNetwork(torch.nn.Module):
     def _adapted(self, number: int) -> Float[Tensor, "fan_in fan_out"]:
         """Return the weight of a layer, with what its adapter adds."""
         layer = self.get_submodule(f"layer{number}")
-        weight = layer.get_parameter("weight")
-        return weight if layer.adapter is None else layer.get_submodule("adapter")(weight)
+        assert isinstance(layer, RadialLayer)
+        return layer.adapted()
 
     def forward(
         self, basis: Float[Tensor, "pairs basis"], divisor: Float[Tensor, " one"] | None = None

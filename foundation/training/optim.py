@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 
 from foundation.configuration import DECIDES
-from foundation.nn.linear import Linear
-from foundation.nn.radial import RadialNetwork
+from foundation.nn.matrices import Matrices
 from foundation.training.muon import Muon
 from foundation.training.schedule_free import ScheduleFree
 
@@ -107,13 +106,8 @@ def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
     Left out are the embedding, of whose rows a step may see a few only, the last layer of the readout, which has one
     output, and the biases of levels of theory.
     """
-    shapes: dict[str, list[tuple[int, int]]] = {}
-    for name, layer in module.named_modules():
-        if isinstance(layer, Linear) and not name.endswith("embedding"):
-            shapes[f"{name}.weight"] = layer.matrix_shapes
-        elif isinstance(layer, RadialNetwork):
-            for number, weight in enumerate(layer.weights):
-                shapes[f"{name}.layer{number}.weight"] = [(weight.shape[0], weight.shape[1])]
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Matrices)}
+    shapes = {f"{name}.weight": layer.matrix_shapes for name, layer in layers.items() if not name.endswith("embedding")}
     return {name: parts for name, parts in shapes.items() if max(min(part) for part in parts) > 1}
 
 
