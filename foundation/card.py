@@ -4,6 +4,7 @@ Whatever the template shows is escaped, so that a name or a citation cannot beco
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jinja2
 
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.escape import Markdown, code, markdown
+from foundation.evaluation.quantities import Row, notes, rows
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "TEMPLATE.md"
 
@@ -69,8 +71,9 @@ def render_card(card: CardFacts, facts: dict) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_escaped)
     environment.filters |= {"code": code, "python": _python}
     try:
-        return environment.from_string(source).render(card=card, ratio=_ratio, thousands=_thousands, **facts)
-    except jinja2.UndefinedError as error:
+        facts = facts | _errors(facts["errors"]) if "errors" in facts else facts
+        return environment.from_string(source).render(card=card, thousands=_thousands, **facts)
+    except (jinja2.UndefinedError, KeyError) as error:
         raise MissingFact(f"the model card lacks a fact: {error}") from error
 
 
@@ -83,8 +86,14 @@ def _python(text: str) -> Markdown:
     return Markdown(json.dumps(text))
 
 
-def _ratio(error: Any, trivial: Any) -> str:
-    return f"{error / trivial:.2f}" if trivial else "–"
+def _errors(errors: Mapping[str, float]) -> dict[str, list]:
+    """Return the table of held-out errors, whose words are the program's own, and what has to be said of it."""
+    if "energy_mae" not in errors:
+        raise KeyError("energy_mae")
+    return {
+        "rows": [Row(*map(Markdown, row)) for row in rows(errors)],
+        "notes": [Markdown(note) for note in notes(errors)],
+    }
 
 
 def _thousands(number: Any) -> str:

@@ -1,5 +1,6 @@
 """Potential to folder and back: config.json and model.safetensors. Nothing is unpickled, every byte is checked."""
 
+import hashlib
 import json
 import math
 import os
@@ -148,6 +149,12 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
     (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     write_checksums(partial)
     replace_folder(partial, folder)
+
+
+def weights_sha256(potential: Potential) -> str:
+    """Return the checksum of a potential's weights: that of the file in which they are, or would be, saved."""
+    state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def replace_folder(new: Path, folder: Path) -> None:

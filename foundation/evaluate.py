@@ -9,7 +9,7 @@ import torch
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from foundation.checkpoint import find, load, read_config
-from foundation.evaluation.errors import compute_errors
+from foundation.evaluation.predictions import predict
 from foundation.evaluation.report import write_report
 from foundation.theories import theory_of_data
 from foundation.training.datasets import left_out, refuse_unlabelled
@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     potential = load(model).to(torch.device(config.device))
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
-    errors = compute_errors(
+    predictions = predict(
         potential,
         manifest,
         config.split,
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
-    for sentence in left_out(manifest, config.split, errors.num_skipped, potential.elements):
+    for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):
         log.warning("%s", sentence)
     facts = {
         "dataset": manifest.provenance.name,
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         "theory": potential.theories[theory],
         "weights_sha256": read_config(model)["weights_sha256"],
     }
-    return write_report(errors, out, facts)
+    return write_report(predictions, out, facts)
 
 
 def report_folder(config: EvaluateConfig) -> Path:

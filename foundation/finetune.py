@@ -18,19 +18,13 @@ from data_pipeline.stream import Dataset
 from foundation import checkpoint, run_folder
 from foundation.card import CardFacts
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
-from foundation.finetuning import fisher, forgetting
+from foundation.evaluation import held_out as held_out_errors
+from foundation.evaluation.held_out import HeldOut, Measurement, measure
+from foundation.finetuning import fisher
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
-from foundation.finetuning.forgetting import (
-    BEFORE,
-    ForgettingConfig,
-    HeldOut,
-    HeldOutConfig,
-    Measurement,
-    held_out_sets,
-    measure,
-)
+from foundation.finetuning.forgetting import BEFORE, ForgettingConfig, HeldOutConfig, held_out_sets
 from foundation.finetuning.forgetting_report import summary, write_forgetting
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.finetuning.interpolation import interpolate
@@ -185,7 +179,7 @@ def _begin(config: FinetuneConfig, prepared: "_Prepared") -> Measurement:
     run_folder.prepare_folder(config)
     if before is None:
         before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
-        forgetting.save(before, config.out / "forgetting" / BEFORE)
+        held_out_errors.save(before, config.out / "forgetting" / BEFORE)
     for item in prepared.held_out:
         data, number = item.dataset, before.sets[item.name].num_skipped
         for sentence in left_out(data.manifest, data.split, number, prepared.start.elements):
@@ -355,10 +349,10 @@ def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | No
 def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measurement | None:
     """Return the measurement of the start by an earlier run if one is named, or by this one if it goes on."""
     if config.forgetting.before is not None:
-        return forgetting.load(config.forgetting.before / BEFORE, prepared.start, prepared.held_out)
+        return held_out_errors.load(config.forgetting.before / BEFORE, prepared.start, prepared.held_out)
     file = config.out / "forgetting" / BEFORE
     if config.fit.resume and file.is_file():
-        return forgetting.load(file, prepared.start, prepared.held_out)
+        return held_out_errors.load(file, prepared.start, prepared.held_out)
     return None
 
 

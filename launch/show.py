@@ -18,9 +18,9 @@ from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.data_report import write_data_report
 from foundation.evaluation.escape import printable
+from foundation.evaluation.quantities import QUANTITIES, rows
 from foundation.evaluation.run_report import remarks, summary_table
-from foundation.finetuning.comparison import METRICS
-from foundation.finetuning.forgetting_report import number, percent
+from foundation.finetuning.forgetting_report import percent
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.report import ReportConfig, curves_folder
 
@@ -171,18 +171,10 @@ def manifest(opened: Manifest) -> None:
 def errors(values: dict) -> None:
     """Print held-out errors beside the trivial predictors."""
     table = Table(title=f"Errors on the {values['split']} split of {values['dataset']}", title_justify="left")
-    for name in ("mean absolute error", "potential", "trivial predictor", "ratio"):
-        table.add_column(name, justify="left" if name == "mean absolute error" else "right")
-    rows = (
-        ("energy, meV/atom (composition only)", "energy_mae", "composition_energy_mae"),
-        ("force component, meV/Å (zero)", "force_mae", "zero_force_mae"),
-        ("stress component, meV/Å³ (zero)", "stress_mae", "zero_stress_mae"),
-    )
-    summary = values["errors"]
-    for name, key, trivial in rows:
-        if key in summary:
-            ratio = f"{summary[key] / summary[trivial]:.3f}" if summary[trivial] else "–"
-            table.add_row(name, f"{1000 * summary[key]:.2f}", f"{1000 * summary[trivial]:.2f}", ratio)
+    for name in ("", "potential", "trivial predictor", "ratio"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows(values["errors"]):
+        table.add_row(*row)
     console.print(table)
 
 
@@ -214,7 +206,7 @@ def training(config: ReportConfig, facts: list[dict]) -> None:
 
 def tradeoff(config: TradeoffConfig, values: dict) -> None:
     """Print what methods of fine-tuning have learned and forgotten, and where the page is."""
-    title = f"{METRICS[values['metric']].title}; of retained sets its change"
+    title = f"{QUANTITIES[values['metric']].title}; of retained sets its change"
     shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
     for name, row in values["sets"].items():
@@ -238,7 +230,7 @@ def tradeoff(config: TradeoffConfig, values: dict) -> None:
 
 
 def _error(errors: dict, metric: str) -> str:
-    return number(errors[metric]["value"], metric) if metric in errors else "–"
+    return QUANTITIES[metric].text(errors[metric]["value"]) if metric in errors else "–"
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

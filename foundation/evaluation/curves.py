@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from foundation.evaluation.escape import figure_text
+from foundation.evaluation.quantities import QUANTITIES, followed
 
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
 """Colours of runs; of a single one: training, validation, and the terms of the loss."""
@@ -74,11 +76,6 @@ BALANCE = (
         high=1.1,
     ),
 )
-ERRORS = (
-    ("energy_mae", "energy MAE [meV/atom]"),
-    ("force_mae", "force MAE [meV/Å]"),
-    ("stress_mae", "stress MAE [meV/Å³]"),
-)
 
 
 def _loss(runs: Sequence[Logged]) -> Figure:
@@ -100,22 +97,25 @@ def _loss(runs: Sequence[Logged]) -> Figure:
 
 def _errors(runs: Sequence[Logged]) -> Figure:
     """Draw the errors of training faint and those of validation strong; of several data sets, each one's thin."""
-    shown = [
-        (key, title) for key, title in ERRORS if any(row.get(f"train/{key}") for _, rows, *_ in runs for row in rows)
-    ]
-    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
-    for place, (key, title) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), place + 1)
+    logged = {name for _, train, *_ in runs for row in train for name, value in row.items() if value}
+    shown = {key: QUANTITIES[key] for key in followed() if f"train/{key}" in logged}
+    columns = min(3, max(1, len(shown)))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(9.2, 3.3 * max(1, lines)), layout="constrained")
+    for place, (key, quantity) in enumerate(shown.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        curve = partial(_curve, axes, scale=quantity.unit.factor)
         for number, (name, train, validation, starts) in enumerate(runs):
             several, color = len(runs) > 1, COLORS[number % len(COLORS)]
             _mark_resumes(axes, starts)
-            _curve(axes, train, f"train/{key}", color, "" if several else "training", width=0.9 if several else 1.6)
+            curve(train, f"train/{key}", color, "" if several else "training", width=0.9 if several else 1.6)
             for dataset, shade in zip(_datasets(validation, key), COLORS[2:], strict=False):
                 if not several:
-                    _curve(axes, validation, f"val/{dataset}/{key}", shade, dataset, width=0.9, marker=".")
+                    curve(validation, f"val/{dataset}/{key}", shade, dataset, width=0.9, marker=".")
             strong = color if several else COLORS[1]
-            _curve(axes, validation, f"val/{key}", strong, name if several else "validation", marker="o")
-        _finish(axes, Panel(title=title, metrics={}, scale=1e3, logarithmic=True))
+            curve(validation, f"val/{key}", strong, name if several else "validation", marker="o")
+        low = min(0.0, axes.get_ylim()[0])
+        _finish(axes, Panel(title=quantity.title, metrics={}, logarithmic=quantity.is_error, low=low))
     return figure
 
 
@@ -152,12 +152,14 @@ def _curve(
     width: float = 1.6,
     marker: str | None = None,
     style: str = "-",
+    scale: float = 1.0,
 ) -> None:
-    """Draw a metric over steps, smoothed if it has many points."""
+    """Draw a metric times a factor over steps, smoothed if it has many points."""
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if not points:
         return
     steps, values = np.array(points, dtype=np.float64).T
+    values = scale * values
     if len(steps) > SMOOTHED and marker is None:
         axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
         values = smooth(values, len(steps) // SMOOTHED + 2)

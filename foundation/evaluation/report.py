@@ -1,57 +1,112 @@
 """The report of an evaluation: evaluation.json, parity.png and one HTML page that a person can read."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_pipeline.structure import SYMBOLS
-from foundation.evaluation.errors import Errors
 from foundation.evaluation.escape import figure_text
+from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.page import render_page
+from foundation.evaluation.predictions import Predictions
+from foundation.evaluation.quantities import (
+    FORCE_COUNT,
+    LABEL_UNITS,
+    QUANTITIES,
+    by_atoms,
+    notes,
+    of_frames,
+    rows,
+    summary,
+)
 
 MAX_POINTS = 20000
 """Points drawn in a parity plot; more are thinned evenly."""
 
 
-def write_report(errors: Errors, folder: Path, facts: dict) -> dict:
+def write_report(predictions: Predictions, folder: Path, facts: dict) -> dict:
     """Write the three files and return the contents of evaluation.json.
 
     Args:
-        errors: What was measured.
+        predictions: What the potential predicts, beside the labels.
         folder: Where the files go.
         facts: What was evaluated on what, as JSON: model, data set, split, checksums.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    errors = predictions.errors()
+    counts = {
+        "num_frames": float(len(errors.ids)),
+        "num_atoms": float(errors.num_atoms.sum()),
+        "num_skipped": float(predictions.num_skipped),
+    }
     values = {
         **facts,
-        "errors": errors.summary(),
-        "by_element": {SYMBOLS[z]: row for z, row in errors.by_element().items()},
-        "worst_frames": errors.worst(),
+        "errors": counts | summary(errors),
+        "by_element": errors_by_element(errors),
+        "worst_frames": worst_frames(errors),
     }
     (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
-    draw_parity(errors, folder / "parity.png", f"{facts['dataset']}, {facts['split']} split")
-    (folder / "index.html").write_text(render_page("report.html", figures={"parity": folder / "parity.png"}, **values))
+    draw_parity(predictions, values["errors"], folder / "parity.png", f"{facts['dataset']}, {facts['split']} split")
+    page = render_page(
+        "report.html",
+        figures={"parity": folder / "parity.png"},
+        rows=rows(values["errors"]),
+        notes=notes(values["errors"]),
+        quantities=QUANTITIES,
+        of_atoms={key: QUANTITIES[key] for key in by_atoms()},
+        **values,
+    )
+    (folder / "index.html").write_text(page)
     return values
 
 
-def draw_parity(errors: Errors, path: Path, title: str) -> None:
+def errors_by_element(errors: FrameErrors) -> dict[str, dict[str, float | int]]:
+    """Return for each element the atoms with forces, and the errors of these and of the trivial predictor."""
+    totals = {name: sums.sum(axis=0) for name, sums in errors.of_elements.items()}
+    values: dict[str, dict[str, float | int]] = {}
+    for place, symbol in enumerate(errors.elements):
+        row = values[symbol] = {"num_atoms": round(totals[FORCE_COUNT.name][place] / 3)}
+        for key, ratio in by_atoms().items():
+            trivial = QUANTITIES[key].trivial
+            for name, top in ((key, ratio.top), *([(trivial.key, trivial.top)] if trivial else [])):
+                row[name] = float(replace(ratio, top=top).of(totals)[place])
+    return values
+
+
+def worst_frames(errors: FrameErrors, count: int = 10) -> list[dict[str, float | str | None]]:
+    """Return the frames with the largest force errors (energy errors where there are no forces)."""
+    energy, force = (of_frames(QUANTITIES[key].formula, errors) for key in ("energy_mae", "force_mae"))
+    order = np.argsort(-np.where(np.isnan(force), energy, force), kind="stable")[:count]
+    return [
+        {
+            "id": errors.ids[i],
+            "energy_error": float(energy[i]),
+            "force_mae": None if np.isnan(force[i]) else float(force[i]),
+        }
+        for i in order
+    ]
+
+
+def draw_parity(predictions: Predictions, errors: Mapping[str, float], path: Path, title: str) -> None:
     """Draw predictions over labels for energy, forces and stress, as far as there are labels."""
-    panels = [("energy − composition", "eV/atom", *_relative_energies(errors), "energy_mae")]
-    if len(errors.forces):
-        panels.append(("force component", "eV/Å", *_thin(errors.forces), "force_mae"))
-    if len(errors.stress):
-        panels.append(("stress component", "eV/Å³", *_thin(errors.stress), "stress_mae"))
-    summary = errors.summary()
+    panels = [("energy − composition", "energy", *_relative_energies(predictions))]
+    if len(predictions.forces):
+        panels.append(("force component", "force", *_thin(predictions.forces)))
+    if len(predictions.stress):
+        panels.append(("stress component", "stress", *_thin(predictions.stress)))
     figure = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
-    for number, (name, unit, label, predicted, key) in enumerate(panels):
+    for number, (name, kind, label, predicted) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        _draw_panel(axes, label, predicted)
-        axes.set_xlabel(f"{name}, label [{unit}]")
-        axes.set_ylabel(f"{name}, predicted [{unit}]")
-        axes.set_title(f"MAE {summary[key]:.4g} {unit}", fontsize=10)
+        unit, quantity = LABEL_UNITS[kind], QUANTITIES[f"{kind}_mae"]
+        _draw_panel(axes, unit.factor * label, unit.factor * predicted)
+        axes.set_xlabel(f"{name}, label [{unit.name}]")
+        axes.set_ylabel(f"{name}, predicted [{unit.name}]")
+        shown = quantity.text(errors[f"{kind}_mae"], 4)
+        axes.set_title(f"{quantity.name} {shown} {quantity.unit.name}", fontsize=10)
     figure.suptitle(figure_text(title), fontsize=11)
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
 
@@ -71,9 +126,10 @@ def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:
     axes.set_aspect("equal")
 
 
-def _relative_energies(errors: Errors) -> tuple[np.ndarray, np.ndarray]:
+def _relative_energies(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Return energies less the composition's: what is left for a potential to learn."""
-    return errors.energy[:, 0] - errors.energy[:, 2], errors.energy[:, 1] - errors.energy[:, 2]
+    label, predicted, composition = predictions.energy.T
+    return label - composition, predicted - composition
 
 
 def _thin(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

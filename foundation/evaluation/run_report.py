@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from foundation.evaluation.curves import draw_figures
 from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table
+from foundation.evaluation.quantities import QUANTITIES, followed
 from foundation.run_folder import read_record
 from foundation.training.checkpoints import read_best
 from foundation.training.metrics_file import START, read_rows
@@ -46,14 +47,8 @@ NUMBERS = (
     ("model FLOP utilisation, mean [%]", "means", "speed/flop_utilization", 100.0, ".1f"),
     ("peak memory of a process [GB]", "last", "speed/peak_memory", 1.0, ".2f"),
     ("training loss, last", "last", "train/loss", 1.0, ".4g"),
-    ("training energy MAE, last [meV/atom]", "last", "train/energy_mae", 1e3, ".4g"),
-    ("training force MAE, last [meV/Å]", "last", "train/force_mae", 1e3, ".4g"),
-    ("training stress MAE, last [meV/Å³]", "last", "train/stress_mae", 1e3, ".4g"),
-    ("validation energy MAE, last [meV/atom]", "validation", "val/energy_mae", 1e3, ".4g"),
-    ("validation force MAE, last [meV/Å]", "validation", "val/force_mae", 1e3, ".4g"),
-    ("validation stress MAE, last [meV/Å³]", "validation", "val/stress_mae", 1e3, ".4g"),
 )
-"""Rows of the table: title, group of facts, name, factor, format."""
+"""Rows of the table above those of errors: title, group of facts, name, factor, format."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +157,8 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
     (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     figures = draw_figures([(run.name, run.train, run.validation, run.starts) for run in runs], out)
     for number, values in enumerate(facts):
-        forces = {s: 1e3 * e["force_mae"] for s, e in values["by_element"].items() if "force_mae" in e}
+        factor = QUANTITIES["force_mae"].unit.factor
+        forces = {s: factor * e["force_mae"] for s, e in values["by_element"].items() if "force_mae" in e}
         if forces:
             name = f"elements-{number + 1}" if len(facts) > 1 else "elements"
             norm = Normalize(0.0, max(forces.values()))
@@ -174,6 +170,7 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
         runs=facts,
         remarks=[remarks(values) for values in facts],
         table=summary_table(facts),
+        quantities=QUANTITIES,
     )
     (out / "index.html").write_text(page)
     return facts
@@ -189,5 +186,9 @@ def summary_table(facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
     for title, group, name, factor, form in NUMBERS:
         numbers = [values[group].get(name) for values in facts]
         rows.append((title, ["–" if number is None else f"{factor * number:{form}}" for number in numbers]))
+    for word, group, kind in (("training", "last", "train"), ("validation", "validation", "val")):
+        for key in followed():
+            each, numbers = QUANTITIES[key], [values[group].get(f"{kind}/{key}") for values in facts]
+            rows.append((f"{word} {each.title}, last", [each.text(number, 4) for number in numbers]))
     best = [values["best"] for values in facts]
     return [*rows, ("best validation at step", ["–" if found is None else f"{found['step']:,}" for found in best])]

@@ -251,7 +251,7 @@ def fisher_from(
             for each in datasets
         ),
         structures=whole.keys[whole.keys != 0].unique().cpu(),
-        weights_sha256=weights_sha256(potential),
+        weights_sha256=checkpoint.weights_sha256(potential),
     )
 
 
@@ -421,12 +421,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(trouble)
     return device
-
-
-def weights_sha256(potential: Potential) -> str:
-    """Return the checksum of a potential's weights: that of the file in which they are, or would be, saved."""
-    state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from foundation.evaluation.curves import COLORS
 from foundation.evaluation.escape import figure_text
 from foundation.evaluation.periodic_table import draw_periodic_table
-from foundation.finetuning.comparison import METRICS
+from foundation.evaluation.quantities import QUANTITIES
 
 ROLE_COLORS = {"target": "#1f5fa8", "retained": "#c8641b", "transfer": "#2a9d74"}
 """Colours of the roles of sets."""
@@ -51,7 +51,7 @@ def draw_figures(values: Values, folder: Path) -> dict[str, Path]:
 
 def _errors(sets: dict[str, Row]) -> Figure:
     """Draw the errors of every set before, hollow, and after, filled, with intervals."""
-    shown = [metric for metric in METRICS if any(metric in row["before"] for row in sets.values())]
+    shown = [metric for metric in QUANTITIES if any(metric in row["before"] for row in sets.values())]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(3.1 * columns + 1.2, lines * (1.1 + 0.42 * len(sets))), layout="constrained")
@@ -60,9 +60,9 @@ def _errors(sets: dict[str, Row]) -> Figure:
         for height, row in enumerate(sets.values()):
             if metric in row["before"]:
                 _before_and_after(axes, height, row, metric)
-        if metric == "softening":
-            axes.axvline(1.0, color="0.6", linewidth=1, linestyle=":", zorder=0)
-        axes.set_title(METRICS[metric].title, fontsize=9.5, loc="left")
+        if not QUANTITIES[metric].is_error:
+            axes.axvline(QUANTITIES[metric].ideal, color="0.6", linewidth=1, linestyle=":", zorder=0)
+        axes.set_title(QUANTITIES[metric].title, fontsize=9.5, loc="left")
         names = (
             [f"{figure_text(name)}\n{row['role']}" for name, row in sets.items()]
             if place % columns == 0
@@ -70,7 +70,7 @@ def _errors(sets: dict[str, Row]) -> Figure:
         )
         axes.set_yticks(range(len(sets)), names, fontsize=8.5)
         axes.set_ylim(len(sets) - 0.5, -0.5)
-        _finish_values(axes, logarithmic=metric != "softening")
+        _finish_values(axes, logarithmic=QUANTITIES[metric].is_error)
     markers = [
         Line2D([], [], color="0.35", marker="o", linestyle="", markersize=6, markerfacecolor="white", label="before"),
         Line2D([], [], color="0.35", marker="o", linestyle="", markersize=6, label="after"),
@@ -80,7 +80,7 @@ def _errors(sets: dict[str, Row]) -> Figure:
 
 
 def _before_and_after(axes: Axes, height: int, row: Row, metric: str) -> None:
-    factor, color = METRICS[metric].factor, ROLE_COLORS[row["role"]]
+    factor, color = QUANTITIES[metric].unit.factor, ROLE_COLORS[row["role"]]
     old, new = row["before"][metric], row["after"][metric]
     if old["value"] is None or new["value"] is None:
         return
@@ -178,7 +178,7 @@ def _curve(values: Values) -> Figure:
         for metric, style in (("force_mae", "o-"), ("energy_mae", "o--")):
             if metric in row:
                 heights = [np.nan if v["value"] is None else 100 * v["value"] for v in row[metric]]
-                label = figure_text(f"{name}, {metric.removesuffix('_mae')}")
+                label = figure_text(f"{name}, {QUANTITIES[metric].short}")
                 color = COLORS[number % len(COLORS)]
                 axes.plot(alphas, heights, style, color=color, markersize=3.5, linewidth=1.4, label=label)
     axes.axhline(0.0, color="0.5", linewidth=1, zorder=0)
@@ -221,7 +221,7 @@ def _plane(
             axes.annotate(f"{alpha:g}", (a, b), xytext=(5, -10), textcoords="offset points", fontsize=8, color=color)
     axes.axvline(0.0, color="0.5", linewidth=1, zorder=0)
     target, retained = pairs[0]
-    quantity = main_metric([sets[target], sets[retained]]).removesuffix("_mae")
+    quantity = QUANTITIES[main_metric([sets[target], sets[retained]])].short
     axes.set_xlabel(figure_text(f"forgetting: {quantity} error{'' if len(pairs) > 1 else ' of ' + retained}"))
     axes.set_ylabel(figure_text(f"adaptation: less {quantity} error{'' if len(pairs) > 1 else ' of ' + target}"))
     axes.set_title("adaptation against forgetting, α at the points", fontsize=9.5, loc="left")

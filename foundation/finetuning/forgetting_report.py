@@ -1,31 +1,33 @@
 """The report of a fine-tuning: what it has learned and what it has forgotten, in JSON, figures, a page and a table."""
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foundation.evaluation.escape import Markdown, markdown
-from foundation.evaluation.page import render_page
-from foundation.finetuning.comparison import (
+from foundation.evaluation.comparison import (
     LEVEL,
-    METRICS,
     MIN_FRAMES,
     RESAMPLES,
     SEED,
-    Statistics,
+    Bootstrap,
     as_json,
+    bootstrap,
     change,
     check_pair,
-    statistics,
 )
-from foundation.finetuning.forgetting import AFTER, BEFORE, Measurement, SetErrors, save
+from foundation.evaluation.escape import Markdown, markdown
+from foundation.evaluation.held_out import Measurement, SetErrors, save
+from foundation.evaluation.page import render_page
+from foundation.evaluation.quantities import FORCE_COUNT, QUANTITIES, notes
+from foundation.finetuning.forgetting import AFTER, BEFORE
 from foundation.finetuning.forgetting_figures import draw_figures
 
 NOTEWORTHY = 0.1
 """Growth of a retained error that the page points at."""
+DIFFERENCE_DECIMALS = 2
+"""Digits behind the point in a difference of errors, in the unit that these are shown in."""
 JSON_NAME, CURVE, ALPHA = "forgetting.json", "curve", "alpha-"
 """File of the numbers; folder of the measurements between start and result, and how the name of each begins."""
 
@@ -91,7 +93,7 @@ def forgetting_values(
 ) -> dict[str, Any]:
     """Return what forgetting.json holds; every number has its interval, null where it cannot be told.
 
-    Of a set, `change` is relative, (after - before) / before, and of the softening slope the difference. That of a
+    Of a set, `change` is relative for errors, (after - before) / before, and the difference for all else. That of a
     retained set is what was forgotten, that of a target below zero what was learned.
     """
     values: dict[str, Any] = {
@@ -102,22 +104,22 @@ def forgetting_values(
         "curve": [{"alpha": alpha, "sets": {}} for alpha in sorted(curve)],
     }
     for name, errors in before.sets.items():
-        old, new = statistics(errors), statistics(after.sets[name])
+        old, new = bootstrap(errors.errors), bootstrap(after.sets[name].errors)
         values["sets"][name] = _set_values(errors, old, new)
         for point in values["curve"]:
-            between = statistics(curve[point["alpha"]].sets[name], elements=False)
+            between = bootstrap(curve[point["alpha"]].sets[name].errors, elements=False)
             point["sets"][name] = {"errors": as_json(between), "change": as_json(change(old, between))}
     return values
 
 
-def _set_values(errors: SetErrors, old: Statistics, new: Statistics) -> dict[str, Any]:
-    changed = change(old, new)
+def _set_values(errors: SetErrors, old: Bootstrap, new: Bootstrap) -> dict[str, Any]:
+    changed, frames = change(old, new), errors.errors
     by_element = {}
-    for place, symbol in enumerate(errors.elements):
+    for place, symbol in enumerate(frames.elements):
         name = f"force_mae/{symbol}"
         by_element[symbol] = {
             "num_frames": old[name].num_frames,
-            "num_atoms": int(errors.element_count[:, place].sum()) // 3,
+            "num_atoms": int(frames.of_elements[FORCE_COUNT.name][:, place].sum()) // 3,
             "before": old[name].as_json(),
             "after": new[name].as_json(),
             "change": changed[name].as_json(),
@@ -127,8 +129,8 @@ def _set_values(errors: SetErrors, old: Statistics, new: Statistics) -> dict[str
         "split": errors.split,
         "manifest_fingerprint": errors.fingerprint,
         "theory": errors.theory,
-        "num_frames": len(errors.ids),
-        "num_atoms": int(errors.num_atoms.sum()),
+        "num_frames": len(frames.ids),
+        "num_atoms": int(frames.num_atoms.sum()),
         "num_skipped": errors.num_skipped,
         "before": as_json(old),
         "after": as_json(new),
@@ -144,14 +146,14 @@ def remarks(values: dict[str, Any]) -> list[str]:
     if "retained" not in roles:
         found.append("no retained set was measured, so that nothing here says what was forgotten")
     for name, row in values["sets"].items():
-        changes = {metric: value for metric, value in row["change"].items() if metric != "softening"}
+        changes = {metric: value for metric, value in row["change"].items() if is_error(metric)}
         if row["role"] == "retained":
             grown = {metric: value for metric, value in changes.items() if (value["low"] or 0.0) > NOTEWORTHY}
-            shown = [f"{_title(metric)} {percent(value)}" for metric, value in grown.items()]
+            shown = [f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in grown.items()]
             found += [f"{name} (retained) has become worse: {', '.join(shown)}"] if shown else []
         elif row["role"] == "target":
             kept = [metric for metric, value in changes.items() if value["high"] is not None and value["high"] >= 0]
-            shown = [_title(metric) for metric in kept]
+            shown = [QUANTITIES[metric].name for metric in kept]
             found += [f"{name} (target) is not better than before for certain: {', '.join(shown)}"] if shown else []
         if row["num_skipped"]:
             found.append(f"{name}: {row['num_skipped']:,} frames have elements unknown to the potential, left out")
@@ -159,33 +161,22 @@ def remarks(values: dict[str, Any]) -> list[str]:
 
 
 def summary(values: dict[str, Any]) -> list[str]:
-    """Return a line for each held-out set: its mean errors before and after, with the intervals of their changes."""
+    """Return a line for each held-out set: its main errors before and after, with the intervals of their changes."""
     lines = []
     for name, row in values["sets"].items():
         changes = [
-            f"{_title(metric)} {number(row['before'][metric]['value'], metric)} → "
-            f"{number(row['after'][metric]['value'], metric)} {METRICS[metric].title.split(' [')[1].rstrip(']')} "
-            f"({percent(row['change'][metric])})"
-            for metric in ("energy_mae", "force_mae", "stress_mae")
-            if metric in row["before"]
+            f"{each.name} {each.text(row['before'][metric]['value'])} → {each.text(row['after'][metric]['value'])} "
+            f"{each.unit.name} ({percent(row['change'][metric])})"
+            for metric, each in QUANTITIES.items()
+            if each.short and metric in row["before"]
         ]
         lines.append(f"{name} ({row['role']}, {row['num_frames']:,} frames): {', '.join(changes)}")
     return lines
 
 
-def _title(metric: str) -> str:
-    return METRICS[metric].title.split(" [")[0]
-
-
-def number(value: float | None, metric: str) -> str:
-    """Return a statistic in the unit that it is shown in, three digits of it, or a dash."""
-    if value is None:
-        return "–"
-    shown = METRICS[metric].factor * value
-    if metric == "softening":
-        return f"{round(shown, 3) + 0.0:.3f}".replace("-", "−")
-    digits = 2 - math.floor(math.log10(abs(shown))) if shown else 2
-    return f"{shown:,.{min(max(digits, 0), 4)}f}"
+def is_error(metric: str) -> bool:
+    """Return whether a name in a file is that of an error that this program knows."""
+    return metric in QUANTITIES and QUANTITIES[metric].is_error
 
 
 def percent(value: dict[str, float | None]) -> str:
@@ -207,26 +198,37 @@ def _plus(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
-def difference_text(value: dict[str, float | None], factor: float, digits: int) -> str:
-    """Return a difference with its interval, times a factor, with so many digits behind the point."""
+def change_text(value: dict[str, float | None], metric: str) -> str:
+    """Return the change of a quantity with its interval: in percent of an error, the difference of all else."""
+    return percent(value) if is_error(metric) else difference_text(value, metric)
+
+
+def difference_text(value: dict[str, float | None], metric: str) -> str:
+    """Return a difference of a quantity with its interval, in the unit that it is shown in."""
+    factor, decimals = QUANTITIES[metric].unit.factor, QUANTITIES[metric].decimals
+    digits = DIFFERENCE_DECIMALS if decimals is None else decimals
     shown = [_plus(factor * part, digits) for part in value.values() if part is not None]
     return "–" if not shown else shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def shown_by_page() -> dict[str, Any]:
     """Return the functions by which a page writes numbers."""
-    return {"metrics": METRICS, "number": number, "percent": percent, "difference_text": difference_text}
-
-
-COLUMNS = ("energy_mae", "energy_median", "force_mae", "stress_mae", "softening")
-"""Statistics in the table of a model card."""
+    return {
+        "quantities": QUANTITIES,
+        "notes": notes,
+        "percent": percent,
+        "change_text": change_text,
+        "difference_text": difference_text,
+        "is_error": is_error,
+    }
 
 
 def table(values: dict[str, Any]) -> Markdown:
     """Return the table for a model card, in Markdown: errors before and after, and their changes with intervals."""
-    present = [metric for metric in COLUMNS if any(metric in row["before"] for row in values["sets"].values())]
+    headlines = [metric for metric, each in QUANTITIES.items() if each.headline]
+    present = [metric for metric in headlines if any(metric in row["before"] for row in values["sets"].values())]
     lines = [
-        "| held-out set | frames | " + " | ".join(METRICS[metric].title for metric in present) + " |",
+        "| held-out set | frames | " + " | ".join(QUANTITIES[metric].title for metric in present) + " |",
         "|" + "---|" * (2 + len(present)),
     ]
     for name, row in values["sets"].items():
@@ -235,8 +237,8 @@ def table(values: dict[str, Any]) -> Markdown:
             if metric not in row["before"]:
                 cells.append("–")
                 continue
-            old, new = (number(row[when][metric]["value"], metric) for when in ("before", "after"))
-            ending = "" if metric == "softening" else f" ({percent(row['change'][metric])})"
+            old, new = (QUANTITIES[metric].text(row[when][metric]["value"]) for when in ("before", "after"))
+            ending = f" ({percent(row['change'][metric])})" if is_error(metric) else ""
             cells.append(f"{old} → {new}{ending}")
         title = markdown(f"{name}, {row['role']}")
         lines.append(f"| {title} | {row['num_frames']:,} | " + " | ".join(cells) + " |")

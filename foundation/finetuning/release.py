@@ -11,8 +11,9 @@ from typing import Any
 
 from foundation import checkpoint
 from foundation.evaluation.escape import Markdown, code, markdown
-from foundation.finetuning.fisher import FACT_NAMES, Fisher, weights_sha256
-from foundation.finetuning.forgetting import BEFORE, read
+from foundation.evaluation.held_out import read
+from foundation.finetuning.fisher import FACT_NAMES, Fisher
+from foundation.finetuning.forgetting import BEFORE
 from foundation.finetuning.forgetting_report import (
     JSON_NAME,
     curve_file,
@@ -60,7 +61,7 @@ def interpolated(run: Path, tuned: Potential, settings: dict, alpha: float) -> t
         )
     start = Path(provenance["start"]["folder"])
     potential = interpolate(checkpoint.load(start), tuned, alpha)
-    sha256 = weights_sha256(potential)
+    sha256 = checkpoint.weights_sha256(potential)
     if read(file).weights_sha256 != sha256:
         raise ValueError(
             f"{file}: what lies at alpha {alpha:g} between {start} and {run} is not what was measured: another "

@@ -16,24 +16,25 @@ from statistics import median
 from typing import Any
 
 from foundation.configuration import changes
-from foundation.evaluation.escape import markdown
-from foundation.evaluation.page import render_page
-from foundation.finetuning.comparison import (
+from foundation.evaluation.comparison import (
     LEVEL,
-    METRICS,
     RESAMPLES,
     SEED,
+    Bootstrap,
     Statistic,
-    Statistics,
     as_json,
+    bootstrap,
     change,
     check_pair,
     difference,
     mean_over_seeds,
-    statistics,
 )
-from foundation.finetuning.forgetting import AFTER, BEFORE, ROLES, Measurement, Role, read
-from foundation.finetuning.forgetting_report import curve_files, number, percent, shown_by_page
+from foundation.evaluation.escape import markdown
+from foundation.evaluation.held_out import ROLES, Measurement, Role, read
+from foundation.evaluation.page import render_page
+from foundation.evaluation.quantities import QUANTITIES
+from foundation.finetuning.forgetting import AFTER, BEFORE
+from foundation.finetuning.forgetting_report import curve_files, percent, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
 from foundation.run_folder import read_record
 from foundation.training.metrics_file import read_rows
@@ -159,11 +160,11 @@ class Point:
     """Name of the method."""
     alpha: float
     """How far from the start to the result; 1 is the result."""
-    errors: dict[str, Statistics]
+    errors: dict[str, Bootstrap]
     """Errors by set."""
-    changes: dict[str, Statistics]
+    changes: dict[str, Bootstrap]
     """Changes against the start by set."""
-    of_seeds: dict[str, list[Statistics]]
+    of_seeds: dict[str, list[Bootstrap]]
     """Errors of each seed by set."""
 
     @property
@@ -172,12 +173,12 @@ class Point:
         return label_of(self.method, self.alpha)
 
 
-def _points(methods: dict[str, list[TunedRun]], start: dict[str, Statistics]) -> list[Point]:
+def _points(methods: dict[str, list[TunedRun]], start: dict[str, Bootstrap]) -> list[Point]:
     points = []
     for name, runs in methods.items():
         for alpha in (alpha for alpha in runs[0].points if all(alpha in run.points for run in runs)):
             measured = [run.points[alpha].sets for run in runs]
-            of_seeds = {key: [statistics(sets[key], elements=False) for sets in measured] for key in start}
+            of_seeds = {key: [bootstrap(sets[key].errors, elements=False) for sets in measured] for key in start}
             changes = {key: [change(start[key], found) for found in each] for key, each in of_seeds.items()}
             points.append(
                 Point(
@@ -191,8 +192,9 @@ def _points(methods: dict[str, list[TunedRun]], start: dict[str, Statistics]) ->
     return points
 
 
-def _means(of_seeds: Sequence[Statistics]) -> Statistics:
-    return {name: mean_over_seeds([found[name] for found in of_seeds]) for name in of_seeds[0]}
+def _means(of_seeds: Sequence[Bootstrap]) -> Bootstrap:
+    common = [name for name in of_seeds[0] if all(name in found for found in of_seeds)]
+    return {name: mean_over_seeds([found[name] for found in of_seeds]) for name in common}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,10 +255,13 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def shown_metrics(role: Role) -> tuple[str, ...]:
-    """Return the statistics of a set that the table of all methods has, by its role."""
-    if role == "retained":
-        return ("force_mae", "energy_mae", "energy_median")
-    return ("force_mae", "energy_mae", "softening") if role == "target" else ("force_mae", "energy_mae")
+    """Return the quantities of a set that the table of all methods has, by its role.
+
+    Of what is retained the median of energies too, which no outlier decides; of a target what is no error.
+    """
+    main = ("force_mae", "energy_mae")
+    others = tuple(key for key, each in QUANTITIES.items() if each.headline and not each.is_error)
+    return main + {"retained": (QUANTITIES["energy_mae"].median,), "target": others, "transfer": ()}[role]
 
 
 def table(values: dict[str, Any]) -> str:
@@ -270,8 +275,8 @@ def table(values: dict[str, Any]) -> str:
         if metric in errors[name]
         and (row["role"] == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
     ]
-    titles = [f"{markdown(name)}: {METRICS[metric].title}" for name, _, metric in columns]
-    start = [number(errors[name][metric]["value"], metric) for name, _, metric in columns]
+    titles = [f"{markdown(name)}: {QUANTITIES[metric].title}" for name, _, metric in columns]
+    start = [QUANTITIES[metric].text(errors[name][metric]["value"]) for name, _, metric in columns]
     rows = [["method", "seeds", "steps", "s/step", *titles], ["---"] * (4 + len(columns)), ["start", *[""] * 3, *start]]
     for method in values["methods"]:
         for point in reversed(method["points"]):
@@ -291,7 +296,11 @@ def table(values: dict[str, Any]) -> str:
 
 
 def _cell(row: dict[str, Any], role: Role, metric: str) -> str:
-    return percent(row["change"][metric]) if role == "retained" else number(row["errors"][metric]["value"], metric)
+    return (
+        percent(row["change"][metric])
+        if role == "retained"
+        else QUANTITIES[metric].text(row["errors"][metric]["value"])
+    )
 
 
 def _check_start(first: TunedRun, run: TunedRun) -> None:
@@ -316,7 +325,7 @@ def tradeoff_values(methods: dict[str, list[TunedRun]], before: Measurement) -> 
     for role in ("target", "retained"):
         if not roles[role]:
             raise ValueError(f"the runs have measured no {role} set, without which there is no trade-off")
-    start = {name: statistics(errors, elements=False) for name, errors in before.sets.items()}
+    start = {name: bootstrap(errors.errors, elements=False) for name, errors in before.sets.items()}
     compared = (*roles["retained"], *roles["target"])
     metric = "force_mae" if all("force_mae" in start[name] for name in compared) else "energy_mae"
     axes = Axes(metric=metric, retained=roles["retained"], target=roles["target"])
@@ -330,7 +339,12 @@ def tradeoff_values(methods: dict[str, list[TunedRun]], before: Measurement) -> 
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL},
         "metric": metric,
         "sets": {
-            name: {"role": e.role, "split": e.split, "manifest_fingerprint": e.fingerprint, "num_frames": len(e.ids)}
+            name: {
+                "role": e.role,
+                "split": e.split,
+                "manifest_fingerprint": e.fingerprint,
+                "num_frames": len(e.errors.ids),
+            }
             for name, e in before.sets.items()
         },
         "start": {

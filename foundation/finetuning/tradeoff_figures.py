@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from foundation.evaluation.escape import figure_text
-from foundation.finetuning.comparison import METRICS
+from foundation.evaluation.quantities import QUANTITIES
 from foundation.finetuning.forgetting_figures import around, clean, signed_percent
 
 COLORS = (
@@ -59,18 +59,17 @@ def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
     """Draw the error of a set over the forgetting of another, of forces on the left and energies on the right."""
     start, methods = values["start"]["errors"], values["methods"]
     upward = values["metric"] if values["metric"] in start[learned] else "energy_mae"
-    shown = [("force_mae", "force_median")] if "force_mae" in start[retained] else []
-    shown.append(("energy_mae", "energy_median"))
+    shown = [(key, QUANTITIES[key].median) for key in ("force_mae", "energy_mae") if key in start[retained]]
     figure = Figure(figsize=(5.4 * len(shown) + 1.8, 5.6), layout="constrained")
     for place, (mean, median) in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), place + 1)
-        height = METRICS[upward].factor * start[learned][upward]["value"]
+        height = QUANTITIES[upward].unit.factor * start[learned][upward]["value"]
         axes.plot(0.0, height, "*", color="black", markersize=13, zorder=6)
         axes.annotate("start", (0.0, height), xytext=(8, 4), textcoords="offset points", fontsize=9)
         axes.axvline(0.0, color="0.6", linewidth=1, zorder=0)
         for number, method in enumerate(methods):
             _method(axes, number, method, (retained, mean, median), (learned, upward), height)
-        axes.set_xlabel(figure_text(f"{METRICS[mean].title.split(' [')[0]} of {retained}, change"))
+        axes.set_xlabel(figure_text(f"{QUANTITIES[mean].name} of {retained}, change"))
         if axes.get_xlim()[1] > 4 * STRAIGHT:
             # one method that forgets all it knew would press those worth a choice into a line
             axes.set_xscale("symlog", linthresh=STRAIGHT, linscale=2)
@@ -79,7 +78,7 @@ def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
             axes.xaxis.set_minor_locator(FixedLocator(SMALL_TICKS))
         axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
         if place == 0:
-            axes.set_ylabel(figure_text(f"{learned}, {METRICS[upward].title}"))
+            axes.set_ylabel(figure_text(f"{learned}, {QUANTITIES[upward].title}"))
         axes.tick_params(labelsize=9)
         clean(axes, "both")
     figure.legend(handles=_legend(methods), loc="outside right upper", frameon=False, fontsize=9)
@@ -96,7 +95,7 @@ def _method(
     """Draw the point of a method with its intervals, its median, and the line of its interpolations."""
     (retained, mean, median), (learned, upward) = across, up
     color, marker = _look(number)
-    factor = METRICS[upward].factor
+    factor = QUANTITIES[upward].unit.factor
     line, result = [(0.0, start)], None
     for point in method["points"]:
         x, y = point["sets"][retained]["change"][mean], point["sets"][learned]["errors"][upward]

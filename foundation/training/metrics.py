@@ -1,11 +1,9 @@
-"""Errors of predictions as sums and counts, which add up exactly over any number of batches and processes.
+"""Errors in training and validation: sums that add up exactly over any number of batches and processes.
 
-Vectors of sums rather than a torchmetrics object per label: all that is to be known goes into one reduction, in which a
-process without any batch takes part like the others. Labels that are absent are multiplied out rather than left out:
-a selection would make an accelerator wait for the number of its rows.
+All that is to be known goes into one reduction, in which a process without any batch takes part like the others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -13,73 +11,83 @@ from torch import Tensor
 
 from data_pipeline.graph import GraphBatch
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
+from foundation.evaluation.frame_errors import LabelledPrediction, totals, totals_of_elements, unique
+from foundation.evaluation.quantities import FORCE_COUNT, FRAMES, QUANTITIES, followed, terms_of, values_of
 from foundation.potential import Prediction
 
-LABELS = ("energy_mae", "force_mae", "stress_mae")
-"""Mean absolute errors: energy per atom [eV], force component [eV/Å], stress component [eV/Å³]."""
+
+def reduced(parts: Mapping[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return tensors of float64 added up over processes, all in one reduction, where that leaves them.
+
+    Args:
+        parts: The tensors of this process by name, of the same shapes in all processes.
+        reduce: Adds a vector up over processes.
+    """
+    sums = reduce(torch.cat([part.flatten() for part in parts.values()]))
+    pieces = sums.split([part.numel() for part in parts.values()])
+    return {name: piece.view(part.shape) for (name, part), piece in zip(parts.items(), pieces, strict=True)}
 
 
 class ErrorSums:
-    """Sums and counts of absolute errors over any number of batches."""
+    """Sums of the terms of the quantities followed in training, over any number of batches."""
 
     def __init__(self) -> None:
+        self._terms = unique([FRAMES, *terms_of(followed())])
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.sums: Float64[Tensor, " 7"] = torch.zeros(7, dtype=torch.float64)
-        """Sum and count of the errors of energy, forces and stress; frames."""
+        self.sums: Float64[Tensor, " terms"] = torch.zeros(len(self._terms), dtype=torch.float64)
+        """Sum of each term."""
 
     def update(self, prediction: Prediction, batch: GraphBatch) -> None:
         """Add a batch."""
-        labelled = batch.has_forces[batch.graph_of_atom]
-        energy = ((prediction.energy - batch.energy) / batch.num_atoms).detach().abs()
-        forces = torch.where(labelled[:, None], (prediction.forces - batch.forces).detach().abs(), 0.0)
-        stress = torch.where(batch.has_stress[:, None, None], (prediction.stress - batch.stress).detach().abs(), 0.0)
-        frames = energy.new_full((), batch.num_graphs)
-        sums = [energy.sum(), frames, forces.double().sum(), 3.0 * labelled.sum()]
-        sums += [stress.double().sum(), 9.0 * batch.has_stress.sum(), frames]
-        self.sums = self.sums.to(energy.device) + torch.stack(sums)
+        new = totals(self._terms, LabelledPrediction.of_batch(prediction, batch))
+        self.sums = self.sums.to(new.device) + new
 
     def add(self, other: "ErrorSums") -> None:
         """Add what another object has seen."""
         self.sums = self.sums.to(other.sums.device) + other.sums
 
     def compute(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """Return the errors there are labels for, and the number of frames.
+        """Return the quantities there are labels for, and the number of frames.
 
         Args:
             reduce: Adds a tensor up over processes.
         """
-        return mean_errors(reduce(self.sums).tolist())
+        return self.values(reduce(self.sums))
 
-
-def mean_errors(sums: Sequence[float]) -> dict[str, float]:
-    """Return the errors (LABELS) that the sums of an ErrorSums have labels for, and the number of frames."""
-    *pairs, frames = sums
-    named = zip(LABELS, pairs[::2], pairs[1::2], strict=True)
-    return {**{name: total / count for name, total, count in named if count}, "frames": frames}
+    def values(self, sums: Float64[Tensor, " terms"]) -> dict[str, float]:
+        """Return the quantities that sums such as the own have labels for, and the number of frames."""
+        named = dict(zip((term.name for term in self._terms), sums.tolist(), strict=True))
+        return values_of(named) | {"frames": named[FRAMES.name]}
 
 
 class ElementSums:
-    """Sums and counts of absolute errors by element: of the forces on its atoms, of the energies of its structures."""
+    """Sums by element of the terms of the quantities told by element: over its atoms, or structures that hold it."""
 
     def __init__(self) -> None:
-        self.sums: Float64[Tensor, "elements 4"] = torch.zeros(MAX_ATOMIC_NUMBER + 1, 4, dtype=torch.float64)
-        """By atomic number: sum and count of force components' errors, sum and count of structures' energy errors."""
+        self._followed = {key: ratio for key, ratio in followed().items() if QUANTITIES[key].by_element}
+        self._terms = unique([FRAMES, FORCE_COUNT, *terms_of(self._followed)])
+        rows = MAX_ATOMIC_NUMBER + 1
+        self.sums: Float64[Tensor, "elements terms"] = torch.zeros(rows, len(self._terms), dtype=torch.float64)
+        """Sum of each term by atomic number."""
 
     def update(self, prediction: Prediction, batch: GraphBatch) -> None:
         """Add a batch."""
-        labelled = batch.has_forces[batch.graph_of_atom].double()
-        energy = ((prediction.energy - batch.energy) / batch.num_atoms).detach().abs()
-        forces = (prediction.forces - batch.forces).detach().abs().double().sum(dim=1)
-        of_atoms = torch.stack([forces * labelled, 3.0 * labelled], dim=1)
-        holds = energy.new_zeros(batch.num_graphs, len(self.sums))
-        holds[batch.graph_of_atom, batch.numbers] = 1.0
-        sums = torch.zeros_like(self.sums, device=energy.device)
-        sums[:, :2].index_add_(0, batch.numbers, of_atoms)
-        sums[:, 2], sums[:, 3] = energy @ holds, holds.sum(dim=0)
-        self.sums = self.sums.to(energy.device) + sums
+        new = totals_of_elements(self._terms, LabelledPrediction.of_batch(prediction, batch))
+        self.sums = self.sums.to(new.device) + new
+
+    def values(self, sums: Float64[Tensor, "elements terms"]) -> dict[str, dict[str, float]]:
+        """Return the quantities of each element, its atoms with labelled forces and the structures that hold it."""
+        found: dict[str, dict[str, float]] = {}
+        for symbol, row in zip(SYMBOLS, sums.tolist(), strict=True):
+            named = dict(zip((term.name for term in self._terms), row, strict=True))
+            if named[FRAMES.name]:
+                errors = {key: ratio.of(named) for key, ratio in self._followed.items() if named[ratio.bottom.name]}
+                counts = {"atoms": named[FORCE_COUNT.name] / 3, "frames": named[FRAMES.name]}
+                found[symbol] = errors | counts
+        return found
 
 
 class ValidationErrors:
@@ -106,18 +114,11 @@ class ValidationErrors:
         Args:
             reduce: Adds a tensor up over processes; called once.
         """
-        elements = self._of_element.sums
-        sums = torch.cat([*(errors.sums.to(elements.device) for errors in self._of_dataset), elements.flatten()])
-        parts = reduce(sums).split([*(7 for _ in self.datasets), elements.numel()])
-        own = torch.stack([elements.new_zeros(7), *parts[: self._num_own]]).sum(dim=0)
-        values = mean_errors(own.tolist())
+        elements, of_everything = self._of_element.sums, ErrorSums()
+        of_datasets = [errors.sums.to(elements.device) for errors in self._of_dataset]
+        sums = reduced({"datasets": torch.stack(of_datasets), "elements": elements}, reduce)
+        values = of_everything.values(sums["datasets"][: self._num_own].sum(dim=0))
         if self.datasets[1:] or not self._num_own:
-            for name, part in zip(self.datasets, parts[:-1], strict=True):
-                values |= {f"{name}/{error}": value for error, value in mean_errors(part.tolist()).items()}
-        rows = enumerate(parts[-1].view(elements.shape).tolist())
-        return values, {SYMBOLS[number]: _of_element(*row) for number, row in rows if row[3]}
-
-
-def _of_element(forces: float, components: float, energies: float, frames: float) -> dict[str, float]:
-    of_forces = {"force_mae": forces / components} if components else {}
-    return {**of_forces, "energy_mae": energies / frames, "atoms": components / 3, "frames": frames}
+            for name, part in zip(self.datasets, sums["datasets"], strict=True):
+                values |= {f"{name}/{error}": value for error, value in of_everything.values(part).items()}
+        return values, self._of_element.values(sums["elements"])

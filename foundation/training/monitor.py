@@ -24,7 +24,7 @@ from foundation.potential import Potential, Prediction
 from foundation.training.fit_config import FitConfig
 from foundation.training.flops import peak_rate, training_cost
 from foundation.training.loss import label_counts
-from foundation.training.metrics import ErrorSums, mean_errors
+from foundation.training.metrics import ErrorSums, reduced
 from foundation.training.metrics_file import START
 from foundation.training.parts import Parts, Run
 from foundation.training.sinks import log_row
@@ -169,12 +169,13 @@ class Monitor(Callback):
         """Return the metrics of the last step, and of the steps since the last call; all processes call it together.
 
         train/loss and its terms are those of the last step on the run's own data, by its global counts; beside it are
-        train/loss_rehearsal, train/penalty and the latter's ratio to the former two. train/*_mae are over the run's own
-        training frames since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the same time, validation left
-        out: data_wait is the share of it that the average process waited for data; budget_fill the edges over those
-        that fit; imbalance_* the largest over the mean of the processes, by edges and by the time to the gradient;
-        peak_memory of the largest process [GB]; flop_utilization counted operations over what matrix products reach
-        here. seen/* are since the start of the run, and so are run/device_hours of all processes together.
+        train/loss_rehearsal, train/penalty and the latter's ratio to the former two. The quantities followed in
+        training are over the run's own frames since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the
+        same time, validation left out: data_wait is the share of it that the average process waited for data;
+        budget_fill the edges over those that fit; imbalance_* the largest over the mean of the processes, by edges and
+        by the time to the gradient; peak_memory of the largest process [GB]; flop_utilization counted operations over
+        what matrix products reach here. seen/* are since the start of the run, and so are run/device_hours of all
+        processes together.
         """
         device, num_steps = self._terms.device, len(self._edges)
         own = torch.tensor([*self._edges, *self._watch.take(), peak_memory(device)], dtype=torch.float64)
@@ -183,14 +184,16 @@ class Monitor(Callback):
         places[trainer.global_rank] = own
         waited, self._waited = steps.waited - self._waited, steps.waited
         shared = torch.tensor([waited, self._peak or 0.0, steps.num_quarantined_frames], dtype=torch.float64)
-        extras = self._terms.new_tensor([float(value) for value in self._extras.values()])
-        parts = [self._errors.sums, self._terms, extras, shared, places.flatten()]
-        sums = reduce(torch.cat([part.to(device) for part in parts])).cpu()
-        errors, terms, extras, shared, places = sums.split([len(part) for part in parts])
-        edges, times, memory = places.view(self._world_size, -1).split([num_steps, num_steps, 1], dim=1)
-        waited, peak, quarantined = shared.tolist()
+        parts = {"errors": self._errors.sums, "terms": self._terms, "shared": shared, "places": places}
+        parts |= {f"extra/{name}": value for name, value in self._extras.items()}
+        sums = {name: part.cpu() for name, part in reduced({n: p.to(device) for n, p in parts.items()}, reduce).items()}
+        edges, times, memory = sums["places"].split([num_steps, num_steps, 1], dim=1)
+        waited, peak, quarantined = sums["shared"].tolist()
         seen, seconds = self._seen.tolist(), now - self._since
-        values = _of_training(errors.tolist(), terms.tolist(), dict(zip(self._extras, extras.tolist(), strict=True)))
+        errors = self._errors.values(sums["errors"])
+        del errors["frames"]
+        values = _of_loss(sums["terms"].tolist(), {name: float(sums[f"extra/{name}"]) for name in self._extras})
+        values |= {f"train/{name}": value for name, value in errors.items()}
         values |= self._of_speed(seconds, seen, peak)
         values |= {
             "speed/data_wait": waited / self._world_size / seconds,
@@ -225,7 +228,7 @@ class Monitor(Callback):
         return self._device_seconds + self._world_size * (time.perf_counter() - self._began)
 
 
-def _of_training(errors: list[float], terms: list[float], extras: dict[str, float]) -> dict[str, float]:
+def _of_loss(terms: list[float], extras: dict[str, float]) -> dict[str, float]:
     values = {"train/loss": sum(terms)}
     values |= {f"train/loss_{name}": term for name, term in zip(("energy", "forces", "stress"), terms, strict=True)}
     if "rehearsal" in extras:
@@ -233,9 +236,7 @@ def _of_training(errors: list[float], terms: list[float], extras: dict[str, floa
     if "penalty" in extras:
         task = sum(terms) + extras.get("rehearsal", 0.0)
         values |= {"train/penalty": extras["penalty"], "train/penalty_ratio": extras["penalty"] / max(task, 1e-300)}
-    means = mean_errors(errors)
-    del means["frames"]
-    return values | {f"train/{name}": value for name, value in means.items()}
+    return values
 
 
 def imbalance(loads: Float64[Tensor, "processes steps"]) -> float:

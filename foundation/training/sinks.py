@@ -18,24 +18,19 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from foundation.evaluation.quantities import QUANTITIES
 from foundation.training.fit_config import FitConfig
 from foundation.training.metrics_file import MetricsFile, write_csv
 from foundation.training.strategy import is_rank_zero
 
 log = logging.getLogger(__name__)
 
-LINE = (
-    ("train/loss", "loss", 1.0, ".4g", ""),
-    ("train/energy_mae", "energy", 1e3, ".4g", " meV/atom"),
-    ("train/force_mae", "force", 1e3, ".4g", " meV/Å"),
-    ("val/energy_mae", "energy", 1e3, ".4g", " meV/atom"),
-    ("val/force_mae", "force", 1e3, ".4g", " meV/Å"),
-    ("val/stress_mae", "stress", 1e3, ".4g", " meV/Å³"),
+LINE_ENDS = (
     ("train/learning_rate", "rate", 1.0, ".3g", ""),
     ("speed/atoms_per_second", "", 1.0, ",.0f", " atoms/s"),
     ("speed/data_wait", "wait", 100.0, ".1f", " %"),
 )
-"""What a plain line says: metric, its name there, factor, format, unit."""
+"""End of a plain line, behind loss and errors: metric, its name there, factor, format, unit."""
 
 
 class JsonLines(Logger):
@@ -106,9 +101,16 @@ class PlainLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a line."""
-        parts = [
+        parts = [f"loss {metrics['train/loss']:.4g}"] if "train/loss" in metrics else []
+        parts += [
+            f"{each.short} {each.text(metrics[f'{kind}/{key}'], 4)} {each.unit.name}"
+            for kind in ("train", "val")
+            for key, each in QUANTITIES.items()
+            if each.short and f"{kind}/{key}" in metrics
+        ]
+        parts += [
             f"{title} {factor * metrics[name]:{form}}{unit}".strip()
-            for name, title, factor, form, unit in LINE
+            for name, title, factor, form, unit in LINE_ENDS
             if name in metrics
         ]
         if "run/remaining_seconds" in metrics:

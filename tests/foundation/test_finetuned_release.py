@@ -20,11 +20,12 @@ from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.stream import Frames
 from foundation import checkpoint
 from foundation.card import CardFacts
+from foundation.evaluation.quantities import QUANTITIES
 from foundation.export import ExportConfig, export, verify_golden
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
-from foundation.finetuning.forgetting_report import number, table
+from foundation.finetuning.forgetting_report import table
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
@@ -263,7 +264,7 @@ def test_what_lies_between_start_and_result_is_released_with_its_own_errors(
         assert torch.allclose(value.double(), 0.5 * (first + last), rtol=1e-6, atol=1e-7)
     report = json.loads((curved / "forgetting" / "forgetting.json").read_text())
     point = next(point for point in report["curve"] if point["alpha"] == 0.5)
-    after = number(point["sets"]["emt-test"]["errors"]["force_mae"]["value"], "force_mae")
+    after = QUANTITIES["force_mae"].text(point["sets"]["emt-test"]["errors"]["force_mae"]["value"])
     card = (release / "README.md").read_text()
     assert f" → {after} (" in card
     assert f"| interpolated | start + 0.5 (result − start) in all weights; the result is `{_sha256(curved)}`." in card

@@ -14,8 +14,11 @@ import torch
 
 from data_pipeline.structure import Structure
 from foundation import checkpoint
+from foundation.evaluation import held_out
+from foundation.evaluation.frame_errors import FrameErrors
+from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
 from foundation.export import GoldenMismatch, golden_record, verify_golden
-from foundation.finetuning import fisher, forgetting
+from foundation.finetuning import fisher
 from foundation.interop.sevennet import UnsupportedSevenNet, from_sevennet, to_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
@@ -163,29 +166,24 @@ def read_fisher(folder: Path) -> tuple:
 
 def make_measurement(folder: Path) -> None:
     """Write a measurement of two frames."""
-    arrays = {name: np.ones((2, 1) if name.startswith("element_") else 2) for name in forgetting.ARRAY_NAMES}
-    errors = forgetting.SetErrors(
-        name="x",
-        role="target",
-        split="test",
-        fingerprint="f",
-        theory="PBE",
-        num_skipped=0,
-        elements=("Cu",),
+    frames = FrameErrors(
         ids=("a", "b"),
-        **arrays,
+        num_atoms=np.ones(2),
+        elements=("Cu",),
+        sums={term.name: np.ones(2) for term in terms_of(QUANTITIES)},
+        of_elements={term.name: np.ones((2, 1)) for term in terms_of(by_atoms())},
     )
-    measurement = forgetting.Measurement(weights_sha256="0" * 64, sets={"x": errors})
-    forgetting.save(measurement, folder / "before.safetensors")
+    errors = held_out.SetErrors(
+        name="x", role="target", split="test", fingerprint="f", theory="PBE", num_skipped=0, errors=frames
+    )
+    measurement = held_out.Measurement(weights_sha256="0" * 64, sets={"x": errors})
+    held_out.save(measurement, folder / "before.safetensors")
 
 
 def read_measurement(folder: Path) -> tuple:
     """Return the content of a measurement."""
-    measured = forgetting.read(folder / "before.safetensors")
-    names = (*forgetting.FACT_NAMES, *forgetting.ARRAY_NAMES, "ids")
-    return [[repr(getattr(errors, name)) for name in names] for errors in measured.sets.values()], (
-        measured.weights_sha256
-    )
+    measured = held_out.read(folder / "before.safetensors")
+    return [repr((vars(errors), vars(errors.errors))) for errors in measured.sets.values()], measured.weights_sha256
 
 
 def seal_fisher(folder: Path) -> None:

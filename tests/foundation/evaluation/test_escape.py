@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from foundation.card import CardFacts, render_card
 from foundation.evaluation.escape import code, figure_text, markdown, printable
 from foundation.evaluation.page import render_page
+from foundation.evaluation.quantities import QUANTITIES, by_atoms, rows
 from foundation.finetuning.release import method_rows
 from tests.foundation.finetuning.test_release import PLAIN
 from tests.foundation.test_card import FACTS
@@ -143,13 +145,15 @@ def test_no_name_becomes_a_tag_of_a_page(tmp_path: Path) -> None:
     figure = tmp_path / "figure.png"
     figure.write_bytes(b"png")
     frame = {"id": "x", "energy_error": 1.0, "force_mae": None}
-    errors = {"num_frames": 1, "num_atoms": 1, "num_skipped": 0, "energy_mae": 1.0, "composition_energy_mae": 2.0}
+    errors = {"num_frames": 1.0, "num_atoms": 1.0, "num_skipped": 0.0, "energy_mae": 1.0, "composition_energy_mae": 2.0}
     values = {
         "dataset": "x", "split": "x", "weights_sha256": "x", "manifest_fingerprint": "x", "worst_frames": [frame],
         "by_element": {"Cu": {"num_atoms": 1, "force_mae": 1.0, "zero_force_mae": 1.0}}, "errors": errors,
     }  # fmt: skip
+    of_atoms = {key: QUANTITIES[key] for key in by_atoms()}
+    words: dict[str, Any] = {"rows": rows(errors), "notes": [], "quantities": QUANTITIES, "of_atoms": of_atoms}
     pages = [
-        Tags(render_page("report.html", figures={"parity": figure}, **each))
+        Tags(render_page("report.html", figures={"parity": figure}, **each, **words))
         for each in (values, dict(plain(values)))  # pyright: ignore[reportCallIssue, reportArgumentType]
     ]
     assert pages[0].tags == pages[1].tags

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foundation.evaluation.errors import Errors
+from foundation.evaluation.predictions import Predictions
+from foundation.evaluation.quantities import QUANTITIES, summary
 from foundation.evaluation.report import write_report
 
 FACTS = {
@@ -27,18 +28,16 @@ LABELS = {
 }
 
 
-def make_errors(labels: tuple[str, ...]) -> Errors:
+def make_errors(labels: tuple[str, ...]) -> Predictions:
     rng = np.random.default_rng(0)
     forces, stress = rng.normal(size=(20, 2, 3)), rng.normal(size=(5, 2, 3, 3))
-    error = np.abs(forces[:, 1] - forces[:, 0]).mean(axis=1).reshape(5, 4).mean(axis=1)
-    return Errors(
+    return Predictions(
         ids=tuple(f"frame-{number}" for number in range(5)),
         num_atoms=np.full(5, 4),
         numbers=np.resize([13, 29], 20) if "forces" in labels else np.zeros(0, np.int64),
         energy=rng.normal(size=(5, 3)),
         forces=forces if "forces" in labels else np.zeros((0, 2, 3)),
         stress=stress if "stress" in labels else np.zeros((0, 2, 3, 3)),
-        force_mae=error if "forces" in labels else np.full(5, np.nan),
         has_forces=np.full(5, "forces" in labels),
         has_stress=np.full(5, "stress" in labels),
         num_skipped=2,
@@ -60,7 +59,8 @@ def test_three_files_are_written_and_the_numbers_returned(tmp_path: Path, labels
     values = write_report(errors, folder, FACTS)
     assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "index.html", "parity.png"]
     assert read_strictly(folder / "evaluation.json") == values
-    assert values["errors"] == errors.summary()
+    counts = {"num_frames": 5.0, "num_atoms": 20.0, "num_skipped": 2.0}
+    assert values["errors"] == counts | summary(errors.errors())
     assert FACTS.items() <= values.items()
     assert ("force_mae" in values["errors"]) == ("forces" in labels)
     assert ("stress_mae" in values["errors"]) == ("stress" in labels)
@@ -77,11 +77,10 @@ def test_the_page_has_no_undefined_values(tmp_path: Path, labels: tuple[str, ...
 def test_the_page_shows_the_errors_the_facts_and_what_was_left_out(tmp_path: Path) -> None:
     errors = make_errors(("forces", "stress"))
     write_report(errors, tmp_path, FACTS)
-    page, summary = (tmp_path / "index.html").read_text(), errors.summary()
+    page, values = (tmp_path / "index.html").read_text(), summary(errors.errors())
     assert "Evaluation on a &lt;set&gt; &amp; more, test split" in page
-    assert f"<td>{1000 * summary['energy_mae']:.1f}</td>" in page
-    assert f"<td>{1000 * summary['force_mae']:.1f}</td>" in page
-    assert f"<td>{1000 * summary['stress_mae']:.2f}</td>" in page
+    for key, quantity in QUANTITIES.items():
+        assert f"<td>{quantity.title}</td><td>{quantity.text(values[key], 4)}</td>" in page
     assert "2 frames left out" in page
     assert "Weights fedcba9876543210…" in page
     assert all(name in page for name in errors.ids)
@@ -106,8 +105,9 @@ def test_labels_that_are_all_zero_have_no_ratio(tmp_path: Path) -> None:
     errors.stress[:, 0] = 0.0
     errors = replace(errors, energy=np.tile(errors.energy[:, :1], (1, 3)))
     values = write_report(errors, tmp_path, FACTS)
-    assert values["errors"]["softening"] == 0.0
-    assert (tmp_path / "index.html").read_text().count("<td>–</td>") == 3
+    assert "softening" not in values["errors"]
+    page = (tmp_path / "index.html").read_text()
+    assert all(f"<td>0.000 ({name})</td><td>–</td>" in page for name in ("zero", "composition only"))
 
 
 def test_a_single_frame_is_enough(tmp_path: Path) -> None:
@@ -117,7 +117,6 @@ def test_a_single_frame_is_enough(tmp_path: Path) -> None:
         ids=("only",),
         num_atoms=np.array([4]),
         energy=whole.energy[:1],
-        force_mae=np.array([np.nan]),
         has_forces=np.array([False]),
         has_stress=np.array([False]),
     )

@@ -50,8 +50,8 @@ def test_the_facts_are_those_of_the_log(tmp_path: Path) -> None:
     rows = dict(summary_table([facts]))
     assert rows["frames seen"] == ["3,200"]
     assert rows["waiting for data, mean [%]"] == ["1.0"]
-    assert rows["validation force MAE, last [meV/Å]"] == ["10"]
-    assert rows["validation stress MAE, last [meV/Å³]"] == ["–"]
+    assert rows["validation force MAE [meV/Å], last"] == ["10.00"]
+    assert rows["validation stress MAE [GPa], last"] == ["–"]
     assert remarks(facts) == []
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foundation.finetuning.comparison import RESAMPLES, Statistic, statistics
-from foundation.finetuning.forgetting import Measurement, save
+from foundation.evaluation.comparison import RESAMPLES, Statistic
+from foundation.evaluation.held_out import Measurement, save
 from foundation.finetuning.tradeoff import dominates, read_tuned_run, seconds_per_step, write_tradeoff
 from foundation.finetuning.tradeoff_figures import plane
 from launch.__main__ import main, parse
-from tests.foundation.finetuning.test_comparison import make_set
+from tests.foundation.evaluation.test_comparison import found_in, make_set
 
 
 def measured(sha: str, *, target: float, retained: float) -> Measurement:
@@ -116,7 +116,7 @@ def test_the_page_the_planes_and_the_numbers_are_written(tmp_path: Path, runs: l
     page = re.sub(r'src="data:[^"]*"', "", (out / "index.html").read_text())
     for leftover in ("{{", "{%", "Undefined", "None", "nan", "&lt;br"):
         assert leftover not in page
-    force = 1000 * statistics(START.sets["new"])["force_mae"].value
+    force = 1000 * found_in(START.sets["new"])["force_mae"].value
     assert f"<td>{0.6 * force:.1f}<small>−40 % [−40, −40]</small></td>" in page
     assert "good ●" in page
     assert "α = 0.5 ●" in page
@@ -130,7 +130,7 @@ def test_the_table_has_a_row_for_every_method_and_interpolation(tmp_path: Path, 
     head, line, *rows = (tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()
     assert {row.count("|") for row in (head, line, *rows)} == {5 + 3 + 2 + 1}
     assert [row.split("|")[1].strip() for row in rows] == ["start", "good ●", "bad", "timid ●", "timid, α = 0.5 ●"]
-    force = 1000 * statistics(START.sets["new"])["force_mae"].value
+    force = 1000 * found_in(START.sets["new"])["force_mae"].value
     assert rows[2].startswith(f"| bad | 2 | 200 | 2 | {0.6 * force:.1f} |")
     assert "| +20 % [+20, +20] |" in rows[2]
     assert rows[4].startswith("| timid, α = 0.5 ● |  |  |  |")

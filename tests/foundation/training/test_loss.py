@@ -226,16 +226,21 @@ def test_impossible_terms_are_refused(wrong: dict[str, float]) -> None:
 
 def errors_by_numpy(potential: Potential, structures: list[Structure]) -> dict[str, float]:
     """One structure at a time, from the labels on disk."""
-    energy, forces, stress = [], [], []
+    energy, forces, stress, labels = [], [], [], []
     for structure in structures:
         prediction = potential(collate([structure], potential.cutoff, torch.float64))
         energy.append(abs(prediction.energy.item() - structure.energy) / structure.num_atoms)
         if structure.has_forces:
             forces.append(np.abs(prediction.forces.detach().numpy() - structure.forces).ravel())
+            labels.append((prediction.forces.detach().numpy().ravel(), structure.forces.astype(np.float64).ravel()))
         if structure.has_stress:
             stress.append(np.abs(prediction.stress[0].detach().numpy() - structure.stress).ravel())
+    predicted, label = (np.concatenate(each) for each in zip(*labels, strict=True))
     return {
         "energy_mae": float(np.mean(energy)),
+        "energy_rmse": float(np.mean(np.square(energy)) ** 0.5),
+        "force_rmse": float(np.mean(np.square(predicted - label)) ** 0.5),
+        "softening": float(np.vdot(predicted, label) / np.vdot(label, label)),
         "force_mae": float(np.concatenate(forces).mean()),
         "stress_mae": float(np.concatenate(stress).mean()),
         "frames": len(structures),
@@ -279,7 +284,7 @@ def test_a_process_without_batches_has_sums_to_add(potential: Potential, structu
 def test_error_sums_leave_out_what_has_no_labels(potential: Potential) -> None:
     errors = ErrorSums()
     update_with(errors, potential, [atoms(2, forces=False, stress=False)])
-    assert set(errors.compute()) == {"energy_mae", "frames"}
+    assert set(errors.compute()) == {"energy_mae", "energy_rmse", "frames"}
 
 
 def test_error_sums_forget_on_reset(potential: Potential, structures: list[Structure]) -> None:

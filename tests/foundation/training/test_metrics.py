@@ -9,6 +9,7 @@ from data_pipeline.graph import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from data_pipeline.structure import SYMBOLS, Structure
+from foundation.evaluation.quantities import followed
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.metrics import ValidationErrors
@@ -94,7 +95,7 @@ def test_one_data_set_is_not_named(potential: Potential, structures: list[Struct
     errors = ValidationErrors(["only"])
     batch = collate(structures, potential.cutoff, torch.float64)
     errors.update(potential(batch), batch, 0)
-    assert set(errors.compute(lambda sums: sums)[0]) == {"energy_mae", "force_mae", "stress_mae", "frames"}
+    assert set(errors.compute(lambda sums: sums)[0]) == {*followed(), "frames"}
 
 
 def test_processes_add_up_in_one_reduction(potential: Potential, structures: list[Structure]) -> None:

@@ -24,8 +24,8 @@ def test_where_there_is_no_terminal_a_logged_step_is_a_line(tmp_path: Path, capl
         log_row(sinks, "train", 4, ROW)
         log_row(sinks, "validation", 4, {"val/force_mae": 0.07, "val/frames": 3.0, "val/by_element": {"Al": {}}})
     assert [record.getMessage() for record in caplog.records] == [
-        "step 4 of 10: loss 0.25, force 50 meV/Å, 1,234 atoms/s, 1:02:05 to go",
-        "step 4 of 10: validation, force 70 meV/Å",
+        "step 4 of 10: loss 0.25, force 50.00 meV/Å, 1,234 atoms/s, 1:02:05 to go",
+        "step 4 of 10: validation, force 70.00 meV/Å",
     ]
 
 

@@ -1,23 +1,24 @@
-"""Statistics of held-out errors by hand, and the paired bootstrap against what it has to be."""
+"""Quantities of held-out errors by hand, and the paired bootstrap against what it has to be."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from foundation.finetuning.comparison import (
-    METRICS,
+from foundation.evaluation.comparison import (
     MIN_FRAMES,
     RESAMPLES,
+    Bootstrap,
     Statistic,
+    bootstrap,
     change,
     check_pair,
     difference,
     mean_over_seeds,
-    statistics,
-    weighted_median,
 )
-from foundation.finetuning.forgetting import Measurement, Role, SetErrors
+from foundation.evaluation.frame_errors import FrameErrors
+from foundation.evaluation.held_out import Measurement, Role, SetErrors
+from foundation.evaluation.quantities import QUANTITIES, weighted_median
 
 
 def make_set(
@@ -31,6 +32,26 @@ def make_set(
     of_element = rng.multinomial(1, [0.6, 0.3, 0.1], size=num_frames) * (atoms * labelled)[:, np.newaxis]
     element_sum = error * 3 * of_element * rng.gamma(2.0, 0.02, size=(num_frames, 1))
     square = labelled * atoms * rng.gamma(2.0, 1.0, size=num_frames)
+    energy = np.abs(error * rng.normal(size=num_frames) * 0.01)
+    stress = error * labelled * rng.gamma(2.0, 1e-3, size=num_frames)
+    errors = FrameErrors(
+        ids=tuple(f"{number:04d}" for number in range(num_frames)),
+        num_atoms=atoms,
+        elements=("Al", "Cu", "Au"),
+        sums={
+            "frames": np.ones(num_frames),
+            "energy_sum": energy,
+            "energy_square": energy**2,
+            "force_sum": element_sum.sum(axis=1),
+            "force_error_square": element_sum.sum(axis=1) ** 2,
+            "force_count": 3 * atoms * labelled,
+            "force_product": 0.8 * square,
+            "force_square": square,
+            "stress_sum": stress,
+            "stress_count": 9 * labelled,
+        },
+        of_elements={"force_sum": element_sum, "force_count": 3.0 * of_element},
+    )
     return SetErrors(
         name=name,
         role=role,
@@ -38,41 +59,56 @@ def make_set(
         fingerprint="f" * 64,
         theory="PBE",
         num_skipped=0,
-        elements=("Al", "Cu", "Au"),
-        ids=tuple(f"{number:04d}" for number in range(num_frames)),
-        num_atoms=atoms,
-        energy_error=error * rng.normal(size=num_frames) * 0.01,
-        force_sum=element_sum.sum(axis=1),
-        force_count=3 * atoms * labelled,
-        force_product=0.8 * square,
-        force_square=square,
-        stress_sum=error * labelled * rng.gamma(2.0, 1e-3, size=num_frames),
-        stress_count=9 * labelled,
-        element_sum=element_sum,
-        element_count=3.0 * of_element,
+        errors=errors,
     )
 
 
+def with_sums(whole: SetErrors, **sums: np.ndarray) -> SetErrors:
+    """Return the errors with other sums of some terms."""
+    return replace(whole, errors=replace(whole.errors, sums=whole.errors.sums | sums))
+
+
+def bare(whole: SetErrors, *labels: str) -> SetErrors:
+    """Return the errors without any label of 'force' or 'stress'."""
+    none = {name: np.zeros_like(sums) for name, sums in whole.errors.sums.items() if name.startswith(labels)}
+    errors = replace(whole.errors, sums=whole.errors.sums | none)
+    if "force" in labels:
+        nothing = np.zeros((len(errors.ids), 0))
+        errors = replace(errors, elements=(), of_elements=dict.fromkeys(errors.of_elements, nothing))
+    return replace(whole, errors=errors)
+
+
+def found_in(errors: SetErrors, *, elements: bool = True) -> Bootstrap:
+    return bootstrap(errors.errors, elements=elements)
+
+
 def test_statistics_are_those_by_hand() -> None:
-    three = replace(
+    three = with_sums(
         make_set(3),
-        energy_error=np.array([0.1, -0.3, 0.2]),
+        energy_sum=np.array([0.1, 0.3, 0.2]),
+        energy_square=np.array([0.01, 0.09, 0.04]),
+        force_error_square=np.array([3.0, 33.0, 0.0]),
         force_sum=np.array([3.0, 12.0, 0.0]),
         force_count=np.array([3.0, 6.0, 0.0]),
         force_product=np.array([1.0, 3.0, 0.0]),
         force_square=np.array([2.0, 6.0, 0.0]),
         stress_sum=np.array([0.0, 0.09, 0.0]),
         stress_count=np.array([0.0, 9.0, 0.0]),
-        element_sum=np.array([[3.0, 0.0, 0.0], [2.0, 10.0, 0.0], [0.0, 0.0, 0.0]]),
-        element_count=np.array([[3.0, 0.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]]),
     )
-    found = {name: statistic.value for name, statistic in statistics(three).items()}
+    of_elements = {
+        "force_sum": np.array([[3.0, 0.0, 0.0], [2.0, 10.0, 0.0], [0.0, 0.0, 0.0]]),
+        "force_count": np.array([[3.0, 0.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]]),
+    }
+    three = replace(three, errors=replace(three.errors, of_elements=of_elements))
+    found = {name: statistic.value for name, statistic in found_in(three).items()}
     assert np.isnan(found.pop("force_mae/Au"))
     assert found == pytest.approx(
         {
             "energy_mae": 0.2,
+            "energy_rmse": (0.14 / 3) ** 0.5,
             "energy_median": 0.2,
             "force_mae": 15.0 / 9.0,
+            "force_rmse": 2.0,
             "force_median": 1.5,  # of 1 and 2; the third frame has no forces
             "softening": 0.5,
             "stress_mae": 0.01,
@@ -84,12 +120,16 @@ def test_statistics_are_those_by_hand() -> None:
 
 def test_what_has_no_labels_has_no_statistic() -> None:
     whole = make_set()
-    zeros = np.zeros_like(whole.force_sum)
-    nothing = np.zeros((len(zeros), 0))
-    parts = {"force_sum": zeros, "force_count": zeros, "force_product": zeros, "force_square": zeros}
-    bare = replace(whole, **parts, elements=(), element_sum=nothing, element_count=nothing)
-    assert statistics(bare).keys() == {"energy_mae", "energy_median", "stress_mae"}
-    assert "stress_mae" not in statistics(replace(whole, stress_sum=zeros, stress_count=zeros))
+    assert found_in(bare(whole, "force")).keys() == {"energy_mae", "energy_rmse", "energy_median", "stress_mae"}
+    assert found_in(bare(whole, "stress"), elements=False).keys() == QUANTITIES.keys() - {"stress_mae"}
+
+
+def test_sums_that_an_old_file_lacks_leave_out_what_needs_them() -> None:
+    whole = make_set()
+    kept = {name: sums for name, sums in whole.errors.sums.items() if name != "force_error_square"}
+    old = bootstrap(replace(whole.errors, sums=kept), elements=False)
+    assert old.keys() == QUANTITIES.keys() - {"force_rmse"}
+    assert change(old, found_in(whole)).keys() == old.keys()
 
 
 def test_weighted_medians_are_those_of_repeated_values() -> None:
@@ -105,15 +145,23 @@ def test_weighted_medians_are_those_of_repeated_values() -> None:
 
 
 def test_the_change_of_a_run_against_itself_is_zero_without_width() -> None:
-    found = change(statistics(make_set(), elements=False), statistics(make_set(), elements=False))
-    assert found.keys() == METRICS.keys()
+    found = change(found_in(make_set(), elements=False), found_in(make_set(), elements=False))
+    assert found.keys() == QUANTITIES.keys()
     assert all(statistic.value == 0.0 for statistic in found.values())
     assert all(statistic.interval == (0.0, 0.0) for statistic in found.values())
 
 
 def test_errors_that_grow_alike_in_all_frames_have_a_change_without_width() -> None:
-    found = change(statistics(make_set()), statistics(make_set(error=1.25)))
-    for name in ("energy_mae", "energy_median", "force_mae", "force_median", "stress_mae", "force_mae/Al"):
+    found = change(found_in(make_set()), found_in(make_set(error=1.25)))
+    for name in (
+        "energy_mae",
+        "energy_rmse",
+        "energy_median",
+        "force_mae",
+        "force_median",
+        "stress_mae",
+        "force_mae/Al",
+    ):
         assert found[name].value == pytest.approx(0.25)
         assert found[name].interval == pytest.approx((0.25, 0.25))
     assert found["softening"].value == 0.0
@@ -121,40 +169,40 @@ def test_errors_that_grow_alike_in_all_frames_have_a_change_without_width() -> N
 
 def test_the_softening_slope_changes_by_its_difference() -> None:
     before = make_set()
-    after = replace(before, force_product=0.95 * before.force_square)
-    found = change(statistics(before), statistics(after))["softening"]
+    after = with_sums(before, force_product=0.95 * before.errors.sums["force_square"])
+    found = change(found_in(before), found_in(after))["softening"]
     assert found.value == pytest.approx(0.15)
     assert found.interval == pytest.approx((0.15, 0.15))
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
     errors = make_set(2000)
-    found = statistics(errors, elements=False)["energy_mae"]
+    found = found_in(errors, elements=False)["energy_mae"]
     assert found.interval is not None
-    expected = 2 * 1.96 * np.abs(errors.energy_error).std() / np.sqrt(2000)
+    expected = 2 * 1.96 * errors.errors.sums["energy_sum"].std() / np.sqrt(2000)
     assert found.interval[1] - found.interval[0] == pytest.approx(expected, rel=0.1)
     assert found.interval[0] < found.value < found.interval[1]
 
 
 def test_many_frames_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = statistics(make_set())["force_mae"]
-    monkeypatch.setattr("foundation.finetuning.comparison.CHUNK", 40 * 7)
-    parts = statistics(make_set())["force_mae"]
+    whole = found_in(make_set())["force_mae"]
+    monkeypatch.setattr("foundation.evaluation.comparison.CHUNK", 40 * 7)
+    parts = found_in(make_set())["force_mae"]
     np.testing.assert_allclose(parts.samples, whole.samples, rtol=1e-12)
     assert len(parts.samples) == RESAMPLES
 
 
 def test_few_frames_have_no_interval_and_json_says_null() -> None:
-    few = statistics(make_set(MIN_FRAMES))
+    few = found_in(make_set(MIN_FRAMES))
     assert few["energy_mae"].interval is not None
     assert few["force_mae"].interval is None  # one of the frames has no forces
     assert few["force_mae"].as_json() == {"value": few["force_mae"].value, "low": None, "high": None}
-    diverged = statistics(replace(make_set(), energy_error=np.full(40, np.nan)))["energy_mae"]
+    diverged = found_in(with_sums(make_set(), energy_sum=np.full(40, np.nan)))["energy_mae"]
     assert diverged.as_json() == {"value": None, "low": None, "high": None}
 
 
 def test_the_difference_of_two_runs_is_surer_than_either() -> None:
-    first, second = statistics(make_set())["force_mae"], statistics(make_set(error=1.02))["force_mae"]
+    first, second = found_in(make_set())["force_mae"], found_in(make_set(error=1.02))["force_mae"]
     assert first.interval is not None
     assert second.interval is not None
     assert first.interval[1] > second.interval[0]
@@ -164,7 +212,7 @@ def test_the_difference_of_two_runs_is_surer_than_either() -> None:
 
 
 def test_the_mean_over_seeds_varies_with_seeds_and_frames() -> None:
-    runs = [statistics(make_set(error=error))["force_mae"] for error in (0.8, 1.0, 1.2)]
+    runs = [found_in(make_set(error=error))["force_mae"] for error in (0.8, 1.0, 1.2)]
     mean = mean_over_seeds(runs)
     assert mean.value == pytest.approx(runs[1].value)
     assert mean_over_seeds(runs[1:2]).samples == pytest.approx(runs[1].samples)
@@ -178,7 +226,7 @@ def test_the_mean_over_seeds_varies_with_seeds_and_frames() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ids": tuple("abcdefghij" * 4)}, "has other frames or another role"),
+        ({"errors": replace(make_set().errors, ids=tuple("abcdefghij" * 4))}, "has other frames or another role"),
         ({"role": "target"}, "has other frames or another role"),
         ({"fingerprint": "0" * 64}, "is of other data"),
     ],

@@ -1,4 +1,4 @@
-"""Statistics of held-out errors, how they change in a fine-tuning, and how sure that is: a paired bootstrap.
+"""Quantities of held-out frames, their changes between two potentials, and how sure those are: a paired bootstrap.
 
 A resample draws as many frames as a set has, with replacement. The draws depend on the seed and the number of frames
 only, so that two potentials, before and after or of two runs, are compared on the same frames in every resample: what
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from foundation.finetuning.forgetting import Measurement, SetErrors
+from foundation.evaluation.frame_errors import FrameErrors
+from foundation.evaluation.held_out import Measurement
+from foundation.evaluation.quantities import QUANTITIES, labelled_frames, weighted
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 """Resamples of the bootstrap, seed of its draws, and probability of the intervals."""
@@ -22,31 +24,6 @@ MIN_FRAMES = 5
 """Frames below which no interval is given: it would say that what was drawn again and again is certain."""
 CHUNK = 2**21
 """Counts of frames held at once, in numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A statistic of a held-out set."""
-
-    title: str
-    """What it is called, in which unit."""
-    factor: float = 1e3
-    """Factor from the stored unit to the shown one."""
-
-
-METRICS = {
-    "energy_mae": Metric(title="energy MAE [meV/atom]"),
-    "energy_median": Metric(title="energy, median absolute error [meV/atom]"),
-    "force_mae": Metric(title="force MAE [meV/Å]"),
-    "force_median": Metric(title="force MAE of the median frame [meV/Å]"),
-    "stress_mae": Metric(title="stress MAE [meV/Å³]"),
-    "softening": Metric(title="softening slope", factor=1.0),
-}
-"""Statistics by name: energies [eV/atom], forces [eV/Å] and stress [eV/Å³], means over frames and over components.
-
-Of an energy the mean over frames hangs on a few outliers, which the median does not. The softening slope is
-Σ F_label·F_predicted / Σ |F_label|² (Deng et al., npj Comput. Mater. 11, 9 (2025)): below one the surface is too soft.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,14 +53,14 @@ class Statistic:
         return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
-Statistics = dict[str, Statistic]
-"""Statistics of a set by name: those of METRICS that it has labels for, and force_mae/SYMBOL of each element."""
+Bootstrap = dict[str, Statistic]
+"""Quantities of a set by name: those that it has labels for, and, if wanted, force_mae/SYMBOL of each element."""
 
 
-def statistics(errors: SetErrors, *, elements: bool = True) -> Statistics:
-    """Return the statistics of a held-out set, with those of its elements if wanted."""
+def bootstrap(errors: FrameErrors, *, elements: bool = True) -> Bootstrap:
+    """Return the quantities of a set of frames, with those of its elements if wanted."""
     count = len(errors.ids)
-    value = _weighted(errors, np.ones((1, count)), elements)
+    value = weighted(errors, np.ones((1, count)), elements=elements)
     rows = max(1, CHUNK // count)
     rng = np.random.default_rng(SEED)
     parts: list[dict[str, np.ndarray]] = []
@@ -91,76 +68,31 @@ def statistics(errors: SetErrors, *, elements: bool = True) -> Statistics:
         size = min(rows, RESAMPLES - first)
         draws = rng.integers(count, size=(size, count)) + count * np.arange(size)[:, np.newaxis]
         counts = np.bincount(draws.reshape(-1), minlength=size * count).reshape(size, count)
-        parts.append(_weighted(errors, counts.astype(np.float64), elements))
-    frames = _labelled(errors)
+        parts.append(weighted(errors, counts.astype(np.float64), elements=elements))
     return {
         name: Statistic(
             value=float(number[0]),
             samples=np.concatenate([part[name] for part in parts]),
-            num_frames=frames[name],
+            num_frames=labelled_frames(errors, name),
         )
         for name, number in value.items()
     }
 
 
-def _labelled(errors: SetErrors) -> dict[str, int]:
-    """Return for each statistic the number of frames that have labels for it."""
-    forces, stress = (int((count > 0).sum()) for count in (errors.force_count, errors.stress_count))
-    frames = {"energy_mae": len(errors.ids), "energy_median": len(errors.ids)}
-    frames |= dict.fromkeys(("force_mae", "force_median", "softening"), forces) | {"stress_mae": stress}
-    of_element = (errors.element_count > 0).sum(axis=0)
-    return frames | {f"force_mae/{z}": int(n) for z, n in zip(errors.elements, of_element, strict=True)}
-
-
-def _weighted(
-    errors: SetErrors, weights: Float64[np.ndarray, "resamples frames"], elements: bool
-) -> dict[str, Float64[np.ndarray, " resamples"]]:
-    """Return every statistic with each frame counted as often as its weight says."""
-    energy = np.abs(errors.energy_error)
-    ratios = {"energy_mae": (energy, np.ones_like(energy))}
-    medians = {"energy_median": energy}
-    if errors.force_count.any():
-        ratios["force_mae"] = (errors.force_sum, errors.force_count)
-        ratios["softening"] = (errors.force_product, errors.force_square)
-        with np.errstate(invalid="ignore"):
-            medians["force_median"] = errors.force_sum / errors.force_count
-    if errors.stress_count.any():
-        ratios["stress_mae"] = (errors.stress_sum, errors.stress_count)
-    if elements:
-        for place, symbol in enumerate(errors.elements):
-            ratios[f"force_mae/{symbol}"] = (errors.element_sum[:, place], errors.element_count[:, place])
-    sums = [weights @ np.stack([pair[part] for pair in ratios.values()], axis=1) for part in (0, 1)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        quotients = sums[0] / sums[1]
-    found = {name: quotients[:, place] for place, name in enumerate(ratios)}
-    return found | {name: weighted_median(values, weights) for name, values in medians.items()}
-
-
-def weighted_median(
-    values: Float64[np.ndarray, " frames"], weights: Float64[np.ndarray, "resamples frames"]
-) -> Float64[np.ndarray, " resamples"]:
-    """Return the medians of values each of which is there as many times as its weight; those that are NaN are not."""
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known], kind="stable")]
-    upto = np.cumsum(weights[:, order], axis=1)
-    total = weights[:, order].sum(axis=1, keepdims=True)
-    # of 2m values the median is the mean of those at m - 1 and m, of 2m + 1 both are the one at m
-    places = [(upto <= place).sum(axis=1) for place in ((total - 1) // 2, total // 2)]
-    ordered = np.append(values[order], np.nan)  # the place behind the end is that of a resample without values
-    middle = [ordered[np.minimum(place, len(order))] for place in places]
-    return np.where(total[:, 0] > 0, (middle[0] + middle[1]) / 2, np.nan)
-
-
-def change(before: Statistics, after: Statistics) -> Statistics:
-    """Return how much statistics change: errors relative to what they were, the softening slope by a difference.
+def change(before: Bootstrap, after: Bootstrap) -> Bootstrap:
+    """Return how much quantities change: errors relative to what they were, all others by the difference.
 
     A relative change of a retained set above zero is forgetting; of a target below zero, it is adaptation.
     """
     return {
-        name: _combined(before[name], after[name], _difference if name == "softening" else _relative_change)
+        name: _combined(before[name], after[name], _relative_change if _is_error(name) else _difference)
         for name in before
         if name in after
     }
+
+
+def _is_error(name: str) -> bool:
+    return QUANTITIES[name.partition("/")[0]].is_error
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
@@ -198,7 +130,11 @@ def check_pair(before: Measurement, after: Measurement, what: str) -> None:
         raise ValueError(f"{what} cannot be compared: only one of the two measured {differ}")
     for name, ours in before.sets.items():
         theirs = after.sets[name]
-        if (ours.ids, ours.elements, ours.role) != (theirs.ids, theirs.elements, theirs.role):
+        if (ours.errors.ids, ours.errors.elements, ours.role) != (
+            theirs.errors.ids,
+            theirs.errors.elements,
+            theirs.role,
+        ):
             raise ValueError(f"{what} cannot be compared: the held-out set {name!r} has other frames or another role")
         if (ours.fingerprint, ours.split) != (theirs.fingerprint, theirs.split):
             raise ValueError(f"{what} cannot be compared: the held-out set {name!r} is of other data")
@@ -225,4 +161,4 @@ def _relative_change(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def as_json(found: Mapping[str, Statistic]) -> dict[str, dict[str, float | None]]:
     """Return statistics with their intervals, without those of elements."""
-    return {name: found[name].as_json() for name in METRICS if name in found}
+    return {name: found[name].as_json() for name in QUANTITIES if name in found}
