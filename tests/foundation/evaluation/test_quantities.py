@@ -166,3 +166,16 @@ def test_a_quantity_without_labels_is_nowhere(emt_manifest: Manifest, monkeypatc
     found = summary(predict(potential, emt_manifest, "test", edge_budget=5000).errors())
     assert "force_mae" in found
     assert "absent" not in found
+
+
+def test_names_and_units_are_spelled_in_one_file() -> None:
+    root = Path(__file__).resolve().parents[3]
+    files = [
+        path
+        for room in ("foundation", "launch")
+        for path in (root / room).rglob("*")
+        if path.suffix in (".py", ".html")
+    ]
+    files.append(root / "model_cards" / "TEMPLATE.md")
+    own = {path.name for path in files if any(word in path.read_text() for word in ("meV", "oftening", "160.2"))}
+    assert own == {"quantities.py"}

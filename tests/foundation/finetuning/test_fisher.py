@@ -25,7 +25,6 @@ from foundation.finetuning.fisher import (
     merge,
     read,
     save,
-    weights_sha256,
 )
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.penalties import EwcPenalty, PenaltyConfig, scaled_importance
@@ -85,7 +84,7 @@ def test_the_checksum_of_the_weights_is_that_of_the_checkpoint(
 ) -> None:
     checkpoint.save(potential, tmp_path / "potential", {})
     assert fisher.weights_sha256 == checkpoint.read_config(tmp_path / "potential")["weights_sha256"]
-    assert weights_sha256(checkpoint.load(tmp_path / "potential")) == fisher.weights_sha256
+    assert checkpoint.weights_sha256(checkpoint.load(tmp_path / "potential")) == fisher.weights_sha256
 
 
 def test_weights_without_a_fisher_are_counted(fisher: Fisher) -> None:
