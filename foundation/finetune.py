@@ -50,7 +50,7 @@ from foundation.training.datasets import (
 )
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
-from foundation.training.loss import LossConfig, Penalty
+from foundation.training.loss import TERMS, LossConfig, Penalty
 from foundation.training.optim import OptimConfig
 from foundation.training.parts import Additions, Rehearsal
 from foundation.training.strategy import is_rank_zero
@@ -264,9 +264,10 @@ def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: Loss
     """Refuse a term of the loss that has a weight and, in a data set, not one label."""
     for dataset in datasets:
         for term, sentence in without_labels(dataset, loss).items():
-            if getattr(config, f"missing_{term}") == "refuse":
+            label = TERMS[term].label
+            if getattr(config, f"missing_{label}", "refuse") == "refuse":
                 raise ValueError(
-                    f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or say --missing_{term} allow where other "
+                    f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or say --missing_{label} allow where other "
                     f"data of the run have {term}"
                 )
 

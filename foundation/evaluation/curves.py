@@ -1,5 +1,6 @@
 """The figures of training: each draws the curves of one run, or the same curves of several over each other."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from foundation.evaluation.quantities import QUANTITIES, followed
 
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
 """Colours of runs; of a single one: training, validation, and the terms of the loss."""
+TERM, REHEARSAL = "train/loss_", "train/loss_rehearsal"
+"""How the names of terms of the loss begin; the one that is not of the run's own data."""
 SMOOTHED = 60
 """Points of a curve above which it is drawn smoothed, over as many times fewer; the raw one is behind it."""
 
@@ -87,9 +90,10 @@ def _loss(runs: Sequence[Logged]) -> Figure:
             _curve(axes, train, "train/loss", COLORS[number % len(COLORS)], name)
             continue
         _curve(axes, train, "train/loss", COLORS[0], "total")
-        for term, color in zip(("energy", "forces", "stress"), COLORS[1:], strict=False):
-            _curve(axes, train, f"train/loss_{term}", color, term, width=1.1)
-        _curve(axes, train, "train/loss_rehearsal", COLORS[4], "rehearsal", width=1.1)
+        logged = dict.fromkeys(name for row in train for name in row if name.startswith(TERM) and name != REHEARSAL)
+        for metric, color in zip(logged, itertools.cycle(COLORS[1:4]), strict=False):
+            _curve(axes, train, metric, color, metric.removeprefix(TERM), width=1.1)
+        _curve(axes, train, REHEARSAL, COLORS[4], "rehearsal", width=1.1)
         _curve(axes, train, "train/penalty", COLORS[5], "penalty", width=1.1)
     _finish(axes, Panel(title="loss", metrics={}, logarithmic=True))
     return figure

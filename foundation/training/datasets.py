@@ -10,7 +10,7 @@ from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import SYMBOLS
 from foundation.configuration import COMPARED
-from foundation.training.loss import LossConfig
+from foundation.training.loss import TERMS, LossConfig
 
 log = logging.getLogger(__name__)
 
@@ -83,20 +83,17 @@ def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
             )
 
 
-TERMS = ("forces", "stress")
-"""Terms of the loss whose labels a frame may lack."""
-
-
 def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None) -> dict[str, str]:
     """Return, by term of the loss, a sentence on each that has a weight and not one label in a split of a data set."""
     statistics = dataset.manifest.split(split or dataset.split).statistics
-    numbers = {"forces": statistics.num_force_frames, "stress": statistics.num_stress_frames}
+    numbers = {"energy": statistics.num_frames, "forces": statistics.num_force_frames}
+    numbers["stress"] = statistics.num_stress_frames
     where = f" in split {split}" if split else ""
     return {
-        term: f"{dataset.manifest.provenance.name} has no {term}{where}, and loss.{term}.weight is "
-        f"{getattr(loss, term).weight:g}"
-        for term in TERMS
-        if getattr(loss, term).weight and not numbers[term]
+        name: f"{dataset.manifest.provenance.name} has no {term.label}{where}, and loss.{name}.weight is "
+        f"{getattr(loss, name).weight:g}"
+        for name, term in TERMS.items()
+        if getattr(loss, name).weight and not numbers[term.label]
     }
 
 

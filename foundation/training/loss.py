@@ -6,6 +6,7 @@ mean, in any company, and a step is an unbiased estimate of the weighted loss ov
 weights instead, a structure would count the less the heavier those are that happen to be in the same step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -70,42 +71,75 @@ class Penalty(Protocol):
         ...
 
 
-def label_counts(batch: GraphBatch) -> Float64[Tensor, " 3"]:
-    """Return how many energies, atoms with forces and structures with stress a batch has labels for."""
-    atoms = batch.num_atoms[batch.has_forces].sum()
-    return torch.stack([batch.num_atoms.new_tensor(batch.num_graphs), atoms, batch.has_stress.sum()]).double()
+Counts = dict[str, Float64[Tensor, ""]]
+"""Numbers of labels by name of the term, or the terms themselves."""
 
 
-def loss_terms(
-    config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Float64[Tensor, " 3"]
-) -> Float64[Tensor, " 3"]:
-    """Return a batch's share of the energy, force and stress term of the loss of an optimizer step.
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """A term of the loss: a field of LossConfig of the same name weights it."""
+
+    label: Literal["energy", "forces", "stress"]
+    """Label that it needs."""
+    count: Callable[[GraphBatch], Tensor]
+    """Number of labels in a batch that it is averaged over."""
+    sum: Callable[[TermConfig, Prediction, GraphBatch], Float64[Tensor, ""]]
+    """Weighted sum over the labels of a batch, by its configuration."""
+
+
+def _energy(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
+    error = ((prediction.energy - batch.energy) / batch.num_atoms).unsqueeze(1)
+    return _sum(term, error, batch.weight)
+
+
+def _forces(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
+    labelled = batch.has_forces[batch.graph_of_atom]
+    reference = batch.forces[labelled]
+    weights = batch.weight[batch.graph_of_atom][labelled]
+    return _sum(term, prediction.forces[labelled] - reference, weights, _stratum_factors(reference))
+
+
+def _stress(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
+    error = (prediction.stress - batch.stress)[batch.has_stress].flatten(1)
+    return _sum(term, error, batch.weight[batch.has_stress])
+
+
+TERMS: dict[str, LossTerm] = {
+    "energy": LossTerm(label="energy", count=lambda batch: batch.num_atoms.new_tensor(batch.num_graphs), sum=_energy),
+    "forces": LossTerm(label="forces", count=lambda batch: batch.num_atoms[batch.has_forces].sum(), sum=_forces),
+    "stress": LossTerm(label="stress", count=lambda batch: batch.has_stress.sum(), sum=_stress),
+}
+"""Terms by name. Another one is an entry here and a field of LossConfig; logs, figures and checks of labels follow."""
+
+
+def label_counts(batch: GraphBatch) -> Counts:
+    """Return the number of labels of each term in a batch: energies, atoms with forces, structures with stress."""
+    return {name: term.count(batch).double() for name, term in TERMS.items()}
+
+
+def loss_terms(config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Counts) -> Counts:
+    """Return a batch's share of each term of the loss of an optimizer step.
 
     Args:
         config: The terms.
-        prediction: What the potential said of the batch.
+        prediction: Predictions for the batch.
         batch: The labels, and the weight of each structure.
         counts: Sum of label_counts over the whole step: all micro-batches of all processes.
     """
-    labelled = batch.has_forces[batch.graph_of_atom]
-    reference = batch.forces[labelled]
-    energy_error = ((prediction.energy - batch.energy) / batch.num_atoms).unsqueeze(1)
-    force_error = prediction.forces[labelled] - reference
-    stress_error = (prediction.stress - batch.stress)[batch.has_stress].flatten(1)
-    force_weight = batch.weight[batch.graph_of_atom][labelled]
-    sums = [
-        _sum(config.energy, energy_error, batch.weight),
-        _sum(config.forces, force_error, force_weight, _stratum_factors(reference)),
-        _sum(config.stress, stress_error, batch.weight[batch.has_stress]),
-    ]
-    return torch.stack(sums) / counts.clamp(min=1)
+    return {
+        name: term.sum(getattr(config, name), prediction, batch) / counts[name].clamp(min=1)
+        for name, term in TERMS.items()
+    }
 
 
-def loss(
-    config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Float64[Tensor, " 3"]
-) -> Float64[Tensor, ""]:
+def summed(terms: Counts) -> Float64[Tensor, ""]:
+    """Return the sum of terms."""
+    return torch.stack(tuple(terms.values())).sum()
+
+
+def loss(config: LossConfig, prediction: Prediction, batch: GraphBatch, counts: Counts) -> Float64[Tensor, ""]:
     """Return a batch's share of the loss of an optimizer step: the sum of loss_terms()."""
-    return loss_terms(config, prediction, batch, counts).sum()
+    return summed(loss_terms(config, prediction, batch, counts))
 
 
 def _sum(

@@ -1,6 +1,7 @@
 """The LightningModule: one training step is one optimizer step over all of a rank's micro-batches, nothing clever."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -18,9 +19,9 @@ from foundation.training.data import Sweeps
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
 from foundation.training.guard import Guard
-from foundation.training.loss import LossConfig, loss_terms
+from foundation.training.loss import Counts, LossConfig, loss, loss_terms, summed
 from foundation.training.metrics import ValidationErrors
-from foundation.training.monitor import Monitor, step_counts
+from foundation.training.monitor import Monitor, StepCounts, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 from foundation.training.parts import Additions, Parts, Run
 from foundation.training.sinks import log_row
@@ -99,9 +100,9 @@ class TrainingModule(lightning.LightningModule):
             self.potential.get_parameter(name).grad = gradient.to(self.device, copy=True)
         parts = self._relabelled(parts)
         micro_batches = [batch for part in parts for batch in part]
-        counts = self._sum_over_ranks(torch.cat([step_counts(part, self.device) for part in parts])).view(-1, 6)
-        self.monitor.start_step(parts, counts[:, 3:].sum(dim=0))
-        total = self._backward(parts, counts[:, :3], step)
+        counts = step_counts(parts, self.device, self._sum_over_ranks)
+        self.monitor.start_step(parts, counts)
+        total = self._backward(parts, counts, step)
         self.monitor.stop_computing()
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
@@ -126,14 +127,14 @@ class TrainingModule(lightning.LightningModule):
             self._log_step(norm, rate * self.guard.rate_factor)
         schedule.step()
 
-    def _backward(self, parts: Parts, counts: Float64[Tensor, "parts 3"], step: int) -> Float64[Tensor, ""]:
+    def _backward(self, parts: Parts, counts: Sequence[StepCounts], step: int) -> Float64[Tensor, ""]:
         """Add up the gradient of this process's share of the loss of a step, and return the share."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         work = [(number, place, batch) for number, part in enumerate(parts) for place, batch in enumerate(part)]
         for left, (number, place, batch) in zip(reversed(range(len(work))), work, strict=True):
             last = left == 0
             self._seed(step, number, place)
-            share = self._share(batch, counts[number]) if number == 0 else self._rehearsed(batch, counts[number])
+            share = (self._share if number == 0 else self._rehearsed)(batch, counts[number].labels)
             if last and self._penalty is not None:
                 penalty = self._penalty(self.potential) / self.trainer.world_size
                 self.monitor.add_extra("penalty", penalty)
@@ -142,22 +143,22 @@ class TrainingModule(lightning.LightningModule):
             self._gradients.add(share, last=last)
         return total
 
-    def _share(self, batch: GraphBatch, counts: Tensor) -> Tensor:
+    def _share(self, batch: GraphBatch, counts: Counts) -> Tensor:
         """Return a micro-batch's share of the loss of the step."""
         if batch.num_graphs == 0:
             return torch.zeros((), dtype=torch.float64, device=self.device)
         prediction = self.potential(batch)
         terms = loss_terms(self.loss_config, prediction, batch, counts)
         self.monitor.add(prediction, batch, terms)
-        return terms.sum()
+        return summed(terms)
 
-    def _rehearsed(self, batch: GraphBatch, counts: Tensor) -> Tensor:
+    def _rehearsed(self, batch: GraphBatch, counts: Counts) -> Tensor:
         """Return a micro-batch's share of the loss of the rehearsal."""
         assert self._rehearsal is not None
         if batch.num_graphs == 0:
             return torch.zeros((), dtype=torch.float64, device=self.device)
         loss_config = self._rehearsal.loss or self.loss_config
-        share = self._rehearsal.weight * loss_terms(loss_config, self.potential(batch), batch, counts).sum()
+        share = self._rehearsal.weight * loss(loss_config, self.potential(batch), batch, counts)
         self.monitor.add_extra("rehearsal", share)
         return share
 

@@ -10,8 +10,8 @@ largest, not the largest of the sums.
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -23,20 +23,55 @@ from data_pipeline.graph import GraphBatch
 from foundation.potential import Potential, Prediction
 from foundation.training.fit_config import FitConfig
 from foundation.training.flops import peak_rate, training_cost
-from foundation.training.loss import label_counts
+from foundation.training.loss import TERMS, Counts, label_counts
 from foundation.training.metrics import ErrorSums, reduced
 from foundation.training.metrics_file import START
 from foundation.training.parts import Parts, Run
 from foundation.training.sinks import log_row
 
+SIZES = ("frames", "atoms", "edges")
+"""Sizes of a batch, in the order of a checkpoint."""
 
-def step_counts(batches: Sequence[GraphBatch], device: torch.device) -> Float64[Tensor, " 6"]:
-    """Return the label_counts of a process's micro-batches, and their frames, atoms and edges."""
-    if not batches:
-        return torch.zeros(6, dtype=torch.float64, device=device)
-    sizes = [sum(sizes) for sizes in zip(*((b.num_graphs, len(b.numbers), b.num_edges) for b in batches), strict=True)]
-    counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0).to(device)
-    return torch.cat([counts, torch.tensor(sizes, dtype=torch.float64, device=device)])
+
+class StepCounts(NamedTuple):
+    """Counts over micro-batches."""
+
+    labels: Counts
+    """Numbers of labels by term of the loss."""
+    sizes: Counts
+    """Numbers of frames, atoms and edges."""
+
+
+def step_counts(
+    parts: Parts, device: torch.device, reduce: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> list[StepCounts]:
+    """Return the counts of each part of a step over all processes.
+
+    Args:
+        parts: This process's micro-batches.
+        device: Where the counts are added up.
+        reduce: Adds a tensor up over processes; called once.
+    """
+    flat: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        labels = [label_counts(batch) for batch in part]
+        for name in TERMS:
+            zero = torch.zeros((), dtype=torch.float64, device=device)
+            flat[f"{number}/{name}"] = sum((counts[name].to(device) for counts in labels), zero)
+        sizes = [sum(sizes) for sizes in zip(*map(_sizes, part), strict=True)] or [0] * len(SIZES)
+        flat[f"{number}/sizes"] = torch.tensor(sizes, dtype=torch.float64, device=device)
+    sums = reduced(flat, reduce)
+    return [
+        StepCounts(
+            labels={name: sums[f"{number}/{name}"] for name in TERMS},
+            sizes=dict(zip(SIZES, sums[f"{number}/sizes"], strict=True)),
+        )
+        for number in range(len(parts))
+    ]
+
+
+def _sizes(batch: GraphBatch) -> tuple[int, ...]:
+    return batch.num_graphs, len(batch.numbers), batch.num_edges
 
 
 class Stopwatch:
@@ -88,20 +123,18 @@ class Monitor(Callback):
         self._is_bf16 = config.precision == "bf16"
         self._cost = training_cost(potential, tabulated=config.radial_table > 0)
         self._errors, self._step_errors = ErrorSums(), ErrorSums()
-        self._terms = torch.zeros(3, dtype=torch.float64)
-        self._extras = {name: self._terms.new_zeros(()) for name in extras}
-        self._seen = torch.zeros(3, dtype=torch.float64)
-        self._seen_before, self._edges = [0.0, 0.0, 0.0], list[int]()
+        self._terms, self._extras, self._seen = _zeros(TERMS), _zeros(extras), _zeros(SIZES)
+        self._seen_before, self._edges = dict.fromkeys(SIZES, 0.0), list[int]()
         self._device_seconds = self._waited = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the frames, atoms and edges seen so far and the seconds of all processes together."""
-        return {"seen": self._seen.tolist(), "device_seconds": self._device_seconds_now()}
+        return {"seen": [float(number) for number in self._seen.values()], "device_seconds": self._device_seconds_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counts where they were."""
-        self._seen = torch.tensor(state_dict["seen"], dtype=torch.float64)
-        self._seen_before = state_dict["seen"]
+        self._seen_before = dict(zip(SIZES, state_dict["seen"], strict=True))
+        self._seen = {name: torch.tensor(seen, dtype=torch.float64) for name, seen in self._seen_before.items()}
         self._device_seconds = state_dict["device_seconds"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -130,26 +163,27 @@ class Monitor(Callback):
         """Let the clock of the speed of training go on."""
         self._since += time.perf_counter() - self._validation_began
 
-    def start_step(self, parts: Parts, sizes: Float64[Tensor, " 3"]) -> None:
+    def start_step(self, parts: Parts, counts: Sequence[StepCounts]) -> None:
         """Begin a step.
 
         Args:
             parts: This process's micro-batches.
-            sizes: Frames, atoms and edges of the step, over all processes.
+            counts: Counts of each part, over all processes.
         """
-        self._seen = self._seen.to(sizes.device) + sizes
+        for part in counts:
+            self._seen = {name: self._seen[name].to(number.device) + number for name, number in part.sizes.items()}
+        device = self._seen["frames"].device
         self._edges.append(sum(batch.num_edges for part in parts for batch in part))
         self._step_errors.reset()
         # where the parts are stepped on in turn, the loss of the other one stays: logged steps may all be of one kind
-        self._terms = torch.zeros_like(sizes) if parts[0] else self._terms.to(sizes.device)
-        for name in self._extras:
-            if name == "penalty" or parts[1]:
-                self._extras[name] = sizes.new_zeros(())
+        if parts[0]:
+            self._terms = _zeros(TERMS, device)
+        self._extras |= _zeros([name for name in self._extras if name == "penalty" or parts[1]], device)
         self._watch.start()
 
-    def add(self, prediction: Prediction, batch: GraphBatch, terms: Float64[Tensor, " 3"]) -> None:
+    def add(self, prediction: Prediction, batch: GraphBatch, terms: Counts) -> None:
         """Take note of a micro-batch and its share of the terms of the loss."""
-        self._terms = self._terms + terms.detach()
+        self._terms = {name: self._terms[name] + term.detach() for name, term in terms.items()}
         self._step_errors.update(prediction, batch)
 
     def add_extra(self, name: str, share: Float64[Tensor, ""]) -> None:
@@ -177,22 +211,27 @@ class Monitor(Callback):
         what matrix products reach here. seen/* are since the start of the run, and so are run/device_hours of all
         processes together.
         """
-        device, num_steps = self._terms.device, len(self._edges)
+        device, num_steps = self._seen["frames"].device, len(self._edges)
         own = torch.tensor([*self._edges, *self._watch.take(), peak_memory(device)], dtype=torch.float64)
         now = time.perf_counter()
         places = torch.zeros(self._world_size, len(own), dtype=torch.float64)
         places[trainer.global_rank] = own
         waited, self._waited = steps.waited - self._waited, steps.waited
         shared = torch.tensor([waited, self._peak or 0.0, steps.num_quarantined_frames], dtype=torch.float64)
-        parts = {"errors": self._errors.sums, "terms": self._terms, "shared": shared, "places": places}
+        parts = {"errors": self._errors.sums, "shared": shared, "places": places}
+        parts |= {f"term/{name}": term for name, term in self._terms.items()}
         parts |= {f"extra/{name}": value for name, value in self._extras.items()}
         sums = {name: part.cpu() for name, part in reduced({n: p.to(device) for n, p in parts.items()}, reduce).items()}
         edges, times, memory = sums["places"].split([num_steps, num_steps, 1], dim=1)
         waited, peak, quarantined = sums["shared"].tolist()
-        seen, seconds = self._seen.tolist(), now - self._since
+        seen, seconds = {name: float(number) for name, number in self._seen.items()}, now - self._since
         errors = self._errors.values(sums["errors"])
         del errors["frames"]
-        values = _of_loss(sums["terms"].tolist(), {name: float(sums[f"extra/{name}"]) for name in self._extras})
+        terms, extras = (
+            {name: float(sums[f"{kind}/{name}"]) for name in names}
+            for kind, names in (("term", self._terms), ("extra", self._extras))
+        )
+        values = _of_loss(terms, extras)
         values |= {f"train/{name}": value for name, value in errors.items()}
         values |= self._of_speed(seconds, seen, peak)
         values |= {
@@ -201,7 +240,7 @@ class Monitor(Callback):
             "speed/imbalance_edges": imbalance(edges),
             "speed/imbalance_seconds": imbalance(times),
             "speed/peak_memory": float(memory.max()) / 1e9,
-            **{f"seen/{name}": value for name, value in zip(("frames", "atoms", "edges"), seen, strict=True)},
+            **{f"seen/{name}": value for name, value in seen.items()},
             "seen/quarantined_frames": quarantined,
             "run/device_hours": self._device_seconds_now() / 3600.0,
             "run/remaining_seconds": self._remaining(trainer, now),
@@ -211,8 +250,8 @@ class Monitor(Callback):
         self._errors.reset()
         return values
 
-    def _of_speed(self, seconds: float, seen: list[float], peak: float) -> dict[str, float]:
-        _, atoms, edges = (after - before for after, before in zip(seen, self._seen_before, strict=True))
+    def _of_speed(self, seconds: float, seen: dict[str, float], peak: float) -> dict[str, float]:
+        atoms, edges = (seen[name] - self._seen_before[name] for name in ("atoms", "edges"))
         values = {"speed/atoms_per_second": atoms / seconds, "speed/edges_per_second": edges / seconds}
         if self._cost and peak:
             done = self._cost.per_atom * atoms + self._cost.per_edge * edges
@@ -228,13 +267,17 @@ class Monitor(Callback):
         return self._device_seconds + self._world_size * (time.perf_counter() - self._began)
 
 
-def _of_loss(terms: list[float], extras: dict[str, float]) -> dict[str, float]:
-    values = {"train/loss": sum(terms)}
-    values |= {f"train/loss_{name}": term for name, term in zip(("energy", "forces", "stress"), terms, strict=True)}
+def _zeros(names: Iterable[str], device: torch.device | None = None) -> Counts:
+    return {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
+
+
+def _of_loss(terms: dict[str, float], extras: dict[str, float]) -> dict[str, float]:
+    values = {"train/loss": sum(terms.values())}
+    values |= {f"train/loss_{name}": term for name, term in terms.items()}
     if "rehearsal" in extras:
         values["train/loss_rehearsal"] = extras["rehearsal"]
     if "penalty" in extras:
-        task = sum(terms) + extras.get("rehearsal", 0.0)
+        task = values["train/loss"] + extras.get("rehearsal", 0.0)
         values |= {"train/penalty": extras["penalty"], "train/penalty_ratio": extras["penalty"] / max(task, 1e-300)}
     return values
 

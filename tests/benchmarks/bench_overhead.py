@@ -27,8 +27,9 @@ from foundation.potential import Potential, new_potential
 from foundation.training.checkpoints import Checkpoints, callbacks_of
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
-from foundation.training.loss import LossConfig, label_counts, loss
+from foundation.training.loss import LossConfig, loss
 from foundation.training.module import TrainingModule
+from foundation.training.monitor import step_counts
 from foundation.training.optim import OptimConfig, make_optimizer
 from tests.benchmarks.bench_step import QUICKSTART
 from tests.benchmarks.oxides import FILE, SEVENNET_0
@@ -165,10 +166,10 @@ class Turns:
         self._mark = time.process_time()
 
     def _step(self, batches: list[GraphBatch]) -> None:
-        counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0)
+        (counts,) = step_counts([batches], torch.device("cpu"))
         self._optimizer.zero_grad()
         for batch in batches:
-            loss(LossConfig(), self._bare(batch), batch, counts).backward()
+            loss(LossConfig(), self._bare(batch), batch, counts.labels).backward()
         self._optimizer.step()
 
 

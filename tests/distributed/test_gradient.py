@@ -11,11 +11,17 @@ from data_pipeline.manifest import Manifest, open_manifest
 from data_pipeline.stream import Dataset, Stream
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
-from foundation.training.loss import LossConfig, TermConfig, label_counts, loss
+from foundation.training.loss import LossConfig, TermConfig, loss
+from foundation.training.monitor import step_counts
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 LOSS = LossConfig(forces=TermConfig(weight=20.0, kind="huber", delta=0.1))
 LANES, STEPS = 4, (0, 3)
+
+
+def _added_up(sums: torch.Tensor) -> torch.Tensor:
+    torch.distributed.all_reduce(sums)
+    return sums
 
 
 def gradient(rank: int, world_size: int, root: Path) -> torch.Tensor:
@@ -35,11 +41,9 @@ def gradient(rank: int, world_size: int, root: Path) -> torch.Tensor:
     for step in STEPS:
         (batches,) = stream.from_step(step, step + 1)
         batches = [batch.to(dtype=torch.float64) for batch in batches]
-        counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0)
-        if world_size > 1:
-            torch.distributed.all_reduce(counts)
+        (counts,) = step_counts([batches], torch.device("cpu"), _added_up if world_size > 1 else torch.clone)
         for batch in batches:
-            loss(LOSS, potential(batch), batch, counts).backward()
+            loss(LOSS, potential(batch), batch, counts.labels).backward()
     flat = torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
     if world_size > 1:
         torch.distributed.all_reduce(flat)

@@ -13,8 +13,9 @@ from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, Prediction, new_potential
-from foundation.training.loss import LossConfig, TermConfig, label_counts, loss, loss_terms
+from foundation.training.loss import Counts, LossConfig, TermConfig, label_counts, loss, loss_terms, summed
 from foundation.training.metrics import ErrorSums
+from foundation.training.monitor import step_counts
 
 OFF = TermConfig(weight=0.0)
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
@@ -104,8 +105,9 @@ def test_terms_add_up(example: tuple[GraphBatch, Prediction]) -> None:
     batch, prediction = example
     config = LossConfig(energy=TermConfig(weight=1.0), forces=TermConfig(weight=10.0), stress=TermConfig(weight=100.0))
     terms = loss_terms(config, prediction, batch, label_counts(batch))
-    assert terms.tolist() == pytest.approx([4 / 3, 10 * 10 / 9, 100 * 0.7 / 9], rel=1e-12)
-    assert loss(config, prediction, batch, label_counts(batch)) == terms.sum()
+    expected = {"energy": 4 / 3, "forces": 10 * 10 / 9, "stress": 100 * 0.7 / 9}
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-12)
+    assert loss(config, prediction, batch, label_counts(batch)) == summed(terms)
 
 
 @pytest.mark.parametrize("kind", ["mae", "mse", "l2", "huber", "stratified_huber"])
@@ -116,12 +118,14 @@ def test_a_structure_of_weight_three_counts_like_three_of_them(
     others = TermConfig(weight=1.0, kind="huber" if kind == "stratified_huber" else kind)
     config = LossConfig(energy=others, forces=forces, stress=others)
 
-    def terms(chosen: list[Structure], weights: list[float], counts: torch.Tensor) -> torch.Tensor:
+    def terms(chosen: list[Structure], weights: list[float], counts: Counts) -> torch.Tensor:
         batch = collate(chosen, potential.cutoff, torch.float64)
         batch = replace(batch, weight=torch.tensor(weights, dtype=torch.float64))
-        return loss_terms(config, potential(batch), batch, counts)
+        return torch.stack(tuple(loss_terms(config, potential(batch), batch, counts).values()))
 
-    counts = torch.tensor([10.0, 100.0, 9.0], dtype=torch.float64)
+    counts = {
+        n: torch.tensor(c, dtype=torch.float64) for n, c in (("energy", 10.0), ("forces", 100.0), ("stress", 9.0))
+    }
     weighted = terms(structures[:3], [1.0, 3.0, 0.5], counts)
     single = [terms([structure], [1.0], counts) for structure in structures[:3]]
     torch.testing.assert_close(weighted, single[0] + 3 * single[1] + 0.5 * single[2], rtol=1e-10, atol=0)
@@ -131,7 +135,7 @@ def test_a_weight_does_not_change_what_the_others_count(example: tuple[GraphBatc
     batch, prediction = example
     config = LossConfig(energy=TermConfig(weight=1.0), forces=OFF, stress=OFF)
     heavy = replace(batch, weight=torch.tensor([1.0, 1.0, 10.0], dtype=torch.float64))
-    assert label_counts(heavy).tolist() == label_counts(batch).tolist()
+    assert label_counts(heavy) == label_counts(batch)
     value = loss(config, prediction, heavy, label_counts(heavy)).item()
     assert value == pytest.approx((0.5 + 1.5 + 10 * 2) / 3, rel=1e-12)
 
@@ -165,8 +169,8 @@ def test_the_stratified_huber_error_is_for_forces(name: str) -> None:
 def test_counts_are_energies_atoms_with_forces_and_structures_with_stress(
     example: tuple[GraphBatch, Prediction],
 ) -> None:
-    assert label_counts(example[0]).tolist() == [3.0, 3.0, 1.0]
-    assert label_counts(collate([], 5.0)).tolist() == [0.0, 0.0, 0.0]
+    assert label_counts(example[0]) == {"energy": 3.0, "forces": 3.0, "stress": 1.0}
+    assert label_counts(collate([], 5.0)) == {"energy": 0.0, "forces": 0.0, "stress": 0.0}
 
 
 def test_a_step_without_any_force_or_stress_label_has_an_energy_loss(potential: Potential) -> None:
@@ -207,9 +211,9 @@ def test_the_gradient_does_not_depend_on_the_grouping_into_micro_batches(
     def gradient(groups: list[list[Structure]]) -> torch.Tensor:
         potential.zero_grad()
         batches = [collate(group, potential.cutoff, torch.float64) for group in groups]
-        counts = torch.stack([label_counts(batch) for batch in batches]).sum(dim=0)
+        (counts,) = step_counts([batches], torch.device("cpu"))
         for batch in batches:
-            loss(config, potential(batch), batch, counts).backward()
+            loss(config, potential(batch), batch, counts.labels).backward()
         return torch.cat([p.grad.flatten() for p in potential.parameters() if p.grad is not None])
 
     whole = gradient([structures])

@@ -15,9 +15,10 @@ from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
+from foundation.training.loss import LossConfig, label_counts, loss_terms
 from foundation.training.metrics_file import read_rows
 from foundation.training.module import TrainingModule
-from foundation.training.monitor import Monitor, imbalance
+from foundation.training.monitor import Monitor, imbalance, step_counts
 from foundation.training.optim import OptimConfig
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
@@ -155,8 +156,9 @@ def test_the_errors_of_a_step_that_is_not_taken_are_left_out(emt_manifest: Manif
     prediction = potential(batch)
     spoiled = dataclasses.replace(batch, energy=batch.energy * torch.nan)
     for labels, taken in ((batch, True), (spoiled, False)):
-        monitor.start_step([[labels]], torch.ones(3, dtype=torch.float64))
-        monitor.add(prediction, labels, torch.zeros(3, dtype=torch.float64))
+        parts = [[labels], []]
+        monitor.start_step(parts, step_counts(parts, torch.device("cpu")))
+        monitor.add(prediction, labels, loss_terms(LossConfig(), prediction, labels, label_counts(labels)))
         monitor.end_step(taken=taken)
     assert monitor._errors.compute()["frames"] == 1.0
     assert torch.isfinite(monitor._errors.sums).all()
