@@ -23,6 +23,7 @@ from data_pipeline.stream import Dataset
 from foundation.checkpoint import weights_sha256
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.predictions import predict
+from foundation.evaluation.quantities import ENERGY_SUM, FRAMES
 from foundation.potential import Potential
 from foundation.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 
@@ -193,6 +194,8 @@ def read(path: Path) -> Measurement:
         if version == 1:
             values |= {"terms": list(OLD_TERMS), "element_terms": list(OLD_ELEMENT_ARRAYS)}
         facts = typed(_Facts, values, "")
+        if version > 1 and facts.sets and not {FRAMES.name, ENERGY_SUM.name} <= {*facts.terms}:
+            raise ValueError(f"without the terms {FRAMES.name} and {ENERGY_SUM.name}")
         check_layout(layout, _expected(facts, layout))
         arrays = safetensors.numpy.load_file(path)
         sets = [_set_errors(number, facts, arrays) for number in range(len(facts.sets))]

@@ -120,6 +120,8 @@ class Quantity:
         if value is None or not math.isfinite(value):
             return "–"
         shown = self.unit.factor * value
+        if shown and not 1e-5 <= abs(shown) < 1e7:
+            return f"{shown:.{significant - 1}e}".replace("-", "−")
         digits = self.decimals
         if digits is None:
             leading = math.floor(math.log10(abs(shown))) if shown else 0

@@ -254,3 +254,18 @@ def test_a_measurement_of_other_arrays_is_refused_by_their_name(
     safetensors.numpy.save_file(arrays | {name: array}, path, metadata=header)
     with pytest.raises(CorruptFile, match=rf"before\.safetensors: not a measurement .*{message}"):
         read(path)
+
+
+def test_a_file_without_the_terms_of_energies_is_refused(tmp_path: Path, measured: Measurement) -> None:
+    sets = {
+        name: replace(each, errors=replace(each.errors, sums={"force_sum": each.errors.sums["force_sum"]}))
+        for name, each in measured.sets.items()
+    }
+    save(replace(measured, sets=sets), tmp_path / "before.safetensors")
+    with pytest.raises(CorruptFile, match="without the terms frames and energy_sum"):
+        read(tmp_path / "before.safetensors")
+
+
+def test_a_measurement_of_nothing_comes_back(tmp_path: Path, measured: Measurement) -> None:
+    save(replace(measured, sets={}), tmp_path / "before.safetensors")
+    assert read(tmp_path / "before.safetensors").sets == {}

@@ -60,6 +60,7 @@ def test_numbers_have_as_many_digits_as_say_something() -> None:
         "1,234", "84.0", "1.23", "0.00", "–", "–",
     ]  # fmt: skip
     assert force.text(-0.0123456, 4) == "−12.35"
+    assert [force.text(value) for value in (1e300, -2e-10)] == ["1.00e+303", "−2.00e−07"]
     assert QUANTITIES["softening"].text(0.84219) == "0.842"
     assert QUANTITIES["stress_mae"].text(1 / 160.2176634) == "1.00"
 
