@@ -13,6 +13,7 @@ from torch import Tensor
 import foundation
 from data_pipeline.graph import GraphBatch, collate
 from data_pipeline.sources import AseFiles
+from foundation.evaluation.quantities import GPA, MILLI_EV_PER_ANGSTROM, MILLI_EV_PER_ATOM
 from foundation.nn.computation import Computation
 from foundation.nn.product import Precision
 from foundation.potential import Potential
@@ -65,8 +66,9 @@ def _error_rows(
 ) -> list[Row]:
     """Return the root mean square change over all frames, and of the frame that has the largest."""
     rows = []
-    units = ("energy", 1000.0, "meV/atom"), ("forces", 1000.0, "meV/Å"), ("stress", 160.2176634, "GPa")
-    for place, (what, factor, unit) in enumerate(units):
+    units = {"energy": MILLI_EV_PER_ATOM, "forces": MILLI_EV_PER_ANGSTROM, "stress": GPA}
+    for place, (what, unit) in enumerate(units.items()):
+        factor = unit.factor
         changes = [factor * (a[place] - b[place]).flatten() for a, b in zip(said, exact, strict=True)]
         errors = [factor * (a[place] - b[place]).flatten() for a, b in zip(exact, labels, strict=True)]
         worst = max(range(len(changes)), key=lambda frame: _rms(changes[frame]))
@@ -78,7 +80,7 @@ def _error_rows(
                 Row(
                     measure=f"{what} of SevenNet-0 in {name}, root mean square change over {scope}",
                     value=_rms(change),
-                    unit=unit,
+                    unit=unit.name,
                     peer="SevenNet-0's error (RMS)",
                     peer_value=_rms(error),
                     ratio=_rms(change) / _rms(error),
