@@ -149,7 +149,7 @@ def make_fisher(folder: Path) -> None:
             loss=LossConfig(),
             data=({"name": "x", "split": "train", "fingerprint": "f"},),
             structures=torch.arange(3),
-            weights_sha256=fisher.weights_sha256(model),
+            weights_sha256=checkpoint.weights_sha256(model),
         ),
         folder / "fisher.safetensors",
     )
