@@ -117,8 +117,12 @@ class FinetuneConfig:
     """YAML file of runs that differ from this configuration: do all of them, in folders inside `out`, and compare them.
     It has `runs` (options by name of the run), `grid` (values by option, all combinations), `seeds`, `jobs` (runs at a
     time) and `threads` (of each); `runs: {base: {}, slow: {optim.learning_rate: 1.0e-4}}` is enough."""
+    run: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Name of the only run of the sweep to do; an entry of its `runs` stands for all values and seeds."""
 
     def __post_init__(self) -> None:
+        if self.run is not None and self.sweep is None:
+            raise ValueError("run is the name of a run of a sweep: give the sweep's file as well")
         if self.adapters is not None and self.penalty is not None:
             raise ValueError("adapters freeze the weights that a penalty holds: leave one of the two out")
         if self.adapters is not None and self.freeze:

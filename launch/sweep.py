@@ -10,6 +10,7 @@ logs/NAME.log.
 
 import contextlib
 import copy
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -44,7 +45,7 @@ MAX_NAME, MAX_RUNS = 200, 10_000
 """Longest name of a run [characters], and most runs."""
 NO_CHANGE = "forgetting.before"
 """Option that says where what a run would measure is there already, so that another value makes no other run."""
-SET_BY_SWEEP = ("out", "sweep", "overwrite", "fit.resume")
+SET_BY_SWEEP = ("out", "sweep", "run", "overwrite", "fit.resume")
 TAIL_LINES = 12
 """Lines of the log of a failed run that are shown at the end."""
 POLL_SECONDS = 0.2
@@ -108,7 +109,13 @@ class Run:
 
 
 def sweep(
-    base: Any, file: Path, verb: str, parse: Parse, compare: Callable[[Sequence[Path], Path], object] | None = None
+    base: Any,
+    file: Path,
+    verb: str,
+    parse: Parse,
+    compare: Callable[[Sequence[Path], Path], object] | None = None,
+    *,
+    only: str | None = None,
 ) -> int:
     """Do the runs of a sweep that are not finished yet, and return the exit code: 0 if then all are, else 1.
 
@@ -118,6 +125,7 @@ def sweep(
         verb: Verb that does a run.
         parse: The command line's parser.
         compare: What is called at the end with the folders of all finished runs and the folder of the sweep.
+        only: Name of the run to do, or of an entry of `runs` with all its values and seeds; then nothing is compared.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -129,6 +137,9 @@ def sweep(
     """
     plan = read_sweep(file)
     runs = checked_runs(base, plan, verb, parse)
+    if only is not None:
+        names, compare = chosen(plan, only), None
+        runs = [run for run in runs if run.name in names]
     with _alone(base.out) as lock:
         for run in runs:
             run.config.parent.mkdir(exist_ok=True)
@@ -220,6 +231,19 @@ def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
+def chosen(plan: SweepConfig, name: str) -> set[str]:
+    """Return the names of the runs that one name stands for: one run, or an entry of `runs` with all values and seeds.
+
+    Raises:
+        ValueError: no run is called so.
+    """
+    if name in plan.runs:
+        return set(planned(dataclasses.replace(plan, runs={name: plan.runs[name]})))
+    if name not in planned(plan):
+        raise ValueError(f"no run of the sweep is called {abbreviated(name)}; choose from {', '.join(planned(plan))}")
+    return {name}
+
+
 def _in_a_name(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "none"
@@ -240,7 +264,9 @@ def checked_runs(base: Any, plan: SweepConfig, verb: str, parse: Parse) -> list[
     for name, options in planned(plan).items():
         out = base.out / name
         own = {"out": str(out), RESUME[0].removeprefix("--"): RESUME[1]}
-        record = with_options(resolved(base) | ({"sweep": None} if hasattr(base, "sweep") else {}), options | own)
+        record = with_options(
+            resolved(base) | ({"sweep": None, "run": None} if hasattr(base, "sweep") else {}), options | own
+        )
         run = Run(name=name, out=out, record=_as_read(record, f"run {name}", verb, parse))
         _check_folder(run, verb, parse)
         runs.append(run)

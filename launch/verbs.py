@@ -55,7 +55,7 @@ def _finetune() -> Loaded:
     def run(config: FinetuneConfig) -> object:
         if config.sweep is None:
             return finetune(config)
-        return sweep(config, config.sweep, "finetune", parse, _compare)
+        return sweep(config, config.sweep, "finetune", parse, _compare, only=config.run)
 
     return Loaded(config=FinetuneConfig, run=_resumable(run))
 

@@ -170,6 +170,17 @@ def test_every_benchmark_can_be_started(path: Path) -> None:
     assert dataclasses.is_dataclass(benchmark.Config())
 
 
+PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "model_cards").rglob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_is_named_by_a_page_or_a_test(path: Path) -> None:
+    name = path.relative_to(REPOSITORY).as_posix()
+    texts = [file.read_text() for file in (*PAGES, *(REPOSITORY / "tests").rglob("*.py"))]
+    listed = f"`{path.stem}`"  # in the README's list of recipes
+    assert any(name in text or (path.parent.name == "pretrain" and listed in text) for text in texts)
+
+
 def test_configs_are_frozen_keyword_only_and_without_public_methods() -> None:
     for config_class in (verb.load().config for verb in VERBS.values()):
         parameters = config_class.__dataclass_params__

@@ -22,7 +22,7 @@ from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.preemption import PreemptedError
 from launch.__main__ import main, parse
 from launch.command import check
-from launch.sweep import SweepConfig, planned, read_sweep, sweep, with_options
+from launch.sweep import SweepConfig, chosen, planned, read_sweep, sweep, with_options
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
@@ -248,6 +248,19 @@ def test_runs_grid_and_seeds_are_combined() -> None:
         "freeze": ["embedding", "blocks:2"],
         "fit.seed": 7,
     }
+
+
+def test_a_name_stands_for_one_run_or_for_an_entry_with_all_its_seeds() -> None:
+    plan = SweepConfig(runs={"lora": {}, "lora-rehearsal": {"freeze": ["embedding"]}}, seeds=(0, 1))
+    assert chosen(plan, "lora") == {"lora-seed0", "lora-seed1"}
+    assert chosen(plan, "lora-rehearsal-seed1") == {"lora-rehearsal-seed1"}
+    with pytest.raises(ValueError, match="no run of the sweep is called 'ewc'; choose from lora-seed0, lora-seed1, lo"):
+        chosen(plan, "ewc")
+
+
+def test_a_run_is_named_only_of_a_sweep() -> None:
+    with pytest.raises(ValueError, match="run is the name of a run of a sweep"):
+        parse(["finetune", "--start", "s", "--data", "d", "--out", "o", "--fit.steps", "1", "--run", "a"])
 
 
 def test_a_grid_alone_names_runs_by_its_values() -> None:

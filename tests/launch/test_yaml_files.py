@@ -165,7 +165,9 @@ def test_wrong_values_in_a_file_are_refused_by_their_option(tmp_path: Path, caps
         assert "fit.steps: a value of type int is needed" in said
         assert len(said) < 2000
     for value in ("1:30", "0x10", "on"):
-        assert "cutoff: a value of type float is needed" in told(["pretrain", "--config", write(file), "--model.cutoff", value], capsys)
+        assert "cutoff: a value of type float is needed" in told(
+            ["pretrain", "--config", write(file), "--model.cutoff", value], capsys
+        )
     for value in ("yes", "on", "1", "y"):
         said = told(["pretrain", "--config", write(file), "--overwrite", value], capsys)
         assert "overwrite: a value of type bool is needed" in said
