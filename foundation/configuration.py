@@ -1,8 +1,8 @@
 """A run's configuration as a record: what of it decides what a step does, and what may differ when the run goes on.
 
 Every field of a run's configuration says which it is, where it is declared: `field(metadata=DECIDES)`, COMPARED or
-MAY_CHANGE. A field that is itself a configuration says nothing, its own fields do; one that may be something else in
-its place (none, a path) says it for that.
+MAY_CHANGE. A field that is itself a configuration, or one of several, says nothing, its own fields do; one that may
+be something else in its place (none, a path) says it for that.
 """
 
 import dataclasses
@@ -116,11 +116,13 @@ def _declared(config_class: type, path: list[str]) -> tuple[Mapping[str, str] | 
 
 
 def _fields(config_class: type) -> Iterator[tuple[dataclasses.Field, list[type], bool]]:
-    """Yield each field, the configurations that it may be or hold, and whether it can be nothing else than one."""
+    """Yield each field, the configurations that it may be or hold, and whether it can be nothing else."""
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        inside = list(_configurations(hints[item.name]))
-        yield item, inside, inside == [hints[item.name]]
+        hint = hints[item.name]
+        inside = list(_configurations(hint))
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        yield item, inside, inside == list(members)
 
 
 def _configurations(hint: Any) -> Iterator[type]:

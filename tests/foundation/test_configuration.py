@@ -37,17 +37,25 @@ def test_an_option_without_a_mark_is_found_wherever_it_is() -> None:
         forgotten: int = 1
 
     @dataclass(frozen=True, kw_only=True)
+    class Other:
+        also_forgotten: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
     class Outer:
         inner: Inner = field(default_factory=Inner)
         maybe: Inner | None = field(default=None, metadata=DECIDES)
         unmarked: tuple[Inner, ...] = ()
+        either: Inner | Other = field(default_factory=Inner)
 
     Outer.__annotations__ = {"inner": Inner, "maybe": Inner | None, "unmarked": tuple[Inner, ...]}
+    Outer.__annotations__ |= {"either": Inner | Other}
     assert [name for name, mark in marks(Outer).items() if mark is None] == [
         "inner.forgotten",
         "maybe.forgotten",
         "unmarked",
         "unmarked.forgotten",
+        "either.forgotten",
+        "either.also_forgotten",
     ]
 
 

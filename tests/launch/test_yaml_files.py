@@ -206,7 +206,7 @@ def test_a_file_in_place_of_options_is_refused_if_it_is_no_yaml(
     run = ["pretrain", "--data", "d", "--out", "o", "--fit.steps", "1"]
     assert "foundation: model" in told([*run, "--model", "model"], capsys)
     (tmp_path / "model.yaml").write_text(LAUGHS)
-    assert "model: " in told([*run, "--model", "model.yaml"], capsys)
+    assert "foundation: model" in told([*run, "--model", "model.yaml"], capsys)
 
 
 @pytest.mark.parametrize("name", ["laughs", "deep mapping", "twice", "python", "huge int", "text", "bytes", "empty"])
