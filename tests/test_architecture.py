@@ -14,6 +14,7 @@ from foundation.evaluate import EvaluateConfig
 from foundation.export import ExportConfig
 from foundation.finetune import FinetuneConfig
 from foundation.finetuning.fisher import FisherConfig
+from foundation.models import ARCHITECTURES, EnergyModel
 from foundation.pretrain import PretrainConfig
 from launch.quickstart import QuickstartConfig
 from launch.sweep import SweepConfig
@@ -41,6 +42,7 @@ FLOORS = (
         "foundation.training",
         "foundation.run_folder",
         "foundation.references",
+        "foundation.testing",
     ),
     ("foundation.finetuning", "foundation.evaluation", "foundation.interop", "foundation.card", "foundation.start"),
     (
@@ -140,6 +142,20 @@ def test_every_dependency_has_one_door(path: Path) -> None:
     for module in imports(path):
         doors = DOORS.get(module.split(".")[0])
         assert doors is None or place.startswith(doors or "-"), f"{place} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nobody_but_the_models_and_sevennet_knows_an_architecture(path: Path) -> None:
+    if name_of(path).startswith(("data_pipeline", "foundation.models", "foundation.interop.sevennet")):
+        return
+    concrete = {config.__name__ for config in ARCHITECTURES.values()}
+    networks = [each for each in EnergyModel.__subclasses__() if each.__module__.startswith("foundation.")]
+    concrete |= {network.__name__ for network in networks}
+    modules = {config.__module__ for config in ARCHITECTURES.values()}
+    assert len(concrete) == 2 * len(ARCHITECTURES)
+    names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+    found = {module for module in imports(path) if module in modules or module.rpartition(".")[2] in concrete}
+    assert not (names & concrete) | found
 
 
 @pytest.mark.parametrize("path", ALL_CODE, ids=name_of)
