@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from foundation.models import EquivariantConfig, ModelConfig
+from foundation.models import EquivariantConfig, ModelConfig, SymmetryFunctionsConfig
 
 CUTOFF = 4.0
 EQUIVARIANT: dict[str, Any] = {
@@ -18,6 +18,15 @@ SMALL_NETWORKS: dict[str, ModelConfig] = {
     ),
     "scalars-sqrt-polynomial": EquivariantConfig(
         irreps="8x0e", num_blocks=2, max_degree=1, cutoff_function="polynomial", normalization="sqrt", **EQUIVARIANT
+    ),
+    "symmetry-functions": SymmetryFunctionsConfig(
+        radial_functions=((0.1, 0.0), (1.0, 2.0), (1.0, 3.0)),
+        angular_functions=((0.02, 1.0, 1.0), (0.05, 2.0, -1.0), (0.02, 4.0, 1.0)),
+        cutoff=CUTOFF,
+        hidden_sizes=(8, 6),
+    ),
+    "radial-symmetry-functions-polynomial": SymmetryFunctionsConfig(
+        radial_functions=((0.2, 0.0), (1.0, 2.5)), cutoff=CUTOFF, cutoff_function="polynomial", hidden_sizes=(8,)
     ),
 }
 """They all have the same cutoff."""

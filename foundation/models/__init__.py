@@ -5,6 +5,7 @@ from typing import get_args
 from data_pipeline.quoting import abbreviated
 from foundation.models.energy_model import Architecture, DataFacts, EnergyModel
 from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
+from foundation.models.symmetry_functions import SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 
 __all__ = [
     "ARCHITECTURES",
@@ -14,14 +15,14 @@ __all__ = [
     "EquivariantConfig",
     "EquivariantNetwork",
     "ModelConfig",
+    "SymmetryFunctionsConfig",
+    "SymmetryFunctionsNetwork",
     "architecture_named",
 ]
 
-ModelConfig = EquivariantConfig
+ModelConfig = EquivariantConfig | SymmetryFunctionsConfig
 """The architectures that a YAML can name; told apart by their first field."""
-ARCHITECTURES: dict[str, type[Architecture]] = {
-    config.architecture: config for config in get_args(ModelConfig) or (ModelConfig,)
-}
+ARCHITECTURES: dict[str, type[Architecture]] = {config.architecture: config for config in get_args(ModelConfig)}
 """The same by the name that config.json gives them."""
 
 
