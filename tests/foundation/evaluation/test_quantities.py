@@ -133,7 +133,9 @@ def test_a_new_quantity_is_one_entry(
     cells = [ALUMINIUM_RMSE.title, *shown]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in (run / "report" / "index.html").read_text()
     show.errors(values)
-    assert " ".join(cells) in " ".join(capsys.readouterr().out.replace("│", "").split())
+    printed = " ".join(capsys.readouterr().out.replace("│", "").split())  # the name is wrapped where it is narrow
+    assert "force RMSE of aluminium" in printed
+    assert " ".join(shown) in printed
     card = (export(ExportConfig(run=run, out=tmp_path / "release")) / "README.md").read_text()
     assert f"| {' | '.join(cells)} |" in card
     assert "Aluminium is the metal of the test." in card

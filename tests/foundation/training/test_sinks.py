@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from foundation.training.fit_config import FitConfig
-from foundation.training.sinks import JsonLines, Progress, log_row, make_loggers
+from foundation.training.sinks import JsonLines, Progress, check_loggers, log_row, make_loggers
 
 ROW = {"train/loss": 0.25, "train/force_mae": 0.05, "speed/atoms_per_second": 1234.5, "run/remaining_seconds": 3725.0}
 
@@ -52,11 +52,11 @@ def test_two_runs_of_wandb_have_two_ids(tmp_path: Path) -> None:
     assert len(names) == 2
 
 
-def test_tensorboard_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     with pytest.raises(ValueError, match=r"pip install 'foundation\[tensorboard\]'"):
-        loggers(tmp_path, tensorboard=True)
+        check_loggers(FitConfig(steps=1, tensorboard=True))
 
 
 def test_tensorboard_shows_a_resumed_step_once(tmp_path: Path) -> None:
