@@ -126,6 +126,7 @@ def test_what_it_cannot_compute_is_refused_by_the_option(
     said = capsys.readouterr().err
     assert f"{option.split()[0].removeprefix('--fit.')} {option.split()[1].title()}".lower() in said.lower()
     assert "is not possible: " in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["small", "symmetry-functions"])
