@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data_pipeline.graph import GraphBatch, collate, to_graph
+    from data_pipeline.graphs.batch import GraphBatch, collate, to_graph
     from data_pipeline.manifest import Manifest, open_manifest
     from data_pipeline.plan import Plan, PlannedSet
     from data_pipeline.statistics import Statistics
@@ -32,7 +32,7 @@ __all__ = [
     "to_graph",
 ]
 _HOMES = {
-    **dict.fromkeys(("GraphBatch", "collate", "to_graph"), "graph"),
+    **dict.fromkeys(("GraphBatch", "collate", "to_graph"), "graphs.batch"),
     **dict.fromkeys(("Manifest", "open_manifest"), "manifest"),
     **dict.fromkeys(("Plan", "PlannedSet"), "plan"),
     **dict.fromkeys(("Dataset", "Stream", "sweep"), "stream"),

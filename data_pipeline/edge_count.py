@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
-from data_pipeline.neighbors import Cells, NeighborSearch
+from data_pipeline.graphs.neighbors import Cells, NeighborSearch
 from data_pipeline.structure import MIN_DISTANCE, InvalidStructure, Structure
 
 MAX_DISTANCES = 200_000

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from data_pipeline.neighbors import complete_cell
+from data_pipeline.graphs.neighbors import complete_cell
 from data_pipeline.structure import Structure
 
 MAX_PAIRS = 128

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from data_pipeline.graph import BatchLayout, GraphBatch, Graphs
+from data_pipeline.graphs.batch import BatchLayout, GraphBatch, Graphs
 
 log = logging.getLogger(__name__)
 

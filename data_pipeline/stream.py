@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 
 from data_pipeline.block import Block, CorruptShard
-from data_pipeline.graph import BatchLayout, GraphBatch, Graphs
+from data_pipeline.graphs.batch import BatchLayout, GraphBatch, Graphs
 from data_pipeline.index import SplitIndex
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Oversize, Plan, PlannedSet, sweep_batches

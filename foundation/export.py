@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data_pipeline import lock
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.stream import Frames
 from data_pipeline.structure import SYMBOLS, Structure

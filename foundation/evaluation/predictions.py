@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import sweep
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors

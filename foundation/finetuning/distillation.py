@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.potential import Potential
 
 

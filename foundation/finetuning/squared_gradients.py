@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.stream import BlockCache, Dataset, Frames
 from foundation.finetuning.frame_keys import frame_key
 from foundation.potential import Potential

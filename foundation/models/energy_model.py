@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.nn.computation import Computation
 
 

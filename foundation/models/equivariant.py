@@ -18,7 +18,7 @@ from e3nn import o3
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.configuration import DECIDES
 from foundation.kernels.edges import EdgeIndex

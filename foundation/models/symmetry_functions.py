@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.configuration import DECIDES
 from foundation.models.energy_model import NO_FACTS, Architecture, DataFacts, EnergyModel
 from foundation.models.limits import (

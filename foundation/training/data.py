@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
 from foundation.training.datasets import left_out

@@ -17,7 +17,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.lock import Lost
 from foundation.configuration import DECIDES, MAY_CHANGE
 from foundation.potential import Potential

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.evaluation.frame_errors import LabelledPrediction, totals, totals_of_elements, unique
 from foundation.evaluation.quantities import FORCE_COUNT, FRAMES, QUANTITIES, followed, terms_of, values_of

@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.kernels.convolution import backend_of
 from foundation.potential import Potential
 from foundation.training.checkpoints import BACKEND

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.potential import Potential, Prediction
 from foundation.training.fit_config import FitConfig
 from foundation.training.flops import peak_rate, training_cost

@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 from jaxtyping import Int64
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.stream import Stream
 from foundation.kernels.convolution import backend_in_words
 from foundation.models import ModelConfig

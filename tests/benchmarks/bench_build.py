@@ -16,7 +16,7 @@ import vesin
 from data_pipeline.block import encode_block
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.edge_count import EdgeCounter
-from data_pipeline.graph import neighbor_list
+from data_pipeline.graphs.batch import neighbor_list
 from data_pipeline.manifest import Provenance
 from data_pipeline.sources import AseFiles, Source
 from data_pipeline.structure import Structure

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from foundation.kernels import native
 from foundation.kernels.codegen import operations
 from foundation.kernels.convolution import Convolution

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.structure import SYMBOLS
 from foundation.models import EquivariantConfig
 from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides, potential_for, training_step

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.manifest import Provenance
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.stream import Dataset

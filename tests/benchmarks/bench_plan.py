@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import data_pipeline.plan
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path, save_shard_index, summed
 from data_pipeline.plan import Plan, PlannedSet
 from data_pipeline.sources import AseFiles

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import foundation
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import AseFiles
 from foundation.evaluation.quantities import GPA, MILLI_EV_PER_ANGSTROM, MILLI_EV_PER_ATOM
 from foundation.nn.computation import Computation

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.plan import Plan
 from data_pipeline.sources import AseFiles
 from launch.estimate import Line

@@ -15,7 +15,7 @@ import json, resource, sys, time
 started = time.perf_counter()
 import torch
 torch.set_num_threads(1)
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
 engine, frames = sys.argv[1], int(sys.argv[2])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.sources import EmtAlloys
 from foundation.models import EquivariantConfig
 from foundation.models.equivariant import edge_index

@@ -22,7 +22,7 @@ import vesin
 from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipeline.block import Precision
-from data_pipeline.graph import Graphs, collate, neighbor_list
+from data_pipeline.graphs.batch import Graphs, collate, neighbor_list
 from data_pipeline.index import BlockIndex, index_path
 from data_pipeline.manifest import Manifest, Provenance, Shard, Split, split_index_path
 from data_pipeline.shards import ShardWriter, sha256

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import foundation
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import Structure
 from foundation.nn.computation import Computation

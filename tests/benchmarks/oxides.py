@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.statistics import Statistics
 from data_pipeline.structure import Structure

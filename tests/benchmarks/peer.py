@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 
 
 def sevenn_step(batch: GraphBatch):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.build import BuildConfig, build, split_of
-from data_pipeline.graph import neighbor_list
+from data_pipeline.graphs.batch import neighbor_list
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.shards import sha256
 from data_pipeline.sources import AseFiles, EmtAlloys, Frame, Part

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.edge_count import EdgeCounter, Edges
-from data_pipeline.graph import neighbor_list
+from data_pipeline.graphs.batch import neighbor_list
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.structure import InvalidStructure, Structure
 

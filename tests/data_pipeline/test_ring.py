@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from data_pipeline import ring
-from data_pipeline.graph import TENSORS, Graphs, collate
+from data_pipeline.graphs.batch import TENSORS, Graphs, collate
 from data_pipeline.ring import Job, Tally, deliver
 from data_pipeline.structure import Structure
 

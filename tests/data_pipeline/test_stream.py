@@ -14,7 +14,7 @@ import torch
 
 from data_pipeline.block import Block
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import TENSORS, GraphBatch, collate
+from data_pipeline.graphs.batch import TENSORS, GraphBatch, collate
 from data_pipeline.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.shards import CorruptShard
 from data_pipeline.sources import EmtAlloys

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from data_pipeline.neighbors import complete_cell
+from data_pipeline.graphs.neighbors import complete_cell
 from data_pipeline.structure import Structure
 
 Found = dict[tuple[int, ...], float]

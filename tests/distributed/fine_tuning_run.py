@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.manifest import open_manifest
 from data_pipeline.stream import Dataset
 from data_pipeline.subset import Subset

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import foundation
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation import checkpoint

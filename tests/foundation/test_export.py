@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation import checkpoint

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.statistics import Statistics
 from data_pipeline.stream import Frames

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.statistics import Statistics

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.stream import Dataset, Frames

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.stream import Frames

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from foundation.models import Architecture, EnergyModel
 from foundation.nn.computation import Computation
 from foundation.potential import Potential

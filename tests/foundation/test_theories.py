@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.checkpoint import load, save

@@ -9,7 +9,7 @@ import numpy as np
 from ase.build import bulk
 
 from data_pipeline.edge_count import EdgeCounter
-from data_pipeline.graph import collate, neighbor_list
+from data_pipeline.graphs.batch import collate, neighbor_list
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import InvalidStructure
 from tests.data_pipeline.trying import by_trying, num_shifts

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.structure import Structure
 from foundation.models import DataFacts, EquivariantConfig, ModelConfig
 from foundation.potential import Potential, Prediction

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.evaluation.predictions import Predictions, predict

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.build import BuildConfig, build
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest, Provenance
 from data_pipeline.merge import merge
 from data_pipeline.sources import EmtAlloys

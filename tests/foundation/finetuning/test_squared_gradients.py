@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Dataset, Frames
 from data_pipeline.subset import Subset

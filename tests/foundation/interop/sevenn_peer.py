@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.structure import Structure
 from foundation.potential import Potential, Prediction
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ase.build import bulk
 
-from data_pipeline.graph import to_graph
+from data_pipeline.graphs.batch import to_graph
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.interop.calculator import to_structure

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.pairs import mirror
+from data_pipeline.graphs.pairs import mirror
 from foundation.kernels.edges import EdgeIndex
 from foundation.kernels.paths import Paths
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import EmtAlloys
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.operator import convolution, convolution_backward, convolution_double_backward

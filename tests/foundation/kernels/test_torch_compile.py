@@ -10,7 +10,7 @@ import sys
 PROGRAM = """
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import EmtAlloys
 from foundation.models import EquivariantConfig, EquivariantNetwork
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import Float64
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.structure import Structure
 from foundation.elements import add_elements
 from foundation.models import DataFacts, SymmetryFunctionsConfig, SymmetryFunctionsNetwork

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foundation
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import AseFiles
 from data_pipeline.stream import Frames

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.models import EquivariantConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from foundation.kernels.codegen import operations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.graph import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Frames
 from data_pipeline.structure import Structure

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.graph import collate
+from data_pipeline.graphs.batch import collate
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Dataset, Frames, Stream
 from data_pipeline.structure import SYMBOLS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.graph import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.manifest import Manifest
 from data_pipeline.stream import Dataset, Stream
 from data_pipeline.subset import Subset

@@ -12,7 +12,7 @@ import numpy as np
 import vesin
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from data_pipeline.sparse_search import sparse_pairs
+from data_pipeline.graphs.sparse_search import sparse_pairs
 from data_pipeline.structure import MAX_DENSITY, MIN_DISTANCE, InvalidStructure, Structure
 
 MAX_BINS = 100_000

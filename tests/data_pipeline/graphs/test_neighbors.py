@@ -12,9 +12,9 @@ from ase.build import molecule
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.edge_count import EdgeCounter, Edges
 from data_pipeline.filters import FilterConfig
-from data_pipeline.graph import collate, neighbor_list
+from data_pipeline.graphs.batch import collate, neighbor_list
+from data_pipeline.graphs.neighbors import NeighborSearch
 from data_pipeline.manifest import Provenance
-from data_pipeline.neighbors import NeighborSearch
 from data_pipeline.sources import AseFiles, DeepmdNpy
 from data_pipeline.stream import Dataset
 from data_pipeline.structure import InvalidStructure, Structure

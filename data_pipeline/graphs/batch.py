@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
-from data_pipeline.neighbors import NeighborSearch, Pairs
-from data_pipeline.pairs import mirror
+from data_pipeline.graphs.neighbors import NeighborSearch, Pairs
+from data_pipeline.graphs.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
 
 ALIGNMENT = 64

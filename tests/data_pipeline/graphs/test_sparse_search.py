@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.graph import neighbor_list
-from data_pipeline.neighbors import NeighborSearch, complete_cell
-from data_pipeline.sparse_search import shortest_lattice, sparse_pairs
+from data_pipeline.graphs.batch import neighbor_list
+from data_pipeline.graphs.neighbors import NeighborSearch, complete_cell
+from data_pipeline.graphs.sparse_search import shortest_lattice, sparse_pairs
 from data_pipeline.structure import InvalidStructure, Structure
 from tests.data_pipeline.trying import Found, by_trying, halved
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.graph import TENSORS, GraphBatch, collate, neighbor_list, to_graph
+from data_pipeline.graphs.batch import TENSORS, GraphBatch, collate, neighbor_list, to_graph
 from data_pipeline.structure import InvalidStructure, Structure
 
 

@@ -1,0 +1,1 @@
+"""Graphs: structures with their neighbour lists, as one packed batch."""
