@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipeline.graphs.batch import GraphBatch, collate, to_graph
-    from data_pipeline.manifest import Manifest, open_manifest
-    from data_pipeline.plan import Plan, PlannedSet
-    from data_pipeline.statistics import Statistics
-    from data_pipeline.stream import Dataset, Stream, sweep
+    from data_pipeline.loading.plan import Plan, PlannedSet
+    from data_pipeline.loading.stream import Dataset, Stream, sweep
+    from data_pipeline.loading.subset import Subset
+    from data_pipeline.statistics.sums import Statistics
+    from data_pipeline.store.manifest import Manifest, open_manifest
     from data_pipeline.structure import InvalidStructure, Structure
-    from data_pipeline.subset import Subset
 
 __all__ = [
     "Dataset",
@@ -33,12 +33,12 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("GraphBatch", "collate", "to_graph"), "graphs.batch"),
-    **dict.fromkeys(("Manifest", "open_manifest"), "manifest"),
-    **dict.fromkeys(("Plan", "PlannedSet"), "plan"),
-    **dict.fromkeys(("Dataset", "Stream", "sweep"), "stream"),
+    **dict.fromkeys(("Manifest", "open_manifest"), "store.manifest"),
+    **dict.fromkeys(("Plan", "PlannedSet"), "loading.plan"),
+    **dict.fromkeys(("Dataset", "Stream", "sweep"), "loading.stream"),
     **dict.fromkeys(("InvalidStructure", "Structure"), "structure"),
-    "Statistics": "statistics",
-    "Subset": "subset",
+    "Statistics": "statistics.sums",
+    "Subset": "loading.subset",
 }
 """Module of each name, imported when the name is first used: torch takes a second, which `--help` does not wait for."""
 

@@ -9,9 +9,9 @@ from operator import add
 
 import numpy as np
 
-from data_pipeline.histograms import BINS, magnitudes
-from data_pipeline.manifest import Manifest, Split
-from data_pipeline.statistics import Statistics
+from data_pipeline.statistics.histograms import BINS, magnitudes
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest, Split
 from data_pipeline.structure import SYMBOLS
 
 PERIODIC_TABLE = """

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 
-from data_pipeline import lock
 from data_pipeline.quoting import abbreviated
-from data_pipeline.shards import sha256
+from data_pipeline.store import lock
+from data_pipeline.store.shards import sha256
 from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
 from foundation.potential import Potential, check_weights

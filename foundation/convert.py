@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline import lock
-from data_pipeline.shards import sha256
+from data_pipeline.store import lock
+from data_pipeline.store.shards import sha256
 from foundation import checkpoint
 from foundation.interop.published import NOT_STATED, PUBLISHED, find_published, published_of
 from foundation.interop.sevennet import from_sevennet, read_checkpoint, to_sevennet

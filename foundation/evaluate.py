@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store.manifest import open_manifest
 from foundation.checkpoint import find, load, read_config
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.report import write_report

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline import lock
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.manifest import Manifest, Provenance, open_manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store import lock
+from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, check_facts, render_card

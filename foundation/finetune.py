@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
 from foundation import checkpoint, run_folder
 from foundation.card import CardFacts
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import TENSORS, GraphBatch
-from data_pipeline.statistics import Statistics
+from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories

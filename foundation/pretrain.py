@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
 from foundation import run_folder
 from foundation.card import CardFacts
 from foundation.checkpoint import save

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import lock
+from data_pipeline.store import lock
 from foundation.configuration import resolved
 from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes, write_whole
 from foundation.training.metrics_file import MAX_STEP

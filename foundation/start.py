@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
 from foundation.elements import add_elements, nearest_element

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from data_pipeline.json_record import parse_json
 from data_pipeline.quoting import abbreviated, one_line
+from data_pipeline.store.json_record import parse_json
 
 MAX_JSON = 4 * 2**20
 """Largest JSON [bytes]; a release's own takes kilobytes, golden predictions of 5,000 atoms a megabyte."""

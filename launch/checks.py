@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipeline.index import SplitIndex
-from data_pipeline.lock import InUse
-from data_pipeline.manifest import Split
-from data_pipeline.plan import Plan
-from data_pipeline.stream import Dataset, Stream
+from data_pipeline.loading.plan import Plan
+from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.store.index import SplitIndex
+from data_pipeline.store.lock import InUse
+from data_pipeline.store.manifest import Split
 from foundation.checkpoint import find
 from foundation.pretrain import PretrainConfig
 from foundation.run_folder import refuse_in_use

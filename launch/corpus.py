@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline import lock
-from data_pipeline.build import LAUNCHERS
-from data_pipeline.corpora import CORPORA, corpus_build, fetch, find_corpus
+from data_pipeline.building.build import LAUNCHERS
+from data_pipeline.corpora.catalogue import CORPORA, corpus_build, fetch, find_corpus
+from data_pipeline.store import lock
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -17,11 +17,11 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Provenance
-from data_pipeline.plan import HEADROOM
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.plan import HEADROOM
+from data_pipeline.loading.stream import Dataset, Stream
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Dataset, Stream
+from data_pipeline.store.manifest import Provenance
 from foundation.pretrain import PretrainConfig
 from foundation.training.datasets import open_datasets, refuse_idle_terms, refuse_unlabelled
 from foundation.training.fit_config import FitConfig

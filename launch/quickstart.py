@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 import foundation
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, open_manifest
-from data_pipeline.stream import Frames
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import Structure
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, all_statistics, facts, ordered_splits, trained_on
-from data_pipeline.manifest import Manifest, open_manifest
+from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder

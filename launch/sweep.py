@@ -28,8 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_pipeline.lock import holder_of, say_who
 from data_pipeline.quoting import abbreviated
+from data_pipeline.store.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
 from foundation.run_folder import occupied, read_record
 from foundation.training.preemption import PreemptedError, requeue

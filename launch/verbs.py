@@ -15,7 +15,7 @@ from launch.parser import Loaded, Verb
 
 
 def _build() -> Loaded:
-    from data_pipeline.build import BuildConfig, build, is_first_rank
+    from data_pipeline.building.build import BuildConfig, build, is_first_rank
     from launch import show
     from launch.corpus import HELP, expand_corpus
 
@@ -28,7 +28,7 @@ def _build() -> Loaded:
 
 
 def _merge() -> Loaded:
-    from data_pipeline.merge import MergeConfig, merge
+    from data_pipeline.store.merge import MergeConfig, merge
     from launch import show
 
     return Loaded(

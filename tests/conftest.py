@@ -11,9 +11,9 @@ import hypothesis
 import pytest
 import torch
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import EmtAlloys
+from data_pipeline.store.manifest import Manifest, Provenance
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # neither the user's caches nor the user's settings take part; kernels that are compiled here are kept from run to run

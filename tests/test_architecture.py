@@ -9,7 +9,7 @@ import jsonargparse
 import pytest
 import yaml
 
-from data_pipeline.build import BuildConfig
+from data_pipeline.building.build import BuildConfig
 from foundation.evaluate import EvaluateConfig
 from foundation.export import ExportConfig
 from foundation.finetune import FinetuneConfig
@@ -57,18 +57,18 @@ FLOORS = (
 """Inside foundation: a module imports from its own floor or those before it."""
 DOORS = {
     "lightning": ("foundation/training/",),
-    "webdataset": ("data_pipeline/shards.py",),
+    "webdataset": ("data_pipeline/store/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/parser.py",),
     "yaml": ("launch/yaml_files.py",),
     "deepspeed": ("foundation/training/strategy.py",),
-    "aiohttp": ("data_pipeline/remote.py",),
-    "fsspec": ("data_pipeline/remote.py",),
-    "mpi4py": ("data_pipeline/build.py",),
+    "aiohttp": ("data_pipeline/store/remote.py",),
+    "fsspec": ("data_pipeline/store/remote.py",),
+    "mpi4py": ("data_pipeline/building/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),
     "lmdb": ("data_pipeline/sources/",),
     "h5py": ("data_pipeline/sources/mace_hdf5.py",),
-    "requests": ("data_pipeline/download.py",),
+    "requests": ("data_pipeline/corpora/download.py",),
     "sevenn": (),
     "wandb": (),
 }

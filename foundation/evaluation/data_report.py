@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from data_pipeline.histograms import BINS, Bins
 from data_pipeline.inspection import FACTOR, FORCE_FACTOR, MIN_PAIRS, facts, ordered_splits
-from data_pipeline.manifest import Manifest
+from data_pipeline.statistics.histograms import BINS, Bins
+from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.escape import figure_text
 from foundation.evaluation.page import render_page
 from foundation.evaluation.periodic_table import draw_periodic_table

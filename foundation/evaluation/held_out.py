@@ -18,8 +18,8 @@ import safetensors.numpy
 import torch
 from jaxtyping import UInt8
 
-from data_pipeline.json_record import parse_json
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store.json_record import parse_json
 from foundation.checkpoint import weights_sha256
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.predictions import predict

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import sweep
+from data_pipeline.loading.stream import sweep
+from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
 from foundation.potential import Potential

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from data_pipeline import lock
-from data_pipeline.json_record import parse_json
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store import lock
+from data_pipeline.store.json_record import parse_json
+from data_pipeline.store.manifest import open_manifest
 from foundation import checkpoint
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store.manifest import open_manifest
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.held_out import ROLES, HeldOut, Role
 from foundation.potential import Potential

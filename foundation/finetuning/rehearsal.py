@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.subset import Subset
+from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
-from data_pipeline.subset import Subset
 from foundation.configuration import COMPARED, DECIDES
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.frame_keys import frame_key

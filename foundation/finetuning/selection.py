@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from data_pipeline.stream import Dataset, sweep
+from data_pipeline.loading.stream import Dataset, sweep
+from data_pipeline.loading.subset import Subset
 from data_pipeline.structure import MAX_ATOMIC_NUMBER
-from data_pipeline.subset import Subset
 from foundation.potential import Potential
 
 EDGE_BUDGET = 20000

@@ -20,7 +20,7 @@ from e3nn import o3
 from torch import Tensor
 
 from data_pipeline.quoting import abbreviated, one_line
-from data_pipeline.shards import sha256
+from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
 from foundation.checkpoint import CorruptCheckpoint
 from foundation.interop.published import published_of

@@ -20,9 +20,9 @@ import torch.distributed
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from data_pipeline import lock
 from data_pipeline.quoting import one_line
-from data_pipeline.shards import sha256
+from data_pipeline.store import lock
+from data_pipeline.store.shards import sha256
 from foundation.configuration import deciding_changes
 from foundation.training.strategy import ZeroStrategy
 

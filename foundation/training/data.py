@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.stream import Dataset, Stream, Sweep, differences, sweep
+from data_pipeline.loading.stream import Dataset, Stream, Sweep, differences, sweep
 from foundation.potential import Potential
 from foundation.training.datasets import left_out
 from foundation.training.fit_config import FitConfig

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest, open_manifest
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.configuration import COMPARED
 from foundation.training.loss import TERMS, LossConfig

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
 from foundation.kernels.convolution import backend_in_words, backend_of
 from foundation.nn.computation import Computation
 from foundation.nn.product import precision_in_words

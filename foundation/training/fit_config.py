@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.plan import Oversize
-from data_pipeline.stream import Corrupt
+from data_pipeline.loading.plan import Oversize
+from data_pipeline.loading.stream import Corrupt
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, check_numbers
 from foundation.kernels.convolution import Backend
 from foundation.nn.computation import Computation

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.lock import Lost
+from data_pipeline.store.lock import Lost
 from foundation.configuration import DECIDES, MAY_CHANGE
 from foundation.potential import Potential
 from foundation.training.checkpoints import Checkpoints, NothingToSave, callbacks_of, newest_checkpoint

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.stream import Dataset, Steps, Stream
+from data_pipeline.loading.stream import Dataset, Steps, Stream
 from foundation.training.loss import LossConfig, Penalty
 
 Mode = Literal["joint", "alternate", "reference"]

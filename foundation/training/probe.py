@@ -26,7 +26,7 @@ import torch.distributed
 from jaxtyping import Int64
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.stream import Stream
+from data_pipeline.loading.stream import Stream
 from foundation.kernels.convolution import backend_in_words
 from foundation.models import ModelConfig
 from foundation.potential import new_potential

@@ -13,12 +13,12 @@ import ase.io
 import numpy as np
 import vesin
 
-from data_pipeline.block import encode_block
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.edge_count import EdgeCounter
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.edge_count import EdgeCounter
 from data_pipeline.graphs.batch import neighbor_list
-from data_pipeline.manifest import Provenance
 from data_pipeline.sources import AseFiles, Source
+from data_pipeline.store.block import encode_block
+from data_pipeline.store.manifest import Provenance
 from data_pipeline.structure import Structure
 from tests.benchmarks.rows import Row, interleaved, write
 

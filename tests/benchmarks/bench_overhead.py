@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.manifest import Provenance
+from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles, EmtAlloys
-from data_pipeline.stream import Dataset
+from data_pipeline.store.manifest import Provenance
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.checkpoints import Checkpoints, callbacks_of

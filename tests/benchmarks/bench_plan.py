@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-import data_pipeline.plan
+import data_pipeline.loading.plan
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path, save_shard_index, summed
-from data_pipeline.plan import Plan, PlannedSet
+from data_pipeline.loading.plan import Plan, PlannedSet
 from data_pipeline.sources import AseFiles
+from data_pipeline.store.index import BlockIndex, SplitIndex, StoredCounts, index_path, save_shard_index, summed
 from tests.benchmarks.rows import Row, write
 
 COMMAND = "make bench BENCH=plan"
@@ -205,9 +205,9 @@ def global_batches(frames: np.ndarray, costs: np.ndarray, lanes: int, count: int
 def order(edges: np.ndarray, structures: int) -> list[Row]:
     """Return how well a pass of trajectories is shuffled, by the frames of a window and of a unit."""
     rows, lanes = [], 8
-    default = data_pipeline.plan.WINDOW_FRAMES
+    default = data_pipeline.loading.plan.WINDOW_FRAMES
     for window, block_frames in ((1024, 256), (4096, 64), (4096, 256), (4096, 1024), (16384, 256), (16384, 1024)):
-        data_pipeline.plan.WINDOW_FRAMES = window
+        data_pipeline.loading.plan.WINDOW_FRAMES = window
         sets = one_set(np.ones_like(edges), edges, block_frames)
         plan = Plan(sets, lanes=lanes, edge_budget=int(structures * edges.mean()), oversize="alone")
         steps = first_pass(plan)
@@ -218,7 +218,7 @@ def order(edges: np.ndarray, structures: int) -> list[Row]:
             row(f"position in corpus and pass, |r|; {where}", correlation(steps), "r", 0.02 if chosen else None)
         )
         rows.append(row(f"structures beside a sibling; {where}", siblings(steps), "share"))
-    data_pipeline.plan.WINDOW_FRAMES = default
+    data_pipeline.loading.plan.WINDOW_FRAMES = default
     return rows
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.plan import Plan
+from data_pipeline.loading.plan import Plan
 from data_pipeline.sources import AseFiles
 from launch.estimate import Line
 from tests.benchmarks import bench_plan, bench_scaling

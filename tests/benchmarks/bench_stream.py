@@ -21,14 +21,14 @@ import torch
 import vesin
 from torch.utils.data import DataLoader, IterableDataset
 
-from data_pipeline.block import Precision
 from data_pipeline.graphs.batch import Graphs, collate, neighbor_list
-from data_pipeline.index import BlockIndex, index_path
-from data_pipeline.manifest import Manifest, Provenance, Shard, Split, split_index_path
-from data_pipeline.shards import ShardWriter, sha256
+from data_pipeline.loading.stream import Dataset, Frames, Mixture, Stream
 from data_pipeline.sources import AseFiles
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Dataset, Frames, Mixture, Stream
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.block import Precision
+from data_pipeline.store.index import BlockIndex, index_path
+from data_pipeline.store.manifest import Manifest, Provenance, Shard, Split, split_index_path
+from data_pipeline.store.shards import ShardWriter, sha256
 from data_pipeline.structure import Structure
 from tests.benchmarks.rows import Row, interleaved, write
 

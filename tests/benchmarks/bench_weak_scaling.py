@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Dataset, Stream
 from data_pipeline.sources import AseFiles
-from data_pipeline.stream import Dataset, Stream
+from data_pipeline.store.manifest import Manifest, Provenance
 from launch.checks import sample
 from tests.benchmarks.rows import Row, write
 

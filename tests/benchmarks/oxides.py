@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import AseFiles
-from data_pipeline.statistics import Statistics
+from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from launch.__main__ import main
 from tests.cluster.slurm import Slurm, wait_until, why_not

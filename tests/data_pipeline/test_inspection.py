@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.filters import FilterConfig
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.filters import FilterConfig
 from data_pipeline.inspection import PERIODIC_TABLE, facts
-from data_pipeline.manifest import Manifest, Provenance, Split
 from data_pipeline.sources import AseFiles
-from data_pipeline.statistics import Statistics
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest, Provenance, Split
 from data_pipeline.structure import SYMBOLS, Structure
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.distributed
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
-from data_pipeline.subset import Subset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.subset import Subset
+from data_pipeline.store.manifest import open_manifest
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.penalties import L2Penalty
 from foundation.models import EquivariantConfig

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-from data_pipeline.manifest import open_manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store.manifest import open_manifest
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
 from foundation.training.fit import fit, seed_everything

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from tests.distributed.fine_tuning_run import beginning, run
 
 FROZEN = ("network.embedding", "network.radial_basis", "network.blocks.0")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.finetuning import fisher
 from foundation.models import EquivariantConfig

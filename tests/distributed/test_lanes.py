@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.index import BlockIndex, SplitIndex, StoredCounts, index_path, save_shard_index, summed
-from data_pipeline.plan import Plan, PlannedSet
+from data_pipeline.loading.plan import Plan, PlannedSet
+from data_pipeline.store.index import BlockIndex, SplitIndex, StoredCounts, index_path, save_shard_index, summed
 
 LANES, STEPS = 8, (0, 1, 7, 40, 41, 200)
 REPEATS = {"target": 2.5, "source": 1.0}
@@ -71,7 +71,7 @@ def taken_by(world_size: int, folder: Path) -> Taken:
     """What all ranks take, every rank a process of its own."""
     # a server that has imported the code already: sixteen processes would otherwise each import torch
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.plan"])
+    context.set_forkserver_preload(["data_pipeline.loading.plan"])
     ranks = [context.Process(target=work, args=(folder, rank, world_size)) for rank in range(world_size)]
     for rank in ranks:
         rank.start()

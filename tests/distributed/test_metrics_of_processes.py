@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.training.metrics_file import read_rows
 from tests.distributed.test_processes import pretrain
 

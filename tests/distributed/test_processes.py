@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 
 ARGUMENTS = """

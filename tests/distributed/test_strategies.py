@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from tests.distributed.step_gradient import gradients
 
 STRATEGIES = ("ddp", "zero-1", "zero-2")

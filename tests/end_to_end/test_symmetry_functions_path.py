@@ -8,8 +8,8 @@ import torch
 
 import foundation
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig, SymmetryFunctionsConfig
 from foundation.potential import new_potential
 from foundation.testing import check_laws

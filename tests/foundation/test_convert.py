@@ -8,8 +8,8 @@ import torch
 
 import foundation
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.convert import ConvertConfig, convert
 from foundation.interop.published import NOT_STATED, find_published

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load, read_config, save
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.predictions import predict

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation import checkpoint
 from foundation.card import CardFacts, MissingFact

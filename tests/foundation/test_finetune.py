@@ -12,9 +12,9 @@ import torch
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import AseFiles, EmtAlloys
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
 from foundation.finetune import AdapterConfig, FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher

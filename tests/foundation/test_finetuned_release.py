@@ -14,10 +14,10 @@ import torch
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
-from data_pipeline.stream import Frames
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
 from foundation.card import CardFacts
 from foundation.evaluation.quantities import QUANTITIES

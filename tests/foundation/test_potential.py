@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential, UnknownElement, new_potential, reference_energies

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.loading.stream import Dataset, Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
-from data_pipeline.statistics import Statistics
-from data_pipeline.stream import Dataset, Frames
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.interop.published import find_published
 from foundation.interop.sevennet import from_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.loading.stream import Dataset, Frames
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Dataset, Frames
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential, UnknownElement
 from foundation.references import fit_shifts, refit_references

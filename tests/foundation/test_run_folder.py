@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import lock
-from data_pipeline.lock import InUse
-from data_pipeline.manifest import Manifest
+from data_pipeline.store import lock
+from data_pipeline.store.lock import InUse
+from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig

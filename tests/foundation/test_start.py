@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.loading.stream import Frames
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Frames
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.checkpoint import load, read_config
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export

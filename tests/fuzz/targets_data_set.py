@@ -8,14 +8,14 @@ from typing import Any
 
 import fsspec
 
-from data_pipeline import build as build_module
-from data_pipeline.block import CorruptShard
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.json_record import InvalidRecord
-from data_pipeline.manifest import Manifest, Provenance, open_manifest
-from data_pipeline.shards import index_path, sha256
+from data_pipeline.building import build as build_module
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Frames
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Frames
+from data_pipeline.store.block import CorruptShard
+from data_pipeline.store.json_record import InvalidRecord
+from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.store.shards import index_path, sha256
 from data_pipeline.structure import InvalidStructure
 from tests.fuzz.harness import Mutation, Target
 from tests.fuzz.mutations import damaged_bytes, damaged_files, damaged_json, damaged_safetensors, damaged_text

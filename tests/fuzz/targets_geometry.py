@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase.build import bulk
 
-from data_pipeline.edge_count import EdgeCounter
+from data_pipeline.building.edge_count import EdgeCounter
 from data_pipeline.graphs.batch import collate, neighbor_list
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import InvalidStructure

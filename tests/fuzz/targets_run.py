@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.shards import sha256
+from data_pipeline.store.shards import sha256
 from foundation.configuration import resolved
 from foundation.evaluation.run_report import facts_of, read_run, remarks, summary_table
 from foundation.models import EquivariantConfig

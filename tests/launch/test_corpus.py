@@ -11,9 +11,9 @@ from pathlib import Path
 import ase.io
 import pytest
 
-from data_pipeline import corpora
-from data_pipeline.manifest import open_manifest
+from data_pipeline.corpora import catalogue as corpora
 from data_pipeline.sources import MptrjJson
+from data_pipeline.store.manifest import open_manifest
 from launch.__main__ import main, parse
 from launch.corpus import expand_corpus
 

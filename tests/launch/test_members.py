@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import BuildConfig
+from data_pipeline.building.build import BuildConfig
 from data_pipeline.sources import AseFiles, AseLmdb, EmtAlloys
 from foundation.pretrain import PretrainConfig
 from launch.__main__ import main, parse

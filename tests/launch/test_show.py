@@ -6,7 +6,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import open_manifest
+from data_pipeline.store.manifest import open_manifest
 from launch import show
 from launch.__main__ import main
 from launch.show import sparkline

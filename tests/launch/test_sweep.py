@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.preemption import PreemptedError

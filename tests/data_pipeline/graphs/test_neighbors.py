@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.edge_count import EdgeCounter, Edges
-from data_pipeline.filters import FilterConfig
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.edge_count import EdgeCounter, Edges
+from data_pipeline.building.filters import FilterConfig
 from data_pipeline.graphs.batch import collate, neighbor_list
 from data_pipeline.graphs.neighbors import NeighborSearch
-from data_pipeline.manifest import Provenance
+from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles, DeepmdNpy
-from data_pipeline.stream import Dataset
+from data_pipeline.store.manifest import Provenance
 from data_pipeline.structure import InvalidStructure, Structure
 
 

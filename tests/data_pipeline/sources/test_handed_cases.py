@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.filters import FilterConfig
-from data_pipeline.manifest import Provenance
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.filters import FilterConfig
 from data_pipeline.sources import (
     AlexandriaJson,
     AseFiles,
@@ -20,6 +19,7 @@ from data_pipeline.sources import (
     MptrjJson,
     Source,
 )
+from data_pipeline.store.manifest import Provenance
 from data_pipeline.structure import InvalidStructure, Structure
 
 SOURCES: dict[str, Callable[[str], Source]] = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.inspection import facts
-from data_pipeline.manifest import Manifest, Provenance, Split
-from data_pipeline.statistics import Statistics
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.manifest import Manifest, Provenance, Split
 from data_pipeline.structure import Structure
 from foundation.evaluation.data_report import write_data_report
 

@@ -11,8 +11,8 @@ import safetensors.numpy
 import torch
 from safetensors import safe_open
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Dataset
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.comparison import bootstrap
 from foundation.evaluation.held_out import (
     SCHEMA_VERSION,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.predictions import Predictions, predict
 from foundation.evaluation.quantities import summary
 from foundation.evaluation.report import errors_by_element, worst_frames

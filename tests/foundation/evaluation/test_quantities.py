@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.card import CardFacts
 from foundation.evaluate import EvaluateConfig, evaluate

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation.finetuning.adapters import add_adapters
 from foundation.finetuning.distillation import Teacher

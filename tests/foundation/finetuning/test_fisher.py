@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Dataset, Frames
+from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.finetuning.fisher import (
     CorruptFisher,

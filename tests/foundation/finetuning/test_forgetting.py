@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
 from foundation.models import EquivariantConfig

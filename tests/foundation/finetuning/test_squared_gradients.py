@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Dataset, Frames
-from data_pipeline.subset import Subset
+from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.subset import Subset
+from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.squared_gradients import SquaredGradients, squared_gradients

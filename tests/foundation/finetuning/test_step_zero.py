@@ -6,10 +6,10 @@ import pytest
 import torch
 from ase.build import bulk
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles
-from data_pipeline.stream import Dataset
+from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.elements import add_elements
 from foundation.finetuning.step_zero import CHECKED_FRAMES, NotTheStart, check_step_zero, first_batches
 from foundation.models import EquivariantConfig, EquivariantNetwork

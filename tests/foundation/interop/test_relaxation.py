@@ -7,8 +7,8 @@ import torch
 from ase.build import bulk
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.interop.calculator import to_structure
 from foundation.interop.relaxation import relax
 from foundation.models import EquivariantConfig

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import foundation
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
+from data_pipeline.loading.stream import Frames
 from data_pipeline.sources import AseFiles
-from data_pipeline.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential

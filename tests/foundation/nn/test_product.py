@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.nn.product import Product, precision_in_words

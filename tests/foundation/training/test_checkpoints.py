@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.shards import sha256
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.shards import sha256
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.checkpoints import newest_checkpoint

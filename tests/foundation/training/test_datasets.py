@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import foundation
-from data_pipeline.block import CorruptShard
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Frames, Stream, differences
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.sources.source import Part
-from data_pipeline.stream import Frames, Stream, differences
+from data_pipeline.store.block import CorruptShard
+from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import Structure
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export

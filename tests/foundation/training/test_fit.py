@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain

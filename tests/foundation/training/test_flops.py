@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.kernels.codegen import operations
 from foundation.kernels.paths import Paths
 from foundation.models import EquivariantConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain

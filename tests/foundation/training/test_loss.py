@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, Prediction, new_potential

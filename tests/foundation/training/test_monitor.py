@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Dataset, Frames, Stream
+from data_pipeline.loading.stream import Dataset, Frames, Stream
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential

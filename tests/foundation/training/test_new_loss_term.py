@@ -9,8 +9,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.configuration import DECIDES
 from foundation.models import EquivariantConfig
 from foundation.potential import Prediction, new_potential

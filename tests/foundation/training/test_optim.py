@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Frames
+from data_pipeline.loading.stream import Frames
+from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.nn.computation import Computation

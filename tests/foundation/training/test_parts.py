@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import Dataset, Stream
-from data_pipeline.subset import Subset
+from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.subset import Subset
+from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.penalties import L2Penalty
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential

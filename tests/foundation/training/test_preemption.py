@@ -10,7 +10,7 @@ import lightning
 import pytest
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.store.manifest import Manifest
 from foundation.pretrain import pretrain
 from foundation.training.checkpoints import Checkpoints
 from foundation.training.module import TrainingModule

@@ -10,10 +10,10 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles
-from data_pipeline.stream import Dataset
+from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from foundation.checkpoint import save
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.finetuning.fisher import FisherConfig, compute_fisher

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.build import BuildConfig, build
-from data_pipeline.manifest import Manifest, Provenance
+from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import EmtAlloys
-from data_pipeline.stream import Dataset, Frames
+from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.structure import SYMBOLS
-from data_pipeline.subset import Subset
 from foundation.finetuning.selection import with_elements
 from foundation.models import EquivariantConfig
 from foundation.models.equivariant import EquivariantNetwork

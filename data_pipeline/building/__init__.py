@@ -1,0 +1,1 @@
+"""Building: a source of labelled frames becomes shards and a manifest."""

@@ -1,0 +1,424 @@
+"""Build: a source becomes shards and a manifest, by any number of processes, with the same bytes whoever does what.
+
+Three steps: every part of the source is read and measured (staging.py), what is kept is decided over all frames
+(filters.py), the shards are written (assembly.py). Finished parts and shards are kept in `<out>.partial`, so that a
+build that was killed goes on; nothing appears under the target's name until everything is written. The price is that
+the frames are written twice, and take twice their space until the end; reading costs more in every format.
+
+`mpirun -n N foundation build ...` deals parts and shards to N ranks that share the folder; each has its `workers`.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+
+from data_pipeline.building.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
+from data_pipeline.building.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
+from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
+from data_pipeline.building.splits import SplitBy, Splits, split_name
+from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, stage_part
+from data_pipeline.building.workers import Task, dealt, work
+from data_pipeline.sources import Part, SourceConfig
+from data_pipeline.sources.ranks import each_rank_for_itself
+from data_pipeline.store import lock
+from data_pipeline.store.block import Precision
+from data_pipeline.store.json_record import Record, parse_json
+from data_pipeline.store.manifest import SCHEMA_VERSION, Manifest, Provenance
+from data_pipeline.structure import InvalidStructure
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+"""Environment variables that the process managers of MPI give their ranks (MPICH and SLURM, PMIx, Open MPI)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How to build a data set from a source."""
+
+    source: SourceConfig
+    """Where the frames come from."""
+    provenance: Provenance
+    """What a model trained on the data must be able to say about it."""
+    out: Path
+    """Folder to write."""
+    cutoffs: tuple[float, ...] = (5.0,)
+    """Cutoffs of the models to train [Å]: edges are counted at these, for planning and for the mean of neighbours."""
+    val_fraction: float = 0.1
+    """Fraction of the groups, or of the frames, for validation."""
+    test_fraction: float = 0.1
+    """Fraction of the groups, or of the frames, for the final evaluation; 1, and val_fraction 0, to train on none."""
+    split_by: SplitBy = "group"
+    """What is dealt to the splits. group: whole groups, at random. order: the first frames of the source are train,
+    the next val, the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within
+    each group, so that every split has a part of it. With fewer than five groups, group deals blocks, with a warning,
+    and the manifest records blocks; groups that the source's group_key names stay whole, with a warning."""
+    split_seed: int = 0
+    """A group's split is a function of this and of the group's name alone."""
+    block_frames: int = 256
+    """Frames per block: the unit of reading."""
+    shard_frames: int = 65536
+    """Frames per shard."""
+    positions: Precision = "float64"
+    """Precision of the positions on disk: float32 rounds to 10⁻⁶ Å at 20 Å and saves 12 bytes an atom."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    """Which frames to leave out."""
+    workers: int = 1
+    """Processes that read and write; under mpirun, of each rank."""
+    overwrite: bool = False
+    """Replace a data set that is already there."""
+
+    def __post_init__(self) -> None:
+        if not self.cutoffs or min(self.cutoffs) <= 0:
+            raise ValueError(f"cutoffs must be positive lengths [Å], not {self.cutoffs}")
+        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction > 1:
+            raise ValueError("val_fraction and test_fraction must not be negative and together at most 1")
+        if self.block_frames < 1 or self.shard_frames < self.block_frames:
+            raise ValueError("block_frames must be at least 1 and shard_frames at least block_frames")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if (self.filters.min_distance or 0.0) > max(self.cutoffs):
+            raise ValueError("filters.min_distance must be below the largest cutoff: distances are measured up to it")
+
+
+class DiskFull(OSError):
+    """There is no space for the data set; the message says where and how much is missing."""
+
+
+def build(config: BuildConfig) -> Manifest:
+    """Build a data set and return its manifest; the same on every rank.
+
+    Raises:
+        InUse: another build writes to the same target.
+        FileExistsError: the target is there and overwrite is False, or it is not a data set.
+        FileNotFoundError: a file of the source is missing.
+        InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
+            `<out>.partial` (unless there is nothing yet) and the same call goes on from there.
+        SourceChanged: a file of the source was written to while it was read; the same call starts over.
+        DiskFull: there is no space left.
+        ChildProcessError: a worker was killed.
+    """
+    place = _Place(config.out)
+    with each_rank_for_itself(), _Ranks(place) as ranks, ranks.held(), _explained(place, alone=ranks.size == 1):
+        parts = ranks.agree(lambda: _prepare(config, place))
+        reading = _reading(config)
+        todo = ranks.agree(lambda: [n for n in range(len(parts)) if not part_folder(place.staged, n).exists()])
+        tasks: list[Task] = [(place.staged, number, parts[number], reading) for number in todo]
+        ranks.work("reading", stage_part, tasks, [parts[number].size for number in todo], config.workers)
+        ranks.agree(lambda: _check_source(place))
+        plans, decided = ranks.agree(lambda: _decide(config, place, parts))
+        layout = Layout(
+            cutoffs=config.cutoffs,
+            block_frames=config.block_frames,
+            shard_frames=config.shard_frames,
+            positions=config.positions,
+        )
+        unwritten = ranks.agree(lambda: [p for p in plans if not is_written(place.data, place.receipts, p)])
+        tasks = [(place.data, place.receipts, place.splits, plan, layout) for plan in unwritten]
+        ranks.work("writing", write_shard, tasks, [plan.num_frames for plan in unwritten], config.workers)
+        return ranks.agree(lambda: _finish(config, place, plans, decided))
+
+
+def split_of(group: str, config: BuildConfig) -> str:
+    """Return the split of a group, where groups are what is dealt: a stable hash, so adding data never moves one."""
+    return split_name(group, config.split_seed, config.val_fraction, config.test_fraction)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process speaks for all: it is not under mpirun, or its first rank."""
+    return all(os.environ.get(name, "0") == "0" for name in LAUNCHERS)
+
+
+class _Place:
+    """The folders of a build: `<out>` and, until it is complete, what is in `<out>.partial`."""
+
+    def __init__(self, out: Path) -> None:
+        self.lock, self.out = lock.beside(out), lock.real(out)
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        # also as the files of a source are named, links not followed
+        self._own = (self.partial, out.absolute().parent / self.partial.name)
+        self.state = self.partial / "state.json"
+        self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
+        self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
+        self.failed = self.partial / "failed"
+        self.source: Snapshot = {}
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether a file in a folder of the source is the build's, or the lock of any."""
+        return path.name.endswith(lock.NAME) or any(path.is_relative_to(own) for own in self._own)
+
+
+def _reading(config: BuildConfig) -> Reading:
+    return Reading(
+        cutoffs=config.cutoffs,
+        positions=config.positions,
+        split_seed=config.split_seed,
+        isolated_atoms=config.filters.isolated_atoms == "reject",
+        duplicates=config.filters.duplicates == "reject",
+        refuse=config.filters.invalid == "error",
+    )
+
+
+def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
+    """Check the target, and keep of an earlier attempt what is still good; return the parts of the source."""
+    if place.replaced.exists() and not place.out.exists():
+        os.rename(place.replaced, place.out)  # killed while the new data took the old one's place
+    if place.out.exists() and place.partial.exists() and not place.data.exists():
+        shutil.rmtree(place.partial)  # killed when everything was in its place
+    if config.out.exists() and not config.overwrite:
+        raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
+    if config.out.exists() and not (config.out / "manifest.json").is_file():
+        raise FileExistsError(
+            f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
+        )
+    # before the parts are found: what is written from now on is noticed
+    place.source = snapshot(asdict(config.source), place.is_own)
+    parts = list(config.source.parts())
+    fingerprints = _fingerprints(config, parts, place)
+    earlier = _state(place.state)
+    if place.partial.exists() and earlier.get("reading") != fingerprints["reading"]:
+        logger.info("%s is from other files or settings, or incomplete: starting over", place.partial)
+        place.state.unlink(missing_ok=True)  # first, so that half of what is removed is never gone on with
+        shutil.rmtree(place.partial)
+    elif earlier:
+        drop_damaged(place.staged)
+        done = sum(part_folder(place.staged, number).exists() for number in range(len(parts)))
+        logger.info("going on from %s: %d of %d parts are read", place.partial, done, len(parts))
+        if earlier["whole"] != fingerprints["whole"]:
+            shutil.rmtree(place.receipts, ignore_errors=True)
+            shutil.rmtree(place.data, ignore_errors=True)
+    for folder in (place.staged, place.receipts, place.data):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    place.failed.unlink(missing_ok=True)
+    sizes = [part.size for part in parts]
+    _write(place.state, json.dumps({**fingerprints, "sizes": sizes}).encode())
+    return parts
+
+
+def _check_source(place: _Place) -> None:
+    try:
+        refuse_changes(place.source)
+    except SourceChanged:
+        place.state.unlink(missing_ok=True)  # so that the next call starts over
+        raise
+
+
+def _fingerprints(config: BuildConfig, parts: Sequence[Part], place: _Place) -> dict[str, str]:
+    """Return what the staged parts depend on, and what the shards do, as hashes."""
+    names = [[part.name, part.size] for part in parts]
+    source = [SCHEMA_VERSION, type(config.source).__name__, asdict(config.source), names, place.source]
+    # a frame that did not end the build did not need to be left out either, so `refuse` can change
+    reading = {key: value for key, value in asdict(_reading(config)).items() if key != "refuse"}
+    values = {"reading": [source, reading], "whole": [source, _recorded(config)]}
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _recorded(config: BuildConfig) -> dict:
+    """Return the configuration as it is recorded: where the data lie and who made them is no property of them."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    for name in ("out", "overwrite", "workers"):
+        del values[name]
+    return values
+
+
+class _Decided(NamedTuple):
+    """What the frames decided for the manifest."""
+
+    rejected: dict[str, int]
+    split_by: SplitBy
+
+
+def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list[ShardPlan], _Decided]:
+    """Apply the filters, list what is left out, and say which frames each shard holds."""
+    frames = StagedFrames(place.staged, len(parts))
+    check_ids(frames)
+    if config.filters.stress_check:
+        check_stress(frames)
+    rejections = decide(frames, config.filters)
+    group_key = getattr(config.source, "group_key", None)
+    splits = Splits(frames, rejections, config.val_fraction, config.test_fraction, config.split_by, group_key=group_key)
+    rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
+    if rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
+        logger.warning("%d frames are left out: %s (rejects.jsonl says which and why)", sum(rejected.values()), reasons)
+    plans = plan_shards(frames, splits.of_frames, config.shard_frames)
+    trains = config.val_fraction + config.test_fraction < 1
+    if not plans or (trains and plans[0].split != 0):
+        reasons = ", ".join(f"{number:,} for {reason}" for reason, number in rejected.items())
+        few = "the source has too few groups or frames; --split_by blocks divides every group"
+        raise InvalidStructure(
+            f"no frame fell into {'the training' if trains else 'any'} split; "
+            + (f"the filters left out {reasons}." if rejected else f"{few}.")
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, splits.of_frames)
+    _write(place.splits, buffer.getvalue())
+    for remark in splits.remarks():
+        logger.warning("%s", remark)
+    return plans, _Decided(rejected, splits.by)
+
+
+def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided: _Decided) -> Manifest:
+    """Write the manifest and give the data their name."""
+    _check_source(place)
+    manifest = Manifest(
+        provenance=config.provenance,
+        splits=assembled(place.data, place.receipts, plans, config.cutoffs),
+        build_config=_recorded(config) | {"split_by": decided.split_by},
+        rejected=decided.rejected,
+        root=config.out,
+    )
+    _write(place.data / "manifest.json", manifest.to_text().encode())
+    if place.out.exists():
+        shutil.rmtree(place.replaced, ignore_errors=True)
+        os.rename(place.out, place.replaced)
+    os.rename(place.data, place.out)
+    shutil.rmtree(place.partial)
+    return manifest
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Return what an earlier call noted; nothing if that is damaged."""
+    try:
+        state = Record(parse_json(path.read_bytes()), str(path)).only("reading", "whole", "sizes")
+        return {"reading": state.text("reading"), "whole": state.text("whole"), "sizes": state.counts("sizes")}
+    except (OSError, ValueError):
+        return {}
+
+
+@contextmanager
+def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
+    """Say in an error what is left; remove what is left if it is nothing. A full disk gets its own error."""
+    try:
+        yield
+    except SourceChanged:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, InvalidStructure):
+            _check_source(place)  # half a file cannot be read, but that is not what is wrong with it
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error = DiskFull(_disk_full(place, error))
+        if not any(place.staged.glob("part-*")):
+            if alone:
+                shutil.rmtree(place.partial, ignore_errors=True)
+            raise error from error.__cause__
+        kept = f"What is done stays in {place.partial}; the same command goes on from there."
+        if isinstance(error, InvalidStructure | DiskFull | ChildProcessError | KeyboardInterrupt):
+            raise type(error)(f"{error} {kept}".strip()) from error
+        error.add_note(kept)
+        raise
+
+
+def _disk_full(place: _Place, error: OSError) -> str:
+    """Say how much space is missing: staged frames and shards take the same, and both are needed at the end."""
+    staged, written = (sum(p.stat().st_size for p in f.rglob("*.tar")) for f in (place.staged, place.data))
+    sizes = _state(place.state).get("sizes", [])
+    read = [size for number, size in enumerate(sizes) if part_folder(place.staged, number).exists()]
+    # before a part is complete, staged frames are taken to be as large as the source
+    needed = 2 * (staged * sum(sizes) / sum(read) if sum(read) else sum(sizes)) - staged - written
+    how_much = f"About {_bytes(needed)} more are needed" if needed > 0 else "A little more is needed"
+    free = shutil.disk_usage(place.partial).free
+    return (
+        f"{place.partial}: no space to write ({error.strerror}). {how_much} (frames are "
+        f"written twice, staged and in shards), {_bytes(free)} are free. Make space."
+    )
+
+
+def _bytes(number: int | float) -> str:
+    return f"{number / 1e9:,.1f} GB" if number > 1e9 else f"{number / 1e6:,.1f} MB"
+
+
+class _Ranks:
+    """The processes of an MPI launch, or this one alone. An error on one ends them all, and is shown once."""
+
+    def __init__(self, place: _Place) -> None:
+        self._place, self._world = place, _world()
+        self.rank, self.size = (0, 1) if self._world is None else (self._world.Get_rank(), self._world.Get_size())
+
+    def __enter__(self) -> "_Ranks":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or self.size == 1:
+            return
+        if isinstance(error, lock.InUse) or self._speaks():
+            unexpected = not isinstance(error, ValueError | OSError | KeyboardInterrupt)
+            message = "".join(traceback.format_exception(error)) if unexpected else str(error)
+            print(f"foundation: rank {self.rank}: {message}", file=sys.stderr, flush=True)
+        self._world.Abort(2)  # the others wait for this rank and would wait for ever
+        os._exit(2)  # Abort may return before it takes effect, and the caller would show the error again
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other builds away from the target: the first rank does so for all."""
+        with lock.hold(self._place.lock, self._place.out) if self.rank == 0 else nullcontext():
+            yield
+
+    def _speaks(self) -> bool:
+        """Return whether this rank is the first to fail."""
+        try:
+            os.close(os.open(self._place.failed, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def agree(self, function: Callable[[], T]) -> T:
+        """Call a function on the first rank and return its result on all."""
+        if self._world is None:
+            return function()
+        return self._world.bcast(function() if self.rank == 0 else None, root=0)
+
+    def work(
+        self, label: str, function: Callable[..., None], tasks: Sequence[Task], sizes: Sequence[int], workers: int
+    ) -> None:
+        """Do every task on one of the ranks; the first shows the progress of its own share."""
+        mine = dealt(sizes, self.size)[self.rank]
+        columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+        hidden = self.rank > 0 or not sys.stderr.isatty()
+        with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+            bar = progress.add_task(label, total=sum(sizes[number] for number in mine))
+            for done in work(function, [tasks[number] for number in mine], workers):
+                progress.advance(bar, sizes[mine[done]])
+        if self._world is not None:
+            self._world.Barrier()
+
+
+def _world() -> Any:
+    """Return MPI's communicator of all ranks, or None if this process was not launched by MPI."""
+    if not any(name in os.environ for name in LAUNCHERS):
+        return None
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise FileNotFoundError("launched by mpirun, but mpi4py is not there: pip install mpi4py mpich") from error
+    return MPI.COMM_WORLD

@@ -1,0 +1,1 @@
+"""Corpora: public data sets by name; downloads that resume and are verified."""

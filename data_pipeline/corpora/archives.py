@@ -1,0 +1,216 @@
+"""Archives from elsewhere: unpacked member by member, into one folder and no larger than an archive of data can be.
+
+The libraries' own extraction mends names in silence, follows links, and writes whatever a few kilobytes say that they
+hold. Here a member is a plain file or folder below the archive's own, each name once, or the archive is refused.
+"""
+
+import gzip
+import io
+import itertools
+import logging
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from data_pipeline.corpora.download import DownloadError
+from data_pipeline.quoting import abbreviated
+
+logger = logging.getLogger(__name__)
+
+LARGEST_RATIO, SMALLEST_BOUND = 100, 16 * 2**20
+"""Bytes that are unpacked of each byte of an archive at most, and of any archive at least: labelled frames as text
+shrink to a quarter or a tenth, zeros to a thousandth. None of the public corpora says how large it is unpacked."""
+MEMBER_BYTES = 512
+"""Bytes that a member counts besides its content: empty ones fill a disk as well."""
+COPIED_BYTES = 2**20
+LARGEST_READ = 2**24
+"""Bytes that are unpacked at a time at most: names and extended headers are read whole."""
+DRIVE = re.compile(r"[A-Za-z]:")
+
+
+class _Member(NamedTuple):
+    name: str
+    is_folder: bool
+    open: Callable[[], Any]
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a .tar.gz or .zip beside itself, into a folder of its name, and return the folder.
+
+    A folder that is all there is in the archive, and that folder's only folder, and so on, are left out. The name
+    appears when everything is unpacked; a folder that is there already is taken as it is.
+
+    Raises:
+        DownloadError: the archive is damaged, encrypted or larger than it can be; a member is a link or device, is
+            there twice, or would be written outside the folder; or the disk is full.
+    """
+    folder = archive.with_name(unpacked_name(archive.name))
+    if folder.is_dir():
+        return folder
+    unpacking = archive.with_name(f".{folder.name}.unpacking")  # hidden from patterns such as train/*
+    shutil.rmtree(unpacking, ignore_errors=True)
+    logger.info("unpacking %s", archive)
+    try:
+        unpacking.mkdir()
+        with archive.open("rb") as file:
+            bound = max(LARGEST_RATIO * archive.stat().st_size, SMALLEST_BOUND)
+            members = _zip_members(file) if archive.suffix == ".zip" else _tar_members(file, bound)
+            _write(archive, members, unpacking, bound)
+        inner = unpacking
+        while len(entries := list(inner.iterdir())) == 1 and entries[0].is_dir():
+            inner = entries[0]
+        os.replace(inner, folder)
+    except _DAMAGE as error:
+        raise DownloadError(
+            f"{archive}: cannot be unpacked ({str(error)[:300]}). Delete it to have it downloaded again."
+        ) from error
+    except OSError as error:
+        raise DownloadError(f"{archive}: unpacking failed ({error}). Make room and run the same again.") from error
+    finally:
+        shutil.rmtree(unpacking, ignore_errors=True)
+    return folder
+
+
+def unpacked_name(name: str) -> str:
+    """Return the name of an archive without .tar.gz or .zip, and other names as they are."""
+    return name.removesuffix(".tar.gz").removesuffix(".zip")
+
+
+class _RefusedError(Exception):
+    """A member that is not unpacked, or an archive with too much in it."""
+
+
+_DAMAGE = (
+    _RefusedError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # a compression that zipfile does not know
+    ValueError,  # what zipfile and tarfile make of wrong numbers and names in headers
+    OverflowError,
+    IndexError,
+    RecursionError,  # headers of headers
+    struct.error,
+)
+
+
+def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) -> None:
+    """Write the members below a folder, together no more than the bound."""
+    written, seen = 0, dict[tuple[str, ...], bool]()
+    for member in members:
+        parts = _parts(member.name)
+        if not parts and not member.is_folder:
+            raise _RefusedError(f"member {abbreviated(member.name)} has no name")
+        written += MEMBER_BYTES
+        _refuse_above(bound, written, member.name)
+        for depth in range(1, len(parts) + 1):
+            is_folder = depth < len(parts) or member.is_folder
+            if seen.setdefault(parts[:depth], is_folder) is not is_folder:
+                raise _RefusedError(f"member {abbreviated(member.name)} is a file and a folder")
+        if member.is_folder:
+            folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
+            continue
+        path = folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with member.open() as source, path.open("xb") as target:
+                while chunk := source.read(COPIED_BYTES):
+                    written += len(chunk)
+                    _refuse_above(bound, written, member.name)
+                    target.write(chunk)
+        except FileExistsError as error:
+            raise _RefusedError(f"member {abbreviated(member.name)} is there twice") from error
+
+
+def _refuse_above(bound: int, written: int, name: str) -> None:
+    if written > bound:
+        raise _RefusedError(
+            f"member {abbreviated(name)} makes it more than {bound:,} bytes, which no archive of data holds"
+        )
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Return the folders and the file that a member's name stands for; none for the folder of the archive itself."""
+    unsafe = name.startswith("/") or "\\" in name or DRIVE.match(name) or not name.isprintable()
+    parts = PurePosixPath(name).parts
+    if unsafe or ".." in parts or max(map(len, parts), default=0) > 255 or len(parts) > 100:
+        raise _RefusedError(f"member {abbreviated(name)} has a name that may lead out of its folder")
+    return parts
+
+
+def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            # the name as it stands there: zipfile ends it at a NUL
+            name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
+            if info.flag_bits & 0x41:
+                raise _RefusedError(f"member {abbreviated(name)} is encrypted; unpack it by hand")
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _RefusedError(f"member {abbreviated(name)} is a link or device")
+            yield _Member(name, info.is_dir(), partial(archive.open, info))
+
+
+def _tar_members(file: IO[bytes], bound: int) -> Iterator[_Member]:
+    with gzip.GzipFile(fileobj=file) as content:
+        bounded = _Bounded(content, bound)
+        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+            for number in itertools.count():
+                bounded.place = f"after member {number}"
+                info = archive.next()
+                if info is None:
+                    return _refuse_rest(bounded, archive.offset)
+                if not (info.isreg() or info.isdir()):
+                    raise _RefusedError(f"member {abbreviated(info.name)} is a link or device")
+                # kept by the library, and there may be millions
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))
+
+
+def _refuse_rest(content: "_Bounded", place: int) -> None:
+    """Read to the end, where gzip has its checksum: tarfile takes a damaged header for the end."""
+    content.seek(place)
+    while chunk := content.read(COPIED_BYTES):
+        if chunk.strip(b"\0"):
+            raise _RefusedError(f"what is {content.place} is no member")
+
+
+class _Bounded(io.RawIOBase):
+    """What a compressed file holds, up to a number of bytes at a time and, seeking counted, altogether."""
+
+    def __init__(self, file: gzip.GzipFile, bound: int) -> None:
+        self._file, self._bound = file, bound
+        self.place = "at its beginning"
+
+    def read(self, size: int = -1) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if not 0 <= size <= LARGEST_READ:
+            raise _RefusedError(f"a header {self.place} is larger than {LARGEST_READ:,} bytes")
+        content = self._file.read(size)
+        self._check(self._file.tell())
+        return content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place from the beginning, by unpacking what is before."""
+        self._check(offset)
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell()
+
+    def _check(self, place: int) -> None:
+        if place > self._bound:
+            raise _RefusedError(f"{self.place} it has more than {self._bound:,} bytes, which no archive of data holds")

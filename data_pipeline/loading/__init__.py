@@ -1,0 +1,1 @@
+"""Loading: which process reads what and when, and batches that arrive finished."""

@@ -1,0 +1,1 @@
+"""Statistics: sums that merge, and what they say of a data set."""
