@@ -129,16 +129,20 @@ def test_what_it_cannot_compute_is_refused_by_the_option(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["small", "symmetry-functions"])
+@pytest.mark.parametrize(
+    ("file", "kind", "more"),
+    [
+        ("configs/pretrain/small.yaml", EquivariantConfig, ["--model.cutoff_onset", "4"]),
+        ("configs/pretrain/symmetry-functions.yaml", SymmetryFunctionsConfig, []),
+    ],
+)
 @pytest.mark.parametrize("options", [["--model.cutoff", "4.5"], ["--model.cutoff=4.5"]])
-def test_a_dotted_option_changes_the_architecture_that_the_file_states(name: str, options: list[str]) -> None:
-    file = REPOSITORY / "configs" / "pretrain" / f"{name}.yaml"
-    words = ["--cutoff_onset", "4"] if name == "small" else []
-    words = [word.replace("--", "--model.") for word in words]
-    _, before = parse(["pretrain", "--config", str(file)])
-    _, after = parse(["pretrain", "--config", str(file), *options, *words])
-    assert type(before.model) is type(after.model)
-    assert isinstance(after.model, SymmetryFunctionsConfig if name == "symmetry-functions" else EquivariantConfig)
+def test_a_dotted_option_changes_the_architecture_that_the_file_states(
+    file: str, kind: type, more: list[str], options: list[str]
+) -> None:
+    _, before = parse(["pretrain", "--config", str(REPOSITORY / file)])
+    _, after = parse(["pretrain", "--config", str(REPOSITORY / file), *options, *more])
+    assert type(before.model) is type(after.model) is kind
     assert after.model.cutoff == 4.5
     assert before.model.cutoff != 4.5
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graphs.batch import GraphBatch
+from data_pipeline.graphs.batch import GraphBatch, collate
+from data_pipeline.structure import Structure
 from foundation.models import Architecture, EnergyModel
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
@@ -124,3 +126,11 @@ def test_the_potential_is_left_alone() -> None:
 def test_an_unknown_law_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ValueError, match="no law 'gravity'; the laws are rotation, mirror"):
         check_laws(springs("nothing"), ["gravity"])
+
+
+def test_a_network_that_has_no_features_says_so() -> None:
+    structure = Structure.checked(
+        numbers=np.array([8]), positions=np.zeros((1, 3)), cell=np.zeros((3, 3)), pbc=np.zeros(3, bool), energy=0.0
+    )
+    with pytest.raises(ValueError, match="a network of the architecture equivariant has no features of atoms"):
+        springs("nothing").atom_features(collate([structure], 4.0))
