@@ -7,17 +7,18 @@ frames/s against 2,800 on one core, of which the parsing of JSON takes nearly ha
 
 Rows come by number, 1, 2, 3 ..., as they were written and as metadata.npz counts them; a cursor would give the keys in
 the order of the alphabet, 1, 10, 100 ... Which rows there are is known from nextid and deleted_ids, without a walk.
-LMDB maps a file into memory, where a missing end would kill the process, so its length is checked first.
+LMDB trusts its pages, where a damaged one would kill the process, so they are walked through once, when the parts are
+listed (lmdb_pages.py).
 """
 
+import functools
 import itertools
 import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -29,6 +30,7 @@ from jaxtyping import UInt
 from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.ase_files import full_stress, hill_formula
 from data_pipeline.sources.labels import Kind, check_charge, check_unread, energies_listed, say_once, unread_labels
+from data_pipeline.sources.lmdb_pages import check_pages
 from data_pipeline.sources.source import Frame, Part, Source, resolve
 from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array
 
@@ -39,6 +41,7 @@ MAX_VALUE = 64 << 20
 MAX_GONE = 100_000
 """Rows that may be gone from a shard, besides as many as it has, before its counter is not believed."""
 
+_Rows = tuple[int, frozenset[int]]
 _environments: WeakValueDictionary[tuple[int, Path], lmdb.Environment] = WeakValueDictionary()
 """What this process has open, while somebody reads it: LMDB forbids opening a file twice in one process."""
 
@@ -78,13 +81,18 @@ class AseLmdb(Source):
             shards += found
             tops.append(path if path.is_dir() else path.parent)
         folder = os.path.commonpath(tops) if tops else ""
-        natoms = {}
+        natoms, rows = {}, functools.cache(_rows)
         for parent in dict.fromkeys(shard.parent for shard in shards):
-            natoms |= _natoms(parent)
-        return [part for path in shards for part in self._parts_of(path, os.path.relpath(path, folder), natoms)]
+            natoms |= _natoms(parent, rows)
+        names = [os.path.relpath(path, folder) for path in shards]
+        return [
+            part
+            for path, name in zip(shards, names, strict=True)
+            for part in self._parts_of(path, name, rows(path), natoms)
+        ]
 
-    def _parts_of(self, path: Path, name: str, natoms: dict[Path, np.ndarray]) -> list[Part]:
-        last, deleted = _rows(path)
+    def _parts_of(self, path: Path, name: str, rows: _Rows, natoms: dict[Path, np.ndarray]) -> list[Part]:
+        last, deleted = rows
         size, parts, position = path.stat().st_size, [], 0
         for first in range(1, last + 1, PART_ROWS):
             ids = range(first, min(first + PART_ROWS, last + 1))
@@ -95,7 +103,7 @@ class AseLmdb(Source):
                 Part(
                     name=f"{name}:{ids[0]}-{ids[-1]}",
                     size=size * count // max(last - len(deleted), 1),
-                    read=partial(self._read, path, name, ids, gone, counts),
+                    read=functools.partial(self._read, path, name, ids, gone, counts),
                 )
             )
             position += count
@@ -173,7 +181,7 @@ def _open(path: Path) -> lmdb.Environment:
     """Return the environment of a shard, one per process; it closes when nobody holds it.
 
     Raises:
-        InvalidStructure: the file is no LMDB, or shorter than it says.
+        InvalidStructure: the file is no LMDB.
     """
     environment = _environments.get((os.getpid(), path))
     if environment is None:
@@ -183,18 +191,13 @@ def _open(path: Path) -> lmdb.Environment:
             raise InvalidStructure(
                 f"{path}: cannot be opened as an LMDB file ({error}). Get it again or remove it."
             ) from error
-        size, expected = path.stat().st_size, (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if size < expected:
-            environment.close()
-            raise InvalidStructure(
-                f"{path}: truncated, it has {size:,} of {expected:,} bytes. Get it again or remove it."
-            )
         _environments[os.getpid(), path] = environment
     return environment
 
 
-def _rows(path: Path) -> tuple[int, frozenset[int]]:
-    """Return the largest row id and which ids below it are deleted."""
+def _rows(path: Path) -> _Rows:
+    """Return the largest row id and which ids below it are deleted, of a file whose pages are in order."""
+    check_pages(path)
     environment = _open(path)
     try:
         with environment.begin() as transaction:
@@ -238,7 +241,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _natoms(folder: Path) -> dict[Path, UInt[np.ndarray, " rows"]]:
+def _natoms(folder: Path, rows: Callable[[Path], _Rows]) -> dict[Path, UInt[np.ndarray, " rows"]]:
     """Return the number of atoms of each row of each shard in a folder, if metadata.npz says; a few bytes per row.
 
     Raises:
@@ -255,7 +258,7 @@ def _natoms(folder: Path) -> dict[Path, UInt[np.ndarray, " rows"]]:
             f"{path}: cannot be read ({type(error).__name__}: {error}). Get it again or remove it."
         ) from error
     shards = sorted(folder.glob("*.aselmdb"))
-    counts = [last - len(deleted) for last, deleted in map(_rows, shards)]
+    counts = [last - len(deleted) for last, deleted in map(rows, shards)]
     if natoms.shape != (sum(counts),):
         raise InvalidStructure(
             f"{path}: lists {natoms.size:,} rows, and the {len(shards)} shards beside it hold {sum(counts):,}. "

@@ -162,6 +162,30 @@ def damaged_files(pattern: str, *, expects: Expectation = "same", names: str = "
     return {f"{pattern} {name}": Mutation(edit=edit, expects=expects, names=names) for name, edit in edits.items()}
 
 
+def damaged_numbers(pattern: str, span: int, width: int = 2) -> dict[str, Mutation]:
+    """Return a mutation of one to three binary numbers among the first bytes of the files that match a pattern.
+
+    Args:
+        pattern: Pattern of the names.
+        span: Bytes at the beginning that may change; numbers that are zero are left, most of them space.
+        width: Bytes of a number.
+    """
+
+    def edit(data: bytes, chance: random.Random) -> bytes:
+        changed = bytearray(data)
+        used = [at for at in range(0, min(span, len(data)), width) if any(data[at : at + width])]
+        for _ in range(chance.randint(1, 3)):
+            at = chance.choice(used)
+            old, top = int.from_bytes(data[at : at + width], "little"), 256**width - 1
+            new = chance.choice(
+                [0, 1, 2, old - 1, old + 1, 2 * old, old ^ 1 << chance.randrange(8 * width), top // 2, top]
+            )
+            changed[at : at + width] = (new & top).to_bytes(width, "little")
+        return bytes(changed)
+
+    return {f"{pattern} numbers": _on_bytes(pattern, edit, "any", "")}
+
+
 def _chosen(place: Path, pattern: str, chance: random.Random) -> Path:
     return chance.choice(sorted(path for path in place.rglob(pattern) if path.is_file()))
 

@@ -27,7 +27,7 @@ from data_pipeline.sources import (
 )
 from data_pipeline.structure import InvalidStructure
 from tests.fuzz.harness import Mutation, Target
-from tests.fuzz.mutations import damaged_bytes, damaged_files, damaged_json, damaged_text
+from tests.fuzz.mutations import damaged_bytes, damaged_files, damaged_json, damaged_numbers, damaged_text
 
 FORCES = [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3], [0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]]
 STRESS = [[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]]
@@ -274,7 +274,7 @@ TARGETS = (
         lmdb_rows,
         lambda path: AseLmdb(aselmdb=(path,)),
         "rows.aselmdb",
-        {**whole("*.aselmdb"), **damaged_json("*.json", seal=packed)},
+        {**whole("*.aselmdb"), **damaged_numbers("*.aselmdb", 4 * 4096), **damaged_json("*.json", seal=packed)},
     ),
     *(
         target(name, corpus(name), source, "corpus.json", {**whole("*.json"), **damaged_json("*.json")})

@@ -315,7 +315,7 @@ def test_a_file_cut_short_is_named(write: Write, share: float) -> None:
 @pytest.mark.parametrize("stored", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 500])
 def test_a_file_that_is_no_lmdb_is_named(tmp_path: Path, stored: bytes) -> None:
     (tmp_path / "a.aselmdb").write_bytes(stored)
-    with pytest.raises(InvalidStructure, match=r"a.aselmdb: cannot be opened as an LMDB file"):
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb: cannot be read as an LMDB file"):
         AseLmdb(aselmdb=(str(tmp_path),)).parts()
 
 
