@@ -34,6 +34,9 @@ from data_pipeline.structure import InvalidStructure
 
 KBAR = -0.1 * ase.units.GPa
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension."""
+_HEADS = ("POTCAR:", "VRHFIN", "ions per type", "NIONS", "total number of electrons")
+"""What only the head of a run says; behind the first step it is of another run."""
+_TABLE = "TOTAL-FORCE (eV/Angst)"
 _END = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 _LINES_BEHIND_END = 4
 _ITERATION = re.compile(r"Iteration\s+(\d+)\(\s*(\d+)\)")
@@ -60,12 +63,15 @@ def read_outcar(path: Path) -> Frames:
         head, first = _head(file)
         if not first:
             raise no_frames(path)
+        if sum("ions per type" in line for line in head) > 1:
+            raise InvalidStructure(f"{path}: begins with the heads of two runs. Give each run a file of its own.")
         most = _NELM.findall("".join(head))
         header = outcar.OutcarHeaderParser(parsers=[outcar.SpeciesTypes(), outcar.IonsPerSpecies()]).build(head)
         charge = _outcar_charge("".join(head))
         parsers = [outcar.Cell(), outcar.PositionsAndForces(), outcar.Stress(), outcar.Energy()]
         parser = outcar.OutcarChunkParser(header=header, parsers=parsers)
         for lines in _blocks(file, first):
+            _check_one_run(lines, path, number)
             if f"ML {_END}" in lines[-1 - _LINES_BEHIND_END]:
                 predicted += 1
                 continue
@@ -76,7 +82,9 @@ def read_outcar(path: Path) -> Frames:
             try:
                 check_charge(charge)
                 _check_converged(lines, electronic, int(most[-1]) if most else None)
-                yield number, parser.build(_calculated(lines))
+                calculated = _calculated(lines)
+                _check_tables(calculated, len(header["symbols"]))
+                yield number, parser.build(calculated)
             except InvalidStructure as error:
                 yield number, error
             except Exception as error:  # ASE lets pass whatever its parsing raises
@@ -118,6 +126,26 @@ def _iteration(lines: list[str]) -> tuple[int, int] | None:
     """Return the numbers of the ionic and of the last electronic step."""
     found = [match for line in lines if "Iteration" in line and (match := _ITERATION.search(line))]
     return (int(found[-1][1]), int(found[-1][2])) if found else None
+
+
+def _check_one_run(lines: list[str], path: Path, number: int) -> None:
+    """Refuse steps of another run, whose atoms need not be those of the head."""
+    text = "".join(lines)
+    if (found := next((word for word in _HEADS if word in text), None)) is not None:
+        raise InvalidStructure(
+            f"{path}, frame {number}: the head of another run stands before it ({found!r}), as in files that were put "
+            "together. Give each run a file of its own."
+        )
+
+
+def _check_tables(lines: list[str], num_atoms: int) -> None:
+    """Refuse a table of positions and forces that has not a row for every ion; ASE reads as many as the head says."""
+    for start in (number for number, line in enumerate(lines) if _TABLE in line):
+        rows = itertools.takewhile(lambda line: not line.startswith(" --"), itertools.islice(lines, start + 2, None))
+        if (found := sum(1 for _ in rows)) != num_atoms:
+            raise InvalidStructure(
+                f"the table of positions and forces has {found} rows, and there are {num_atoms} ions"
+            )
 
 
 def _check_converged(lines: list[str], electronic: int, most: int | None) -> None:

@@ -1,6 +1,7 @@
 """Files of labelled frames as the build reads them, one small valid set of each format."""
 
 import json
+import random
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,6 +86,15 @@ OUTCAR_STEP = """---------------------------- Iteration {number:6d}(  12)  -----
   energy  without entropy=       -7.50000000  energy(sigma->0) =       -7.50000000
 
 """
+
+
+def another_run(folder: Path, chance: random.Random) -> str:
+    """Put a run of other atoms behind the first."""
+    count = chance.choice([1, 2, 3])
+    head = OUTCAR_HEAD.replace("Cu", "Au").replace("type =               2", f"type =               {count}")
+    with (folder / "OUTCAR").open("a") as file:
+        file.write(head + OUTCAR_STEP.format(number=chance.choice([1, 4])))
+    return f"a run of {count} atoms behind"
 
 
 def outcar(folder: Path) -> None:
@@ -266,7 +276,17 @@ JSON_SOURCES: dict[str, Callable[[str], Source]] = {
 
 TARGETS = (
     target("extxyz", extxyz, of_ase, "frames.extxyz", {**whole("*.extxyz"), **damaged_text("*.extxyz")}),
-    target("outcar", outcar, of_ase, "OUTCAR", {**whole("OUTCAR"), **damaged_text("OUTCAR")}),
+    target(
+        "outcar",
+        outcar,
+        of_ase,
+        "OUTCAR",
+        {
+            **whole("OUTCAR"),
+            **damaged_text("OUTCAR"),
+            "another run": Mutation(edit=another_run, expects="refused", names="frame"),
+        },
+    ),
     target("vasprun", vasprun, of_ase, "vasprun.xml", {**whole("*.xml"), **damaged_text("*.xml")}),
     target("ase-db", database, of_ase, "frames.db", whole("*.db")),
     target(

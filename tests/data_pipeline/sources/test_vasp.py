@@ -151,6 +151,26 @@ def test_an_outcar_of_a_charged_cell_is_refused(outcar) -> None:
     assert "has charge 1 " in str(frame)
 
 
+def test_two_runs_in_one_outcar_are_refused(tmp_path: Path) -> None:
+    three = HEAD.replace("Cu", "Au").replace("type =               2", "type =               3")
+    with pytest.raises(InvalidStructure, match=r"OUTCAR, frame 2: the head of another run stands before it"):
+        frames_of(tmp_path / "OUTCAR", HEAD + calculated(1, -7.0) + calculated(2, -7.1) + three + calculated(1, -9.0))
+    unfinished = calculated(2, -7.1)[:300]
+    with pytest.raises(InvalidStructure, match=r"OUTCAR, frame 1: the head of another run"):
+        frames_of(tmp_path / "OUTCAR", HEAD + calculated(1, -7.0) + unfinished + three + calculated(1, -9.0))
+    with pytest.raises(InvalidStructure, match=r"OUTCAR: begins with the heads of two runs"):
+        frames_of(tmp_path / "OUTCAR", HEAD + three + calculated(1, -7.0))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_whose_table_has_not_a_row_for_every_ion_is_refused_and_no_other(tmp_path: Path, rows: int) -> None:
+    row = "      2.00000      2.00000      0.00000        -0.100000     -0.200000     -0.300000\n"
+    wrong = calculated(2, -7.1).replace(row, (rows - 1) * row)
+    frames = frames_of(tmp_path / "OUTCAR", HEAD + calculated(1, -7.0) + wrong + calculated(3, -7.2))
+    assert [isinstance(frame, Structure) for frame in frames] == [True, False, True]
+    assert f"has {rows} rows, and there are 2 ions" in str(frames[1])
+
+
 def test_a_compressed_outcar_is_read_the_same_way(tmp_path: Path) -> None:
     path = tmp_path / "OUTCAR.gz"
     path.write_bytes(gzip.compress((HEAD + calculated(1, -7.5, UNCONVERGED) + calculated(2, -7.4)).encode()))
