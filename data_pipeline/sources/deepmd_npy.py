@@ -23,6 +23,9 @@ from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structur
 VIRTUAL = -1
 """Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
 
+MAX_TEXT = 16 * 2**20
+"""Largest file of types [bytes]: millions of atoms."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepmdNpy(Source):
@@ -168,6 +171,8 @@ def _array(file: Path, frames: int | None, width: int | None) -> Shaped[np.ndarr
 
 
 def _words(file: Path) -> list[str]:
+    if file.stat().st_size > MAX_TEXT:
+        raise InvalidStructure(f"{file}: has more than {MAX_TEXT:,} bytes, so it is no list of types; copy it again")
     try:
         return file.read_text().split()
     except ValueError as error:

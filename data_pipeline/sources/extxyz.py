@@ -24,21 +24,22 @@ from ase.io.formats import open_with_compression
 
 from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.labels import check_geometry, kind_of
+from data_pipeline.sources.lines import lines_of, of_one_frame
 from data_pipeline.sources.source import Frames, errors_named, no_frames, reason_of
 from data_pipeline.structure import InvalidStructure
 
 PART_BYTES = 16 * 2**20
 """A file is cut at the first frame after this much [bytes]: seconds of work for one process."""
-MAX_DIGITS = 12
-"""Digits of the largest number of atoms that is believed."""
+MAX_ATOMS = 10**6
+"""Largest number of atoms of a frame that is believed."""
 
 _PAIR = re.compile(
-    r"""(?>\\.|"(?>\\.|[^"\\]+)*"|'(?>\\.|[^'\\]+)*'|\{(?>\\.|[^}\\]+)*\}|\[(?>\\.|[^\]\\]+)*\]|[^\s"'{\[\\]+)+"""
+    r"""\s*+((?>\\.|"(?>\\.|[^"\\]+)*"|'(?>\\.|[^'\\]+)*'|\{(?>\\.|[^}\\]+)*\}|\[(?>\\.|[^\]\\]+)*\]|[^\s"'{\[\\]+)+)"""
 )
 """A key with its value, quoted in any of the ways that ASE's parser knows."""
 _QUOTES = frozenset("\"'{}[]\\")
 _BOOLEANS = {word: word[0] in "Tt" for word in "T True TRUE true F False FALSE false".split()}
-_AROUND_EQUALS = re.compile(r"\s+=\s*|=\s+")
+_AROUND_EQUALS = re.compile(r"(?<!\s)\s++=\s*|=\s+")
 _PROPERTIES = "species:S:1:pos:R:3"
 """What ASE takes the columns for where Properties do not say."""
 
@@ -79,22 +80,26 @@ def _frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> I
         InvalidStructure: a blank line between frames, a frame that does not begin with a number, or the end of the file
             within a frame or without an end of line.
     """
+    rows = lines_of(file.readline, path)
     for number in itertools.count(first):
         start = file.tell()
         if stop is not None and start >= stop:
             return
-        header = file.readline()
+        header = next(rows, b"")
         if not header.strip():
-            if any(line.strip() for line in file):
-                raise InvalidStructure(f"{path}: a blank line after frame {number - 1} would end reading. Remove it.")
+            while rest := file.read(2**20):
+                if rest.strip() or len(rest) == 2**20:
+                    raise InvalidStructure(
+                        f"{path}: a blank line after frame {number - 1} would end reading. Remove it."
+                    )
             return
-        if not header.strip().isdigit() or len(header.strip()) > MAX_DIGITS:
+        if not header.strip().isdigit() or len(header) > 100 or int(header) > MAX_ATOMS:
             raise InvalidStructure(
                 f"{path}, frame {number}: begins with {header.strip()[:40].decode(errors='replace')!r}, not with a "
-                f"number of atoms (byte {start}). The file may be damaged; repair it or remove it from the source's "
-                "files."
+                f"number of atoms up to {MAX_ATOMS:,} (byte {start}). The file may be damaged; repair it or remove it "
+                "from the source's files."
             )
-        lines = [header, *itertools.islice(file, int(header) + 1)]
+        lines = [header, *itertools.islice(of_one_frame(rows, path), int(header) + 1)]
         if len(lines) < int(header) + 2 or not lines[-1].endswith(b"\n"):
             raise InvalidStructure(
                 f"{path}, frame {number}: the file ends in the middle, so it may be truncated; repair it, remove it "
@@ -128,7 +133,7 @@ def entries_of(comment: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     if any(text in comment for text in (" =", "= ", "\t=", "=\t")):
         comment = _AROUND_EQUALS.sub("=", comment)
-    for pair in _PAIR.findall(comment):
+    for pair in _pairs(comment):
         name, equals, value = pair.partition("=")
         if equals and not _QUOTES.intersection(name) and name.lower() not in UNPROCESSED_KEYS:
             if value[:1] == value[-1:] == '"':
@@ -142,6 +147,16 @@ def entries_of(comment: str) -> dict[str, Any]:
                 raise InvalidStructure(f"{each!r} stands there twice; leave the right one")
         entries |= found
     return entries
+
+
+def _pairs(comment: str) -> Iterator[str]:
+    """Yield each key with its value; a bracket or quote that is not closed is refused, as it takes what follows."""
+    at = 0
+    while match := _PAIR.match(comment, at):
+        yield match[1]
+        at = match.end()
+    if rest := comment[at:].strip():
+        raise InvalidStructure(f"{rest[0]!r} opens what is not closed before the end of the line: {abbreviated(rest)}")
 
 
 def _value(name: str, text: str) -> Any:

@@ -29,6 +29,7 @@ from jaxtyping import Float64
 
 from data_pipeline.quoting import abbreviated, one_line
 from data_pipeline.sources.labels import check_charge
+from data_pipeline.sources.lines import lines_of, of_one_frame
 from data_pipeline.sources.source import Frames, MachineLearned, errors_named, no_frames, reason_of
 from data_pipeline.structure import InvalidStructure
 
@@ -60,7 +61,8 @@ def read_outcar(path: Path) -> Frames:
         errors_named(path, "frame 0"),
         TextIOWrapper(cast(Any, open_with_compression(str(path), "rb")), errors="replace") as file,
     ):
-        head, first = _head(file)
+        lines_left = lines_of(file.readline, path)
+        head, first = _head(of_one_frame(lines_left, path))
         if not first:
             raise no_frames(path)
         if sum("ions per type" in line for line in head) > 1:
@@ -70,7 +72,7 @@ def read_outcar(path: Path) -> Frames:
         charge = _outcar_charge("".join(head))
         parsers = [outcar.Cell(), outcar.PositionsAndForces(), outcar.Stress(), outcar.Energy()]
         parser = outcar.OutcarChunkParser(header=header, parsers=parsers)
-        for lines in _blocks(file, first):
+        for lines in _blocks(lines_left, first, path):
             _check_one_run(lines, path, number)
             if f"ML {_END}" in lines[-1 - _LINES_BEHIND_END]:
                 predicted += 1
@@ -107,11 +109,12 @@ def _head(file: Iterable[str]) -> tuple[list[str], list[str]]:
     return head, []
 
 
-def _blocks(file: Iterator[str], lines: list[str]) -> Iterator[list[str]]:
+def _blocks(file: Iterator[str], lines: list[str], path: Path) -> Iterator[list[str]]:
     """Yield the lines up to each energy; those behind the last complete one are of an unfinished step."""
     while True:
+        step = of_one_frame(file, path)
         while not lines or _END not in lines[-1]:
-            line = next(file, None)
+            line = next(step, None)
             if line is None:
                 return
             lines.append(line)

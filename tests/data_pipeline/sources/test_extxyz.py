@@ -1,12 +1,16 @@
 """Extended XYZ: what ASE's parser passes over without a word is refused, by the name that is wrong."""
 
+import contextlib
+import gzip
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.sources import AseFiles
+from data_pipeline.sources.extxyz import entries_of
 from data_pipeline.structure import InvalidStructure, Structure
 
 HEAD = 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T" Properties=species:S:1:pos:R:3:forces:R:3 energy=-7.5'
@@ -241,3 +245,37 @@ def test_a_number_of_atoms_beyond_belief_is_refused_at_once(tmp_path: Path) -> N
         (tmp_path / "frame.xyz").write_text(f"{header}\nenergy=1\n")
         with pytest.raises(InvalidStructure, match=r"frame\.xyz, frame 0: "):
             list(AseFiles(files=(str(tmp_path / "frame.xyz"),)))
+
+
+@pytest.mark.parametrize(
+    "comment", ["foo=" + "{" * 100_000, "[{" * 40_000, '"' + "x" * 100_000, "a" + " " * 100_000 + "b =", "John's frame"]
+)
+def test_what_is_not_closed_is_refused_at_once(comment: str) -> None:
+    start = time.process_time()
+    with contextlib.suppress(InvalidStructure):
+        entries_of(comment)
+    assert time.process_time() - start < 1
+    if "=" not in comment[-1]:
+        with pytest.raises(InvalidStructure, match="opens what is not closed"):
+            entries_of(comment)
+
+
+def test_an_endless_line_and_a_number_of_atoms_beyond_belief_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.xyz.gz"
+    for begins in (b"", b"1\n", b"1\npbc=T\n"):
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(begins)
+            file.write(bytes(2**23))
+        with pytest.raises(InvalidStructure, match=r"bomb\.xyz\.gz: has a line of more than 4,194,304 characters"):
+            list(AseFiles(files=(str(path),)))
+    with gzip.open(tmp_path / "OUTCAR.gz", "wb", compresslevel=1) as file:
+        file.write(bytes(2**23))
+    with pytest.raises(InvalidStructure, match=r"OUTCAR\.gz: has a line of more than 4,194,304 characters"):
+        list(AseFiles(files=(str(tmp_path / "OUTCAR.gz"),)))
+    for text in ("99999999\n" + 1000 * "\n", "9" * 5000 + "\n"):
+        path = tmp_path / "many.xyz"
+        path.write_text(text)
+        with pytest.raises(
+            InvalidStructure, match=r"many\.xyz, frame 0: begins with .* not with a number of atoms up to"
+        ):
+            list(AseFiles(files=(str(path),)))

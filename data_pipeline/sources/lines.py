@@ -1,0 +1,44 @@
+"""Lines of text files within bounds: a small compressed file can be one line of terabytes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import AnyStr
+
+from data_pipeline.structure import InvalidStructure
+
+MAX_LINE = 4 * 2**20
+"""Longest line of a text file [characters]: entries of some 100,000 numbers."""
+MAX_FRAME = 2**27
+"""Most text of a frame, or before the first one [characters]: a step of some 100,000 atoms."""
+
+
+def lines_of(readline: Callable[[int], AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Yield the lines of a file that is open for reading, by its readline().
+
+    Raises:
+        InvalidStructure: a line is longer than any that a frame has.
+    """
+    while line := readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise InvalidStructure(
+                f"{path}: has a line of more than {MAX_LINE:,} characters, so it is no text of frames. Remove it from "
+                "the source's files."
+            )
+        yield line
+
+
+def of_one_frame(lines: Iterator[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Yield lines on, as many as one frame can have.
+
+    Raises:
+        InvalidStructure: there are more.
+    """
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > MAX_FRAME:
+            raise InvalidStructure(
+                f"{path}: has more than {MAX_FRAME:,} characters that belong to one frame, so it is no text of frames. "
+                "Remove it from the source's files."
+            )
+        yield line
