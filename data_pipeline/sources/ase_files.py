@@ -28,6 +28,7 @@ from data_pipeline.sources.extxyz import PART_BYTES, cuts, read_extxyz
 from data_pipeline.sources.labels import (
     Kind,
     check_charge,
+    check_units,
     check_unread,
     energies_listed,
     say_once,
@@ -223,6 +224,7 @@ class AseFiles(Source):
                 f"there is no energy in {where}; name its entry with energy_key (--source.energy_key): there are "
                 f"{there_are}"
             )
+        check_units(atoms.info)
         if self.charged == "refuse":
             check_charge(atoms.info, "charged")
         return Structure.checked(

@@ -29,7 +29,15 @@ from jaxtyping import UInt
 
 from data_pipeline.quoting import abbreviated
 from data_pipeline.sources.ase_files import full_stress, hill_formula
-from data_pipeline.sources.labels import Kind, check_charge, check_unread, energies_listed, say_once, unread_labels
+from data_pipeline.sources.labels import (
+    Kind,
+    check_charge,
+    check_units,
+    check_unread,
+    energies_listed,
+    say_once,
+    unread_labels,
+)
 from data_pipeline.sources.lmdb_pages import check_pages
 from data_pipeline.sources.source import Frame, Part, Source, resolve
 from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array
@@ -135,6 +143,7 @@ class AseLmdb(Source):
 
     def _convert(self, row: dict[str, Any], *, default_id: str) -> Structure:
         entries = _entries(row)
+        check_units(entries)
         if self.charged == "refuse":
             check_charge(row, "charged")
             check_charge(entries, "charged")

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from data_pipeline.quoting import abbreviated
 from data_pipeline.structure import NUMERIC, InvalidStructure
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,18 @@ _OTHER = frozenset(
 """Words that make another quantity of a name: max_force, energy_per_atom, stress_unit."""
 _CELL = frozenset("lattice latticevectors latticematrix cell cellvectors cellmatrix unitcell box".split())
 _PBC = frozenset("pbc pbcs periodic periodicity periodicboundaryconditions boundary".split())
-_CHARGE = frozenset("charge totalcharge netcharge systemcharge".split())
-_SPIN = frozenset("spin totalspin spinmultiplicity multiplicity".split())
+_CHARGE = frozenset("charge totalcharge totcharge netcharge systemcharge chargetotal qtot qtotal totalq q".split())
+_SPIN = frozenset("spin totalspin spinmultiplicity multiplicity mult".split())
+_CHARGE_TEXT = re.compile(r"([+-]?)(\d+(?:\.\d*)?)([+-]?)")
+_EDGES = tuple(frozenset(names.split()) for names in ("a b c", "ax bx cx", "ax by cz", "lx ly lz", "cella cellb cellc"))
+"""Names of numbers that together are a cell."""
+_MEASURED = re.compile(r"energ|forc|length|position|distance|coord|lattice|stress|virial")
+_UNITS = frozenset(
+    "ev electronvolt a å ang angstrom angstroms ångström metal ev/a ev/å ev/ang ev/angstrom ev/a^3 ev/å^3 ev/å³ "
+    "ev/ang^3 ev/angstrom^3 ev/a3 ev/a**3 ev/å**3 ev/angstrom**3 ev/ang**3".split()
+)
+_STRESS_UNITS = _UNITS | {"gpa", "kbar"}
+"""Units of stress that a source's stress_unit can name."""
 
 
 class Unread(NamedTuple):
@@ -187,6 +198,12 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
     Raises:
         InvalidStructure: there is an entry that looks like one of them, and is not equal to the one that is read.
     """
+    for names in _EDGES if cell not in entries else ():
+        found = {name for name, value in entries.items() if name.lower() in names and np.size(_numbers(value)) == 1}
+        if len(found) == len(names) and all(_numbers(entries[name]) is not None for name in found):
+            raise InvalidStructure(
+                f"the cell stands under the names {', '.join(sorted(found))}, which are not read; call it {cell!r}"
+            )
     for name, value in entries.items():
         what, right = geometry(name), {"cell": cell, "pbc": pbc}
         if what is None or name == right[what]:
@@ -218,7 +235,7 @@ def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
     found, names = {"charge": 0, "spin": 1}, []
     for name, value in entries.items():
         what = electrons(name)
-        array = _numbers(value) if what else None
+        array = _numbers(_charge_of(value)) if what else None
         if what is not None and array is not None and array.size == 1 and array.item() != 0:
             found[what] = array.item()
             names.append(name)
@@ -228,6 +245,35 @@ def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
             f"has charge {found['charge']:g} and spin multiplicity {found['spin']:g} (by {', '.join(names)}), of which "
             f"the network knows nothing: the same atoms would have several energies{keep}"
         )
+
+
+def _charge_of(value: Any) -> Any:
+    """Return the number that a text such as 1, +1 or 1- says, anything else as it is."""
+    match = _CHARGE_TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if match is None else float(match[2]) * (-1 if "-" in (match[1], match[3]) else 1)
+
+
+def check_units(entries: Mapping[str, Any]) -> None:
+    """Refuse a frame that says that its numbers are in other units than eV and Å.
+
+    Raises:
+        InvalidStructure: the message names the entry.
+    """
+    for name, value in entries.items():
+        if isinstance(value, str) and (known := _units_known(name)) and value.strip().lower() not in known:
+            raise InvalidStructure(
+                f"{name} is {abbreviated(value)}, and numbers are read as eV and Å; convert them, and remove the entry"
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _units_known(name: str) -> frozenset[str]:
+    """Return the units that an entry may name; none if it speaks of no unit of what is read."""
+    words = _words(name)
+    others = [word for word in words if word not in ("unit", "units")]
+    if len(others) == len(words) or (others and not _MEASURED.search(" ".join(others))):
+        return frozenset()
+    return _STRESS_UNITS if "stress" in others or "virial" in others else _UNITS
 
 
 @functools.lru_cache(maxsize=4096)

@@ -8,8 +8,10 @@ from data_pipeline.structure import InvalidStructure
 
 MAX_LINE = 4 * 2**20
 """Longest line of a text file [characters]: entries of some 100,000 numbers."""
-MAX_FRAME = 2**27
-"""Most text of a frame, or before the first one [characters]: a step of some 100,000 atoms."""
+MAX_FRAME = 2**28
+"""Most text of a frame, or before the first one [bytes of memory]: a million of atoms."""
+LINE_BYTES = 64
+"""Memory of a line besides its characters [bytes]."""
 
 
 def lines_of(readline: Callable[[int], AnyStr], path: Path) -> Iterator[AnyStr]:
@@ -35,10 +37,10 @@ def of_one_frame(lines: Iterator[AnyStr], path: Path) -> Iterator[AnyStr]:
     """
     size = 0
     for line in lines:
-        size += len(line)
+        size += len(line) + LINE_BYTES
         if size > MAX_FRAME:
             raise InvalidStructure(
-                f"{path}: has more than {MAX_FRAME:,} characters that belong to one frame, so it is no text of frames. "
+                f"{path}: has more than {MAX_FRAME:,} bytes of text for one frame, so it is no text of frames. "
                 "Remove it from the source's files."
             )
         yield line

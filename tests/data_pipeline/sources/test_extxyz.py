@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -279,3 +280,36 @@ def test_an_endless_line_and_a_number_of_atoms_beyond_belief_are_refused_at_once
             InvalidStructure, match=r"many\.xyz, frame 0: begins with .* not with a number of atoms up to"
         ):
             list(AseFiles(files=(str(path),)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("energy_unit=Hartree", "energy_unit is 'Hartree', and numbers are read as eV"),
+        ("units=kcal/mol", "units is 'kcal/mol'"),
+        ("length_unit=bohr", "length_unit is 'bohr'"),
+        ("tot_charge=1", "has charge 1"),
+        ("charge=1+", "has charge 1"),
+        ("charge=1-", "has charge -1"),
+        ("Qtot=1", "has charge 1"),
+        ("mult=2", "spin multiplicity 2"),
+    ],
+)
+def test_what_says_that_a_frame_means_something_else_is_refused(one, more: str, message: str) -> None:
+    with pytest.raises(InvalidStructure, match=re.escape(message)):
+        one(more=more)
+
+
+@pytest.mark.parametrize(
+    "more", ["energy_unit=eV", "units=metal", "stress_unit=GPa", "unit_cell=primitive", "charge=0"]
+)
+def test_what_says_what_is_read_is_no_obstacle(one, more: str) -> None:
+    assert one(more=more).energy == -7.5
+
+
+@pytest.mark.parametrize("cell", ["a=4 b=4 c=4 alpha=90 beta=90 gamma=90", "ax=4 bx=0 cx=0", "lx=4 ly=4 lz=4"])
+def test_a_cell_in_other_words_is_refused(one, cell: str) -> None:
+    with pytest.raises(
+        InvalidStructure, match=r"the cell stands under the names .*which are not read; call it 'Lattice'"
+    ):
+        one(('Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"', cell))
