@@ -5,6 +5,7 @@ compression: stress = -virial / volume. Arrays are mapped into memory, so a set 
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,9 @@ from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structur
 VIRTUAL = -1
 """Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
 
+_SET = re.compile(r"set\.\d+")
+_DECIDING = ("spin", "fparam", "aparam")
+"""Files on which the energies of a set depend, besides its atoms."""
 MAX_TEXT = 16 * 2**20
 """Largest file of types [bytes]: millions of atoms."""
 
@@ -46,12 +50,18 @@ class DeepmdNpy(Source):
         Raises:
             FileNotFoundError: a folder is not there or holds no system, a system holds no set, or a path names an
                 environment variable that is not set.
+            InvalidStructure: a folder set.* is none by its name.
         """
         systems = _systems([resolve(name, field="deepmd_npy", folders=True) for name in self.deepmd_npy])
         common = os.path.commonpath([system.parent for system in systems]) if systems else ""
         parts = []
         for system in systems:
             sets = sorted(path for path in system.glob("set.*") if path.is_dir())
+            if unknown := [path.name for path in sets if not _SET.fullmatch(path.name)]:
+                raise InvalidStructure(
+                    f"{system / unknown[0]}: is no set, whose name is set. and a number, and may be a copy; move "
+                    "it out of the system"
+                )
             if not sets:
                 raise FileNotFoundError(f"{system}: no folder set.* beside type.raw; complete the system or remove it")
             for folder in sets:
@@ -76,6 +86,10 @@ class DeepmdNpy(Source):
         names = tuple(_words(file)) if file.is_file() else self.type_map
         if not names:
             raise InvalidStructure(f"{system}: there is no type_map.raw; name the elements of the types with type_map")
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise InvalidStructure(
+                f"{file if file.is_file() else 'type_map'}: names {abbreviated(twice[0])} twice; name each once"
+            )
         numbers = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
         unknown = [name for name in names if name not in numbers]
         if unknown:
@@ -136,6 +150,11 @@ def _load(folder: Path) -> _Arrays:
             f"{system / 'type.raw'}: type {types.min()} of an atom is none; only real_atom_types.npy of a mixed system "
             "may have -1, for an atom that is not there"
         )
+    for name in _DECIDING:
+        if (folder / f"{name}.npy").exists():
+            raise InvalidStructure(
+                f"{folder / name}.npy: the energies depend on it, of which the network knows nothing; leave it out"
+            )
     own = {file.stem: _array(file, None, None) for file in folder.glob("*.npy") if electrons(file.stem)}
     return _Arrays(
         coord=coord,

@@ -38,6 +38,7 @@ _PAIR = re.compile(
 )
 """A key with its value, quoted in any of the ways that ASE's parser knows."""
 _QUOTES = frozenset("\"'{}[]\\")
+_UNDERSCORE = re.compile(rb"(?<!\S)[-+]?\d+_[\d_.eE+-]+(?!\S)")
 _BOOLEANS = {word: word[0] in "Tt" for word in "T True TRUE true F False FALSE false".split()}
 _AROUND_EQUALS = re.compile(r"(?<!\s)\s++=\s*|=\s+")
 _PROPERTIES = "species:S:1:pos:R:3"
@@ -163,7 +164,7 @@ def _value(name: str, text: str) -> Any:
     """Return what a text without quotes means: numbers, truth values or itself."""
     words = text.replace(",", " ").split()
     value: Any = text
-    if text[0] in "+-.0123456789nNiI":
+    if text[0] in "+-.0123456789nNiI" and "_" not in text:  # Python reads 2_0 as 20
         for kind in (int, float):
             with contextlib.suppress(ValueError, OverflowError):
                 value = np.array(words, dtype=kind)
@@ -208,6 +209,10 @@ def _check_columns(rows: list[bytes], properties: str) -> None:
 
     If no row has fewer, the number of all fields tells whether one has more: one split in place of one for each row.
     """
+    if b"_" in b"".join(rows) and (found := _UNDERSCORE.search(b" ".join(rows))):
+        raise InvalidStructure(
+            f"{found[0].decode()!r} is no number, and Python would read it as one; write it without _"
+        )
     fields = properties.split(":")
     names, width = fields[::3], sum(int(number) for number in fields[2::3])
     found = len(b" ".join(rows).split())

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import shutil
 from pathlib import Path
 
 import ase
@@ -12,6 +13,7 @@ from ase.calculators.emt import EMT
 
 from data_pipeline.sources import DeepmdNpy
 from data_pipeline.structure import InvalidStructure, Structure
+from tests.fuzz.targets_sources import deepmd
 
 
 @functools.cache
@@ -280,3 +282,26 @@ def test_types_that_are_none_are_refused(system: Path, text: str) -> None:
     (system / "type.raw").write_text(text)
     with pytest.raises(InvalidStructure, match=r"type\.raw: "):
         read(system)
+
+
+@pytest.mark.parametrize("name", ["spin", "fparam", "aparam"])
+def test_a_set_whose_energies_depend_on_more_than_its_atoms_is_refused(tmp_path: Path, name: str) -> None:
+    deepmd(tmp_path)
+    np.save(tmp_path / "set.000" / f"{name}.npy", np.zeros((3, 1)))
+    with pytest.raises(InvalidStructure, match=rf"{name}\.npy: the energies depend on it"):
+        list(DeepmdNpy(deepmd_npy=(str(tmp_path),)))
+
+
+@pytest.mark.parametrize("name", ["set.000.bak", "set.000_old"])
+def test_a_copy_of_a_set_is_refused(tmp_path: Path, name: str) -> None:
+    deepmd(tmp_path)
+    shutil.copytree(tmp_path / "set.000", tmp_path / name)
+    with pytest.raises(InvalidStructure, match=rf"{name}: is no set"):
+        list(DeepmdNpy(deepmd_npy=(str(tmp_path),)))
+
+
+def test_an_element_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    deepmd(tmp_path)
+    (tmp_path / "type_map.raw").write_text("Cu Cu")
+    with pytest.raises(InvalidStructure, match=r"type_map\.raw: names 'Cu' twice"):
+        list(DeepmdNpy(deepmd_npy=(str(tmp_path),)))

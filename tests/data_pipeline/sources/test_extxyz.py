@@ -313,3 +313,10 @@ def test_a_cell_in_other_words_is_refused(one, cell: str) -> None:
         InvalidStructure, match=r"the cell stands under the names .*which are not read; call it 'Lattice'"
     ):
         one(('Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"', cell))
+
+
+def test_numbers_with_underscores_are_none(one) -> None:
+    with pytest.raises(InvalidStructure, match="'2_0' is no number"):
+        one(rows=("Cu 0 0 0 1 2 3", "Cu 2_0 2 0 -1 -2 -3"))
+    with pytest.raises(InvalidStructure, match="energy"):
+        one(("energy=-7.5", "energy=-7_5"))
