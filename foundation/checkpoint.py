@@ -157,6 +157,27 @@ def weights_sha256(potential: Potential) -> str:
     return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
+def refuse_foreign(folder: Path, kind: str) -> None:
+    """Refuse to replace a folder that holds more than a potential, or is none.
+
+    Args:
+        folder: The folder to write; it need not be there.
+        kind: Word for what is written there.
+
+    Raises:
+        FileExistsError: the folder is there and has no config.json, or holds files that would be lost.
+    """
+    if not folder.exists():
+        return
+    if not (folder / CONFIG).is_file():
+        raise FileExistsError(f"{folder} has no {CONFIG}, so it is no {kind} and stays as it is; choose another --out")
+    if foreign := sorted({path.name for path in folder.iterdir()} - {*COVERED, CHECKSUMS}):
+        raise FileExistsError(
+            f"{folder} holds what is of no {kind} and would be lost ({abbreviated(', '.join(foreign))}); move it away, "
+            "or choose another --out"
+        )
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Give a finished folder its name; an older folder of that name is gone only once the new one is in place."""
     for file in new.iterdir():

@@ -58,10 +58,7 @@ def convert(config: ConvertConfig) -> Path:
 
 def _convert(config: ConvertConfig) -> Path:
     if config.checkpoint is not None:
-        if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
-            raise FileExistsError(
-                f"{config.out} has no config.json, so it is no potential and stays as it is; choose another --out"
-            )
+        checkpoint.refuse_foreign(config.out, "potential")
         file = find_published(config.checkpoint.name) if str(config.checkpoint) in PUBLISHED else config.checkpoint
         potential = from_sevennet(file, config.theory)
         checkpoint.save(potential, config.out, provenance_of_sevennet(file, potential))

@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
     """Write a release and return its folder.
 
     Raises:
-        FileExistsError: there is a folder under that name that is not a release.
+        FileExistsError: there is a folder under that name that is not a release, or holds other files too.
         FileNotFoundError: the run is not finished, was not evaluated (at alpha), or its data or start are gone.
         MissingFact: the model card lacks a fact.
         CorruptCheckpoint: the run's potential is damaged, or does not say where it comes from.
@@ -86,10 +86,7 @@ def export(config: ExportConfig) -> Path:
 
 
 def _export(config: ExportConfig) -> Path:
-    if config.out.exists() and not (config.out / checkpoint.CONFIG).is_file():
-        raise FileExistsError(
-            f"{config.out} has no config.json, so it is no release and stays as it is; choose another --out"
-        )
+    checkpoint.refuse_foreign(config.out, "release")
     source = checkpoint.find(config.run)
     settings = checkpoint.read_config(source)
     provenance = settings["provenance"]

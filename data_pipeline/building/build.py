@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -29,7 +30,7 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from data_pipeline.building.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
 from data_pipeline.building.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
-from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
+from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, refuse_inside, snapshot
 from data_pipeline.building.splits import SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, stage_part
 from data_pipeline.building.workers import Task, dealt, work
@@ -96,6 +97,12 @@ class BuildConfig:
             raise ValueError("filters.min_distance must be below the largest cutoff: distances are measured up to it")
 
 
+_OF_A_DATA_SET = re.compile(
+    r"manifest\.json|rejects\.jsonl|(train|val|test)(-\d{6,}\.tar|(-\d{6,})?\.index\.safetensors)"
+)
+"""Names of the files of a data set."""
+
+
 class DiskFull(OSError):
     """There is no space for the data set; the message says where and how much is missing."""
 
@@ -105,7 +112,8 @@ def build(config: BuildConfig) -> Manifest:
 
     Raises:
         InUse: another build writes to the same target.
-        FileExistsError: the target is there and overwrite is False, or it is not a data set.
+        FileExistsError: the target is there and overwrite is False, it is not a data set, holds other files
+            too or holds the source.
         FileNotFoundError: a file of the source is missing.
         InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
             `<out>.partial` (unless there is nothing yet) and the same call goes on from there.
@@ -114,6 +122,7 @@ def build(config: BuildConfig) -> Manifest:
         ChildProcessError: a worker was killed.
     """
     place = _Place(config.out)
+    refuse_inside(asdict(config.source), [place.out, place.partial])
     with each_rank_for_itself(), _Ranks(place) as ranks, ranks.held(), _explained(place, alone=ranks.size == 1):
         parts = ranks.agree(lambda: _prepare(config, place))
         reading = _reading(config)
@@ -180,12 +189,7 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
         os.rename(place.replaced, place.out)  # killed while the new data took the old one's place
     if place.out.exists() and place.partial.exists() and not place.data.exists():
         shutil.rmtree(place.partial)  # killed when everything was in its place
-    if config.out.exists() and not config.overwrite:
-        raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
-    if config.out.exists() and not (config.out / "manifest.json").is_file():
-        raise FileExistsError(
-            f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
-        )
+    _check_target(config)
     # before the parts are found: what is written from now on is noticed
     place.source = snapshot(asdict(config.source), place.is_own)
     parts = list(config.source.parts())
@@ -210,6 +214,27 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
     sizes = [part.size for part in parts]
     _write(place.state, json.dumps({**fingerprints, "sizes": sizes}).encode())
     return parts
+
+
+def _check_target(config: BuildConfig) -> None:
+    """Refuse a target that is there, unless it is a data set and nothing else, and is to be replaced."""
+    if not config.out.exists():
+        return
+    if not config.overwrite:
+        raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
+    if not (config.out / "manifest.json").is_file():
+        raise FileExistsError(
+            f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
+        )
+    if foreign := sorted(path.name for path in config.out.iterdir() if not _is_of_a_data_set(path)):
+        raise FileExistsError(
+            f"{config.out} holds what is of no data set and would be lost ({abbreviated(', '.join(foreign))}); move it "
+            "away, or choose another --out"
+        )
+
+
+def _is_of_a_data_set(path: Path) -> bool:
+    return path.is_file() and (_OF_A_DATA_SET.fullmatch(path.name) is not None or path.name.endswith(lock.NAME))
 
 
 def _check_source(place: _Place) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.building.source_files import refuse_inside
 from data_pipeline.store import lock
 from data_pipeline.store.index import BlockIndex
 from data_pipeline.store.manifest import Manifest, Provenance, Shard, Split, open_manifest, split_index_path
@@ -42,13 +43,14 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
 
     Raises:
         InUse: another process writes to the same target.
-        FileExistsError: the target is there.
+        FileExistsError: the target is there, or a data set to merge lies in `<out>.partial`.
         FileNotFoundError: a manifest, a shard or an index is missing.
         ValueError: fewer than two, not on a local disk, the same shard twice, an index that differs from its checksum,
             or data sets that differ in cutoffs, level of theory or energy convention.
     """
     parts = [open_manifest(_local(path)) for path in manifests]
     target = lock.real(out)
+    refuse_inside([part.root for part in parts], [_partial(target)])
     with lock.hold(lock.beside(out), out):
         if target.exists():
             raise FileExistsError(f"{out} already exists; choose another --out")
@@ -58,7 +60,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
 
 
 def _merged(parts: list[Manifest], target: Path, name: str, root: Path) -> Manifest:
-    partial = target.with_name(target.name + ".partial")
+    partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -75,6 +77,10 @@ def _merged(parts: list[Manifest], target: Path, name: str, root: Path) -> Manif
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return merged
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def _local(path: Path) -> Path:

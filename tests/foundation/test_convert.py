@@ -104,6 +104,9 @@ def test_what_is_in_the_way_stays(own: Path, tmp_path: Path) -> None:
         convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "mine"))
     with pytest.raises(FileExistsError, match=r"mine is a folder; --out is the file"):
         convert(ConvertConfig(to="sevennet", model=tmp_path, out=tmp_path / "mine"))
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"mine holds what is of no potential .*notes\.txt"):
+        convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "mine"))
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 
 

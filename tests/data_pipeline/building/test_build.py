@@ -391,6 +391,36 @@ def test_overwrite_refuses_a_folder_that_is_no_data_set(configure: Callable[...,
     assert (tmp_path / "data" / "thesis.tex").read_text() == "years of work"
 
 
+def test_overwrite_refuses_a_data_set_with_other_files_beside_it(
+    configure: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    build(configure())
+    (tmp_path / "data" / "notes.txt").write_text("years of work")
+    (tmp_path / "data" / "plots").mkdir()
+    with pytest.raises(FileExistsError, match=r"data holds what is of no data set .*notes\.txt, plots"):
+        build(configure(overwrite=True, split_seed=3))
+    assert (tmp_path / "data" / "notes.txt").read_text() == "years of work"
+    assert not (tmp_path / "data.partial").exists()
+
+
+@pytest.mark.parametrize("folder", ["data", "data.partial"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_source_in_the_folder_that_is_replaced_is_refused(
+    configure: Callable[..., BuildConfig], copper_file: Path, tmp_path: Path, folder: str, linked: bool
+) -> None:
+    build(configure())
+    (tmp_path / folder).mkdir(exist_ok=True)
+    inside = copper_file.rename(tmp_path / folder / "source.extxyz")
+    named = inside
+    if linked:
+        named = tmp_path / "link.extxyz"
+        named.symlink_to(inside)
+    with pytest.raises(FileExistsError, match="which is replaced by what is made of it"):
+        build(configure(source=AseFiles(files=(str(named),)), overwrite=True))
+    assert inside.is_file()
+    assert (tmp_path / "data" / "manifest.json").is_file()
+
+
 def test_overwrite_refuses_a_file_and_leaves_nothing(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     (tmp_path / "data").write_text("years of work")
     with pytest.raises(OSError, match="data"):

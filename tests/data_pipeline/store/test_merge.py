@@ -207,6 +207,15 @@ def test_one_is_not_enough_and_what_exists_stays(tmp_path: Path, make: Make) -> 
         merge([one, tmp_path / "nowhere"], tmp_path / "merged", "whole")
 
 
+def test_a_data_set_in_the_folder_to_write_is_refused_and_stays(tmp_path: Path, make: Make) -> None:
+    one, two = make("one", 1), make("two", 2)
+    (tmp_path / "merged.partial").mkdir()
+    inside = one.rename(tmp_path / "merged.partial" / "one")
+    with pytest.raises(FileExistsError, match="which is replaced by what is made of it"):
+        merge([inside, two], tmp_path / "merged", "all")
+    assert (inside / "manifest.json").is_file()
+
+
 def test_a_missing_shard_and_a_damaged_index_are_found_before_anything_appears(tmp_path: Path, make: Make) -> None:
     one, two = make("one", 1), make("two", 2)
     os.rename(two / "train-000001.tar", tmp_path / "kept")
