@@ -28,7 +28,7 @@ def _build() -> Loaded:
 
 
 def _merge() -> Loaded:
-    from data_pipeline.store.merge import MergeConfig, merge
+    from data_pipeline.building.merge import MergeConfig, merge
     from launch import show
 
     return Loaded(

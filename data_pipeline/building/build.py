@@ -34,6 +34,7 @@ from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_
 from data_pipeline.building.splits import SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, stage_part
 from data_pipeline.building.workers import Task, dealt, work
+from data_pipeline.quoting import abbreviated
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
 from data_pipeline.store import lock

@@ -199,8 +199,8 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
         InvalidStructure: there is an entry that looks like one of them, and is not equal to the one that is read.
     """
     for names in _EDGES if cell not in entries else ():
-        found = {name for name, value in entries.items() if name.lower() in names and np.size(_numbers(value)) == 1}
-        if len(found) == len(names) and all(_numbers(entries[name]) is not None for name in found):
+        found = {name: _numbers(value) for name, value in entries.items() if name.lower() in names}
+        if len(found) == len(names) and all(value is not None and value.size == 1 for value in found.values()):
             raise InvalidStructure(
                 f"the cell stands under the names {', '.join(sorted(found))}, which are not read; call it {cell!r}"
             )

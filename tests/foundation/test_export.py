@@ -172,8 +172,12 @@ def test_data_that_are_gone_are_an_error_that_names_them(run: Path, tmp_path: Pa
         export(ExportConfig(run=run, out=run / "release", data=tmp_path / "gone"))
 
 
-def test_exporting_again_replaces_the_old_release(run: Path, release: Path) -> None:
-    (release / "stale.txt").write_text("from an older release")
+def test_exporting_again_replaces_the_old_release_and_no_file_of_others(run: Path, release: Path) -> None:
+    (release / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"release holds what is of no release and would be lost \('notes.txt'\)"):
+        export(ExportConfig(run=run, out=release, card=CARD))
+    assert (release / "notes.txt").read_text() == "mine"
+    (release / "notes.txt").unlink()
     again = export(ExportConfig(run=run, out=release, card=replace(CARD, name="Second edition")))
     assert sorted(path.name for path in again.iterdir()) == FILES
     assert (again / "README.md").read_text().startswith("# Second edition\n")

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.merge import merge
 from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.stream import Dataset, Frames, Stream
 from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
-from data_pipeline.store.merge import merge
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.finetuning.fisher import Fisher, diagonal_fisher
 from foundation.finetuning.frame_keys import frame_key

@@ -13,10 +13,10 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.building.merge import merge
 from data_pipeline.loading.stream import sweep
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
-from data_pipeline.store.merge import merge
 from data_pipeline.structure import Structure
 
 Make = Callable[..., Path]
