@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foundation.interop.calculator import Calculator
     from foundation.potential import Potential, Prediction
-    from foundation.theories import add_theory, keep_theory
+    from foundation.surgery.theories import add_theory, keep_theory
 
 __all__ = ["Calculator", "Potential", "Prediction", "add_theory", "keep_theory", "load"]
 _HOMES = {
     "Calculator": "foundation.interop.calculator",
     "Potential": "foundation.potential",
     "Prediction": "foundation.potential",
-    "add_theory": "foundation.theories",
-    "keep_theory": "foundation.theories",
+    "add_theory": "foundation.surgery.theories",
+    "keep_theory": "foundation.surgery.theories",
 }
 """Module of each name, imported when the name is first used: torch and e3nn take seconds."""
 

@@ -9,10 +9,10 @@ import torch
 from data_pipeline.loading.stream import Dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.checkpoint import find, load, read_config
+from foundation.datasets import left_out, refuse_unlabelled
 from foundation.evaluation.predictions import predict
-from foundation.evaluation.report import write_report
-from foundation.theories import theory_of_data
-from foundation.training.datasets import left_out, refuse_unlabelled
+from foundation.reports.evaluation_report import write_report
+from foundation.surgery.theories import theory_of_data
 
 log = logging.getLogger(__name__)
 

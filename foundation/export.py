@@ -22,10 +22,10 @@ from data_pipeline.store import lock
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
-from foundation.card import CardFacts, check_facts, render_card
 from foundation.finetuning.release import METHOD, card_section, interpolated
 from foundation.potential import Potential
-from foundation.theories import keep_theory
+from foundation.reports.card import CardFacts, check_facts, render_card
+from foundation.surgery.theories import keep_theory
 from foundation.untrusted import read_json, refusing, require, typed
 
 log = logging.getLogger(__name__)

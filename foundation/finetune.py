@@ -16,8 +16,8 @@ from typing import Literal
 
 from data_pipeline.loading.stream import Dataset
 from foundation import checkpoint, run_folder
-from foundation.card import CardFacts
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
+from foundation.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import HeldOut, Measurement, measure
 from foundation.finetuning import fisher
@@ -39,18 +39,11 @@ from foundation.finetuning.release import METHOD, fisher_facts
 from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
-from foundation.start import prepare_start, start_facts
-from foundation.training.datasets import (
-    DatasetConfig,
-    left_out,
-    open_datasets,
-    refuse_unlabelled,
-    statistics_by_theory,
-    without_labels,
-)
+from foundation.reports.card import CardFacts
+from foundation.surgery.start import prepare_start, start_facts
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
-from foundation.training.loss import TERMS, LossConfig, Penalty
+from foundation.training.loss import TERMS, LossConfig, Penalty, without_labels
 from foundation.training.optim import OptimConfig
 from foundation.training.parts import Additions, Rehearsal
 from foundation.training.strategy import is_rank_zero

@@ -13,22 +13,16 @@ import torch
 
 from data_pipeline.loading.stream import Dataset
 from foundation import run_folder
-from foundation.card import CardFacts
 from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
+from foundation.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.models import ModelConfig
 from foundation.potential import Potential, new_potential
-from foundation.start import start_facts, start_from
-from foundation.training.datasets import (
-    DatasetConfig,
-    open_datasets,
-    refuse_idle_terms,
-    refuse_unlabelled,
-    statistics_by_theory,
-)
+from foundation.reports.card import CardFacts
+from foundation.surgery.start import start_facts, start_from
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
-from foundation.training.loss import LossConfig
+from foundation.training.loss import LossConfig, refuse_idle_terms
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import is_rank_zero
 

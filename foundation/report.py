@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundation.evaluation.run_report import write_run_report
-from foundation.training.metrics_file import write_csv
+from foundation.reports.run_report import write_run_report
+from foundation.training.monitoring.metrics_file import write_csv
 
 
 @dataclass(frozen=True, kw_only=True)

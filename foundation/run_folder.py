@@ -14,8 +14,8 @@ from typing import Any
 
 from data_pipeline.store import lock
 from foundation.configuration import resolved
-from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes, write_whole
-from foundation.training.metrics_file import MAX_STEP
+from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes, write_whole
+from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
 
 RECORD = "run.json"

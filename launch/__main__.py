@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 
-from foundation.evaluation.escape import printable
+from foundation.reports.escape import printable
 from launch.verbs import VERBS, parse
 
 USER_ERRORS = (ValueError, OSError)

@@ -17,7 +17,7 @@ from data_pipeline.store.manifest import Split
 from foundation.checkpoint import find
 from foundation.pretrain import PretrainConfig
 from foundation.run_folder import refuse_in_use
-from foundation.training.checkpoints import checkpoint_to_resume, refuse_changes
+from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.fit_config import FitConfig
 from foundation.training.strategy import make_strategy
 

@@ -11,8 +11,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from foundation.run_folder import refuse_in_use
-from foundation.training.preemption import PreemptedError
-from foundation.training.watchdog import TRY_AGAIN
+from foundation.training.fault_tolerance.preemption import PreemptedError
+from foundation.training.fault_tolerance.watchdog import TRY_AGAIN
 from launch.command import Parse, check
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")

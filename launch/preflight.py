@@ -22,9 +22,10 @@ from data_pipeline.loading.plan import HEADROOM
 from data_pipeline.loading.stream import Dataset, Stream
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Provenance
+from foundation.datasets import open_datasets, refuse_unlabelled
 from foundation.pretrain import PretrainConfig
-from foundation.training.datasets import open_datasets, refuse_idle_terms, refuse_unlabelled
 from foundation.training.fit_config import FitConfig
+from foundation.training.loss import refuse_idle_terms
 from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
 from foundation.training.strategy import device_type
 from launch import show

@@ -16,13 +16,13 @@ from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
-from foundation.evaluation.data_report import write_data_report
-from foundation.evaluation.escape import printable
 from foundation.evaluation.quantities import QUANTITIES, rows
-from foundation.evaluation.run_report import remarks, summary_table
 from foundation.finetuning.forgetting_report import percent
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.report import ReportConfig, curves_folder
+from foundation.reports.data_report import write_data_report
+from foundation.reports.escape import printable
+from foundation.reports.run_report import remarks, summary_table
 
 LOG_WIDTH = 160
 """Width of what goes to a file or a pipe, where no terminal says how wide it is: wide enough for every table."""

@@ -32,7 +32,7 @@ from data_pipeline.quoting import abbreviated
 from data_pipeline.store.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
 from foundation.run_folder import occupied, read_record
-from foundation.training.preemption import PreemptedError, requeue
+from foundation.training.fault_tolerance.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
 from launch.yaml_files import read_mapping, to_yaml
 

@@ -156,8 +156,8 @@ def _name_runs(words: list[str], option: str) -> list[str]:
 
 def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
     """Return a function that ends with the exit code of a run that can be started again, if a signal stops it."""
-    from foundation.training.preemption import PreemptedError
-    from foundation.training.watchdog import TRY_AGAIN
+    from foundation.training.fault_tolerance.preemption import PreemptedError
+    from foundation.training.fault_tolerance.watchdog import TRY_AGAIN
 
     def attempt(config: Any) -> object:
         try:

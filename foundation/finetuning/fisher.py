@@ -27,12 +27,12 @@ from data_pipeline.store import lock
 from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.manifest import open_manifest
 from foundation import checkpoint
+from foundation.datasets import refuse_unlabelled
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
 from foundation.potential import Potential
-from foundation.theories import theory_of_data
-from foundation.training.datasets import refuse_unlabelled, without_labels
-from foundation.training.loss import LossConfig
+from foundation.surgery.theories import theory_of_data
+from foundation.training.loss import LossConfig, without_labels
 from foundation.training.strategy import is_rank_zero, process_group, sum_over_ranks
 from foundation.untrusted import CorruptFile, Layout, check_finite, check_layout, read_layout, refusing, require, typed
 

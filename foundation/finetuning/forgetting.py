@@ -9,7 +9,7 @@ from data_pipeline.store.manifest import open_manifest
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.held_out import ROLES, HeldOut, Role
 from foundation.potential import Potential
-from foundation.theories import theory_of_data
+from foundation.surgery.theories import theory_of_data
 
 BEFORE, AFTER = "before.safetensors", "after.safetensors"
 """Files of the measurements of the start and of the result in the folder of a report."""

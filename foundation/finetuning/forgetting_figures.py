@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from foundation.evaluation.curves import COLORS
-from foundation.evaluation.escape import figure_text
-from foundation.evaluation.periodic_table import draw_periodic_table
 from foundation.evaluation.quantities import QUANTITIES
+from foundation.reports.curves import COLORS
+from foundation.reports.escape import figure_text
+from foundation.reports.periodic_table import draw_periodic_table
 
 ROLE_COLORS = {"target": "#1f5fa8", "retained": "#c8641b", "transfer": "#2a9d74"}
 """Colours of the roles of sets."""

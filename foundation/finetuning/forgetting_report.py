@@ -17,12 +17,12 @@ from foundation.evaluation.comparison import (
     change,
     check_pair,
 )
-from foundation.evaluation.escape import Markdown, markdown
 from foundation.evaluation.held_out import Measurement, SetErrors, save
-from foundation.evaluation.page import render_page
 from foundation.evaluation.quantities import FORCE_COUNT, QUANTITIES, notes
 from foundation.finetuning.forgetting import AFTER, BEFORE
 from foundation.finetuning.forgetting_figures import draw_figures
+from foundation.reports.escape import Markdown, markdown
+from foundation.reports.page import render_page
 
 NOTEWORTHY = 0.1
 """Growth of a retained error that the page points at."""

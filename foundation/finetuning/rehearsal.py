@@ -21,12 +21,12 @@ from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import COMPARED, DECIDES
+from foundation.datasets import DatasetConfig, refuse_unlabelled
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.selection import farthest_points, frame_features, random_part, with_elements
 from foundation.potential import Potential
-from foundation.theories import theory_of_data
-from foundation.training.datasets import DatasetConfig, refuse_unlabelled
+from foundation.surgery.theories import theory_of_data
 from foundation.training.loss import LossConfig
 from foundation.training.parts import Mode
 

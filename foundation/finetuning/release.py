@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from foundation import checkpoint
-from foundation.evaluation.escape import Markdown, code, markdown
 from foundation.evaluation.held_out import read
 from foundation.finetuning.fisher import FACT_NAMES, Fisher
 from foundation.finetuning.forgetting import BEFORE
@@ -24,6 +23,7 @@ from foundation.finetuning.forgetting_report import (
 )
 from foundation.finetuning.interpolation import interpolate
 from foundation.potential import Potential
+from foundation.reports.escape import Markdown, code, markdown
 
 METHOD = "fine-tuning"
 """What the provenance of a fine-tuned potential has as its method."""

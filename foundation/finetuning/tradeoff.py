@@ -29,15 +29,15 @@ from foundation.evaluation.comparison import (
     difference,
     mean_over_seeds,
 )
-from foundation.evaluation.escape import markdown
 from foundation.evaluation.held_out import ROLES, Measurement, Role, read
-from foundation.evaluation.page import render_page
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.finetuning.forgetting import AFTER, BEFORE
 from foundation.finetuning.forgetting_report import curve_files, percent, shown_by_page
 from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
+from foundation.reports.escape import markdown
+from foundation.reports.page import render_page
 from foundation.run_folder import read_record
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 
 FOLDER = "forgetting"
 """Folder of the report in that of a run."""

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from foundation.evaluation.escape import figure_text
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.finetuning.forgetting_figures import around, clean, signed_percent
+from foundation.reports.escape import figure_text
 
 COLORS = (
     "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",

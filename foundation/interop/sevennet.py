@@ -46,7 +46,7 @@ from foundation.interop.torch_pickle import UnwantedName
 from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn.linear import Linear
 from foundation.potential import Potential, check_weights
-from foundation.theories import add_theory
+from foundation.surgery.theories import add_theory
 from foundation.untrusted import refusing
 
 CONTENTS = ("model_state_dict", "config")

@@ -11,8 +11,8 @@ import lightning
 
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.stream import Dataset, Stream, Sweep, differences, sweep
+from foundation.datasets import left_out
 from foundation.potential import Potential
-from foundation.training.datasets import left_out
 from foundation.training.fit_config import FitConfig
 from foundation.training.parts import Rehearsal, Run
 from foundation.training.strategy import is_rank_zero

@@ -18,20 +18,25 @@ from foundation.kernels.convolution import backend_in_words, backend_of
 from foundation.nn.computation import Computation
 from foundation.nn.product import precision_in_words
 from foundation.potential import Potential
-from foundation.training.checkpoints import Checkpoints, checkpoint_to_resume, refuse_other_backend, step_of
 from foundation.training.data import TrainingData
+from foundation.training.fault_tolerance.checkpoints import (
+    Checkpoints,
+    checkpoint_to_resume,
+    refuse_other_backend,
+    step_of,
+)
+from foundation.training.fault_tolerance.guard import Guard
+from foundation.training.fault_tolerance.preemption import Preemption
+from foundation.training.fault_tolerance.watchdog import Watchdog
 from foundation.training.fit_config import FitConfig, computation_of
-from foundation.training.guard import Guard
 from foundation.training.loss import LossConfig
 from foundation.training.module import TrainingModule
-from foundation.training.monitor import Monitor
+from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
+from foundation.training.monitoring.monitor import Monitor
 from foundation.training.optim import OptimConfig
 from foundation.training.parts import NOTHING, Additions
-from foundation.training.preemption import Preemption
 from foundation.training.schedule_free import ScheduleFree
-from foundation.training.sinks import check_loggers, make_loggers, make_progress
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
-from foundation.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

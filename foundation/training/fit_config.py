@@ -9,8 +9,8 @@ from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, check_number
 from foundation.kernels.convolution import Backend
 from foundation.nn.computation import Computation
 from foundation.nn.product import Precision
-from foundation.training.guard import GuardConfig
-from foundation.training.metrics_file import MAX_STEP
+from foundation.training.fault_tolerance.guard import GuardConfig
+from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import NO_ZERO_3, StrategyName
 
 LIMITS = {

@@ -6,7 +6,8 @@ mean, in any company, and a step is an unbiased estimate of the weighted loss ov
 weights instead, a structure would count the less the heavier those are that happen to be in the same step.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -15,8 +16,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
+from data_pipeline.loading.stream import Dataset
 from foundation.configuration import DECIDES
 from foundation.potential import Potential, Prediction
+
+log = logging.getLogger(__name__)
 
 STRATA = (100.0, 200.0, 300.0)
 """Sizes of a reference force [eV/Å] that part the strata of the stratified Huber error."""
@@ -175,3 +179,34 @@ def _stratum_factors(reference: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atom
     sizes = torch.linalg.vector_norm(reference, dim=1, keepdim=True)
     stratum = torch.bucketize(sizes, sizes.new_tensor(STRATA), right=True)
     return sizes.new_tensor(STRATUM_FACTORS)[stratum]
+
+
+def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None) -> dict[str, str]:
+    """Return, by term of the loss, a sentence on each that has a weight and not one label in a split of a data set."""
+    statistics = dataset.manifest.split(split or dataset.split).statistics
+    numbers = {"energy": statistics.num_frames, "forces": statistics.num_force_frames}
+    numbers["stress"] = statistics.num_stress_frames
+    where = f" in split {split}" if split else ""
+    return {
+        name: f"{dataset.manifest.provenance.name} has no {term.label}{where}, and loss.{name}.weight is "
+        f"{getattr(loss, name).weight:g}"
+        for name, term in TERMS.items()
+        if getattr(loss, name).weight and not numbers[term.label]
+    }
+
+
+def refuse_idle_terms(datasets: Sequence[Dataset], loss: LossConfig) -> None:
+    """Refuse a term of the loss that has a weight and a label in none of the data sets; warn of held-out frames so.
+
+    Raises:
+        ValueError: there is such a term; the message names it and the data sets.
+    """
+    missing = [without_labels(dataset, loss) for dataset in datasets]
+    for term in TERMS:
+        if all(term in each for each in missing):
+            said = "; ".join(each[term] for each in missing)
+            raise ValueError(f"{said}: nothing would be learnt from {term}. Set --loss.{term}.weight 0 to say so")
+    for dataset in datasets:
+        if dataset.manifest.split("val").statistics.num_frames:
+            for term, sentence in without_labels(dataset, loss, "val").items():
+                log.warning("%s: its validation does not measure %s", sentence, term)

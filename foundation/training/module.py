@@ -14,17 +14,17 @@ from torch import Tensor
 from data_pipeline.graphs.batch import GraphBatch
 from foundation.kernels.convolution import backend_of
 from foundation.potential import Potential
-from foundation.training.checkpoints import BACKEND
 from foundation.training.data import Sweeps
+from foundation.training.fault_tolerance.checkpoints import BACKEND
+from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
-from foundation.training.guard import Guard
 from foundation.training.loss import Counts, LossConfig, loss, loss_terms, summed
-from foundation.training.metrics import ValidationErrors
-from foundation.training.monitor import Monitor, StepCounts, step_counts
+from foundation.training.monitoring.loggers import log_row
+from foundation.training.monitoring.metrics import ValidationErrors
+from foundation.training.monitoring.monitor import Monitor, StepCounts, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 from foundation.training.parts import Additions, Parts, Run
-from foundation.training.sinks import log_row
 from foundation.training.strategy import sum_over_ranks
 
 log = logging.getLogger(__name__)

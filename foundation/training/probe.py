@@ -27,10 +27,10 @@ from jaxtyping import Int64
 
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.stream import Stream
+from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.kernels.convolution import backend_in_words
 from foundation.models import ModelConfig
 from foundation.potential import new_potential
-from foundation.training.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.training.fit import keep_freed_memory, seed_everything
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig, label_counts, loss

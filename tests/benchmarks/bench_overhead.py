@@ -24,12 +24,12 @@ from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Provenance
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
-from foundation.training.checkpoints import Checkpoints, callbacks_of
+from foundation.training.fault_tolerance.checkpoints import Checkpoints, callbacks_of
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, loss
 from foundation.training.module import TrainingModule
-from foundation.training.monitor import step_counts
+from foundation.training.monitoring.monitor import step_counts
 from foundation.training.optim import OptimConfig, make_optimizer
 from tests.benchmarks.bench_step import QUICKSTART
 from tests.benchmarks.oxides import FILE, SEVENNET_0

@@ -12,7 +12,7 @@ from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
 from foundation.training.loss import LossConfig, TermConfig, loss
-from foundation.training.monitor import step_counts
+from foundation.training.monitoring.monitor import step_counts
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 LOSS = LossConfig(forces=TermConfig(weight=20.0, kind="huber", delta=0.1))

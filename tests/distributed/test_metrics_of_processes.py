@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipeline.store.manifest import Manifest
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 from tests.distributed.test_processes import pretrain
 
 EXACT = ("seen/frames", "seen/atoms", "seen/edges", "speed/budget_fill", "train/learning_rate")

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, deciding_changes, marks, resolved
+from foundation.datasets import DatasetConfig
 from foundation.finetune import FinetuneConfig
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
-from foundation.training.datasets import DatasetConfig
+from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.fit_config import FitConfig
-from foundation.training.guard import GuardConfig
 
 FIT = FitConfig(steps=8)
 PRETRAIN = PretrainConfig(data=Path("data"), out=Path("run"), fit=FIT, model=EquivariantConfig(irreps="4x0e"))

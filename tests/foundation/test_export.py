@@ -16,7 +16,6 @@ from data_pipeline.graphs.batch import to_graph
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation import checkpoint
-from foundation.card import CardFacts, MissingFact
 from foundation.checkpoint import CorruptCheckpoint, load
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
@@ -24,7 +23,8 @@ from foundation.export import ExportConfig, GoldenMismatch, export, verify_golde
 from foundation.interop.sevennet import to_sevennet
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.theories import add_theory
+from foundation.reports.card import CardFacts, MissingFact
+from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
 

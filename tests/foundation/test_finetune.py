@@ -16,6 +16,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
+from foundation.datasets import DatasetConfig
 from foundation.finetune import AdapterConfig, FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
@@ -24,10 +25,9 @@ from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.datasets import DatasetConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)

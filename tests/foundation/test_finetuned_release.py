@@ -19,7 +19,6 @@ from data_pipeline.loading.stream import Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
-from foundation.card import CardFacts
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.export import ExportConfig, export, verify_golden
 from foundation.finetune import FinetuneConfig, finetune
@@ -30,7 +29,8 @@ from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.theories import add_theory
+from foundation.reports.card import CardFacts
+from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
 

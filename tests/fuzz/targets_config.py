@@ -6,13 +6,13 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from foundation.card import MissingFact, render_card
 from foundation.configuration import resolved
+from foundation.reports.card import MissingFact, render_card
 from launch.__main__ import parse
 from launch.sweep import planned, read_sweep
 from launch.yaml_files import to_yaml
 from tests.conftest import REPOSITORY
-from tests.foundation.test_card import COMPLETE, FACTS
+from tests.foundation.reports.test_card import COMPLETE, FACTS
 from tests.fuzz.harness import Mutation, Target
 from tests.fuzz.mutations import NASTY_WORDS, damaged_bytes, damaged_text
 

@@ -14,10 +14,10 @@ import torch
 
 from data_pipeline.store.shards import sha256
 from foundation.configuration import resolved
-from foundation.evaluation.run_report import facts_of, read_run, remarks, summary_table
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
-from foundation.training.checkpoints import (
+from foundation.reports.run_report import facts_of, read_run, remarks, summary_table
+from foundation.training.fault_tolerance.checkpoints import (
     CheckpointFiles,
     newest_checkpoint,
     read_checkpoint,
@@ -26,7 +26,7 @@ from foundation.training.checkpoints import (
     step_of,
 )
 from foundation.training.fit_config import FitConfig
-from foundation.training.metrics_file import MetricsFile, write_csv
+from foundation.training.monitoring.metrics_file import MetricsFile, write_csv
 from tests.fuzz.harness import Mutation, Target
 from tests.fuzz.mutations import damaged_bytes, damaged_files, damaged_json, damaged_text
 

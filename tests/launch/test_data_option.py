@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.training.datasets import DatasetConfig
+from foundation.datasets import DatasetConfig
 from launch.__main__ import parse
 
 SEVERAL = (

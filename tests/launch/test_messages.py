@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.store.manifest import Manifest
-from foundation.training.monitor import Monitor
+from foundation.training.monitoring.monitor import Monitor
 from launch.__main__ import main
 
 MESSAGES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main, parse
-from tests.foundation.evaluation.test_run_report import a_run
+from tests.foundation.reports.test_run_report import a_run
 
 
 def test_a_run_is_named_with_or_without_the_option(tmp_path: Path) -> None:

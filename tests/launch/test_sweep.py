@@ -19,7 +19,7 @@ import yaml
 from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.preemption import PreemptedError
+from foundation.training.fault_tolerance.preemption import PreemptedError
 from launch.__main__ import main, parse
 from launch.command import check
 from launch.sweep import SweepConfig, chosen, planned, read_sweep, sweep, with_options

@@ -9,9 +9,9 @@ from data_pipeline.loading.stream import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.predictions import Predictions, predict
 from foundation.evaluation.quantities import summary
-from foundation.evaluation.report import errors_by_element, worst_frames
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential, new_potential
+from foundation.reports.evaluation_report import errors_by_element, worst_frames
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 

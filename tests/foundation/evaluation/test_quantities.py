@@ -10,7 +10,6 @@ import torch
 
 from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
-from foundation.card import CardFacts
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.frame_errors import Term
 from foundation.evaluation.predictions import predict
@@ -32,8 +31,9 @@ from foundation.models import EquivariantConfig
 from foundation.potential import new_potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.report import ReportConfig, report
+from foundation.reports.card import CardFacts
 from foundation.training.fit_config import FitConfig
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
 from launch import show
 

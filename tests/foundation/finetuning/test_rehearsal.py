@@ -19,6 +19,7 @@ from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.structure import SYMBOLS, Structure
+from foundation.datasets import DatasetConfig
 from foundation.finetuning.fisher import Fisher, diagonal_fisher
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.rehearsal import (
@@ -30,7 +31,6 @@ from foundation.finetuning.rehearsal import (
 from foundation.finetuning.selection import farthest_points, frame_features
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
-from foundation.training.datasets import DatasetConfig
 from foundation.training.loss import LossConfig
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)

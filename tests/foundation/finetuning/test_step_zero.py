@@ -10,11 +10,11 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance
-from foundation.elements import add_elements
 from foundation.finetuning.step_zero import CHECKED_FRAMES, NotTheStart, check_step_zero, first_batches
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
-from foundation.theories import add_theory
+from foundation.surgery.elements import add_elements
+from foundation.surgery.theories import add_theory
 
 CONFIG = EquivariantConfig(irreps="6x0e+2x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 METALS = (13, 28, 29, 46, 47, 78, 79)

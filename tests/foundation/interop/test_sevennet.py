@@ -26,7 +26,7 @@ from foundation.interop.sevennet import (
 )
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
-from foundation.theories import keep_theory
+from foundation.surgery.theories import keep_theory
 from tests.foundation.interop.sevenn_peer import PEER_NAMES, Sevenn, differences, gradients, predict, squares
 
 CASES = [

@@ -11,11 +11,11 @@ from jaxtyping import Float64
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.structure import Structure
-from foundation.elements import add_elements
 from foundation.models import DataFacts, SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
-from foundation.theories import add_theory, keep_theory
+from foundation.surgery.elements import add_elements
+from foundation.surgery.theories import add_theory, keep_theory
 
 ELEMENTS = (8, 13, 29)
 CONFIG = SymmetryFunctionsConfig(

@@ -14,8 +14,8 @@ from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, Prediction, new_potential
 from foundation.training.loss import Counts, LossConfig, TermConfig, label_counts, loss, loss_terms, summed
-from foundation.training.metrics import ErrorSums
-from foundation.training.monitor import step_counts
+from foundation.training.monitoring.metrics import ErrorSums
+from foundation.training.monitoring.monitor import step_counts
 
 OFF = TermConfig(weight=0.0)
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)

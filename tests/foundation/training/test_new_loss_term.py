@@ -18,7 +18,7 @@ from foundation.pretrain import PretrainConfig, pretrain
 from foundation.report import ReportConfig, report
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, LossConfig, LossTerm, TermConfig, label_counts, loss
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=2, lanes=1, edge_budget=2000, num_workers=0, accelerator="cpu", validate_every=2, log_every=1)

@@ -18,7 +18,7 @@ from foundation.potential import Potential, new_potential
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty, label_counts, loss
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
 from foundation.training.parts import Additions, Mode, Rehearsal
 

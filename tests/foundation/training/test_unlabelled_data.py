@@ -15,15 +15,15 @@ from data_pipeline.loading.stream import Dataset
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from foundation.checkpoint import save
+from foundation.datasets import refuse_unlabelled
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.references import refit_references
-from foundation.training.datasets import refuse_idle_terms, refuse_unlabelled
+from foundation.surgery.references import refit_references
 from foundation.training.fit_config import FitConfig
-from foundation.training.loss import LossConfig, TermConfig
+from foundation.training.loss import LossConfig, TermConfig, refuse_idle_terms
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=1, lanes=1, edge_budget=1500, num_workers=0, validate_every=1, accelerator="cpu")

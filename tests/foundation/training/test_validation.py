@@ -21,7 +21,7 @@ from foundation.potential import Potential
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
-from foundation.training.metrics_file import read_rows
+from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
 from foundation.training.parts import Additions
 

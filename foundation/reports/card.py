@@ -1,0 +1,100 @@
+"""Model cards: rendered from facts, refused when one is missing.
+
+Whatever the template shows is escaped, so that a name or a citation cannot become a heading, a link or raw HTML.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from foundation.configuration import MAY_CHANGE
+from foundation.evaluation.quantities import Row, notes, rows
+from foundation.reports.escape import Markdown, code, markdown
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "TEMPLATE.md"
+
+
+class MissingFact(ValueError):
+    """A model card lacks a fact; the message names all that are missing and where to write them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says that no program can find out; all of it is needed for a release, none for training."""
+
+    name: str = field(default="", metadata=MAY_CHANGE)
+    """Name of the released potential."""
+    description: str = field(default="", metadata=MAY_CHANGE)
+    """What it is, in a sentence or two."""
+    authors: str = field(default="", metadata=MAY_CHANGE)
+    """Who made it and answers for it."""
+    licence: str = field(default="", metadata=MAY_CHANGE)
+    """Licence of the weights (SPDX identifier)."""
+    intended_use: str = field(default="", metadata=MAY_CHANGE)
+    """What it is good for."""
+    limitations: str = field(default="", metadata=MAY_CHANGE)
+    """What it is not good for, and what is known to go wrong."""
+    citation: str = field(default="", metadata=MAY_CHANGE)
+    """What to cite when using it."""
+
+
+def check_facts(card: CardFacts) -> None:
+    """Refuse a card with an empty fact.
+
+    Raises:
+        MissingFact: naming every fact that is empty.
+    """
+    missing = [f"card.{item.name}" for item in fields(card) if not getattr(card, item.name).strip()]
+    if missing:
+        raise MissingFact(
+            f"the model card lacks {', '.join(missing)}; write them into the run's configuration, or give them to "
+            f"export (--{missing[0]} ...)"
+        )
+
+
+def render_card(card: CardFacts, facts: dict) -> str:
+    """Return the card as Markdown.
+
+    Raises:
+        MissingFact: a fact is empty, or the template asks for one that is not there.
+    """
+    check_facts(card)
+    provenances = [dataset.items() for dataset in facts.get("datasets", ())]
+    missing = [f"dataset.{name}" for items in provenances for name, fact in items if not str(fact).strip()]
+    if missing:
+        raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
+    source = TEMPLATE.read_text()
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_escaped)
+    environment.filters |= {"code": code, "python": _python}
+    try:
+        facts = facts | _errors(facts["errors"]) if "errors" in facts else facts
+        return environment.from_string(source).render(card=card, thousands=_thousands, **facts)
+    except (jinja2.UndefinedError, KeyError) as error:
+        raise MissingFact(f"the model card lacks a fact: {error}") from error
+
+
+def _escaped(value: Any) -> Any:
+    return value if isinstance(value, jinja2.Undefined) else markdown(value)
+
+
+def _python(text: str) -> Markdown:
+    """Return a text as Python writes it, for a block of code."""
+    return Markdown(json.dumps(text))
+
+
+def _errors(errors: Mapping[str, float]) -> dict[str, list]:
+    """Return the table of held-out errors, whose words are the program's own, and what has to be said of it."""
+    if "energy_mae" not in errors:
+        raise KeyError("energy_mae")
+    return {
+        "rows": [Row(*map(Markdown, row)) for row in rows(errors)],
+        "notes": [Markdown(note) for note in notes(errors)],
+    }
+
+
+def _thousands(number: Any) -> str:
+    return number if isinstance(number, str) else f"{int(number):,}"

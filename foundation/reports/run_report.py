@@ -1,0 +1,194 @@
+"""The report of training: figures and one HTML page of what a run, or several side by side, has logged.
+
+It reads metrics.jsonl and needs neither the data nor the weights, so it can be drawn while a run goes on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.colors import Normalize
+
+from foundation.evaluation.quantities import QUANTITIES, followed
+from foundation.reports.curves import draw_figures
+from foundation.reports.page import render_page
+from foundation.reports.periodic_table import draw_periodic_table
+from foundation.run_folder import read_record
+from foundation.training.fault_tolerance.checkpoints import read_best
+from foundation.training.monitoring.metrics_file import START, read_rows
+
+AVERAGED = (
+    "speed/atoms_per_second",
+    "speed/edges_per_second",
+    "speed/data_wait",
+    "speed/budget_fill",
+    "speed/imbalance_edges",
+    "speed/imbalance_seconds",
+    "speed/flop_utilization",
+)
+"""Metrics of which a report states the mean over the run."""
+
+
+NUMBERS = (
+    ("frames seen", "last", "seen/frames", 1.0, ",.0f"),
+    ("atoms seen", "last", "seen/atoms", 1.0, ",.0f"),
+    ("edges seen", "last", "seen/edges", 1.0, ",.0f"),
+    ("device-hours", "last", "run/device_hours", 1.0, ".3g"),
+    ("steps skipped", "last", "train/skipped_steps", 1.0, ".0f"),
+    ("rollbacks", "last", "train/rollbacks", 1.0, ".0f"),
+    ("atoms/s, mean", "means", "speed/atoms_per_second", 1.0, ",.0f"),
+    ("edges/s, mean", "means", "speed/edges_per_second", 1.0, ",.0f"),
+    ("waiting for data, mean [%]", "means", "speed/data_wait", 100.0, ".1f"),
+    ("budget filled, mean [%]", "means", "speed/budget_fill", 100.0, ".1f"),
+    ("imbalance by edges, mean", "means", "speed/imbalance_edges", 1.0, ".3f"),
+    ("imbalance by time, mean", "means", "speed/imbalance_seconds", 1.0, ".3f"),
+    ("model FLOP utilisation, mean [%]", "means", "speed/flop_utilization", 100.0, ".1f"),
+    ("peak memory of a process [GB]", "last", "speed/peak_memory", 1.0, ".2f"),
+    ("training loss, last", "last", "train/loss", 1.0, ".4g"),
+)
+"""Rows of the table above those of errors: title, group of facts, name, factor, format."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a run has logged."""
+
+    name: str
+    """What it is called in the report."""
+    folder: Path
+    """The run folder."""
+    num_steps: int
+    """Optimizer steps of the whole run, as configured."""
+    starts: list[dict[str, Any]]
+    """A row for every time that it was started."""
+    train: list[dict[str, Any]]
+    """Rows of training, by step."""
+    validation: list[dict[str, Any]]
+    """Rows of validations, by step."""
+
+
+def read_run(folder: Path) -> Run:
+    """Return what a run has logged.
+
+    Raises:
+        FileNotFoundError: the folder is no run's.
+        ValueError: nothing has been logged yet, or run.json cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a pretrain")
+    num_steps, rows = read_record(folder)["fit"]["steps"], read_rows(folder / "logs")
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (START, "train", "validation")}
+    if not kinds["train"]:
+        raise ValueError(f"{folder} has logged no step yet; the first comes after fit.log_every steps")
+    return Run(
+        name=folder.resolve().name,
+        folder=folder,
+        num_steps=num_steps,
+        starts=kinds[START],
+        train=kinds["train"],
+        validation=kinds["validation"],
+    )
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return what a run was, as JSON: how far it got, what it saw and cost, how fast it was, its last errors."""
+    last = run.train[-1]
+    means = {}
+    for name in AVERAGED:
+        values = [row[name] for row in run.train if row.get(name) is not None]
+        if values:
+            means[name] = sum(values) / len(values)
+    validation = run.validation[-1] if run.validation else {}
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "step": last["step"],
+        "num_steps": run.num_steps,
+        "processes": run.starts[-1].get("processes") if run.starts else None,
+        "device": run.starts[-1].get("device") if run.starts else None,
+        "num_resumes": max(0, len(run.starts) - 1),
+        "means": means,
+        "last": {name: value for name, value in last.items() if "/" in name},
+        "validation": {name: value for name, value in validation.items() if name != "val/by_element"},
+        "by_element": validation.get("val/by_element", {}),
+        "best": read_best(run.folder / "checkpoints"),
+    }
+
+
+def remarks(facts: dict[str, Any]) -> list[str]:
+    """Return what of a run deserves a look."""
+    last, means, found = facts["last"], facts["means"], []
+    if facts["step"] < facts["num_steps"]:
+        found.append(f"only {facts['step']:,} of {facts['num_steps']:,} steps have been taken so far")
+    if last.get("train/skipped_steps"):
+        rollbacks = last.get("train/rollbacks") or 0
+        found.append(
+            f"{last['train/skipped_steps']:.0f} steps were skipped because their loss or gradient was unusable, and "
+            f"the run went back to a checkpoint {rollbacks:.0f} times"
+        )
+    if last.get("seen/quarantined_frames"):
+        found.append(f"{last['seen/quarantined_frames']:,.0f} frames were left out because they could not be read")
+    if means.get("speed/data_wait", 0.0) > 0.05:
+        found.append(f"processes waited for data {means['speed/data_wait']:.0%} of the time: raise fit.num_workers")
+    if means.get("speed/budget_fill", 1.0) < 0.9:
+        found.append(
+            f"micro-batches were filled to {means['speed/budget_fill']:.0%}: lower fit.lanes or raise the budget"
+        )
+    if means.get("speed/imbalance_seconds", 1.0) > 1.1:
+        found.append(
+            f"steps took {means['speed/imbalance_seconds']:.2f} times as long as with evenly loaded processes "
+            f"({means.get('speed/imbalance_edges', 1.0):.2f} by their edges)"
+        )
+    return found
+
+
+def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+    """Write index.html, training.json and the figures for one or several runs; return what is in the second.
+
+    Raises:
+        FileNotFoundError: a folder is no run's.
+        ValueError: a run has logged nothing.
+    """
+    runs = [read_run(folder) for folder in folders]
+    out.mkdir(parents=True, exist_ok=True)
+    facts = [facts_of(run) for run in runs]
+    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    figures = draw_figures([(run.name, run.train, run.validation, run.starts) for run in runs], out)
+    for number, values in enumerate(facts):
+        factor = QUANTITIES["force_mae"].unit.factor
+        forces = {s: factor * e["force_mae"] for s, e in values["by_element"].items() if "force_mae" in e}
+        if forces:
+            name = f"elements-{number + 1}" if len(facts) > 1 else "elements"
+            norm = Normalize(0.0, max(forces.values()))
+            draw_periodic_table(forces, out / f"{name}.png", norm=norm, colors="Oranges", written="{:.3g}".format)
+            figures[name] = out / f"{name}.png"
+    page = render_page(
+        "run_report.html",
+        figures=figures,
+        runs=facts,
+        remarks=[remarks(values) for values in facts],
+        table=summary_table(facts),
+        quantities=QUANTITIES,
+    )
+    (out / "index.html").write_text(page)
+    return facts
+
+
+def summary_table(facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the table of one or several runs: names of rows, and for each a cell for every run."""
+    rows = [
+        ("steps", [f"{values['step']:,} of {values['num_steps']:,}" for values in facts]),
+        ("processes", [f"{values['processes']} on {values['device']}" for values in facts]),
+        ("times resumed", [f"{values['num_resumes']}" for values in facts]),
+    ]
+    for title, group, name, factor, form in NUMBERS:
+        numbers = [values[group].get(name) for values in facts]
+        rows.append((title, ["–" if number is None else f"{factor * number:{form}}" for number in numbers]))
+    for word, group, kind in (("training", "last", "train"), ("validation", "validation", "val")):
+        for key in followed():
+            each, numbers = QUANTITIES[key], [values[group].get(f"{kind}/{key}") for values in facts]
+            rows.append((f"{word} {each.title}, last", [each.text(number, 4) for number in numbers]))
+    best = [values["best"] for values in facts]
+    return [*rows, ("best validation at step", ["–" if found is None else f"{found['step']:,}" for found in best])]

@@ -1,0 +1,1 @@
+"""Surgery: a potential changed without training, by level of theory, element, reference or start."""

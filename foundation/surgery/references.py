@@ -1,0 +1,156 @@
+"""Reference energies for data with another zero of energy, estimated from what a potential gets wrong about them.
+
+Not the energies of the data are fitted to their compositions, as for an untrained potential, but the residuals, label
+minus prediction: what the network knows of binding stays, and only the difference between two conventions is left. The
+cost is one evaluation of the energies, without forces, of at most some structures.
+
+References are right to move where the data are at a level of theory, or follow an energy convention, that the potential
+was not trained on. Where they are not, every prediction for these elements at this level moves by its composition, old
+structures included: forgetting that no regularisation sees. The report therefore says by how much each element moved.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from data_pipeline.graphs.batch import GraphBatch, collate
+from data_pipeline.loading.stream import BlockCache, Dataset
+from data_pipeline.statistics.element_energies import element_energies
+from data_pipeline.structure import SYMBOLS
+from foundation.datasets import refuse_unlabelled
+from foundation.potential import Potential
+
+MAX_STRUCTURES = 1000
+"""Structures that are predicted."""
+
+
+def refit_references(
+    potential: Potential,
+    datasets: Sequence[Dataset],
+    *,
+    elements: Sequence[int] | None = None,
+    max_structures: int = MAX_STRUCTURES,
+    seed: int = 0,
+) -> tuple[Float64[Tensor, "theories elements"], dict]:
+    """Return reference energies that suit data [eV], and a report of what moved, as JSON; the potential is left alone.
+
+    At each level of theory by itself, and only of elements that the data at this level have.
+
+    Args:
+        potential: What the energies are predicted with.
+        datasets: Splits of data, with their level of theory.
+        elements: Atomic numbers of those that may move, for which all structures without them are passed over; all
+            when None.
+        max_structures: How many structures at each level to choose at random, if there are more.
+        seed: Seed of the choice.
+
+    Raises:
+        ValueError: there are no structures to choose from, or they have no labels.
+        UnknownElement: the data have an element that the potential does not know.
+    """
+    if max_structures < 1:
+        raise ValueError(f"max_structures must be at least 1, not {max_structures}")
+    refuse_unlabelled(datasets)
+    movable = np.isin(potential.elements, potential.elements if elements is None else list(elements))
+    references = potential.get_buffer("reference_energies").cpu().clone()
+    report = {}
+    for theory in sorted({dataset.theory_number for dataset in datasets}):
+        structures = _Choice([d for d in datasets if d.theory_number == theory], elements, max_structures, seed)
+        if not len(structures):
+            continue
+        fractions, residuals = _residuals(potential, structures)
+        moving = movable & fractions.any(axis=0)
+        shifts = np.zeros(len(potential.elements))
+        shifts[moving] = fit_shifts(fractions[:, moving], residuals)
+        before = references[theory].numpy().copy()
+        references[theory] += torch.from_numpy(shifts)
+        report[potential.theories[theory]] = {
+            "num_structures": len(residuals),
+            "elements": {
+                SYMBOLS[potential.elements[place]]: {
+                    "before": float(before[place]),
+                    "after": float(references[theory, place]),
+                    "moved": float(shifts[place]),
+                }
+                for place in np.flatnonzero(moving).tolist()
+            },
+            "energy_error": {"before": _sizes(residuals), "after": _sizes(residuals - fractions @ shifts)},
+        }
+    return references, report
+
+
+def fit_shifts(
+    fractions: Float64[np.ndarray, "structures elements"], residuals: Float64[np.ndarray, " structures"]
+) -> Float64[np.ndarray, " elements"]:
+    """Return the shift of each element's energy [eV] that explains energy residuals per atom [eV].
+
+    Least squares, with x the fraction of each element. Of elements that the compositions do not tell apart, as in a
+    trajectory of one material, each gets the one shift of all that explains most.
+    """
+    share = fractions.sum(axis=1)
+    common = float(share @ residuals) / float(share @ share) if share.any() else 0.0
+    centre = np.full(fractions.shape[1], common)
+    return element_energies(fractions.T @ fractions, fractions.T @ residuals, centre)
+
+
+class _Choice:
+    """Structures of some data sets, chosen at random."""
+
+    def __init__(
+        self, datasets: Sequence[Dataset], elements: Sequence[int] | None, max_structures: int, seed: int
+    ) -> None:
+        cache = BlockCache()
+        self._datasets = datasets
+        self._frames = [dataset.frames(cache) for dataset in datasets]
+        self._first = np.cumsum([0, *map(len, self._frames)])
+        if self._first[-1] == 0:
+            names = ", ".join(dataset.manifest.provenance.name for dataset in datasets)
+            raise ValueError(f"{names}: there are no structures to estimate reference energies from")
+        chosen = np.arange(self._first[-1])
+        if elements is not None:
+            each = itertools.chain.from_iterable(self._frames)
+            chosen = np.flatnonzero([np.isin(structure.numbers, list(elements)).any() for structure in each])
+        if len(chosen) > max_structures:
+            chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_structures, replace=False))
+        self._chosen: list[int] = chosen.tolist()
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batches(self, potential: Potential) -> Iterator[GraphBatch]:
+        """Yield each structure as a batch of one, as a potential needs it."""
+        for number in self._chosen:
+            which = int(np.searchsorted(self._first, number, side="right")) - 1
+            structure = self._frames[which][number - int(self._first[which])]
+            batch = collate([structure], potential.cutoff, potential.dtype, [self._datasets[which].theory_number])
+            yield batch.to(potential.device)
+
+
+def _residuals(
+    potential: Potential, structures: _Choice
+) -> tuple[Float64[np.ndarray, "structures elements"], Float64[np.ndarray, " structures"]]:
+    """Return composition, and label minus prediction of the energy per atom [eV], of structures."""
+    training, rows, residuals = potential.training, [], []
+    potential.eval()
+    try:
+        with torch.no_grad():
+            for batch in structures.batches(potential):
+                count = int(batch.num_atoms)
+                residuals.append(float(batch.energy - potential.atom_energies(batch).sum()) / count)
+                rows.append([float((batch.numbers == z).sum()) / count for z in potential.elements])
+    finally:
+        potential.train(training)
+    return np.array(rows, dtype=np.float64), np.array(residuals, dtype=np.float64)
+
+
+def _sizes(residuals: Float64[np.ndarray, " structures"]) -> dict[str, float]:
+    """Return mean, mean absolute and root mean square of residuals [eV per atom]."""
+    return {
+        "mean": float(residuals.mean()),
+        "mae": float(np.abs(residuals).mean()),
+        "rmse": float(np.sqrt(np.square(residuals).mean())),
+    }

@@ -1,0 +1,194 @@
+"""Training that begins with the weights of a potential: what has to fit, and what becomes of the reference energies.
+
+The references and the scale of the start stay, because its weights are trained to what these leave: fitted again to
+other data they would move every prediction. Only a level of theory that the start does not know gets references of its
+own; its biases in the network begin as the mean of the others. In pretraining these references are fitted to the
+energies of the new data, which are broad. In fine-tuning they are the start's, to which at most the residuals are
+fitted: the energies of a single material say nothing of its elements, and what binds it would be counted twice.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from data_pipeline.loading.stream import Dataset
+from data_pipeline.statistics.sums import Statistics
+from data_pipeline.structure import SYMBOLS
+from foundation import checkpoint
+from foundation.models import Architecture
+from foundation.potential import Potential
+from foundation.surgery.elements import add_elements, nearest_element
+from foundation.surgery.references import refit_references
+from foundation.surgery.theories import add_theory
+from foundation.untrusted import refusing
+
+log = logging.getLogger(__name__)
+
+
+def start_from(folder: Path, model: Architecture, statistics: Mapping[str, Statistics]) -> Potential:
+    """Return the potential of a folder, ready to be trained on data at levels of theory by name.
+
+    Args:
+        folder: Released folder or finished run.
+        model: The architecture that the configuration of the training asks for.
+        statistics: The training data's, by level of theory.
+
+    Raises:
+        FileNotFoundError: there is no potential in the folder.
+        ValueError: the potential is of another architecture, or does not know an element of the data.
+    """
+    potential = checkpoint.load(folder)
+    different = _differences(potential.network.config, model)
+    if different:
+        raise ValueError(f"{folder} is of another architecture than `model`: {'; '.join(different)}. Make them agree.")
+    advice = "start from a potential that does, or build the data without these elements"
+    _refuse_unknown(potential, folder, statistics, advice)
+    for theory, sums in statistics.items():
+        if theory not in potential.theories:
+            log.info(
+                "%s does not know the level of theory %s: it is added, its references from the data", folder, theory
+            )
+            potential = add_theory(potential, theory, reference_energies=_references(potential, sums))
+    return potential.train()
+
+
+def prepare_start(
+    start: Potential,
+    folder: Path,
+    statistics: Mapping[str, Statistics],
+    datasets: Sequence[Dataset],
+    *,
+    references: Literal["keep", "refit"] = "keep",
+    new_elements: Literal["refuse", "add"] = "refuse",
+) -> tuple[Potential, dict]:
+    """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it, as JSON.
+
+    A level of theory that it does not know is added, with the references of the start (the mean over its levels); so
+    are new elements, if they may be, as in elements.py, and their references are always fitted to residuals.
+    What the start said of its elements at its levels of theory stays, with one exception: to refit the references at a
+    level that the start knows moves all predictions at this level for the elements of the data. It is right for data
+    that follow another energy convention than the level's name says, and forgetting otherwise.
+
+    Args:
+        start: The potential, which is left alone.
+        folder: Where it is from, for messages.
+        statistics: The training data's, by level of theory, in the order of the numbers that `datasets` have.
+        datasets: The training data.
+        references: Whether those of the elements in the data stay or are estimated again (references.py).
+        new_elements: What happens if the data have an element that the start does not know.
+
+    Raises:
+        ValueError: there is such an element, and it is not to be added.
+    """
+    potential = copy.deepcopy(start)
+    new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
+    if new and new_elements == "refuse":
+        advice = "say --new_elements add, start from a potential that does, or build the data without these elements"
+        _refuse_unknown(start, folder, statistics, advice)
+    donors = {SYMBOLS[z]: SYMBOLS[nearest_element(z, start.elements)] for z in new}
+    if new:
+        potential = add_elements(potential, new)
+        log.info("%s gets new elements: %s", folder, ", ".join(f"{z} begins as {old}" for z, old in donors.items()))
+    added = [theory for theory in statistics if theory not in start.theories]
+    for theory in added:
+        log.info(
+            "%s does not know the level of theory %s: it is added, with the references of the start", folder, theory
+        )
+        potential = add_theory(potential, theory)
+    numbers = [potential.theory_number(theory) for theory in statistics]
+    datasets = [replace(dataset, theory=numbers[dataset.theory_number]) for dataset in datasets]
+    reports = {}
+    if new:
+        reports["references_of_new_elements"] = _refit(potential, datasets, new)
+    if references == "refit":
+        reports["references"] = _refit(potential, datasets, None)
+        _warn_of_moves(reports["references"], start, folder)
+    same = not any(theory in start.theories for theory in reports.get("references", {}))
+    return potential.train(), {"new_elements": donors, "new_theories": added, "same_energies": same} | reports
+
+
+def _differences(theirs: Architecture, ours: Architecture) -> list[str]:
+    """Return in words what two architectures differ in; None of ours follows from the data."""
+    if theirs.architecture != ours.architecture:
+        return [f"it is {theirs.architecture} there and {ours.architecture} here"]
+    there = asdict(theirs)
+    found = {name: value for name, value in asdict(ours).items() if value is not None and there[name] != value}
+    return [f"{name} is {there[name]} there and {value} here" for name, value in found.items()]
+
+
+def _refuse_unknown(potential: Potential, folder: Path, statistics: Mapping[str, Statistics], advice: str) -> None:
+    for theory, sums in statistics.items():
+        unknown = sorted(set(sums.elements) - set(potential.elements))
+        if unknown:
+            raise ValueError(
+                f"{folder} does not know {', '.join(SYMBOLS[z] for z in unknown)}, which the data at {theory} have: "
+                f"{advice}"
+            )
+
+
+def _refit(potential: Potential, datasets: Sequence[Dataset], elements: Sequence[int] | None) -> dict:
+    """Fit the references of elements to the residuals in place, and return the report."""
+    energies, report = refit_references(potential, datasets, elements=elements)
+    potential.get_buffer("reference_energies").copy_(energies)
+    for theory, facts in report.items():
+        moved = ", ".join(f"{symbol} {values['moved']:+.3g}" for symbol, values in facts["elements"].items())
+        error = facts["energy_error"]
+        log.info(
+            "reference energies at %s [eV]: %s; the error of the energy goes from %.3g to %.3g eV per atom (root mean "
+            "square over %d structures)",
+            *(theory, moved, error["before"]["rmse"], error["after"]["rmse"], facts["num_structures"]),
+        )
+    return report
+
+
+def _warn_of_moves(report: dict, start: Potential, folder: Path) -> None:
+    """Say where predictions have moved that the start made before."""
+    for theory, facts in report.items():
+        known = {
+            symbol: v["moved"] for symbol, v in facts["elements"].items() if SYMBOLS.index(symbol) in start.elements
+        }
+        if theory in start.theories and known:
+            furthest = max(known, key=lambda symbol: abs(known[symbol]))
+            log.warning(
+                "warning: %s knows the level of theory %s already: all that it predicts there for %s moves by up to "
+                "%.3g eV per atom (%s). Keep the references if the data follow its convention, or give them a `theory` "
+                "of their own.",
+                *(folder, theory, ", ".join(known), abs(known[furthest]), furthest),
+            )
+
+
+def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " elements"]:
+    """Return references for a new level of theory [eV]: of elements without data, those of the start, moved alike."""
+    elements = list(potential.elements)
+    fitted = torch.from_numpy(sums.reference_energies()[elements])
+    seen = torch.from_numpy(sums.atoms_of_element[elements] > 0)
+    known = potential.get_buffer("reference_energies").mean(dim=0)
+    return torch.where(seen, fitted, known + (fitted - known)[seen].mean())
+
+
+def start_facts(folder: Path) -> dict:
+    """Return what a card has to say of the weights that a training began with, as JSON: all data they have seen.
+
+    Raises:
+        CorruptCheckpoint: config.json does not say where the potential comes from.
+    """
+    folder_of_potential = checkpoint.find(folder)
+    config = checkpoint.read_config(folder_of_potential)
+    provenance = config["provenance"]
+    rehearsed = (provenance.get("rehearsal") or {}).get("datasets", [])
+    before = provenance.get("start", {}).get("datasets", [])
+    with refusing(folder_of_potential / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
+        return {
+            "folder": str(folder),
+            "name": (provenance["config"].get("card") or {}).get("name", ""),
+            "method": provenance["method"],
+            "weights_sha256": config["weights_sha256"],
+            "datasets": provenance["datasets"] + rehearsed + before,
+        }

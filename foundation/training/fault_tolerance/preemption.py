@@ -1,0 +1,132 @@
+"""Leaving in time: after a signal every rank stops behind the same step, one checkpoint is saved, the job queues again.
+
+SLURM sends SIGUSR1 ahead of the time limit (`--signal=USR1@300`), and SIGTERM when it takes the nodes away or a person
+cancels the job; torchrun sends SIGTERM when another process has failed. Signals reach the ranks in different steps, so
+the ranks vote: in each step the largest of one small integer per rank is found, and looked at one step later, when it
+has long arrived, so that neither the processor nor the GPU waits for it. A run stops up to two steps after the signal.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from foundation.training.fault_tolerance.checkpoints import Checkpoints
+
+log = logging.getLogger(__name__)
+
+GO_ON, STOP, STOP_AND_REQUEUE = 0, 1, 2
+"""Votes; the highest one counts."""
+
+
+class PreemptedError(RuntimeError):
+    """A signal stopped the run; its state is in the newest checkpoint."""
+
+
+class Preemption(Callback):
+    """Stops a run on SIGUSR1 or SIGTERM.
+
+    After SIGUSR1 a SLURM job queues itself again. After SIGTERM it does not: either SLURM does so itself (preemption,
+    `scontrol requeue`), or somebody cancelled the job.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._wish = GO_ON
+        self._votes: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Take SIGUSR1 from now on; after training it is ignored: what is left to do is short and must not be cut."""
+        if threading.current_thread() is threading.main_thread():  # only there Python lets us handle signals
+            signal.signal(signal.SIGUSR1, self._take)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take SIGTERM over from Lightning until training ends, and let SIGUSR1 in that was held back until now."""
+        # Lightning asks all ranks for SIGTERM twice a step, and each time the GPU has to finish first
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _ask_nobody
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._take)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Let SIGUSR1 pass from now on."""
+        _ignore_usr1()
+
+    def _take(self, number: int, frame: object) -> None:
+        self._wish = max(self._wish, STOP_AND_REQUEUE if number == signal.SIGUSR1 else STOP)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Vote, and stop if the vote of the step before says so.
+
+        Raises:
+            PreemptedError: on every rank at the same step.
+            OSError: the checkpoint could not be written.
+        """
+        decision = self._outcome()
+        self._vote(trainer.strategy.root_device)
+        if decision == GO_ON or trainer.global_step >= trainer.max_steps:
+            return
+        self.checkpoints.save(trainer)
+        self.checkpoints.finish()
+        name = "SIGUSR1" if decision == STOP_AND_REQUEUE else "SIGTERM"
+        message = f"stopped by {name} after step {trainer.global_step} with a checkpoint: go on with --fit.resume auto"
+        if trainer.is_global_zero:
+            log.warning("%s", message)
+            if decision == STOP_AND_REQUEUE and "SLURM_JOB_ID" in os.environ:
+                requeue(os.environ["SLURM_JOB_ID"])
+        # srun kills the others when a rank leaves; rank zero must have queued the job before
+        trainer.strategy.barrier("requeued")
+        _ignore_usr1()
+        raise PreemptedError(message)
+
+    def _outcome(self) -> int:
+        """Return the highest vote of the step before."""
+        if self._votes is None:
+            return GO_ON
+        votes, copied = self._votes
+        if copied is not None:
+            copied.synchronize()
+        return int(votes)
+
+    def _vote(self, device: torch.device) -> None:
+        votes = torch.full((), self._wish, dtype=torch.int32, device=device)  # torch.tensor would wait for the GPU
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+        copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._votes = votes.to("cpu", non_blocking=True), copied
+        if copied is not None:
+            copied.record()
+
+
+def _ignore_usr1() -> None:
+    """Leave a signal nothing that it could do.
+
+    Python takes its own handlers away while it ends, and the system's would kill the process: a job that is complete
+    would count as one that failed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _ask_nobody() -> None:
+    """Stand in for Lightning's question."""
+
+
+def requeue(job: str) -> None:
+    """Put the SLURM job that this process belongs to back into the queue, which ends this process too."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the bare number of an array's last task means the whole array
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        log.error("scontrol requeue %s failed: %s; submit the job again to continue", job, reason)

@@ -1,0 +1,1 @@
+"""Monitoring: what a run says of itself, on the screen, in files and to loggers."""

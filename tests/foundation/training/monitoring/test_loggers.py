@@ -1,0 +1,84 @@
+"""The sinks other than the file: Weights & Biases, TensorBoard, plain lines."""
+
+import importlib.util
+from pathlib import Path
+
+import lightning
+import pytest
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from foundation.training.fit_config import FitConfig
+from foundation.training.monitoring.loggers import JsonLines, Progress, check_loggers, log_row, make_loggers
+
+ROW = {"train/loss": 0.25, "train/force_mae": 0.05, "speed/atoms_per_second": 1234.5, "run/remaining_seconds": 3725.0}
+
+
+def loggers(out: Path, first_step: int = 0, **wanted: object) -> list[Logger]:
+    return make_loggers(FitConfig(steps=10, **wanted), out, first_step, {"a": {"b": 1}})
+
+
+def test_where_there_is_no_terminal_a_logged_step_is_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        sinks = loggers(tmp_path)
+        log_row(sinks, "start", 0, {"processes": 1})
+        log_row(sinks, "train", 4, ROW)
+        log_row(sinks, "validation", 4, {"val/force_mae": 0.07, "val/frames": 3.0, "val/by_element": {"Al": {}}})
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 4 of 10: loss 0.25, force 50.00 meV/Å, 1,234 atoms/s, 1:02:05 to go",
+        "step 4 of 10: validation, force 70.00 meV/Å",
+    ]
+
+
+def test_a_run_of_wandb_goes_on_under_its_id(tmp_path: Path) -> None:
+    identities = []
+    for first_step in (0, 4):
+        (logger,) = [x for x in loggers(tmp_path, first_step=first_step, wandb="offline") if isinstance(x, WandbLogger)]
+        log_row([logger], "train", first_step + 2, ROW)
+        identities.append(logger.version)
+        assert logger.experiment.config["a"] == {"b": 1}
+        assert logger.experiment.offline
+        logger.experiment.finish()
+    assert identities[0] == identities[1] == (tmp_path / "logs" / "wandb-id.txt").read_text().strip()
+    assert list((tmp_path / "wandb").glob(f"offline-run-*-{identities[0]}"))
+
+
+def test_two_runs_of_wandb_have_two_ids(tmp_path: Path) -> None:
+    names = set()
+    for name in ("one", "two"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (logger,) = [x for x in loggers(tmp_path / name, wandb="offline") if isinstance(x, WandbLogger)]
+        names.add(logger.version)
+        logger.experiment.finish()
+    assert len(names) == 2
+
+
+def test_tensorboard_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    with pytest.raises(ValueError, match=r"pip install 'foundation\[tensorboard\]'"):
+        check_loggers(FitConfig(steps=1, tensorboard=True))
+
+
+def test_tensorboard_shows_a_resumed_step_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first_step, last_step in ((0, 6), (4, 8)):
+        sinks = loggers(tmp_path, first_step=first_step, tensorboard=True)
+        (logger,) = [x for x in sinks if isinstance(x, TensorBoardLogger)]
+        for step in range(first_step + 1, last_step + 1):
+            log_row([logger], "train", step, ROW)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
+
+
+def test_the_progress_bar_shows_the_last_logged_step(tmp_path: Path) -> None:
+    (file,) = [logger for logger in loggers(tmp_path) if isinstance(logger, JsonLines)]
+    trainer = lightning.Trainer(logger=[file], accelerator="cpu", enable_progress_bar=False)
+    assert Progress().get_metrics(trainer, lightning.LightningModule()) == {}
+    log_row(trainer.loggers, "train", 4, ROW)
+    log_row(trainer.loggers, "validation", 4, {"val/force_mae": 0.07})
+    shown = Progress().get_metrics(trainer, lightning.LightningModule())
+    assert shown == {"loss": 0.25, "force_mae": 0.05, "atoms/s": 1234.5}
