@@ -65,6 +65,8 @@ def _convert(config: ConvertConfig) -> Path:
     elif config.model is not None:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")
+        if config.out.exists():
+            raise FileExistsError(f"{config.out} exists and stays as it is; remove it or choose another --out")
         potential = checkpoint.load(config.model)
         config.out.parent.mkdir(parents=True, exist_ok=True)
         to_sevennet(potential, config.out)

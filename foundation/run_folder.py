@@ -5,6 +5,7 @@ their process group. The lock is a file in the folder, which is there also where
 containers. So a folder that is replaced is emptied around it.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -98,7 +99,8 @@ def check_folder(config: Any) -> None:
         config: The configuration of the run.
 
     Raises:
-        FileExistsError: there is one, which is neither to be continued nor to be replaced.
+        FileExistsError: there is one, which is neither to be continued nor to be replaced, or what the run reads lies
+            in one that is to be replaced.
         FileNotFoundError: there is no checkpoint to go on from.
         ValueError: it began with another configuration.
     """
@@ -111,6 +113,21 @@ def check_folder(config: Any) -> None:
             raise FileExistsError(_already(out))
         if not (out / RECORD).is_file():
             raise FileExistsError(f"{out} has no {RECORD}, so it is no run and stays as it is; choose another --out")
+        for path in _paths(config):
+            if path != out and path.resolve().is_relative_to(out.resolve()):
+                raise FileExistsError(f"{path} lies in {out}, which --overwrite would empty; choose another --out")
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Yield the paths in a configuration."""
+    if isinstance(value, Path):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for item in dataclasses.fields(value):
+            yield from _paths(getattr(value, item.name))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _paths(each)
 
 
 def _already(out: Path) -> str:

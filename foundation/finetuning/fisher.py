@@ -368,6 +368,7 @@ def compute_fisher(config: FisherConfig) -> Fisher:
     Raises:
         FileNotFoundError: no potential, manifest or previous Fisher there.
         IsADirectoryError: the file to write is a folder.
+        FileExistsError: it exists and is no Fisher.
         InUse: another process writes it.
         ValueError: no such device or split, no labels, no structure that can be used, or it has to be said which of
             several levels of theory the data are at.
@@ -375,7 +376,17 @@ def compute_fisher(config: FisherConfig) -> Fisher:
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder: --out is the file to write")
     with lock.hold(lock.beside(config.out), config.out) if is_rank_zero() else nullcontext():
+        if config.out.exists():
+            _refuse_other(config.out)
         return _compute(config)
+
+
+def _refuse_other(file: Path) -> None:
+    """Refuse to replace a file that is no Fisher."""
+    try:
+        read(file)
+    except CorruptFisher as error:
+        raise FileExistsError(f"{file} exists and is no Fisher, so it stays as it is; choose another --out") from error
 
 
 def _compute(config: FisherConfig) -> Fisher:

@@ -110,6 +110,14 @@ def test_what_is_in_the_way_stays(own: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 
 
+def test_a_file_that_is_there_stays_as_it_is(own: Path, tmp_path: Path) -> None:
+    folder = convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "converted"))
+    (tmp_path / "frames.xyz").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"frames.xyz exists and stays as it is; remove it or choose another"):
+        convert(ConvertConfig(to="sevennet", model=folder, out=tmp_path / "frames.xyz"))
+    assert (tmp_path / "frames.xyz").read_text() == "mine"
+
+
 def test_converting_again_replaces_the_folder(own: Path, tmp_path: Path) -> None:
     for theory in ("first", "second"):
         folder = convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "out", theory=theory))

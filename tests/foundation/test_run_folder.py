@@ -230,3 +230,18 @@ def test_a_refused_run_leaves_nothing_and_replaces_nothing(
 def test_numbers_that_no_machine_could_follow_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(FIT, **changes)
+
+
+def test_what_a_run_reads_is_not_in_the_folder_that_it_empties(
+    emt_manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(finished, tmp_path / "old")
+    shutil.copytree(emt_manifest.root, old / "data")
+    before = content(old)
+    inside = dataclasses.replace(config(emt_manifest, old, overwrite=True), data=old / "data")
+    for changed in (inside, dataclasses.replace(config(emt_manifest, old, overwrite=True), start=old / "potential")):
+        with pytest.raises(
+            FileExistsError, match=r"lies in .*old, which --overwrite would empty; choose another --out"
+        ):
+            pretrain(changed)
+    assert content(old) == before

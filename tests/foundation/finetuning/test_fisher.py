@@ -315,3 +315,11 @@ def test_facts_of_another_type_are_refused_by_their_name(fisher: Fisher, tmp_pat
     safetensors.torch.save_file(tensors, path, metadata=header)
     with pytest.raises(CorruptFisher, match=rf"fisher\.safetensors: .*({next(iter(change))}|newer|NaN)"):
         read(path)
+
+
+def test_a_file_that_is_no_fisher_is_not_replaced(emt_manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "frames.xyz").write_text("mine")
+    config = FisherConfig(model=tmp_path / "model", data=emt_manifest.root, out=tmp_path / "frames.xyz")
+    with pytest.raises(FileExistsError, match=r"frames.xyz exists and is no Fisher, so it stays as it is"):
+        compute_fisher(config)
+    assert (tmp_path / "frames.xyz").read_text() == "mine"
