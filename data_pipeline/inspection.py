@@ -37,9 +37,9 @@ LARGE_STRESS = 100 / 160.2177
 MIN_PAIRS = 10
 """Pairs of frames below which nothing is said about stress or forces."""
 FACTOR = 10**0.5
-"""How far stress work and energy change may be apart (about 3)."""
+"""Largest ratio of stress work to energy change that passes (about 3)."""
 FORCE_FACTOR = 10 ** (1.5 / 9)
-"""How far work of the forces and energy change may be apart (1.5); in published data it is below 1.2."""
+"""Largest ratio of the work of forces to the energy change that passes (1.5); in published data it is below 1.2."""
 FORCE_UNITS = {
     0.019447: "as if forces in Hartree/Bohr were taken for eV/Å",
     0.037: "as if forces in Hartree/Å or Rydberg/Bohr were taken for eV/Å",
@@ -55,14 +55,14 @@ FORCE_UNITS = {
     964.853: "as if forces in kJ/mol/nm were taken for eV/Å",
     1000.0: "as if forces in meV/Å were taken for eV/Å",
 }
-"""What makes the work of forces wrong by these factors."""
+"""Mistakes that make the work of forces wrong by these factors."""
 UNITS = {
     1602.1766: "as if kbar were taken for eV/Å³",
     160.21766: "as if GPa were taken for eV/Å³",
     10.0: "as if kbar were taken for GPa",
     0.1: "as if GPa were taken for kbar",
 }
-"""What makes stresses wrong by these factors."""
+"""Mistakes that make stresses wrong by these factors."""
 
 
 def ordered_splits(manifest: Manifest) -> dict[str, Split]:

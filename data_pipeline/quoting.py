@@ -1,7 +1,7 @@
 """Values and messages as this program quotes them: what a file or a library says may be of any length."""
 
 MAX_VALUE, MAX_MESSAGE = 60, 400
-"""How much of a value and of a message of a library a message of this program contains [characters]."""
+"""Longest part of a value, and of a message of a library, that a message of this program contains [characters]."""
 
 
 def abbreviated(value: object) -> str:

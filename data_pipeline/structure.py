@@ -54,7 +54,7 @@ class Structure:
     cell: Float64[np.ndarray, "3 3"]
     """Lattice vectors as rows [Å]; a zero row where there is none."""
     pbc: Bool[np.ndarray, " 3"]
-    """Which lattice vectors repeat."""
+    """Lattice vectors that repeat."""
     energy: float
     """Total energy [eV]; zero in a data set without labels (Manifest.labelled)."""
     forces: Float32[np.ndarray, "atoms 3"]

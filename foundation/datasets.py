@@ -18,7 +18,7 @@ class DatasetConfig:
     path: Path = field(metadata=COMPARED)
     """Manifest, or its folder."""
     repeat: float = field(default=1.0, metadata=COMPARED)
-    """How often a pass takes each of its frames; with 0.1, a tenth of them, others every time."""
+    """Number of times that a pass takes each of its frames; with 0.1, a tenth of them, others every time."""
     theory: str | None = field(default=None, metadata=COMPARED)
     """Name of its level of theory; data sets of the same name share reference energies. The manifest's own description
     when absent."""

@@ -58,7 +58,7 @@ class AdapterConfig:
     rank: int = field(default=8, metadata=DECIDES)
     """Rank of what is added to each matrix."""
     alpha: float = field(default=8.0, metadata=DECIDES)
-    """What is added is multiplied with alpha / rank."""
+    """Scale of what is added: alpha / rank."""
     patterns: tuple[str, ...] = field(default=("*",), metadata=DECIDES)
     """Presets and patterns that choose among the weights of layers that are matrices."""
 
@@ -84,26 +84,26 @@ class FinetuneConfig:
     rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
     """Data of the pretraining to go on training on."""
     penalty: PenaltyConfig | None = field(default=None, metadata=DECIDES)
-    """What holds the weights near the start: EWC or L2-SP."""
+    """Penalty on leaving the start: EWC or L2-SP."""
     freeze: tuple[str, ...] = field(default=(), metadata=DECIDES)
     """Parameters that stay as they are: embedding, blocks:K, all-but-readout, or patterns over their names."""
     rate_factors: dict[str, float] = field(default_factory=dict, metadata=DECIDES)
-    """What learning rates are multiplied with, by preset or pattern; where several match, the last one counts."""
+    """Factors of learning rates, by preset or pattern; where several match, the last one counts."""
     adapters: AdapterConfig | None = field(default=None, metadata=DECIDES)
     """Train low-rank adapters in place of the weights; they are merged into the weights at the end."""
     references: Literal["keep", "refit"] = field(default="keep", metadata=DECIDES)
     """Reference energies of the elements in the data: the start's, or estimated again for data with another zero of
     energy, which moves all predictions for these elements at this level of theory."""
     new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
-    """What happens if the data have an element that the start does not know."""
+    """Response to an element in the data that the start does not know."""
     missing_forces: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
-    """What happens if the loss has a term of forces and a data set no label of it."""
+    """Response to a data set without forces where the loss has a term of them."""
     missing_stress: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
-    """What happens if the loss has a term of stress and a data set no label of it."""
+    """Response to a data set without stress where the loss has a term of it."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
-    """What is measured before, in and after the run."""
+    """Held-out sets that are measured before, in and after the run."""
     card: CardFacts = field(default_factory=CardFacts)
-    """What the model card of a release will say; may be completed at export."""
+    """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     """Replace a run that is already there."""
     sweep: Path | None = field(default=None, metadata=MAY_CHANGE)
@@ -189,17 +189,17 @@ class _Prepared:
     """A fine-tuning of which nothing has been refused."""
 
     start: Potential
-    """What is measured before: the start, with what was added to it for the data."""
+    """Start as it is measured before the run, with what was added to it for the data."""
     potential: Potential
-    """What is trained."""
+    """Potential to be trained."""
     datasets: list[Dataset]
     """The target."""
     held_out: list[HeldOut]
-    """What is measured."""
+    """Held-out sets, measured before and after."""
     additions: Additions
-    """What holds it back."""
+    """Rehearsal, penalty and factors of learning rates."""
     facts: dict
-    """What the provenance says of all this."""
+    """Facts for the provenance."""
 
 
 def _prepare(config: FinetuneConfig) -> _Prepared:

@@ -47,7 +47,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     card: CardFacts = field(default_factory=CardFacts)
-    """What the model card of a release will say; may be completed at export."""
+    """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     """Replace a run that is already there."""
 

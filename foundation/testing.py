@@ -25,7 +25,7 @@ SLOPE = 1e-5
 STEP = 1e-5
 """Displacement [Å] and strain of the differences."""
 AT_CUTOFF = 1e-6
-"""How far a pair is put inside and outside the cutoff, as a fraction of it."""
+"""Distance of a pair inside and outside the cutoff, as a fraction of it."""
 JUMP = 1e-4
 """Largest change of energy and forces there, relative to what the pair does well inside."""
 QUANTITIES = ("energy", "atom_energies", "forces", "stress")

@@ -11,7 +11,7 @@ from foundation.reports.escape import printable
 from launch.verbs import VERBS, parse
 
 USER_ERRORS = (ValueError, OSError)
-"""What a wrong input raises: shown as a sentence, without a traceback."""
+"""Exceptions of wrong input: shown as a sentence, without a traceback."""
 MAX_SHOWN = 10_000
 """Longest message [characters]: they quote what was read."""
 

@@ -39,13 +39,13 @@ class Check:
     """One line of the report."""
 
     name: str
-    """What was checked."""
+    """Subject of the check."""
     verdict: Verdict
     """ok, warn: look at it, or fail: the run would not come to its end."""
     finding: str
-    """What was found."""
+    """Finding."""
     advice: str = ""
-    """What to do about it."""
+    """Advice."""
 
 
 def check_folder(config: PretrainConfig) -> Check:

@@ -15,7 +15,7 @@ VERBS_THAT_TRAIN = ("pretrain", "finetune")
 RESUME = ("--fit.resume", "auto")
 """A first start begins, every further one continues from the newest checkpoint."""
 SCRIPT, LOGS = "job.sbatch", "slurm-*.log"
-"""What a launcher leaves in a run folder before there is a run."""
+"""Files that a launcher leaves in a run folder before there is a run."""
 SHOWN = 60
 """Characters of a refused value that its error shows."""
 

@@ -42,7 +42,7 @@ class Line:
     fixed: float
     """Its value without edges."""
     slope: float
-    """What each edge adds."""
+    """Increase for each edge."""
     at: tuple[int, ...]
     """The numbers of edges that it was fitted to."""
 

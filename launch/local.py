@@ -26,9 +26,9 @@ class LocalConfig:
     processes: int
     """Processes, one for each GPU if there are any."""
     max_restarts: int = 3
-    """How often they are started again."""
+    """Number of times that they are started again."""
     command: tuple[str, ...]
-    """What to run."""
+    """Command to run."""
 
     def __post_init__(self) -> None:
         if self.processes < 1 or self.max_restarts < 0:

@@ -102,9 +102,9 @@ class Report:
     """The lines of the report and the numbers behind them."""
 
     checks: list[Check] = field(default_factory=list)
-    """What was checked, in order."""
+    """Checks, in order."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What was found, by name; the unit is part of the description in the table."""
+    """Findings by name; the unit is part of the description in the table."""
 
     def failed(self) -> bool:
         """Return whether the run would not come to its end."""

@@ -67,7 +67,7 @@ class SlurmConfig:
     """A sweep: numbers of the tasks as SLURM writes them (0-15, or 0-15%4 for four at a time). `{task}` in the command,
     as in `--config sweep/{task}.yaml --out runs/sweep-{task}`, is the number of the task."""
     signal_before: int = 300
-    """How long before the time limit the run saves a checkpoint and queues itself again. [s]"""
+    """Time before the time limit at which the run saves a checkpoint and queues itself again [s]."""
     directives: tuple[str, ...] = ()
     """More options of sbatch, one line each: ["--constraint=h100", "--exclusive"]."""
     prologue: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class SlurmConfig:
     submit: bool = False
     """Submit the script."""
     command: tuple[str, ...]
-    """What to run."""
+    """Command to run."""
 
     def __post_init__(self) -> None:
         _refuse_what_shells_would_run(self)

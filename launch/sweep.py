@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 CONFIGS, LOGS, LOCK = "configs", "logs", "sweep.lock"
 NAME = re.compile(r"\w[\w.=+-]*")
-"""What the name of a run looks like: it is the name of a folder too."""
+"""Pattern of the name of a run: it is the name of a folder too."""
 MAX_NAME, MAX_RUNS = 200, 10_000
 """Longest name of a run [characters], and most runs."""
 NO_CHANGE = "forgetting.before"
@@ -86,7 +86,7 @@ class Run:
     """One run of a sweep."""
 
     name: str
-    """What it is called."""
+    """Name."""
     out: Path
     """Its folder."""
     record: dict[str, Any]
@@ -205,7 +205,7 @@ def _number(value: object) -> int:
 
 
 FORMS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
-"""What checks the form of each entry of the file."""
+"""Parser of each entry of the file."""
 
 
 def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 
 import jsonargparse
@@ -177,6 +178,18 @@ def test_every_benchmark_can_be_started(path: Path) -> None:
 
 
 PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "model_cards").rglob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+
+
+def test_docstrings_of_fields_say_what_a_value_is_in_its_first_word() -> None:
+    headless = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            body = getattr(node, "body", None)
+            for field, text in itertools.pairwise(body if isinstance(body, list) else ()):
+                if isinstance(field, ast.Assign | ast.AnnAssign) and isinstance(text, ast.Expr):
+                    first = str(getattr(text.value, "value", "")).split()[:1]
+                    headless += [f"{path.name}:{text.lineno}"] if first and first[0] in ("What", "Which", "How") else []
+    assert len(headless) <= 10, headless
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)

@@ -56,7 +56,7 @@ class BuildConfig:
     source: SourceConfig
     """Where the frames come from."""
     provenance: Provenance
-    """What a model trained on the data must be able to say about it."""
+    """Facts that a model trained on the data must be able to state."""
     out: Path
     """Folder to write."""
     cutoffs: tuple[float, ...] = (5.0,)
@@ -66,10 +66,10 @@ class BuildConfig:
     test_fraction: float = 0.1
     """Fraction of the groups, or of the frames, for the final evaluation; 1, and val_fraction 0, to train on none."""
     split_by: SplitBy = "group"
-    """What is dealt to the splits. group: whole groups, at random. order: the first frames of the source are train,
-    the next val, the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within
-    each group, so that every split has a part of it. With fewer than five groups, group deals blocks, with a warning,
-    and the manifest records blocks; groups that the source's group_key names stay whole, with a warning."""
+    """Unit of the split. group: whole groups, at random. order: the first frames of the source are train, the next val,
+    the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within each group,
+    so that every split has a part of it. With fewer than five groups, group deals blocks, with a warning, and the
+    manifest records blocks; groups that the source's group_key names stay whole, with a warning."""
     split_seed: int = 0
     """A group's split is a function of this and of the group's name alone."""
     block_frames: int = 256
@@ -79,7 +79,7 @@ class BuildConfig:
     positions: Precision = "float64"
     """Precision of the positions on disk: float32 rounds to 10⁻⁶ Å at 20 Å and saves 12 bytes an atom."""
     filters: FilterConfig = field(default_factory=FilterConfig)
-    """Which frames to leave out."""
+    """Frames to leave out."""
     workers: int = 1
     """Processes that read and write; under mpirun, of each rank."""
     overwrite: bool = False

@@ -31,7 +31,7 @@ class Fingerprint:
     projections: Float64[np.ndarray, " projections"]
     """Numbers that are nearly equal in frames that are."""
     steepness: float
-    """How much a projection can change per length of a displacement or of a change of the cell [1/Å]."""
+    """Largest change of a projection per length of a displacement or of a change of the cell [1/Å]."""
 
 
 def fingerprint(structure: Structure) -> Fingerprint:

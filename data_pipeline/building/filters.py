@@ -30,8 +30,8 @@ class FilterConfig:
     """Which frames to leave out. Every one is listed in rejects.jsonl with the reason, and counted in the manifest."""
 
     invalid: Literal["error", "reject"] = "error"
-    """What a frame that cannot be trained on does (no energy, NaN, atoms at the same place): end the build, or be left
-    out."""
+    """Response to a frame that cannot be trained on (no energy, NaN, atoms at the same place): end the build, or leave
+    it out."""
     max_force: float | None = None
     """Largest force on an atom [eV/Å]."""
     max_stress: float | None = None
@@ -41,9 +41,9 @@ class FilterConfig:
     min_distance: float | None = None
     """Smallest distance of two atoms [Å], below the largest cutoff; under 0.1 Å a frame is invalid in any case."""
     isolated_atoms: Literal["keep", "reject"] = "keep"
-    """What happens to a frame with an atom that has no neighbour within the largest cutoff."""
+    """Response to a frame with an atom that has no neighbour within the largest cutoff."""
     duplicates: Literal["keep", "reject"] = "keep"
-    """What happens to a frame with the same atoms, cell and positions as an earlier one that is kept."""
+    """Response to a frame with the same atoms, cell and positions as an earlier one that is kept."""
     duplicate_tolerance: float = 1e-3
     """Largest change of a cell element or of a position in a duplicate [Å]."""
     stress_check: bool = True
@@ -65,7 +65,7 @@ class Rejection:
     frames: Int64[np.ndarray, " rejected"]
     """Numbers of the frames, ascending."""
     values: np.ndarray
-    """What was measured of each; for a duplicate, the number of the frame that it repeats."""
+    """Measured value of each; for a duplicate, the number of the frame that it repeats."""
     detail: str
     """Sentence with a place for the value."""
 

@@ -17,8 +17,8 @@ REJECTED = -1
 """Split of a frame that is left out."""
 SPLITS = ("train", "val", "test")
 SplitBy = Literal["group", "order", "blocks"]
-"""What is dealt to the splits: whole groups by a hash of their names, or contiguous blocks of frames, in the source's
-order, of everything or of each group."""
+"""Unit of a split: whole groups by a hash of their names, or contiguous blocks of frames, in the source's order, of
+everything or of each group."""
 MIN_GROUPS = 5
 """Groups from which on a hash deals them."""
 FAR = 2.0
@@ -60,7 +60,7 @@ class Splits:
         first_frames = _first_of_groups(group, kept) if divided else []
         self._few = first_frames if len(first_frames) < MIN_GROUPS else []
         self.by: SplitBy = "blocks" if self._few and group_key is None else split_by
-        """What was dealt: blocks in place of groups where there are too few of them and nobody named them."""
+        """Unit that was dealt: blocks in place of groups where there are too few of them and nobody named them."""
         self.of_frames: Int8[np.ndarray, " frames"] = np.full(len(group), REJECTED, dtype=np.int8)
         """Split of every frame by its place in SPLITS; REJECTED for one that is left out."""
         if self.by == "group":

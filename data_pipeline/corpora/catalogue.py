@@ -40,27 +40,27 @@ class Corpus:
     name: str
     """Its name here."""
     title: str
-    """What it is, with the number of frames."""
+    """Name in words, with the number of frames."""
     volume: str
-    """How much there is to download, as its documentation says it."""
+    """Size of the download, as its documentation says it."""
     files: tuple[RemoteFile, ...]
-    """What to download; empty where a program may not."""
+    """Files to download; empty where a program may not."""
     source: Mapping[str, Any]
     """Options of the source that reads it, that source's own field first; a tuple holds patterns of paths."""
     licence: str
     """Licence of the data (SPDX identifier)."""
     citation: str
-    """How to cite it."""
+    """Citation."""
     level_of_theory: str
-    """How the labels were computed."""
+    """Functional, code and pseudopotentials of the labels."""
     energy_convention: str
-    """What the energies are."""
+    """Meaning of the energies."""
     homepage: str
     """Where it is described."""
     facts: str
     """Where the facts of this entry come from."""
     access: str = ""
-    """How to get the files where a program may not."""
+    """Way to the files where a program may not download them."""
 
 
 def find_corpus(name: str) -> Corpus:

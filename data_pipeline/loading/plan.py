@@ -230,7 +230,7 @@ class _Dealt:
     number: int
     units: Int32[np.ndarray, " units"]
     ends: Int64[np.ndarray, " units_plus_one"]
-    """What the units before each one cost, and what all do."""
+    """Cost of the units before each one, and of all."""
     cuts: Int64[np.ndarray, " windows_plus_one"]
     """Where each window begins on the same scale, lane after lane, and where the last one ends."""
 

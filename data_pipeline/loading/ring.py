@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 STALL_SECONDS = 30.0
 """A wait for one batch longer than this is logged."""
 ORPHAN_SECONDS = 1.0
-"""How often a worker that waits for a free slot looks whether its parent is still alive."""
+"""Time between two looks of a waiting worker whether its parent is still alive [s]."""
 
 
 class WorkerDied(ChildProcessError, RuntimeError):
@@ -47,7 +47,7 @@ class WorkerDied(ChildProcessError, RuntimeError):
 
 
 Prepare = Callable[[int], tuple[Graphs, Sequence[Any]]]
-"""What a worker does: the number of a task becomes a batch, and remarks that the training process should see."""
+"""Work of a worker: the number of a task becomes a batch, and remarks that the training process should see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class Job:
     """Numbered batches to prepare and deliver in order."""
 
     prepare: Prepare
-    """What makes the batch of a task."""
+    """Makes the batch of a task."""
     first: int
     """First task."""
     last: int | None
     """Task to stop before; endless without one."""
     name: Callable[[int], str]
-    """What messages call a task."""
+    """Name of a task in messages."""
     num_workers: int
     """Worker processes; with 0 the training process prepares its own batches."""
     num_slots: int

@@ -51,9 +51,9 @@ class Dataset:
     manifest: Manifest
     """The data set."""
     split: str = "train"
-    """Which of its splits."""
+    """Name of one of its splits."""
     repeat: float = 1.0
-    """How many times a pass reads each frame; a fraction of the frames where it is below one."""
+    """Number of times that a pass reads each frame; a fraction of the frames where it is below one."""
     theory: int | None = None
     """Number of the level of theory of its labels. Without it, it is the first, and all data sets without it have to be
     described as of the same level; giving it says that those of the same number are compatible."""

@@ -28,9 +28,9 @@ class PlannedSet:
     index: SplitIndex
     """Index of its split."""
     cutoff_number: int
-    """Which of the index's cutoffs is the model's."""
+    """Number of the model's cutoff among the index's."""
     repeat: float = 1.0
-    """How often a pass reads each frame; 2.5 is twice and three times in turn, 0.1 once in ten passes."""
+    """Number of times that a pass reads each frame; 2.5 is twice and three times in turn, 0.1 once in ten passes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FrameCosts:
     atoms: Int64[np.ndarray, " frames"]
     """Atoms; a frame that is too large fills the budget, if there is one."""
     too_large: Bool[np.ndarray, " frames"]
-    """Which frames exceed a budget by themselves."""
+    """Frames that exceed a budget by themselves."""
 
     def __getitem__(self, chosen: Bool[np.ndarray, " frames"]) -> "FrameCosts":
         return FrameCosts(self.edges[chosen], self.atoms[chosen], self.too_large[chosen])

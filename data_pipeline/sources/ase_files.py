@@ -100,7 +100,7 @@ class AseFiles(Source):
     """Entries that look like labels and are none, such as the forces of another method; a frame that has no label but
     such an entry is refused otherwise."""
     charged: Literal["refuse", "keep"] = "refuse"
-    """What to do with a frame whose entries charge or spin say that it is charged or has unpaired electrons, which the
+    """Response to a frame whose entries charge or spin say that it is charged or has unpaired electrons, which the
     network cannot tell apart."""
     labels: Literal["file", "none"] = "file"
     """'none' for structures without labels, or whose labels are not to be looked at: the energy is zero, and there are

@@ -51,7 +51,7 @@ MAX_GONE = 100_000
 
 _Rows = tuple[int, frozenset[int]]
 _environments: WeakValueDictionary[tuple[int, Path], lmdb.Environment] = WeakValueDictionary()
-"""What this process has open, while somebody reads it: LMDB forbids opening a file twice in one process."""
+"""Files that this process has open, while somebody reads them: LMDB forbids opening a file twice in one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class AseLmdb(Source):
     ignored_entries: tuple[str, ...] = ()
     """Entries that look like labels and are none; a row that has no label but such an entry is refused otherwise."""
     charged: Literal["refuse", "keep"] = "refuse"
-    """What to do with a frame of nonzero charge or spin multiplicity above 1, which the network cannot tell apart."""
+    """Response to a frame of nonzero charge or spin multiplicity above 1, which the network cannot tell apart."""
 
     def parts(self) -> Sequence[Part]:
         """Return stretches of rows of each shard.

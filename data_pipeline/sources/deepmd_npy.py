@@ -111,7 +111,7 @@ class _Arrays(NamedTuple):
     virial: np.ndarray | None
     mixed: bool
     electrons: dict[str, np.ndarray]
-    """What says something of the charge or the spin of a frame, by the name of its file."""
+    """Charge or spin of a frame by the name of the file that says it."""
 
 
 def _systems(roots: list[Path]) -> list[Path]:

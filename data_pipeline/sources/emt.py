@@ -35,7 +35,7 @@ class EmtAlloys(Source):
     """
 
     num_frames: int
-    """How many frames to make."""
+    """Number of frames to make."""
     seed: int = 0
     """Every frame is a function of this and of its own number."""
     max_strain: float = 0.05

@@ -42,7 +42,7 @@ _UNDERSCORE = re.compile(rb"(?<!\S)[-+]?\d+_[\d_.eE+-]+(?!\S)")
 _BOOLEANS = {word: word[0] in "Tt" for word in "T True TRUE true F False FALSE false".split()}
 _AROUND_EQUALS = re.compile(r"(?<!\s)\s++=\s*|=\s+")
 _PROPERTIES = "species:S:1:pos:R:3"
-"""What ASE takes the columns for where Properties do not say."""
+"""Meaning that ASE gives to columns where Properties do not say."""
 
 
 def cuts(path: Path, part_bytes: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 WINDOW = 1 << 20
-"""How much is read at once [bytes]."""
+"""Size of one read [bytes]."""
 MAX_VALUE = 64 << 20
 """No record is larger than this [bytes]; whatever seems to be is damaged."""
 MAX_KEY = 256

@@ -35,14 +35,14 @@ VASP_ORDER = np.array([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 VOIGT_ORDER = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 """The same for Voigt's six: xx, yy, zz, yz, xz, xy."""
 PART_BYTES = 64 << 20
-"""How much of one large file a process reads in one go [bytes]."""
+"""Part of one large file that a process reads in one go [bytes]."""
 
 _NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS)} | {"D": 1, "T": 1}  # to electrons all hydrogen
 _MATERIAL = re.compile(r'"(?:mp|mvc)-\d+"\s*:\s*\{')
 """The key of a material in MPtrj: no other key looks like it, and as a value it is not followed by a colon."""
 
 _ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
-"""What a record raises that has something else where its layout has a number, a list or an object."""
+"""Exceptions that a record raises where its layout has a number, a list or an object and it has something else."""
 
 Record = tuple[tuple[str, ...], Any]
 """The keys that lead to a record, and the record."""
@@ -59,7 +59,7 @@ class MptrjJson(Source):
     mptrj_json: tuple[str, ...]
     """Paths (.json, .json.gz or .json.bz2; only .json in several parts); an environment variable is written ${NAME}."""
     energy: Literal["uncorrected", "corrected"] = "uncorrected"
-    """Which total energy is trained on: VASP's own, or with the MP2020 corrections. The other one is kept beside it."""
+    """Total energy to be trained on: VASP's own, or with the MP2020 corrections. The other one is kept beside it."""
 
     def parts(self) -> Sequence[Part]:
         """Return the parts of each file.

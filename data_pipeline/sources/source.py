@@ -26,9 +26,9 @@ class Part:
     """A stretch of a source that is read by one process, in order."""
 
     name: str
-    """What it is, unique in its source and the same every time: a file below the source's folder, and which rows."""
+    """Name, unique in its source and the same every time: a file below the source's folder, and which rows."""
     size: int
-    """How much there is to read [bytes], for the progress bar."""
+    """Size of what there is to read [bytes], for the progress bar."""
     read: Callable[[], Iterator[Frame]]
     """Yields the frames in order. It travels to other processes: a bound method or functools.partial, not a lambda."""
 

@@ -36,7 +36,7 @@ from data_pipeline.structure import InvalidStructure
 KBAR = -0.1 * ase.units.GPa
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension."""
 _HEADS = ("POTCAR:", "VRHFIN", "ions per type", "NIONS", "total number of electrons")
-"""What only the head of a run says; behind the first step it is of another run."""
+"""Lines that only the head of a run has; behind the first step they are of another run."""
 _TABLE = "TOTAL-FORCE (eV/Angst)"
 _END = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 _LINES_BEHIND_END = 4

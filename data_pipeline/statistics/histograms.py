@@ -16,7 +16,7 @@ class Bins:
     """Edges on the real line; place 0 counts what is below the first, the last place what is at or above the last."""
 
     quantity: str
-    """What is counted."""
+    """Quantity that is counted."""
     unit: str
     """Its unit; empty for a pure number."""
     scale: Literal["linear", "log", "signed log", "count"]

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 NAME = ".lock"
 PATIENCE_HERE, PATIENCE_ELSEWHERE = 5.0, 120.0
-"""How long a holder is waited for [s]: a process of this machine that was killed is gone in a moment; of a node that
-died, the server of a file system keeps the locks for a minute or two."""
+"""Longest wait for a holder [s]: a process of this machine that was killed is gone in a moment; of a node that died,
+the server of a file system keeps the locks for a minute or two."""
 POLL_SECONDS = 0.05
 HELD = (errno.EACCES, errno.EAGAIN)
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -31,7 +31,7 @@ MERGED_SHARD = rf"(?![/\\])([^/\x00-\x1f]{{1,255}}/){{0,100}}{SHARD}"
 """A shard of a merged data set lies in another folder of the same disk, under a path from the manifest's folder."""
 SHA256 = r"[0-9a-f]{64}"
 NO_LICENCE = ("none", "noassertion", "no licence", "no license", "not stated", "unknown")
-"""How the text begins that says of data that they have no licence; the first two are SPDX's words."""
+"""Beginnings of a text that says of data that they have no licence; the first two are SPDX's words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class Provenance:
     licence: str
     """Licence of the data (SPDX identifier where there is one; none or NOASSERTION if nobody may pass them on)."""
     level_of_theory: str
-    """How the labels were computed: functional, code, pseudopotentials."""
+    """Functional, code and pseudopotentials of the labels."""
     energy_convention: str
-    """What the energies are: total energies of which code, with or without corrections."""
+    """Meaning of the energies: total energies of which code, with or without corrections."""
     citation: str
-    """How to cite the data."""
+    """Citation of the data."""
     source: str
     """Where the data can be had."""
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 50 * 10**9
 """Local copies of blocks, over all remote data sets, unless told otherwise [bytes]."""
 TRIES = 5
-"""How often a request is made before giving up."""
+"""Number of attempts at a request."""
 FIRST_PAUSE = 0.5
 """Seconds before a request is repeated; twice as many before each further one."""
 PATIENCE = 60.0

@@ -28,7 +28,7 @@ from foundation.potential import Potential
 from foundation.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 
 Role = Literal["target", "retained", "transfer"]
-"""What is adapted to, what was known before and has to stay known, and what was neither."""
+"""Purpose of a set: adapted to, known before and to stay known, or neither."""
 ROLES: tuple[Role, ...] = ("target", "retained", "transfer")
 """The roles, in the order of a report."""
 

@@ -44,9 +44,9 @@ class Ratio:
     """A sum over a sum, such as of absolute errors over their number; or the root of that."""
 
     top: Term
-    """What is divided."""
+    """Dividend."""
     bottom: Term
-    """What it is divided by; where that is zero there are no labels."""
+    """Divisor; where it is zero there are no labels."""
     root: bool = False
     """Whether the square root is taken."""
 
@@ -61,9 +61,9 @@ class Median:
     """The median over frames of a ratio of each frame's own sums."""
 
     top: Term
-    """What is divided."""
+    """Dividend."""
     bottom: Term
-    """What it is divided by; frames where that is zero do not count."""
+    """Divisor; frames where it is zero do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Trivial:
     key: str
     """Its name in files."""
     name: str
-    """What is predicted."""
+    """Predicted quantity."""
     top: Term
     """Sum of its errors; their number is that of the quantity."""
 
@@ -83,15 +83,15 @@ class Quantity:
     """A number by which a potential is judged."""
 
     name: str
-    """What people call it."""
+    """Name for people."""
     unit: Unit
     """Unit that it is shown in."""
     formula: Ratio | Median
-    """How it comes from sums over frames. Only a ratio can be followed in training, where frames are not kept."""
+    """Formula from sums over frames. Only a ratio can be followed in training, where frames are not kept."""
     short: str = ""
     """Its name in the lines of a log; empty: it is not there."""
     trivial: Trivial | None = None
-    """What it is compared with in the evaluation of one potential."""
+    """Predictor that it is compared with in the evaluation of one potential."""
     by_element: bool = False
     """Whether it is told by element too: of forces those of its atoms, of energies those of structures that hold it."""
     median: str = ""
@@ -103,7 +103,7 @@ class Quantity:
     headline: bool = True
     """Whether it is in tables that have room for a few quantities."""
     note: str = ""
-    """What has to be said of it where it is shown."""
+    """Remark that belongs beside it."""
 
     @property
     def title(self) -> str:

@@ -27,7 +27,7 @@ class HeldOutConfig:
     """Level of theory to predict, one of the potential's; when absent the one that the data set is described as, or the
     only one there is."""
     name: str | None = field(default=None, metadata=MAY_CHANGE)
-    """What the report calls it; the data set's name when absent."""
+    """Name in the report; the data set's name if None."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,11 +40,11 @@ class PenaltyConfig:
     """Power that the Fisher is raised to, before anything else: below one, weights differ less; with 0.5 it is the
     sensitivity of the loss itself."""
     normalization: Normalization = field(default="none", metadata=DECIDES)
-    """What the Fisher is divided by: nothing, for which a good lambda differs by orders of magnitude between models and
-    losses; its 'mean' over all weights, frozen ones too; or for each 'tensor' its own mean, so that none outweighs the
+    """Divisor of the Fisher: none, for which a good lambda differs by orders of magnitude between models and losses;
+    its 'mean' over all weights, frozen ones too; or for each 'tensor' its own mean, so that none outweighs the
     others by its scale."""
     damping: float = field(default=0.0, metadata=DECIDES)
-    """What is added to each entry, in units of the mean: a part of L2-SP, which holds weights that the Fisher does not
+    """Constant added to each entry, in units of the mean: a part of L2-SP, which holds weights that the Fisher does not
     see, such as those of elements that its data have not."""
 
     def __post_init__(self) -> None:

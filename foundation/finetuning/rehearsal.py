@@ -59,7 +59,7 @@ class RehearsalConfig:
     fraction: float = field(default=1.0, metadata=DECIDES)
     """Rehearse this part of those structures, chosen once for the whole run; of several data sets, of each."""
     method: Literal["random", "farthest-point"] = field(default="random", metadata=DECIDES)
-    """How the part is chosen: at random, or each as far as possible from those before in the start's own features."""
+    """Choice of the part: at random, or each as far as possible from those before in the start's own features."""
     seed: int = field(default=0, metadata=DECIDES)
     """Seed of the random choice."""
     labels: Literal["data", "start"] = field(default="data", metadata=DECIDES)

@@ -26,9 +26,9 @@ from foundation.potential import Potential
 from foundation.reports.escape import Markdown, code, markdown
 
 METHOD = "fine-tuning"
-"""What the provenance of a fine-tuned potential has as its method."""
+"""Method in the provenance of a fine-tuned potential."""
 MOVED = "; all that the start predicted for these elements there has moved so, which is not in the changes of errors"
-"""What it means that references are estimated again at a level of theory that the start knows."""
+"""Consequence of estimating references again at a level of theory that the start knows."""
 
 
 def fisher_facts(fisher: Fisher) -> dict[str, Any]:

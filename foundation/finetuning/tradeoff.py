@@ -159,7 +159,7 @@ class Point:
     method: str
     """Name of the method."""
     alpha: float
-    """How far from the start to the result; 1 is the result."""
+    """Place between start and result; 1 is the result."""
     errors: dict[str, Bootstrap]
     """Errors by set."""
     changes: dict[str, Bootstrap]

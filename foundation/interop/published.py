@@ -37,9 +37,9 @@ class Published:
     sha256: str
     """Checksum of the file."""
     citation: str
-    """What its authors ask to cite."""
+    """Citation that its authors ask for."""
     datasets: tuple[dict[str, str], ...]
-    """What it was trained on."""
+    """Training data."""
 
 
 PUBLISHED = {

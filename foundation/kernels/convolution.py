@@ -37,7 +37,7 @@ class Convolution(torch.nn.Module):
         super().__init__()
         self.paths = Paths.named(paths.name)
         self.backend: Backend = "auto"
-        """What computes it."""
+        """Implementation of the convolution."""
         # kept outside the buffers, which a cast to float32 and back would round
         self._exact = self.paths.couplings
         self._used = list(self._exact)

@@ -25,9 +25,9 @@ class Path:
     """One product of an input irrep with a spherical harmonic."""
 
     input: int
-    """Which irrep of the input."""
+    """Number of the input's irrep."""
     harmonic: int
-    """Which irrep of the spherical harmonics."""
+    """Number of the spherical harmonics' irrep."""
     output: o3.Irrep
     """The irrep that results."""
     channels: int

@@ -68,7 +68,7 @@ class EnergyModel(torch.nn.Module, ABC):
     """A network that gives each atom of a batch an energy."""
 
     computation = Computation()
-    """How it computes; set by compute_as()."""
+    """Way of computing; set by compute_as()."""
 
     @property
     @abstractmethod

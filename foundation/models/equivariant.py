@@ -70,7 +70,7 @@ class EquivariantConfig(Architecture):
     radial_sizes: tuple[int, ...] = field(default=(64, 64), metadata=DECIDES)
     """Hidden sizes of the radial networks."""
     cutoff_function: CutoffFunction = field(default="xplor", metadata=DECIDES)
-    """How messages go to zero at the cutoff."""
+    """Function that takes messages to zero at the cutoff."""
     cutoff_onset: float = field(default=4.5, metadata=DECIDES)
     """Where the xplor function begins to fall [Å]."""
     cutoff_power: int = field(default=6, metadata=DECIDES)
@@ -78,7 +78,7 @@ class EquivariantConfig(Architecture):
     readout_channels: int = field(default=64, metadata=DECIDES)
     """Channels between the two layers of the readout."""
     normalization: str = field(default="mean", metadata=DECIDES)
-    """What sums over neighbours are divided by: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
+    """Divisor of sums over neighbours: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
 
     theory_biases: bool | None = field(default=None, metadata=DECIDES)
     """Whether the network sees the level of theory: a bias of the even scalars for each, in both self-interactions of

@@ -57,7 +57,7 @@ class SymmetryFunctionsConfig(Architecture):
     cutoff: float = field(default=6.0, metadata=DECIDES)
     """Atoms closer than this are neighbours [Å]."""
     cutoff_function: Literal["cosine", "polynomial"] = field(default="cosine", metadata=DECIDES)
-    """How symmetry functions go to zero at the cutoff: (1 + cos(π r / r_c)) / 2, or a polynomial."""
+    """Function that takes symmetry functions to zero at the cutoff: (1 + cos(π r / r_c)) / 2, or a polynomial."""
     cutoff_power: int = field(default=6, metadata=DECIDES)
     """Power of the polynomial function."""
     hidden_sizes: tuple[int, ...] = field(default=(30, 30), metadata=DECIDES)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 NOBLE_GASES = (2, 10, 18, 36, 54, 86, 118)
 GROUP_LENGTH, PERIOD_LENGTH = 3.0, 1.5
-"""How many groups or periods apart two elements are before their first features are unlike."""
+"""Groups, and periods, by which two elements are apart before their first features are unlike."""
 
 
 def periodic_position(number: int) -> tuple[float, float]:

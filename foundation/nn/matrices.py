@@ -12,7 +12,7 @@ class Matrices(torch.nn.Module):
 
     weight: torch.nn.Parameter
     adapter: torch.nn.Module | None
-    """What fine-tuning adds to the weight: a module that maps it to the one that is used; None if it adds nothing."""
+    """Addition of fine-tuning: a module that maps the weight to the one that is used; None if nothing is added."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -71,9 +71,9 @@ class Tabulated(NamedTuple):
     """The weights of pairs, as what they are interpolated from."""
 
     table: Float[Tensor, "rows weights"]
-    """What radial_table() made of a radial network."""
+    """Table that radial_table() made of a radial network."""
     coefficients: Float[Tensor, "pairs 6"]
-    """What the rows of the table that belong to a pair are multiplied with."""
+    """Factors of the rows of the table that belong to a pair."""
     places: Places
     """The knots around every pair."""
 

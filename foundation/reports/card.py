@@ -29,17 +29,17 @@ class CardFacts:
     name: str = field(default="", metadata=MAY_CHANGE)
     """Name of the released potential."""
     description: str = field(default="", metadata=MAY_CHANGE)
-    """What it is, in a sentence or two."""
+    """Description, in a sentence or two."""
     authors: str = field(default="", metadata=MAY_CHANGE)
     """Who made it and answers for it."""
     licence: str = field(default="", metadata=MAY_CHANGE)
     """Licence of the weights (SPDX identifier)."""
     intended_use: str = field(default="", metadata=MAY_CHANGE)
-    """What it is good for."""
+    """Purpose that it is good for."""
     limitations: str = field(default="", metadata=MAY_CHANGE)
-    """What it is not good for, and what is known to go wrong."""
+    """Purposes that it is not good for, and known failures."""
     citation: str = field(default="", metadata=MAY_CHANGE)
-    """What to cite when using it."""
+    """Citation for users."""
 
 
 def check_facts(card: CardFacts) -> None:

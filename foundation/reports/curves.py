@@ -19,7 +19,7 @@ from foundation.reports.escape import figure_text
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
 """Colours of runs; of a single one: training, validation, and the terms of the loss."""
 TERM, REHEARSAL = "train/loss_", "train/loss_rehearsal"
-"""How the names of terms of the loss begin; the one that is not of the run's own data."""
+"""Beginnings of the names of terms of the loss; the second is not of the run's own data."""
 SMOOTHED = 60
 """Points of a curve above which it is drawn smoothed, over as many times fewer; the raw one is behind it."""
 
@@ -47,7 +47,7 @@ class Panel:
     """A part of a figure: metrics of training over steps."""
 
     title: str
-    """What is drawn, in which unit."""
+    """Drawn quantity and its unit."""
     metrics: dict[str, str]
     """Names of the metrics, and what each is called."""
     scale: float = 1.0

@@ -56,7 +56,7 @@ class Run:
     """What a run has logged."""
 
     name: str
-    """What it is called in the report."""
+    """Name in the report."""
     folder: Path
     """The run folder."""
     num_steps: int

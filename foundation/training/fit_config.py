@@ -36,9 +36,9 @@ class FitConfig:
     atom_budget: int | None = field(default=None, metadata=COMPARED)
     """Atoms of a micro-batch."""
     oversize: Oversize = field(default="error", metadata=COMPARED)
-    """What happens to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    """Response to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
     corrupt: Corrupt = field(default="error", metadata=MAY_CHANGE)
-    """What happens to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
+    """Response to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
     warning and a count."""
     seed: int = field(default=0, metadata=COMPARED)
     """Seed of the weights and of the order of the data."""
@@ -49,7 +49,7 @@ class FitConfig:
     checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
     """Steps between checkpoints."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
-    """How many of the newest checkpoints are kept."""
+    """Number of the newest checkpoints to keep."""
     best_by: str = field(default="val/force_mae", metadata=MAY_CHANGE)
     """The validation error by which the best checkpoint is kept as well."""
     log_every: int = field(default=10, metadata=MAY_CHANGE)
@@ -61,12 +61,12 @@ class FitConfig:
     num_nodes: int = field(default=1, metadata=MAY_CHANGE)
     """Nodes."""
     strategy: StrategyName = field(default="ddp", metadata=MAY_CHANGE)
-    """How processes share the work: each with the whole optimizer (ddp), or with a part of its state (zero-1) and of
-    the gradient (zero-2), also in the host's memory (zero-2-offload); zero-3 is refused. ZeRO needs the extra
+    """Division of the work among processes: each with the whole optimizer (ddp), or with a part of its state (zero-1)
+    and of the gradient (zero-2), also in the host's memory (zero-2-offload); zero-3 is refused. ZeRO needs the extra
     'cluster'."""
     backend: Backend = field(default="auto", metadata=COMPARED)
-    """What computes the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain torch
-    (torch), or the best that works here (auto)."""
+    """Implementation of the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain
+    torch (torch), or the best that works here (auto)."""
     radial_table: int = field(default=0, metadata=DECIDES)
     """Distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to about
     1e-5. 0 evaluates them at every pair of atoms. The potential that is saved has no table."""
@@ -79,7 +79,7 @@ class FitConfig:
     """Keep only what goes in and out of each block and compute its inside again where derivatives need it: activation
     checkpointing, the same result with less memory in more time (`make bench BENCH=memory`)."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """What happens when training goes wrong."""
+    """Response to training that goes wrong."""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=MAY_CHANGE)
     """Write a Weights & Biases run as well: 'offline', for `wandb sync` to upload, or 'online', sent at once. When
     resumed, a run goes on under the same id."""

@@ -33,7 +33,7 @@ class OptimConfig:
     decay_fraction: float = field(default=0.2, metadata=DECIDES)
     """Last part of the run, in which the learning rate of wsd falls."""
     decay_shape: Literal["1-sqrt", "linear"] = field(default="1-sqrt", metadata=DECIDES)
-    """How it falls: by the root of the progress (Hägele et al., arXiv:2405.18392), or linearly."""
+    """Shape of the decay: by the root of the progress (Hägele et al., arXiv:2405.18392), or linear."""
     weight_decay: float = field(default=1e-3, metadata=DECIDES)
     """Decoupled weight decay of the weight matrices; the radial basis is never decayed."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=DECIDES)

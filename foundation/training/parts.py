@@ -36,7 +36,7 @@ class Rehearsal:
     loss: LossConfig | None = None
     """Their loss; the run's when absent."""
     relabel: Callable[[GraphBatch], GraphBatch] | None = None
-    """What replaces the labels, if they are not to be the data's."""
+    """Replaces the labels; None keeps those of the data."""
 
     @property
     def work(self) -> float:
@@ -51,9 +51,9 @@ class Additions:
     rehearsal: Rehearsal | None = None
     """Data of the pretraining to train on besides."""
     penalty: Penalty | None = None
-    """What is added to the loss of each step."""
+    """Term added to the loss of each step."""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
-    """What the learning rates of parameters are multiplied with, by name."""
+    """Factors of the learning rates of parameters, by name."""
     watched: Sequence[Dataset] = ()
     """Splits that are validated as well, without counting in the validation errors of the run."""
 
@@ -70,7 +70,7 @@ class Additions:
 
 
 NOTHING = Additions()
-"""What pretraining adds."""
+"""Additions of pretraining: none."""
 
 
 class Run:

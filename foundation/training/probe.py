@@ -70,7 +70,7 @@ class Trial:
     """One forward and backward pass."""
 
     name: str
-    """What is special about the micro-batch."""
+    """Peculiarity of the micro-batch."""
     num_graphs: int
     """Structures."""
     num_atoms: int
@@ -82,7 +82,7 @@ class Trial:
     peak: int
     """Peak of the memory so far: of the process, or on CUDA of what torch has allocated [bytes]."""
     trouble: str = ""
-    """What went wrong; empty if nothing."""
+    """Error; empty if none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Measured:
     """What one process measured."""
 
     convolution: str
-    """What computed the convolutions."""
+    """Implementation of the convolutions."""
     num_parameters: int
     """Trained parameters."""
     gradient_bytes: int

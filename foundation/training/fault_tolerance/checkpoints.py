@@ -32,7 +32,7 @@ PARTIAL, CHECKSUM = ".partial", ".sha256"
 BEST = "best.json"
 NAME = re.compile(r"step=(\d{1,12})\.ckpt")
 PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
-"""What every checkpoint has."""
+"""Parts of every checkpoint."""
 BACKEND = "backend"
 """Entry of a checkpoint: what computed its convolutions."""
 Kind = TypeVar("Kind")

@@ -46,7 +46,7 @@ class GuardConfig:
     spike_window: int = field(default=50, metadata=DECIDES)
     """Steps whose median that is; until there are as many, nothing is a spike."""
     save_errors: Literal["stop", "continue"] = field(default="stop", metadata=MAY_CHANGE)
-    """What a checkpoint that cannot be written does to the run. It is tried again at the next one either way."""
+    """Response to a checkpoint that cannot be written. It is tried again at the next one either way."""
     stall_after: float = field(default=1800.0, metadata=MAY_CHANGE)
     """Time without a step after which a process is reported by name [s]; after twice this the run ends."""
 

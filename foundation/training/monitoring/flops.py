@@ -23,7 +23,7 @@ PASSES = 6
 SIZES = {"cpu": 512, "cuda": 8192}
 """Rows of the square matrices whose product shows what a device can do."""
 SECONDS = 0.2
-"""How long it is measured [s]."""
+"""Duration of the measurement [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
