@@ -11,7 +11,7 @@ from foundation.nn.computation import Computation
 from foundation.nn.product import Precision
 from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.monitoring.metrics_file import MAX_STEP
-from foundation.training.strategy import NO_ZERO_3, StrategyName
+from foundation.training.strategy import StrategyName
 
 LIMITS = {
     **dict.fromkeys(("steps", "validate_every", "checkpoint_every", "log_every"), (1, MAX_STEP)),
@@ -62,8 +62,7 @@ class FitConfig:
     """Nodes."""
     strategy: StrategyName = field(default="ddp", metadata=MAY_CHANGE)
     """Division of the work among processes: each with the whole optimizer (ddp), or with a part of its state (zero-1)
-    and of the gradient (zero-2), also in the host's memory (zero-2-offload); zero-3 is refused. ZeRO needs the extra
-    'cluster'."""
+    and of the gradient (zero-2), also in the host's memory (zero-2-offload). ZeRO needs the extra 'cluster'."""
     backend: Backend = field(default="auto", metadata=COMPARED)
     """Implementation of the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain
     torch (torch), or the best that works here (auto)."""
@@ -91,8 +90,6 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
         computation_of(self)  # refuses what no network could do
-        if self.strategy == "zero-3":
-            raise ValueError(NO_ZERO_3)
         world_size = self.devices * self.num_nodes
         if self.lanes % world_size:
             sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]

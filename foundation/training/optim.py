@@ -34,6 +34,10 @@ class OptimConfig:
     """Last part of the run, in which the learning rate of wsd falls."""
     decay_shape: Literal["1-sqrt", "linear"] = field(default="1-sqrt", metadata=DECIDES)
     """Shape of the decay: by the root of the progress (Hägele et al., arXiv:2405.18392), or linear."""
+    embedding_rate: Literal["sqrt_elements", "plain"] = field(default="sqrt_elements", metadata=DECIDES)
+    """Learning rate of the element embedding: the common one times the root of the number of elements, because the
+    layer divides its weights by this root and Adam's steps do not depend on the size of the gradient; or the plain
+    one."""
     weight_decay: float = field(default=1e-3, metadata=DECIDES)
     """Decoupled weight decay of the weight matrices; the radial basis is never decayed."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=DECIDES)
@@ -73,9 +77,6 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer, with decay on weight matrices only (parameters named 'weight').
 
-    The element embedding learns sqrt(elements) times faster: that layer divides its weights by this root, and Adam's
-    steps do not depend on the size of the gradient, so it would otherwise learn the slower the more elements there are.
-
     Args:
         config: Which, and how fast.
         module: Whose parameters, those that require a gradient.
@@ -83,11 +84,12 @@ def make_optimizer(
         rate_factors: What the learning rate of a parameter is multiplied with besides, by name; one where absent.
     """
     rate = config.learning_rate
+    embedding_factor = num_elements**0.5 if config.embedding_rate == "sqrt_elements" else 1.0
     groups: list[dict[str, Any]] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if name.endswith("weight") else 0.0
-            factor = num_elements**0.5 if name.endswith("embedding.weight") else 1.0
+            factor = embedding_factor if name.endswith("embedding.weight") else 1.0
             # decay is taken as a fraction of the learning rate, so the factor must not reach it
             own_rate = rate * rate_factors.get(name, 1.0) * factor
             groups.append({"params": [parameter], "lr": own_rate, "weight_decay": decay / factor, "name": name})

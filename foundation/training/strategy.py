@@ -24,12 +24,8 @@ from torch import Tensor
 
 from foundation.kernels.trusted import refuse_untrusted_extensions
 
-StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload", "zero-3"]
-NO_ZERO_3 = (
-    "strategy zero-3 takes the parameters away between layers, and the forces, derivatives by positions inside the "
-    "model that the loss differentiates again, need them there. The parameters are not what fills the memory: use "
-    "zero-2, and fit.recompute or a smaller fit.edge_budget"
-)
+# no zero-3: it takes the parameters away between layers, and forces, which the loss differentiates again, need them
+StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload"]
 
 
 def make_strategy(name: StrategyName, world_size: int, clip_norm: float) -> Strategy | str:

@@ -200,11 +200,6 @@ def test_structures_that_are_left_out_are_counted_in_the_log(
     assert f"{(edges > budget).sum()} structures are larger than the budget and left out" in caplog.text
 
 
-def test_stage_3_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"derivatives by positions .* use zero-2"):
-        dataclasses.replace(FIT, strategy="zero-3")
-
-
 def test_lanes_that_the_processes_do_not_divide_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"use one of \[1, 2, 4\]"):
         dataclasses.replace(FIT, lanes=4, devices=3)

@@ -78,6 +78,8 @@ def test_the_embedding_learns_faster_by_the_root_of_the_elements(potential: Pote
     rates = {name: group["lr"] for name, group in groups.items()}
     assert rates.pop("embedding.weight") == pytest.approx(4e-3)
     assert set(rates.values()) == {1e-3}
+    plain = groups_by_name(OptimConfig(learning_rate=1e-3, embedding_rate="plain"), potential)
+    assert {group["lr"] for group in plain.values()} == {1e-3}
 
 
 def test_a_step_without_gradient_shrinks_all_matrices_alike_and_wave_numbers_not(
