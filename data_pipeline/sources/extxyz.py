@@ -222,7 +222,9 @@ def _check_columns(rows: list[bytes], properties: str) -> None:
             "declare all of them, or remove those that are too many"
         )
     ase_names = ["pos" if name == "positions" else "Z" if name == "numbers" else name for name in names]
-    for name, kind in zip(names, fields[1::3], strict=True):
+    for name, ase_name, kind in zip(names, ase_names, fields[1::3], strict=True):
+        if ase_name == "Z" and kind != "I":
+            raise InvalidStructure(f"Properties declare the column {name!r} as {name}:{kind}, not as whole numbers (I)")
         if kind not in "RI" and (name in ("pos", "positions") or kind_of(name) == "forces"):
             raise InvalidStructure(f"Properties declare the column {name!r} as {name}:{kind}, not as numbers (R)")
     twice = [name for name, number in Counter(ase_names).items() if number > 1]

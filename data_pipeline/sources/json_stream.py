@@ -83,6 +83,8 @@ class JsonReader:
                 if len(self._text) - self._at > MAX_VALUE or not self._read():
                     raise ValueError(f"{error.msg} at byte {byte}") from error
                 continue
+            except ValueError as error:  # Python refuses to read a very long number
+                raise ValueError(f"a whole number of thousands of digits behind byte {self.byte}") from error
             length = end - self._at
             # a number that is cut by the end of the window is a number too
             if not _REST_OF_NUMBER.match(self._text, end) or not self._read():

@@ -112,7 +112,10 @@ def errors_named(path: Path, place: str) -> Iterator[None]:
 
 def no_frames(path: Path) -> InvalidStructure:
     """Return the error for a file without frames."""
-    return InvalidStructure(f"{path}: the file holds no frames. Remove it from the source's files.")
+    return InvalidStructure(
+        f"{path}: the file holds no frames of the format that it was read as. Name its format (source.format), or "
+        "remove it from the source's files."
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -91,7 +91,9 @@ def test_a_misspelt_key_is_refused_by_its_dotted_path(
     folder: Path, release: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = folder / "bad.yaml"
-    bad.write_text(f"data: {folder / 'data'}\nout: {folder / 'never'}\nfit: {{steps: 1}}\nmodel: {{cutof: 4.0}}\n")
+    bad.write_text(
+        f"data: {folder / 'data'}\nout: {folder / 'never'}\nfit: {{steps: 1}}\nmodel: {{irreps: 4x0e, cutof: 4.0}}\n"
+    )
     assert main(["pretrain", "--config", str(bad)]) == 2
     assert "model.cutof" in capsys.readouterr().err.replace("'", "")
     assert not (folder / "never").exists()

@@ -174,6 +174,7 @@ def test_rows_of_another_width_are_refused(one, rows: tuple[str, ...], match: st
         ("properties=species:S:1:pos:R:3:forces:R:3", "'properties'.* call it 'Properties'"),
         ("Properties=species:S:1:pos:R:3:forces:R:3:forces:R:3", "cannot be read"),
         ("Properties=species:S:1:pos:R:3:positions:R:3", "the column 'pos' twice"),
+        ("Properties=Z:R:1:pos:R:3:forces:R:3", "the column 'Z' as Z:R, not as whole numbers"),
         ("Properties=species:S:1:pos:R:3", "7 columns and Properties declare 4"),
         ("Properties=species:S:1:pos:R:3:forces:L:3", "the column 'forces' as forces:L"),
     ],
