@@ -174,13 +174,17 @@ def test_rows_of_another_width_are_refused(one, rows: tuple[str, ...], match: st
         ("properties=species:S:1:pos:R:3:forces:R:3", "'properties'.* call it 'Properties'"),
         ("Properties=species:S:1:pos:R:3:forces:R:3:forces:R:3", "cannot be read"),
         ("Properties=species:S:1:pos:R:3:positions:R:3", "the column 'pos' twice"),
-        ("Properties=Z:R:1:pos:R:3:forces:R:3", "the column 'Z' as Z:R, not as whole numbers"),
         ("Properties=species:S:1:pos:R:3", "7 columns and Properties declare 4"),
         ("Properties=species:S:1:pos:R:3:forces:L:3", "the column 'forces' as forces:L"),
     ],
 )
 def test_columns_that_are_declared_wrong_are_refused(one, properties: str, match: str) -> None:
     refused(one, match, ("Properties=species:S:1:pos:R:3:forces:R:3", properties))
+
+
+def test_atomic_numbers_are_declared_as_whole_numbers(one) -> None:
+    rows = ("29.6 0 0 0 1 2 3", "29 2 2 0 -1 -2 -3")
+    refused(one, "the column 'Z' as Z:R, not as whole numbers", ("species:S:1", "Z:R:1"), rows=rows)
 
 
 def test_species_and_numbers_that_contradict_each_other_are_refused(one) -> None:
