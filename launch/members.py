@@ -33,21 +33,25 @@ def unions(config_class: Any, prefix: str = "") -> Iterator[tuple[str, Union]]:
 
 
 def chosen(
-    dotted: str, members: Union, files: Iterable[Path], arguments: Sequence[str], value_of: Callable[[str], object]
+    dotted: str,
+    members: Union,
+    options: Iterable[Mapping[str, Any]],
+    arguments: Sequence[str],
+    value_of: Callable[[str], object],
 ) -> type | None:
     """Return the member whose first field is given, in files or by arguments; None if none is.
 
     Args:
         dotted: Name of the option.
         members: The configurations that it may be.
-        files: YAML files of options, under the whole configuration.
+        options: Options of the whole configuration, from files.
         arguments: Arguments of the command line.
         value_of: What the text of an argument stands for.
 
     Raises:
         ValueError: first fields of several are given, or other fields only.
     """
-    given = set().union(*(_names(_at(read_mapping(file), dotted)) for file in files))
+    given = set().union(*(_names(_at(values, dotted)) for values in options))
     given |= _of_arguments(dotted, arguments, value_of)
     firsts = {dataclasses.fields(member)[0].name: member for member in members}  # pyright: ignore[reportArgumentType]
     found = [name for name in firsts if name in given]

@@ -194,14 +194,15 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
     Raises:
         ValueError: they are wrong, or a file is.
     """
-    files = _files_of(arguments)
-    for file in files:  # before the parser reads them, which knows no lines
-        if inside := {"config", PRINT_CONFIG[2:]} & read_mapping(file).keys():
+    # before the parser reads them, which knows no lines
+    options = {file: read_mapping(file) for file in _files_of(arguments)}
+    for file, values in options.items():
+        if inside := {"config", PRINT_CONFIG[2:]} & values.keys():
             raise ValueError(f"{file}: {inside.pop()} is an option of the command line only; leave it out")
     # the parser has no other way to learn which of several configurations an option is
     actions = {action.dest: action for action in parser._actions}
     for dotted, members in unions(config_class):
-        member = chosen(dotted, members, files, arguments, _value_of)
+        member = chosen(dotted, members, options.values(), arguments, _value_of)
         actions[dotted]._typehint = member or reduce(operator.or_, members)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         values = parser.parse_args(arguments)

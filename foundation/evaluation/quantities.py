@@ -48,7 +48,7 @@ class Ratio:
     bottom: Term
     """Divisor; where it is zero there are no labels."""
     root: bool = False
-    """Whether the square root is taken."""
+    """Take the square root."""
 
     def of(self, totals: Mapping[str, Totals]) -> Totals:
         """Return the ratio of the totals of a set of frames, which go by the names of the terms."""
@@ -93,7 +93,7 @@ class Quantity:
     trivial: Trivial | None = None
     """Predictor that it is compared with in the evaluation of one potential."""
     by_element: bool = False
-    """Whether it is told by element too: of forces those of its atoms, of energies those of structures that hold it."""
+    """Report by element too: of forces those of its atoms, of energies those of structures that hold it."""
     median: str = ""
     """Key of the quantity that says the same of the median frame."""
     ideal: float = 0.0
@@ -101,7 +101,7 @@ class Quantity:
     decimals: int | None = None
     """Digits behind the point; None: as many as show the wanted number of significant ones."""
     headline: bool = True
-    """Whether it is in tables that have room for a few quantities."""
+    """Show in tables that have room for a few quantities."""
     note: str = ""
     """Remark that belongs beside it."""
 
@@ -112,7 +112,7 @@ class Quantity:
 
     @property
     def is_error(self) -> bool:
-        """Whether it is the better the smaller it is."""
+        """True if smaller is better."""
         return self.ideal == 0.0
 
     def text(self, value: float | None, significant: int = 3) -> str:

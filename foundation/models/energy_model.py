@@ -88,7 +88,7 @@ class EnergyModel(torch.nn.Module, ABC):
     @property
     @abstractmethod
     def parity(self) -> bool:
-        """Whether the energies of mirror images are exactly the same."""
+        """True if the energies of mirror images are exactly the same."""
 
     @abstractmethod
     def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:

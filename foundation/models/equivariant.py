@@ -121,7 +121,7 @@ class EquivariantConfig(Architecture):
 
     @property
     def parity(self) -> bool:
-        """Whether mirror symmetry is exact: some irrep is odd."""
+        """True if mirror symmetry is exact: some irrep is odd."""
         return any(item.ir.p == -1 for item in o3.Irreps(self.irreps))
 
     def num_parameters(self, num_elements: int, num_theories: int = 1) -> int:
@@ -206,7 +206,7 @@ class EquivariantNetwork(EnergyModel):
 
     @property
     def parity(self) -> bool:
-        """Whether the energies of mirror images are exactly the same."""
+        """True if the energies of mirror images are exactly the same."""
         return self.config.parity
 
     def describe(self) -> str:

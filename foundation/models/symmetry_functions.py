@@ -39,7 +39,7 @@ from foundation.nn.radial import polynomial_cutoff
 MAX_FUNCTIONS = 1024
 """Largest number of symmetry functions of a kind, and largest of their parameters."""
 FIRST, NUM_POINTS = 0.4, 24
-"""Where integrals for typical values of symmetry functions begin, as a fraction of the cutoff, and how many points."""
+"""Lower end of the integrals for typical values of symmetry functions, as a fraction of the cutoff, and points."""
 SMALLEST = 1e-3
 """Smallest denominator of a symmetry function that the typical surroundings hardly have."""
 
@@ -179,7 +179,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
 
     @property
     def parity(self) -> bool:
-        """Whether the energies of mirror images are exactly the same: distances and angles are."""
+        """True: the energies of mirror images are exactly the same, as distances and angles are."""
         return True
 
     def describe(self) -> str:

@@ -14,7 +14,7 @@ Option = Literal["backend", "precision", "radial_table", "recompute"]
 
 @dataclass(frozen=True, kw_only=True)
 class Computation:
-    """How a network computes; the defaults are those of a potential that is loaded from a folder."""
+    """Way in which a network computes; the defaults are those of a potential that is loaded from a folder."""
 
     backend: Backend = "auto"
     """Implementation of the convolution."""

@@ -22,7 +22,7 @@ class Product(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rounded = False
-        """Whether factors are rounded to bfloat16 in training."""
+        """True if factors are rounded to bfloat16 in training."""
 
     def forward(self, rows: Float[Tensor, "rows inner"], matrix: Float[Tensor, "inner columns"]) -> Tensor:
         """Return the product, in the type of the factors."""

@@ -124,6 +124,7 @@ def _check(potential: Potential, config: FitConfig, optim: OptimConfig, addition
     device = torch.device(device_type(config.accelerator))
     if device.type == "cuda" and config.devices > torch.cuda.device_count():
         raise ValueError(f"fit.devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs here")
+    # tried here and undone: begin() measures a start as everybody else would
     potential.compute_as(computation_of(config))
     backend_of(potential, device)
     potential.compute_as(Computation())
