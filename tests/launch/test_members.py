@@ -50,33 +50,32 @@ def test_unions_are_found_wherever_they_are() -> None:
     assert "build.source" in dict(unions(QuickstartConfig))
 
 
-def choose(tmp_path: Path, text: str, arguments: Sequence[str] = ()) -> type | None:
-    (tmp_path / "run.yaml").write_text(text)
-    return chosen("here", (Early, Late), [tmp_path / "run.yaml"], arguments, parse_yaml)
+def choose(text: str, arguments: Sequence[str] = ()) -> type | None:
+    return chosen("here", (Early, Late), [parse_yaml(text)], arguments, parse_yaml)
 
 
 @pytest.mark.parametrize("arguments", ["--here.width 5", "--here.width=5", "", "--here.late 3"])
-def test_a_file_says_which_it_is(tmp_path: Path, arguments: str) -> None:
-    assert choose(tmp_path, "here: {late: 1}", arguments.split()) is Late
+def test_a_file_says_which_it_is(arguments: str) -> None:
+    assert choose("here: {late: 1}", arguments.split()) is Late
 
 
 @pytest.mark.parametrize("argument", ["--here.late=1", "--here={late: 1}", "--here={width: 2, late: 1}"])
-def test_an_argument_says_which_it_is(tmp_path: Path, argument: str) -> None:
-    assert choose(tmp_path, "inner: {either: {early: 1}}", [argument]) is Late
+def test_an_argument_says_which_it_is(argument: str) -> None:
+    assert choose("inner: {either: {early: 1}}", [argument]) is Late
 
 
 def test_a_file_in_place_of_the_options_says_it(tmp_path: Path) -> None:
     (tmp_path / "early.yaml").write_text("early: 1")
-    assert choose(tmp_path, f"here: {tmp_path / 'early.yaml'}") is Early
-    assert choose(tmp_path, "x: 1", ["--here", str(tmp_path / "early.yaml")]) is Early
-    assert choose(tmp_path, "here: nowhere.yaml") is None
+    assert choose(f"here: {tmp_path / 'early.yaml'}") is Early
+    assert choose("x: 1", ["--here", str(tmp_path / "early.yaml")]) is Early
+    assert choose("here: nowhere.yaml") is None
 
 
-def test_two_at_once_and_none_of_them_are_refused(tmp_path: Path) -> None:
+def test_two_at_once_and_none_of_them_are_refused() -> None:
     with pytest.raises(ValueError, match="here: early and late belong to different kinds of here; give one of them"):
-        choose(tmp_path, "here: {late: 1}", ["--here.early", "2"])
+        choose("here: {late: 1}", ["--here.early", "2"])
     with pytest.raises(ValueError, match="here: say which kind of here it is, by one of the options early, late"):
-        choose(tmp_path, "here: {width: 1}")
+        choose("here: {width: 1}")
 
 
 def test_a_dotted_option_that_several_have_goes_to_the_one_that_is_meant(tmp_path: Path) -> None:
