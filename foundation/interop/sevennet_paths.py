@@ -19,7 +19,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from foundation.kernels.paths import Paths
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn.interaction import InteractionBlock
 
@@ -31,7 +31,7 @@ def block_of(network: EquivariantNetwork, number: int) -> InteractionBlock:
     return block
 
 
-def paths_of(network: EquivariantNetwork, number: int) -> tuple[Paths, Paths]:
+def paths_of(network: EquivariantNetwork, number: int) -> tuple[TensorProductPaths, TensorProductPaths]:
     """Return our paths of a block and sevenn's, which lead to every irrep up to the highest degree of the block."""
     block = block_of(network, number)
     parities = (1,) if number == network.config.num_blocks - 1 else (1, -1)
@@ -48,7 +48,10 @@ def wigner_symbols(state: Mapping[str, Tensor], convolution: str) -> dict[tuple[
 
 
 def columns_of(
-    stored: Mapping[tuple[int, ...], Tensor], ours: Paths, theirs: Paths, version: tuple[int, int]
+    stored: Mapping[tuple[int, ...], Tensor],
+    ours: TensorProductPaths,
+    theirs: TensorProductPaths,
+    version: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Return which of their columns each of our weights per edge is, and its sign.
 
@@ -66,7 +69,7 @@ def columns_of(
     return columns, torch.cat(signs)
 
 
-def places(ours: Paths, theirs: Paths, order: Sequence[int]) -> Tensor:
+def places(ours: TensorProductPaths, theirs: TensorProductPaths, order: Sequence[int]) -> Tensor:
     """Return which of their weights each of ours is, if theirs are of their paths in an order."""
     starts, position = {}, 0
     for p in order:
@@ -74,7 +77,7 @@ def places(ours: Paths, theirs: Paths, order: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(starts[path], starts[path] + path.channels) for path in ours.paths])
 
 
-def degrees_of(paths: Paths) -> list[tuple[int, int, int]]:
+def degrees_of(paths: TensorProductPaths) -> list[tuple[int, int, int]]:
     """Return the degrees of each path: input, harmonic, output."""
     inputs, harmonics = paths.irreps_in, paths.irreps_harmonics
     return [(inputs[path.input].ir.l, harmonics[path.harmonic].ir.l, path.output.l) for path in paths.paths]

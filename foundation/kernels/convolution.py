@@ -1,7 +1,7 @@
 """The equivariant convolution as a module: the choice of a backend, and the plain-torch one.
 
-Backends are the generated C (foundation::convolution on a CPU), OpenEquivariance (the same operator on CUDA) and plain
-torch, which runs anywhere and can be differentiated as often as one likes. In plain torch, the Clebsch-Gordan tensor is
+Backends are the generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives) and
+plain torch, which runs anywhere and can be differentiated as often as one likes. In plain torch, the Clebsch-Gordan tensor is
 contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one batched
 matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of messages
 (edges × components × channels) in memory.
@@ -19,11 +19,12 @@ from e3nn import o3
 from jaxtyping import Float
 from torch import Tensor
 
-from foundation.kernels import cuda, native
-from foundation.kernels.compiler import NoCompiler
+from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu import native
+from foundation.kernels.cpu.compiler import NoCompiler
+from foundation.kernels.cuda import openequivariance
 from foundation.kernels.edges import EdgeIndex, spread
 from foundation.kernels.operator import convolution
-from foundation.kernels.paths import Paths
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ Backend = Literal["auto", "c", "torch", "openequivariance"]
 class Convolution(torch.nn.Module):
     """The operator for a fixed set of paths; it has no parameters."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: TensorProductPaths) -> None:
         super().__init__()
-        self.paths = Paths.named(paths.name)
+        self.paths = TensorProductPaths.named(paths.name)
         self.backend: Backend = "auto"
         """Implementation of the convolution."""
         # kept outside the buffers, which a cast to float32 and back would round
@@ -57,7 +58,7 @@ class Convolution(torch.nn.Module):
         if backend == "c":
             return convolution(features, harmonics, weights, list(edges), self.paths.name)
         if backend == "openequivariance":
-            return self._assemble(cuda.outputs(self.paths.name, features, harmonics, weights, edges))
+            return self._assemble(openequivariance.outputs(self.paths.name, features, harmonics, weights, edges))
         return self._assemble(self._plain(features, harmonics, weights, edges))
 
     def _plain(self, features: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex) -> list[Tensor]:
@@ -143,7 +144,7 @@ def _choose(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Ba
     try:
         if wanted == "c":
             native.library(paths, dtype)
-        elif wanted == "openequivariance" and not cuda.available():
+        elif wanted == "openequivariance" and not openequivariance.available():
             raise ImportError("OpenEquivariance is not installed: pip install 'foundation[cuda]'")
     except (NoCompiler, ImportError) as error:
         if backend != "auto":

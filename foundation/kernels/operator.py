@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from foundation.kernels import native
+from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu import native
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
 
 
 @custom_op("foundation::convolution", mutates_args=(), device_types="cpu")
 def convolution(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
-    """Return the convolution (see paths.py) of features with harmonics and weights of pairs of edges.
+    """Return the convolution (see couplings.py) of features with harmonics and weights of pairs of edges.
 
     Args:
         features: Features of atoms, component-major.
@@ -50,7 +50,7 @@ def convolution_double_backward(
 
 @convolution.register_fake
 def _(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
-    return features.new_empty(features.shape[0], Paths.named(paths).irreps_out.dim)
+    return features.new_empty(features.shape[0], TensorProductPaths.named(paths).irreps_out.dim)
 
 
 @convolution_backward.register_fake

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foundation.kernels.convolution import Convolution
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
 from foundation.nn.gate import Gate
 from foundation.nn.linear import Linear
 from foundation.nn.radial import RadialNetwork
@@ -47,7 +47,7 @@ class InteractionBlock(torch.nn.Module):
             num_theories: Levels of theory that have a bias in the two self-interactions.
         """
         super().__init__()
-        paths = Paths(irreps_in, irreps_harmonics, irreps_hidden)
+        paths = TensorProductPaths(irreps_in, irreps_harmonics, irreps_hidden)
         reachable = o3.Irreps([item for item in irreps_hidden if item.ir in paths.irreps_out])
         self.gate = Gate(reachable)
         self.irreps_out = self.gate.irreps_out
@@ -66,7 +66,7 @@ class InteractionBlock(torch.nn.Module):
     ) -> tuple[o3.Irreps, int]:
         """Return the irreps that come out of a block and how many parameters it has, without building it."""
         inputs, hidden = o3.Irreps(irreps_in), o3.Irreps(irreps_hidden)
-        paths = Paths(inputs, o3.Irreps(irreps_harmonics), hidden)
+        paths = TensorProductPaths(inputs, o3.Irreps(irreps_harmonics), hidden)
         reachable = o3.Irreps([item for item in hidden if item.ir in paths.irreps_out]).simplify()
         gates = Gate.inputs(reachable)
         linear = [

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from foundation.kernels.interpolation import Places, interpolated
+from foundation.kernels.radial_interpolation import Places, interpolated
 from foundation.nn.radial import BesselBasis, RadialNetwork, product
 
 MIN_KNOTS, MAX_KNOTS = 16, 2**16

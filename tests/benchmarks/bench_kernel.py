@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.graphs.batch import collate
-from foundation.kernels import native
-from foundation.kernels.codegen import operations
 from foundation.kernels.convolution import Convolution
-from foundation.kernels.paths import Paths
+from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu import native
+from foundation.kernels.cpu.codegen import operations
 from foundation.models import EquivariantNetwork
 from foundation.models.equivariant import edge_index
 from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides
@@ -33,7 +33,7 @@ def run(config: Config) -> None:
     torch.manual_seed(0)
     batch = collate(oxides(config.num_frames), CUTOFF)
     network = EquivariantNetwork(SEVENNET_0, (8,), mean_neighbors=50.0)
-    paths: Paths = network.blocks[1].convolution.paths
+    paths: TensorProductPaths = network.blocks[1].convolution.paths
     edges, num_pairs = edge_index(batch), len(batch.pair_edges)
     shapes = ((len(batch.numbers), paths.irreps_in.dim), (num_pairs, paths.irreps_harmonics.dim))
     x, y, w = inputs = [torch.randn(shape) for shape in (*shapes, (num_pairs, paths.num_weights))]

@@ -12,8 +12,8 @@ from functools import cache
 
 import torch
 
-from foundation.kernels.codegen import operations
 from foundation.kernels.convolution import Convolution
+from foundation.kernels.cpu.codegen import operations
 from foundation.nn.linear import Linear
 from foundation.nn.radial import RadialNetwork
 from foundation.potential import Potential

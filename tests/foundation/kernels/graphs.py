@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.pairs import mirror
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
 
 
 def paired_edges(num_atoms: int, num_pairs: int, seed: int = 0) -> EdgeIndex:
@@ -32,7 +32,9 @@ def many_structures(count: int, num_atoms: int = 6, num_pairs: int = 40) -> Edge
     return EdgeIndex(rows, senders, pairs, reverse, sender_order=reverse, sender_pointers=rows)
 
 
-def operands(paths: Paths, edges: EdgeIndex, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+def operands(
+    paths: TensorProductPaths, edges: EdgeIndex, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[Tensor]:
     """Features, harmonics and weights, all with gradients."""
     generator = torch.Generator().manual_seed(seed)
     num_pairs = int(edges.pairs.max()) + 1 if len(edges.pairs) else 0

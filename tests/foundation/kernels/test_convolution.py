@@ -8,8 +8,8 @@ from e3nn import o3
 from torch import Tensor
 
 from foundation.kernels.convolution import Backend, Convolution
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
 from tests.foundation.layout import swap_layout
 
 CASES = {
@@ -36,17 +36,17 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
-def convolution_of(paths: Paths, backend: Backend) -> Convolution:
+def convolution_of(paths: TensorProductPaths, backend: Backend) -> Convolution:
     convolution = Convolution(paths)
     convolution.backend = backend
     return convolution
 
 
-def paths_of(case: str) -> Paths:
-    return Paths(*(o3.Irreps(text) for text in CASES[case]))
+def paths_of(case: str) -> TensorProductPaths:
+    return TensorProductPaths(*(o3.Irreps(text) for text in CASES[case]))
 
 
-def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:
+def oracle(paths: TensorProductPaths) -> tuple[o3.TensorProduct, o3.Irreps]:
     """The tensor product as NequIP and SevenNet set it up, and its irreps with equal neighbours merged."""
     middle, found = [], []
     for i, item in enumerate(paths.irreps_in):
@@ -68,7 +68,7 @@ def oracle(paths: Paths) -> tuple[o3.TensorProduct, o3.Irreps]:
     return product, irreps_middle.simplify()
 
 
-def random_inputs(paths: Paths, num_atoms: int = 5, num_edges: int = 17) -> tuple[list[Tensor], EdgeIndex]:
+def random_inputs(paths: TensorProductPaths, num_atoms: int = 5, num_edges: int = 17) -> tuple[list[Tensor], EdgeIndex]:
     """Features, harmonics and weights of random edges; the last atom receives none."""
     generator = torch.Generator().manual_seed(0)
     widths = (paths.irreps_in.dim, paths.irreps_harmonics.dim, paths.num_weights)
@@ -118,7 +118,7 @@ def test_irreps_and_weight_count_are_those_of_e3nn(case: str) -> None:
 
 
 def test_numerical_second_derivatives_agree(backend: Backend) -> None:
-    paths = Paths(o3.Irreps("1x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("1x0e+1x1o+1x1e"))
+    paths = TensorProductPaths(o3.Irreps("1x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("1x0e+1x1o+1x1e"))
     arguments, edges = random_inputs(paths, num_atoms=3, num_edges=4)
     convolution = convolution_of(paths, backend)
 
@@ -190,7 +190,7 @@ def test_a_module_made_in_float32_has_exact_coefficients_in_float64(backend: Bac
 
 def test_weights_of_sevennet_0_are_ordered_by_output_then_input_then_harmonic() -> None:
     hidden, harmonics = o3.Irreps("128x0e+64x1e+32x2e"), o3.Irreps("1x0e+1x1e+1x2e")
-    paths = Paths(hidden, harmonics, hidden)
+    paths = TensorProductPaths(hidden, harmonics, hidden)
     order = [(path.output.l, path.input, path.harmonic, path.channels) for path in paths.paths]
     assert order == [
         (0, 0, 0, 128), (0, 1, 1, 64), (0, 2, 2, 32),

@@ -12,16 +12,16 @@ from torch import Tensor
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import EmtAlloys
 from foundation.kernels.convolution import Convolution
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.operator import convolution, convolution_backward, convolution_double_backward
-from foundation.kernels.paths import Paths
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
 from tests.foundation.kernels.graphs import many_structures, operands, paired_edges, value_and_derivatives
 
-EVEN = Paths(o3.Irreps("32x0e+16x1e+5x2e"), o3.Irreps("1x0e+1x1e+1x2e"), o3.Irreps("1x0e+1x1e+1x2e"))
+EVEN = TensorProductPaths(o3.Irreps("32x0e+16x1e+5x2e"), o3.Irreps("1x0e+1x1e+1x2e"), o3.Irreps("1x0e+1x1e+1x2e"))
 SHAPES = [
-    Paths(o3.Irreps(features), o3.Irreps(harmonics), o3.Irreps(allowed))
+    TensorProductPaths(o3.Irreps(features), o3.Irreps(harmonics), o3.Irreps(allowed))
     for features, harmonics, allowed in (
         ("1x0e", "1x0e", "1x0e"),
         ("2x0e+3x1o", "1x0e+1x1o", "1x0e+1x0o+1x1o+1x1e"),
@@ -42,7 +42,9 @@ def threads() -> Iterator[None]:
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.sampled_from(SHAPES), st.integers(0, 5), st.integers(0, 6), st.integers(0, 1000))
-def test_numerical_first_and_second_derivatives_agree(paths: Paths, num_atoms: int, num_pairs: int, seed: int) -> None:
+def test_numerical_first_and_second_derivatives_agree(
+    paths: TensorProductPaths, num_atoms: int, num_pairs: int, seed: int
+) -> None:
     edges = paired_edges(num_atoms, num_pairs, seed)
     module = Convolution(paths)
     module.backend = "c"
@@ -57,7 +59,9 @@ def test_numerical_first_and_second_derivatives_agree(paths: Paths, num_atoms: i
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.sampled_from([*SHAPES, EVEN]), st.integers(0, 8), st.integers(0, 60), st.integers(0, 1000))
-def test_c_and_torch_agree_on_paired_edges(paths: Paths, num_atoms: int, num_pairs: int, seed: int) -> None:
+def test_c_and_torch_agree_on_paired_edges(
+    paths: TensorProductPaths, num_atoms: int, num_pairs: int, seed: int
+) -> None:
     edges = paired_edges(num_atoms, num_pairs, seed)
     results = []
     for backend in ("c", "torch"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from foundation.kernels import compiler, trusted
+from foundation.kernels import trusted
+from foundation.kernels.cpu import compiler
 from foundation.kernels.trusted import UntrustedCode, load_library, refuse_untrusted_extensions
 
 PLANTED = """

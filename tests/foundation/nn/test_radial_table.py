@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundation.kernels.interpolation import interpolated
+from foundation.kernels.radial_interpolation import interpolated
 from foundation.nn.radial import BesselBasis, RadialNetwork, polynomial_cutoff, product, xplor_cutoff
 from foundation.nn.radial_table import FIRST, Knots, Tabulated, hermite, radial_table, radial_weights
 

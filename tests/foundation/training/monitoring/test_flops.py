@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.stream import Frames
 from data_pipeline.store.manifest import Manifest
-from foundation.kernels.codegen import operations
-from foundation.kernels.paths import Paths
+from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu.codegen import operations
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import new_potential
@@ -22,7 +22,7 @@ def edges_times(kernel: str):
     def count(*shapes, out_shape=None, **kwargs) -> int:
         *_, edges, paths = shapes
         num_edges = edges[1][0]  # the shape of an EdgeIndex' senders
-        return operations(Paths.named(paths))[kernel] * num_edges
+        return operations(TensorProductPaths.named(paths))[kernel] * num_edges
 
     return count
 

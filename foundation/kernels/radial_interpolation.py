@@ -20,12 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.library import custom_op
 
-from foundation.kernels import compiler
-from foundation.kernels.compiler import NoCompiler
+from foundation.kernels.cpu import compiler
+from foundation.kernels.cpu.compiler import NoCompiler
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("interpolation.c")
+SOURCE = Path(__file__).parent / "cpu" / "interpolation.c"
 
 
 ROWS = (0, 1, 2, 3, 5, 6)

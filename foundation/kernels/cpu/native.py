@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foundation.kernels import compiler
-from foundation.kernels.codegen import generate
+from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu import compiler
+from foundation.kernels.cpu.codegen import generate
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
 
 POINTERS = ("x", "y", "w", "g", "vx", "vy", "vw", "gx", "gy", "gw", "gg", "own", "by_edge")
 
@@ -34,13 +34,13 @@ class _Arrays(ctypes.Structure):
 
 @cache
 def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the compiled kernels of a set of paths (by `Paths.name`) in a float type.
+    """Return the compiled kernels of a set of paths (by `TensorProductPaths.name`) in a float type.
 
     Raises:
         NoCompiler: they cannot be compiled here.
     """
     real = {torch.float32: "float", torch.float64: "double"}[dtype]
-    return compiler.load(generate(Paths.named(name)), (f"-DREAL={real}",))
+    return compiler.load(generate(TensorProductPaths.named(name)), (f"-DREAL={real}",))
 
 
 def describe() -> str:
@@ -56,7 +56,7 @@ def forward(
     edges: EdgeIndex,
 ) -> Float[Tensor, "atoms outputs"]:
     """Return the convolution."""
-    out = features.new_empty(len(features), Paths.named(name).irreps_out.dim)
+    out = features.new_empty(len(features), TensorProductPaths.named(name).irreps_out.dim)
     arrays, kept = _arrays(x=features, y=harmonics, w=weights)
     described = _edges(edges, len(features))
     library(name, features.dtype).forward(

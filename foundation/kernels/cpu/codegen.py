@@ -24,7 +24,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from foundation.kernels.paths import Paths
+from foundation.kernels.couplings import TensorProductPaths
 
 REGISTERS = 32
 """Vector registers of AVX-512 and NEON; with fewer (AVX2) the compiler keeps the rest in memory."""
@@ -56,7 +56,7 @@ class _Entries:
         return [a for a, other in self.couplings if other == c]
 
 
-def _entries(paths: Paths) -> list[list[_Entries]]:
+def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
     """Return the paths' places, grouped by input irrep."""
     x, y, out = paths.irreps_in.slices(), paths.irreps_harmonics.slices(), paths.irreps_out.slices()
     place = {item.ir: (part.start, item.mul) for item, part in zip(paths.irreps_out, out, strict=True)}
@@ -89,7 +89,7 @@ def _entries(paths: Paths) -> list[list[_Entries]]:
     return [groups[number] for number in sorted(groups)]
 
 
-def generate(paths: Paths) -> str:
+def generate(paths: TensorProductPaths) -> str:
     """Return the C source of a set of paths; REAL (float or double) is given to the compiler."""
     groups = _entries(paths)
     flat = [entry for group in groups for entry in group]
@@ -121,7 +121,7 @@ def generate(paths: Paths) -> str:
 
 
 def _part(name: str) -> str:
-    return files("foundation.kernels").joinpath(name).read_text()
+    return files("foundation.kernels.cpu").joinpath(name).read_text()
 
 
 def _couple(flat: list[_Entries]) -> list[str]:
@@ -285,7 +285,7 @@ def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
     return [*lines, *(f"gy[{entry.y + b}] = y{b};" for b in range(harmonics))]
 
 
-def operations(paths: Paths) -> dict[str, int]:
+def operations(paths: TensorProductPaths) -> dict[str, int]:
     """Return the floating-point operations per edge of each kernel, as written here (a pair's count for two edges)."""
     count: dict[str, int] = {"forward": 0, "backward": 0, "double backward": 0}
     for entry in (entry for group in _entries(paths) for entry in group):

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.edges import EdgeIndex, spread
-from foundation.kernels.paths import Paths
 from foundation.kernels.trusted import refuse_untrusted_extensions
 
 
@@ -37,7 +37,7 @@ def kernel(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Tensor, Tens
     import openequivariance as oeq
     from openequivariance.core.e3nn_lite import wigner_3j
 
-    paths = Paths.named(name)
+    paths = TensorProductPaths.named(name)
     real = oeq.torch_to_oeq_dtype(dtype)
     problem = oeq.TPProblem(
         str(paths.irreps_in),
@@ -63,7 +63,7 @@ def kernel(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Tensor, Tens
 
 def outputs(name: str, features: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex) -> list[Tensor]:
     """Return the result of every path: atoms × components × channels."""
-    paths = Paths.named(name)
+    paths = TensorProductPaths.named(name)
     module, order, signs = kernel(name, features.dtype)
     weights = weights.index_select(1, order) * signs
     harmonics, weights = spread(edges, harmonics, weights, paths.odd_harmonics)

@@ -14,14 +14,14 @@ import torch
 from e3nn import o3
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.edges import EdgeIndex
-from foundation.kernels.paths import Paths
+from foundation.kernels.couplings import TensorProductPaths
 torch.set_num_threads(1)
 children = int(os.environ.get("CHILDREN", "0"))
 while children and os.fork():
     children -= 1
 if not children and "CHILDREN" in os.environ:
     sys.exit(max(os.wait()[1] for _ in range(int(os.environ["CHILDREN"]))))
-module = Convolution(Paths(o3.Irreps("4x0e"), o3.Irreps("1x0e+1x1e"), o3.Irreps("1x0e+1x1e")))
+module = Convolution(TensorProductPaths(o3.Irreps("4x0e"), o3.Irreps("1x0e+1x1e"), o3.Irreps("1x0e+1x1e")))
 edges = EdgeIndex.single(torch.tensor([1, 0]), torch.tensor([0, 1]), 2)
 for _ in range(2):
     out = module(torch.ones(2, 4), torch.ones(2, 4), torch.ones(2, 8), edges)

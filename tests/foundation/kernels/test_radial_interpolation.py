@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundation.kernels import interpolation
-from foundation.kernels.interpolation import ROWS, Places, interpolated
+from foundation.kernels import radial_interpolation
+from foundation.kernels.radial_interpolation import ROWS, Places, interpolated
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_numerical_first_and_second_derivatives_agree(num_points: int, columns: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_c_and_plain_torch_agree(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = derivatives(*case(300, 20, columns, dtype))
-    monkeypatch.setattr(interpolation, "_compiles", lambda dtype: False)
+    monkeypatch.setattr(radial_interpolation, "_compiles", lambda dtype: False)
     plain = derivatives(*case(300, 20, columns, dtype))
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
     for ours, expected in zip(compiled, plain, strict=True):
@@ -79,7 +79,7 @@ def test_points_are_listed_by_interval() -> None:
 PROGRAM = """
 import logging, torch
 logging.basicConfig(format="%(message)s")
-from foundation.kernels.interpolation import Places, interpolated
+from foundation.kernels.radial_interpolation import Places, interpolated
 for _ in range(2):
     print(interpolated(torch.ones(8, 3), torch.ones(2, 6), Places.of(torch.tensor([0, 0]), 2)).sum().item())
 """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Path:
+class TensorProductPath:
     """One product of an input irrep with a spherical harmonic."""
 
     input: int
@@ -35,7 +35,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Paths:
+class TensorProductPaths:
     """All paths from features and spherical harmonics to a set of irreps, in the order of the weights.
 
     Weights are ordered by output irrep, then by input irrep and harmonic, as in sevenn >= 0.11.
@@ -50,9 +50,9 @@ class Paths:
 
     @staticmethod
     @cache
-    def named(name: str) -> "Paths":
+    def named(name: str) -> "TensorProductPaths":
         """Return the paths of a name."""
-        return Paths(*(o3.Irreps(part) for part in name.split(" | ")))
+        return TensorProductPaths(*(o3.Irreps(part) for part in name.split(" | ")))
 
     @cached_property
     def name(self) -> str:
@@ -60,11 +60,11 @@ class Paths:
         return f"{self.irreps_in} | {self.irreps_harmonics} | {self.irreps_allowed}"
 
     @cached_property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[TensorProductPath, ...]:
         """The paths, in the order of their weights."""
         allowed = {item.ir for item in self.irreps_allowed}
         found = [
-            Path(i, j, output, item.mul)
+            TensorProductPath(i, j, output, item.mul)
             for i, item in enumerate(self.irreps_in)
             for j, harmonic in enumerate(self.irreps_harmonics)
             for output in item.ir * harmonic.ir

@@ -1,0 +1,1 @@
+"""The convolution in generated C: code, compiler, calls."""

@@ -1,0 +1,1 @@
+"""The convolution on NVIDIA GPUs."""
