@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipeline.graphs.batch import GraphBatch, collate, to_graph
+    from data_pipeline.loading.datasets import Dataset
     from data_pipeline.loading.plan import Plan, PlannedSet
-    from data_pipeline.loading.stream import Dataset, Stream, sweep
+    from data_pipeline.loading.stream import Stream, full_pass
     from data_pipeline.loading.subset import Subset
     from data_pipeline.statistics.sums import Statistics
     from data_pipeline.store.manifest import Manifest, open_manifest
@@ -27,15 +28,16 @@ __all__ = [
     "Structure",
     "Subset",
     "collate",
+    "full_pass",
     "open_manifest",
-    "sweep",
     "to_graph",
 ]
 _HOMES = {
     **dict.fromkeys(("GraphBatch", "collate", "to_graph"), "graphs.batch"),
     **dict.fromkeys(("Manifest", "open_manifest"), "store.manifest"),
     **dict.fromkeys(("Plan", "PlannedSet"), "loading.plan"),
-    **dict.fromkeys(("Dataset", "Stream", "sweep"), "loading.stream"),
+    **dict.fromkeys(("Stream", "full_pass"), "loading.stream"),
+    "Dataset": "loading.datasets",
     **dict.fromkeys(("InvalidStructure", "Structure"), "structure"),
     "Statistics": "statistics.sums",
     "Subset": "loading.subset",

@@ -36,7 +36,7 @@ LARGE_STRESS = 100 / 160.2177
 """100 GPa in eV/Å³."""
 MIN_PAIRS = 10
 """Pairs of frames below which nothing is said about stress or forces."""
-FACTOR = 10**0.5
+STRESS_FACTOR = 10**0.5
 """Largest ratio of stress work to energy change that passes (about 3)."""
 FORCE_FACTOR = 10 ** (1.5 / 9)
 """Largest ratio of the work of forces to the energy change that passes (1.5); in published data it is below 1.2."""
@@ -135,7 +135,7 @@ def _frames_of_elements(total: Statistics) -> dict[str, int]:
 
 def stress_check(total: Statistics) -> dict:
     """Return how well the stress explains the energy between neighbouring frames; see stress_work.py."""
-    return _work_check(total, "stress_ratio", 1 / FACTOR, FACTOR)
+    return _work_check(total, "stress_ratio", 1 / STRESS_FACTOR, STRESS_FACTOR)
 
 
 def force_check(total: Statistics) -> dict:
@@ -207,7 +207,7 @@ def _about_stress(total: Statistics, check: dict) -> list[str]:
             "pairs of neighbouring frames: positive must mean tension; turn the sign in the source and build again"
         )
     median = check["median_size"]
-    if not 1 / FACTOR < median < FACTOR:
+    if not 1 / STRESS_FACTOR < median < STRESS_FACTOR:
         factor, guess = min(UNITS.items(), key=lambda item: abs(np.log(item[0] / median)))
         cause = f", {guess}" if 0.5 < factor / median < 2 else ""
         found.append(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS

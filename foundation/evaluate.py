@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.checkpoint import find, load, read_config
 from foundation.datasets import left_out, refuse_unlabelled

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store import lock
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
@@ -30,7 +30,7 @@ from foundation.untrusted import read_json, refusing, require, typed
 
 log = logging.getLogger(__name__)
 
-SMALL = 40
+MAX_GOLDEN_ATOMS = 40
 """Atoms up to which a structure is small enough to be one of several golden ones."""
 TOLERANCE = 1e-9
 """Largest difference allowed to the golden energies per atom, forces and stresses in float64, relative to 1 + |value|:
@@ -262,7 +262,7 @@ def _golden_structures(
         structures = _smallest(manifest, split, potential, count)
         if structures:
             found.append((manifest.provenance, structures))
-            if structures[0].num_atoms <= SMALL:
+            if structures[0].num_atoms <= MAX_GOLDEN_ATOMS:
                 break
     if not found:
         places = ", ".join(str(path) for path, _ in sources)
@@ -270,7 +270,7 @@ def _golden_structures(
             f"{places}: no structure that the potential can predict and whose licence allows to copy it into a release "
             "as a golden structure; give another --data"
         )
-    provenance, structures = min(found, key=lambda each: max(SMALL, each[1][0].num_atoms))
+    provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))
     sizes = ", ".join(str(structure.num_atoms) for structure in structures)
     log.info("golden structures are of %s, with %s atoms", provenance.name, sizes)
     return provenance, structures
@@ -282,10 +282,10 @@ def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) 
     if not len(frames):
         return []
     num_atoms, _ = frames.index.counts(0, len(frames))
-    order = np.argsort(np.maximum(num_atoms, SMALL), kind="stable")
+    order = np.argsort(np.maximum(num_atoms, MAX_GOLDEN_ATOMS), kind="stable")
     each = (frames[number] for number in order.tolist())
     found = list(itertools.islice((s for s in each if set(s.numbers.tolist()) <= known), count))
-    return [structure for structure in found if structure.num_atoms <= SMALL] or found[:1]
+    return [structure for structure in found if structure.num_atoms <= MAX_GOLDEN_ATOMS] or found[:1]
 
 
 def _card_facts(potential: Potential, settings: dict) -> dict:

@@ -14,20 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from foundation import checkpoint, run_folder
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
 from foundation.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.evaluation import held_out as held_out_errors
-from foundation.evaluation.held_out import HeldOut, Measurement, measure
+from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
 from foundation.finetuning import fisher
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
-from foundation.finetuning.forgetting import BEFORE, ForgettingConfig, HeldOutConfig, held_out_sets
-from foundation.finetuning.forgetting_report import summary, write_forgetting
+from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets
 from foundation.finetuning.freezing import freeze, rate_factors
-from foundation.finetuning.interpolation import interpolate
 from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
 from foundation.finetuning.rehearsal import (
     RehearsalConfig,
@@ -40,12 +38,14 @@ from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
 from foundation.reports.card import CardFacts
+from foundation.reports.forgetting_report import summary, write_forgetting
 from foundation.surgery.start import prepare_start, start_facts
+from foundation.surgery.weight_interpolation import interpolate
+from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, LossConfig, Penalty, without_labels
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import Additions, Rehearsal
 from foundation.training.strategy import is_rank_zero
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from foundation import run_folder
 from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved

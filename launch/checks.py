@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.plan import Plan
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store.index import SplitIndex
 from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Split

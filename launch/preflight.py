@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.building.build import BuildConfig, build
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.plan import HEADROOM
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.stream import Stream
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Provenance
 from foundation.datasets import open_datasets, refuse_unlabelled
@@ -28,7 +29,7 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import refuse_idle_terms
 from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
 from foundation.training.strategy import device_type
-from launch import show
+from launch import tables as tables
 from launch.checks import (
     Batches,
     Check,
@@ -370,7 +371,7 @@ def _print(config: PreflightConfig, report: Report) -> None:
         if check.advice:
             text.append(f"\n→ {check.advice}", style="italic")
         table.add_row(check.name, Text(check.verdict, style=COLORS[check.verdict]), text)
-    show.console.print(table)
+    tables.console.print(table)
     counts = {verdict: sum(check.verdict == verdict for check in report.checks) for verdict in COLORS}
     conclusion = "the run would fail" if report.failed() else "ready" if not counts["warn"] else "ready, with warnings"
-    show.console.print(f"{conclusion}: {counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail")
+    tables.console.print(f"{conclusion}: {counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail")

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import foundation
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import Structure
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
 from foundation.interop.relaxation import relax
 from foundation.pretrain import PretrainConfig, pretrain
-from launch import show
+from launch import tables as tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,25 @@ class QuickstartConfig:
 def quickstart(config: QuickstartConfig) -> None:
     """Build, pretrain, evaluate, export, load back and relax, then print a table of what was reached."""
     started = time.perf_counter()
-    show.console.rule("1 of 4: build shards")
-    show.manifest(build(config.build))
-    show.console.rule("2 of 4: pretrain")
+    tables.console.rule("1 of 4: build shards")
+    tables.manifest(build(config.build))
+    tables.console.rule("2 of 4: pretrain")
     pretrain(config.pretrain)
-    show.console.rule("3 of 4: evaluate on held-out groups")
+    tables.console.rule("3 of 4: evaluate on held-out groups")
     errors = evaluate(config.evaluate)
-    show.console.rule("4 of 4: export, load back, relax")
+    tables.console.rule("4 of 4: export, load back, relax")
     release = export(config.export)
     start = strained_structure(open_manifest(config.evaluate.data), config.evaluate.split)
     relaxation = relax(start, foundation.load(release))
-    show.console.print(
+    tables.console.print(
         f"relaxed {relaxation.atoms.get_chemical_formula()} ({start.id}) with ASE in {relaxation.num_steps} steps: "
         f"{relaxation.energy_before:.4f} eV before, {relaxation.energy_after:.4f} eV after, "
         f"largest force {relaxation.max_force:.3f} eV/Å"
     )
-    show.errors(errors)
-    show.evaluation_page(config.evaluate)
-    show.release(release)
-    show.console.print(f"all of it took {time.perf_counter() - started:.0f} s")
+    tables.errors(errors)
+    tables.evaluation_page(config.evaluate)
+    tables.release(release)
+    tables.console.print(f"all of it took {time.perf_counter() - started:.0f} s")
 
 
 def strained_structure(manifest: Manifest, split: str) -> Structure:

@@ -166,14 +166,16 @@ def read_sweep(file: Path) -> SweepConfig:
         ValueError: it cannot be understood.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no file of a sweep there; it is YAML with {', '.join(FORMS)}")
+        raise FileNotFoundError(f"{file}: no file of a sweep there; it is YAML with {', '.join(PARSERS)}")
     values = read_mapping(file)
     try:
-        if unknown := values.keys() - FORMS.keys():
-            raise ValueError(f"it cannot have {', '.join(map(abbreviated, sorted(unknown)))}, only {', '.join(FORMS)}")
+        if unknown := values.keys() - PARSERS.keys():
+            raise ValueError(
+                f"it cannot have {', '.join(map(abbreviated, sorted(unknown)))}, only {', '.join(PARSERS)}"
+            )
         if not {"runs", "grid", "seeds"} & values.keys():
             raise ValueError("it must have runs, grid or seeds")
-        plan = SweepConfig(**{name: FORMS[name](value) for name, value in values.items()})
+        plan = SweepConfig(**{name: PARSERS[name](value) for name, value in values.items()})
         planned(plan)  # here, where the file is known
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -204,7 +206,7 @@ def _number(value: object) -> int:
     raise ValueError(f"jobs and threads must be whole numbers, not {abbreviated(value)}")
 
 
-FORMS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
+PARSERS = {"runs": _runs, "grid": _grid, "seeds": _seeds, "jobs": _number, "threads": _number}
 """Parser of each entry of the file."""
 
 

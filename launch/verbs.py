@@ -16,30 +16,31 @@ from launch.parser import Loaded, Verb
 
 def _build() -> Loaded:
     from data_pipeline.building.build import BuildConfig, build, is_first_rank
-    from launch import show
+    from launch import tables
     from launch.corpus import HELP, expand_corpus
 
     def run(config: BuildConfig) -> None:
         manifest = build(config)
         if is_first_rank():  # once for all ranks of MPI
-            show.manifest(manifest)
+            tables.manifest(manifest)
 
     return Loaded(config=BuildConfig, run=run, expand=expand_corpus, epilog=HELP)
 
 
 def _merge() -> Loaded:
     from data_pipeline.building.merge import MergeConfig, merge
-    from launch import show
+    from launch import tables
 
     return Loaded(
-        config=MergeConfig, run=lambda config: show.manifest(merge(config.manifests, config.out, config.name))
+        config=MergeConfig, run=lambda config: tables.manifest(merge(config.manifests, config.out, config.name))
     )
 
 
 def _inspect() -> Loaded:
-    from launch import show
+    from foundation.inspect import InspectConfig, inspect
+    from launch import tables
 
-    return Loaded(config=show.InspectConfig, run=show.inspect)
+    return Loaded(config=InspectConfig, run=lambda config: tables.inspection(config, *inspect(config)))
 
 
 def _pretrain() -> Loaded:
@@ -63,11 +64,11 @@ def _finetune() -> Loaded:
 def _compare(runs: Sequence[Path], out: Path) -> None:
     """Compare the finished runs of a sweep."""
     from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
-    from launch import show
+    from launch import tables
 
     config = TradeoffConfig(runs=tuple(runs), out=out)
     try:
-        show.tradeoff(config, tradeoff(config))
+        tables.tradeoff(config, tradeoff(config))
     except ValueError as error:  # nothing that was asked for has failed
         logging.getLogger(__name__).warning("the runs of the sweep are not compared: %s", error)
 
@@ -86,45 +87,45 @@ def _fisher() -> Loaded:
 
 def _tradeoff() -> Loaded:
     from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
-    from launch import show
+    from launch import tables
 
     return Loaded(
         config=TradeoffConfig,
-        run=lambda config: show.tradeoff(config, tradeoff(config)),
+        run=lambda config: tables.tradeoff(config, tradeoff(config)),
         expand=lambda words: _name_runs(words, "--runs"),
     )
 
 
 def _evaluate() -> Loaded:
     from foundation.evaluate import EvaluateConfig, evaluate
-    from launch import show
+    from launch import tables
 
-    return Loaded(config=EvaluateConfig, run=lambda config: show.evaluation(config, evaluate(config)))
+    return Loaded(config=EvaluateConfig, run=lambda config: tables.evaluation(config, evaluate(config)))
 
 
 def _report() -> Loaded:
     from foundation.report import ReportConfig, report
-    from launch import show
+    from launch import tables
 
     return Loaded(
         config=ReportConfig,
-        run=lambda config: show.training(config, report(config)),
+        run=lambda config: tables.training(config, report(config)),
         expand=lambda words: _name_runs(words, "--run"),
     )
 
 
 def _export() -> Loaded:
     from foundation.export import ExportConfig, export
-    from launch import show
+    from launch import tables
 
-    return Loaded(config=ExportConfig, run=lambda config: show.release(export(config)))
+    return Loaded(config=ExportConfig, run=lambda config: tables.release(export(config)))
 
 
 def _convert() -> Loaded:
     from foundation.convert import ConvertConfig, convert
-    from launch import show
+    from launch import tables
 
-    return Loaded(config=ConvertConfig, run=lambda config: show.converted(config, convert(config)))
+    return Loaded(config=ConvertConfig, run=lambda config: tables.converted(config, convert(config)))
 
 
 def _slurm() -> Loaded:

@@ -40,6 +40,7 @@ FLOORS = (
         "foundation.pretrain",
         "foundation.finetune",
         "foundation.evaluate",
+        "foundation.inspect",
         "foundation.export",
         "foundation.convert",
         "foundation.report",

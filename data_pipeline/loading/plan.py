@@ -246,7 +246,7 @@ class _Window:
     bounds: Int64[np.ndarray, " bins_plus_one"]
 
 
-def sweep_batches(
+def full_pass_batches(
     index: SplitIndex, *, cutoff_number: int, edge_budget: int, world_size: int, rank: int
 ) -> list[Int[np.ndarray, " frames"]]:
     """Return a rank's share of batches that together hold every frame exactly once, in the order of the data.

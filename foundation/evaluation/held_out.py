@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 from jaxtyping import UInt8
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.json_record import parse_json
 from foundation.checkpoint import weights_sha256
 from foundation.evaluation.frame_errors import FrameErrors
@@ -32,6 +32,8 @@ Role = Literal["target", "retained", "transfer"]
 ROLES: tuple[Role, ...] = ("target", "retained", "transfer")
 """The roles, in the order of a report."""
 
+BEFORE, AFTER = "before.safetensors", "after.safetensors"
+"""Files of the measurements of the start and of the result in the folder of a report."""
 SCHEMA_VERSION = 2
 
 

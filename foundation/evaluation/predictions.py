@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import sweep
+from data_pipeline.loading.stream import full_pass
 from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
@@ -76,7 +76,7 @@ def predict(
     rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     ids: list[str] = []
     sizes: list[np.ndarray] = []
-    batches = sweep(
+    batches = full_pass(
         manifest,
         split,
         cutoff=potential.cutoff,

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store import lock
 from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.manifest import open_manifest
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 FACTS, CHECKSUM = "facts", "sha256"
 """Entries of the header of a Fisher file: what it is, as JSON, and the checksum of that and of the tensors."""
-NAMED = 3
+MAX_NAMED = 3
 """Differences that an error names."""
 VALUES, WEIGHTS, STRUCTURES = "fisher.", "theta_star.", "structures"
 """Beginnings of the names of the tensors that belong to a parameter, and the name of the keys of the structures."""
@@ -178,10 +178,10 @@ class Fisher:
             other += [f"the weights {name} differ" for name in differ]
         found += other
         if found:
-            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
             raise ValueError(
-                f"the Fisher was computed of another potential or loss: {'; '.join(found[:NAMED])}{more}. Compute it "
-                "again with `foundation fisher`, of the start (--model) and with the loss of the fine-tuning (--loss)."
+                f"the Fisher was computed of another potential or loss: {'; '.join(found[:MAX_NAMED])}{more}. Compute "
+                "it again with `foundation fisher`, of the start (--model) and with the fine-tuning's loss (--loss)."
             )
 
 

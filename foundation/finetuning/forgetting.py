@@ -4,15 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.held_out import ROLES, HeldOut, Role
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
-
-BEFORE, AFTER = "before.safetensors", "after.safetensors"
-"""Files of the measurements of the start and of the result in the folder of a report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
@@ -27,12 +27,12 @@ from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.selection import farthest_points, frame_features, random_part, with_elements
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
+from foundation.training.additions import Mode
 from foundation.training.loss import LossConfig
-from foundation.training.parts import Mode
 
 log = logging.getLogger(__name__)
 
-NAMED = 3
+MAX_NAMED = 3
 """Frames that an error names."""
 
 
@@ -222,5 +222,5 @@ def _place(dataset: Dataset) -> str:
 
 
 def _in_words(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    return f"{len(ids)} frame{'s' if len(ids) > 1 else ''} ({', '.join(ids[:NAMED])}{more})"
+    more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
+    return f"{len(ids)} frame{'s' if len(ids) > 1 else ''} ({', '.join(ids[:MAX_NAMED])}{more})"

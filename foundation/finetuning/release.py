@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation import checkpoint
-from foundation.evaluation.held_out import read
+from foundation.evaluation.held_out import BEFORE, read
 from foundation.finetuning.fisher import FACT_NAMES, Fisher
-from foundation.finetuning.forgetting import BEFORE
-from foundation.finetuning.forgetting_report import (
+from foundation.potential import Potential
+from foundation.reports.escape import Markdown, code, markdown
+from foundation.reports.forgetting_report import (
     JSON_NAME,
     curve_file,
     curve_files,
@@ -21,9 +22,7 @@ from foundation.finetuning.forgetting_report import (
     remarks,
     table,
 )
-from foundation.finetuning.interpolation import interpolate
-from foundation.potential import Potential
-from foundation.reports.escape import Markdown, code, markdown
+from foundation.surgery.weight_interpolation import interpolate
 
 METHOD = "fine-tuning"
 """Method in the provenance of a fine-tuned potential."""

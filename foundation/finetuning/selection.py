@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from data_pipeline.loading.stream import Dataset, sweep
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import full_pass
 from data_pipeline.loading.subset import Subset
 from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.potential import Potential
@@ -62,7 +63,7 @@ def frame_features(
     potential: Potential, dataset: Dataset, candidates: Int64[np.ndarray, " candidates"]
 ) -> Float64[np.ndarray, "candidates features"]:
     """Return the mean features of the atoms of some frames of a split, as a potential has them."""
-    batches = sweep(
+    batches = full_pass(
         dataset.manifest,
         dataset.split,
         cutoff=potential.cutoff,

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import BlockCache, Dataset, Frames
+from data_pipeline.loading.datasets import BlockCache, Dataset, Frames
 from foundation.finetuning.frame_keys import frame_key
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig, label_counts, loss

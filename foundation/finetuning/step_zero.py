@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from foundation.potential import Potential
 
 CHECKED_FRAMES = 8

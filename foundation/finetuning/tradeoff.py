@@ -29,19 +29,18 @@ from foundation.evaluation.comparison import (
     difference,
     mean_over_seeds,
 )
-from foundation.evaluation.held_out import ROLES, Measurement, Role, read
+from foundation.evaluation.held_out import AFTER, BEFORE, ROLES, Measurement, Role, read
 from foundation.evaluation.quantities import QUANTITIES
-from foundation.finetuning.forgetting import AFTER, BEFORE
-from foundation.finetuning.forgetting_report import curve_files, percent, shown_by_page
-from foundation.finetuning.tradeoff_figures import draw_planes, label_of, planes
 from foundation.reports.escape import markdown
+from foundation.reports.forgetting_report import curve_files, percent, shown_by_page
 from foundation.reports.page import render_page
+from foundation.reports.tradeoff_figures import draw_planes, label_of, planes
 from foundation.run_folder import read_record
 from foundation.training.monitoring.metrics_file import read_rows
 
 FOLDER = "forgetting"
 """Folder of the report in that of a run."""
-NOT_OF_THE_METHOD = (("fit", "seed"), ("fit", "resume"), ("out",), ("overwrite",), ("sweep",), ("card",))
+IGNORED_WHEN_GROUPING = (("fit", "seed"), ("fit", "resume"), ("out",), ("overwrite",), ("sweep",), ("card",))
 """Settings in run.json that runs of one method may differ in."""
 SEED_SUFFIX = re.compile(r"[-_/]?seed[-_]?\d+$")
 JSON_NAME, TABLE_NAME = "tradeoff.json", "table.md"
@@ -93,7 +92,7 @@ def read_tuned_run(folder: Path) -> TunedRun:
         raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a fine-tuning")
     settings = read_record(folder)
     seed = settings.get("fit", {}).get("seed", 0)
-    for *groups, name in NOT_OF_THE_METHOD:
+    for *groups, name in IGNORED_WHEN_GROUPING:
         group = settings
         for each in groups:
             group = group.get(each, {})
@@ -242,7 +241,6 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     (out / "index.html").write_text(
         render_page(
             "tradeoff.html",
-            package="foundation.finetuning",
             values=values,
             figures=figures,
             planes=planes(values),

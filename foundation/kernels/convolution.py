@@ -1,10 +1,10 @@
 """The equivariant convolution as a module: the choice of a backend, and the plain-torch one.
 
-Backends are the generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives) and
-plain torch, which runs anywhere and can be differentiated as often as one likes. In plain torch, the Clebsch-Gordan tensor is
-contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one batched
-matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of messages
-(edges × components × channels) in memory.
+Backends are the generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives)
+and plain torch, which runs anywhere and can be differentiated any number of times. In plain torch, the Clebsch-Gordan
+tensor is contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one
+batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of
+messages (edges × components × channels) in memory.
 """
 
 # e3nn 0.6 types Irreps as a bare tuple

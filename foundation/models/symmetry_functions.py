@@ -32,8 +32,8 @@ from foundation.models.limits import (
     check_elements,
 )
 from foundation.nn.computation import Computation, Option, refuse_options, set_layers
+from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
-from foundation.nn.product import Product
 from foundation.nn.radial import polynomial_cutoff
 
 MAX_FUNCTIONS = 1024
@@ -118,7 +118,7 @@ class ElementLayer(Matrices):
         super().__init__()
         self.weight = torch.nn.Parameter(fan_in**-0.5 * torch.randn(num_elements, fan_in, fan_out))
         self.bias = torch.nn.Parameter(torch.zeros(num_elements, fan_out))
-        self.product = Product()
+        self.matmul = Matmul()
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
@@ -131,7 +131,7 @@ class ElementLayer(Matrices):
         """Return the outputs of each atom's own matrix."""
         num_elements, fan_in, fan_out = self.weight.shape
         side_by_side = self.adapted().transpose(0, 1).reshape(fan_in, num_elements * fan_out)
-        of_all = self.product(rows, side_by_side).view(-1, num_elements, fan_out)
+        of_all = self.matmul(rows, side_by_side).view(-1, num_elements, fan_out)
         own = of_all.gather(1, elements.view(-1, 1, 1).expand(-1, 1, fan_out)).squeeze(1)
         return own + self.bias.index_select(0, elements)
 

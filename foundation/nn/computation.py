@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from foundation.kernels.convolution import Backend, Convolution
-from foundation.nn.product import Precision, Product
+from foundation.nn.matmul import Matmul, Precision
 from foundation.nn.radial_table import check_num_knots
 
 Option = Literal["backend", "precision", "radial_table", "recompute"]
@@ -35,7 +35,7 @@ def set_layers(network: torch.nn.Module, computation: Computation) -> None:
     for module in network.modules():
         if isinstance(module, Convolution):
             module.backend = computation.backend
-        elif isinstance(module, Product):
+        elif isinstance(module, Matmul):
             module.rounded = computation.precision == "bf16"
 
 

@@ -8,8 +8,8 @@ from e3nn import o3
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
-from foundation.nn.product import Product
 
 
 class Linear(Matrices):
@@ -41,7 +41,7 @@ class Linear(Matrices):
                 raise ValueError(f"{irreps}: an irrep occurs twice; sort the irreps")
         self._inputs = [item.dim for item in self.irreps_in]
         self.num_theories = num_theories
-        self.product = Product()
+        self.matmul = Matmul()
         # (which input, components, channels in, channels out), in the order of the weights
         self._blocks = [
             (i, item.ir.dim, item.mul, output.mul)
@@ -98,7 +98,7 @@ class Linear(Matrices):
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
             biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")
             scale = (fan_in + self.num_theories if biased else fan_in) ** -0.5
-            mixed = self.product(inputs[i].reshape(-1, fan_in), weight.view(fan_in, fan_out) * scale)
+            mixed = self.matmul(inputs[i].reshape(-1, fan_in), weight.view(fan_in, fan_out) * scale)
             if biased:
                 assert theory is not None
                 mixed = mixed + (self.theory_weight * scale)[theory]

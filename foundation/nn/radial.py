@@ -10,8 +10,8 @@ from e3nn.math import normalize2mom
 from jaxtyping import Float
 from torch import Tensor
 
+from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
-from foundation.nn.product import Product
 
 CutoffFunction = Literal["polynomial", "xplor"]
 
@@ -92,7 +92,7 @@ class RadialNetwork(torch.nn.Module):
         super().__init__()
         self._activation_scale = activation_scale(torch.nn.functional.silu)
         self._num_layers = len(sizes) - 1
-        self.product = Product()
+        self.matmul = Matmul()
         for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             self.add_module(f"layer{number}", RadialLayer(fan_in, fan_out))
 
@@ -114,14 +114,14 @@ class RadialNetwork(torch.nn.Module):
 
         All factors go into the weight matrices, which are small beside the rows of pairs.
         """
-        return self.product(self.hidden(basis), self.last(divisor))
+        return self.matmul(self.hidden(basis), self.last(divisor))
 
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return what the last layer is applied to, up to the factor of the activation."""
         values, scale = basis, 1.0
         for weight in map(self._adapted, range(self._num_layers - 1)):
             matrix = weight * (scale * weight.shape[0] ** -0.5)
-            values, scale = torch.nn.functional.silu(self.product(values, matrix)), self._activation_scale
+            values, scale = torch.nn.functional.silu(self.matmul(values, matrix)), self._activation_scale
         return values
 
     def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from data_pipeline.inspection import FACTOR, FORCE_FACTOR, MIN_PAIRS, facts, ordered_splits
+from data_pipeline.inspection import FORCE_FACTOR, MIN_PAIRS, STRESS_FACTOR, facts, ordered_splits
 from data_pipeline.statistics.histograms import BINS, Bins
 from data_pipeline.store.manifest import Manifest
 from foundation.reports.escape import figure_text
@@ -40,7 +40,7 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
         **values,
         share=_share,
         numeral=_numeral,
-        factor=FACTOR,
+        factor=STRESS_FACTOR,
         force_factor=FORCE_FACTOR,
         ratios=tuple(_AROUND),
         min_pairs=MIN_PAIRS,

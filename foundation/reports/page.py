@@ -9,15 +9,12 @@ from typing import Any
 import jinja2
 
 
-def render_page(
-    template: str, *, figures: Mapping[str, Path], package: str = "foundation.reports", **values: Any
-) -> str:
+def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) -> str:
     """Return a page.
 
     Args:
         template: File of its jinja template, which has {{ style | safe }} where the style goes, before its own.
         figures: PNG files by the names that the template has for them; they go into the page.
-        package: Where the template is.
         values: What else the template asks for.
 
     Raises:
@@ -25,6 +22,6 @@ def render_page(
     """
     encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
     style = importlib.resources.files("foundation.reports").joinpath("page.css").read_text()
-    source = importlib.resources.files(package).joinpath(template).read_text()
+    source = importlib.resources.files("foundation.reports").joinpath(template).read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     return environment.from_string(source).render(style=style, figures=encoded, **values)

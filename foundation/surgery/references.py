@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import BlockCache, Dataset
+from data_pipeline.loading.datasets import BlockCache, Dataset
 from data_pipeline.statistics.element_energies import element_energies
 from data_pipeline.structure import SYMBOLS
 from foundation.datasets import refuse_unlabelled

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint

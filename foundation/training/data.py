@@ -1,4 +1,4 @@
-"""The streams of a run as Lightning takes them: training steps, validation sweeps, and what must agree on resume."""
+"""The streams of a run as Lightning takes them: training steps, validation passes, and what must agree on resume."""
 
 import bisect
 import itertools
@@ -10,18 +10,19 @@ from typing import Any
 import lightning
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset, Stream, Sweep, differences, sweep
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import FullPass, Stream, differences, full_pass
 from foundation.datasets import left_out
 from foundation.potential import Potential
+from foundation.training.additions import Rehearsal, StepLoader
 from foundation.training.fit_config import FitConfig
-from foundation.training.parts import Rehearsal, Run
 from foundation.training.strategy import is_rank_zero
 
 log = logging.getLogger(__name__)
 
 
 class TrainingData(lightning.LightningDataModule):
-    """Streams for training, sweeps for validation; its state is the fingerprint of the stream."""
+    """Streams for training, full passes for validation; its state is the fingerprint of the stream."""
 
     def __init__(
         self,
@@ -90,20 +91,20 @@ class TrainingData(lightning.LightningDataModule):
             pin_memory=True,
         )
 
-    def train_dataloader(self) -> Run:
+    def train_dataloader(self) -> StepLoader:
         """Return the steps from the trainer's current one to the last."""
         assert self.trainer is not None
         streams = self._streams(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
         first, last = self.trainer.global_step, self.config.steps
         if self.rehearsal is None:
-            return Run(streams[0], first, last)
-        return Run(streams[0], first, last, rehearsed=streams[1], mode=self.rehearsal.mode)
+            return StepLoader(streams[0], first, last)
+        return StepLoader(streams[0], first, last, rehearsed=streams[1], mode=self.rehearsal.mode)
 
-    def val_dataloader(self) -> "Sweeps":
+    def val_dataloader(self) -> "ValidationLoader":
         """Return every validation frame whose elements the potential knows, once over all ranks."""
         assert self.trainer is not None
-        sweeps = [self._sweep(dataset, self.trainer) for dataset in self.validated]
-        return Sweeps(sweeps, self.validated, self.elements, num_watched=len(self.watched))
+        passes = [self._full_pass(dataset, self.trainer) for dataset in self.validated]
+        return ValidationLoader(passes, self.validated, self.elements, num_watched=len(self.watched))
 
     def _without_validation(self) -> str | None:
         """Return a sentence on what of the run is not validated; None if everything is."""
@@ -116,8 +117,8 @@ class TrainingData(lightning.LightningDataModule):
         where = "in this run" if len(empty) == len(self.datasets) and not self.watched else f"on {', '.join(empty)}"
         return f"no validation {where}: {', '.join(empty)} without frames in split val (build with --val_fraction 0.1)"
 
-    def _sweep(self, dataset: Dataset, trainer: lightning.Trainer) -> Sweep:
-        return sweep(
+    def _full_pass(self, dataset: Dataset, trainer: lightning.Trainer) -> FullPass:
+        return full_pass(
             dataset.manifest,
             dataset.split,
             cutoff=self.cutoff,
@@ -151,26 +152,26 @@ class TrainingData(lightning.LightningDataModule):
             )
 
 
-class Sweeps:
+class ValidationLoader:
     """The validation batches of all data sets, one after another; the last ones may be watched only."""
 
     def __init__(
-        self, sweeps: Sequence[Sweep], datasets: Sequence[Dataset], elements: Sequence[int], *, num_watched: int = 0
+        self, passes: Sequence[FullPass], datasets: Sequence[Dataset], elements: Sequence[int], *, num_watched: int = 0
     ) -> None:
-        """Chain sweeps over data sets; of those with the same name, all but the first get a number.
+        """Chain full passes over data sets; of those with the same name, all but the first get a number.
 
         Args:
-            sweeps: One for each data set.
+            passes: One for each data set.
             datasets: What they are of.
             elements: Atomic numbers; frames with another one are left out.
             num_watched: How many of the last ones count in no sum over data sets.
         """
-        self.sweeps, self.names, self.num_watched = sweeps, list[str](), num_watched
+        self.passes, self.names, self.num_watched = passes, list[str](), num_watched
         self._datasets, self._elements = datasets, elements
         for number, dataset in enumerate(datasets, start=1):
             name = dataset.manifest.provenance.name
             self.names.append(f"{name} ({number})" if name in self.names else name)
-        self._ends = list(itertools.accumulate(len(sweep) for sweep in sweeps))
+        self._ends = list(itertools.accumulate(len(each) for each in passes))
 
     def dataset_of(self, number: int) -> int:
         """Return which data set a batch belongs to."""
@@ -188,7 +189,7 @@ class Sweeps:
         return found
 
     def __len__(self) -> int:
-        return sum(len(sweep) for sweep in self.sweeps)
+        return sum(len(each) for each in self.passes)
 
     def __iter__(self) -> Iterator[GraphBatch]:
-        return itertools.chain.from_iterable(self.sweeps)
+        return itertools.chain.from_iterable(self.passes)

@@ -13,11 +13,12 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from foundation.kernels.convolution import backend_in_words, backend_of
 from foundation.nn.computation import Computation
-from foundation.nn.product import precision_in_words
+from foundation.nn.matmul import precision_in_words
 from foundation.potential import Potential
+from foundation.training.additions import NO_ADDITIONS, Additions
 from foundation.training.data import TrainingData
 from foundation.training.fault_tolerance.checkpoints import (
     Checkpoints,
@@ -34,7 +35,6 @@ from foundation.training.module import TrainingModule
 from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
 from foundation.training.monitoring.monitor import Monitor
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import NOTHING, Additions
 from foundation.training.schedule_free import ScheduleFree
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 
@@ -53,7 +53,7 @@ def fit(
     optim: OptimConfig,
     out: Path,
     record: dict[str, Any],
-    additions: Additions = NOTHING,
+    additions: Additions = NO_ADDITIONS,
     begin: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.

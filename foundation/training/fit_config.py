@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.loading.datasets import Corrupt
 from data_pipeline.loading.plan import Oversize
-from data_pipeline.loading.stream import Corrupt
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, check_numbers
 from foundation.kernels.convolution import Backend
 from foundation.nn.computation import Computation
-from foundation.nn.product import Precision
+from foundation.nn.matmul import Precision
 from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import StrategyName

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from foundation.configuration import DECIDES
 from foundation.potential import Potential, Prediction
 

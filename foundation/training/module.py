@@ -14,7 +14,8 @@ from torch import Tensor
 from data_pipeline.graphs.batch import GraphBatch
 from foundation.kernels.convolution import backend_of
 from foundation.potential import Potential
-from foundation.training.data import Sweeps
+from foundation.training.additions import Additions, Parts, StepLoader
+from foundation.training.data import ValidationLoader
 from foundation.training.fault_tolerance.checkpoints import BACKEND
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fit_config import FitConfig
@@ -24,7 +25,6 @@ from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ValidationErrors
 from foundation.training.monitoring.monitor import Monitor, StepCounts, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
-from foundation.training.parts import Additions, Parts, Run
 from foundation.training.strategy import sum_over_ranks
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class TrainingModule(lightning.LightningModule):
         return sum_over_ranks(tensor.to(self.device, copy=True))
 
     def _log_step(self, norm: Tensor, learning_rate: float) -> None:
-        assert isinstance(self.trainer.train_dataloader, Run)
+        assert isinstance(self.trainer.train_dataloader, StepLoader)
         values = self.monitor.compute(self.trainer, self.trainer.train_dataloader, self._sum_over_ranks)
         values |= {
             "train/gradient_norm": float(norm),
@@ -205,20 +205,20 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        assert isinstance(self.trainer.val_dataloaders, Sweeps)
-        sweeps = self.trainer.val_dataloaders
-        self._validation_errors = ValidationErrors(sweeps.names, num_watched=sweeps.num_watched)
+        assert isinstance(self.trainer.val_dataloaders, ValidationLoader)
+        passes = self.trainer.val_dataloaders
+        self._validation_errors = ValidationErrors(passes.names, num_watched=passes.num_watched)
 
     def validation_step(self, batch: GraphBatch, number: int) -> None:
         """Add the errors of a batch."""
         if batch.num_graphs:
-            assert isinstance(self.trainer.val_dataloaders, Sweeps)
+            assert isinstance(self.trainer.val_dataloaders, ValidationLoader)
             dataset = self.trainer.val_dataloaders.dataset_of(number)
             self._validation_errors.update(self.potential(batch), batch, dataset)
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors over every validation frame."""
-        assert isinstance(self.trainer.val_dataloaders, Sweeps)
+        assert isinstance(self.trainer.val_dataloaders, ValidationLoader)
         errors, by_element = self._validation_errors.compute(self._sum_over_ranks)
         if not self._validated and self.trainer.is_global_zero:
             for sentence in self.trainer.val_dataloaders.left_out(errors):

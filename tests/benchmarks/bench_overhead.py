@@ -19,7 +19,7 @@ import torch
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Provenance
 from foundation.models import EquivariantConfig

@@ -15,7 +15,7 @@ from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import AseFiles
 from foundation.evaluation.quantities import GPA, MILLI_EV_PER_ANGSTROM, MILLI_EV_PER_ATOM
 from foundation.nn.computation import Computation
-from foundation.nn.product import Precision
+from foundation.nn.matmul import Precision
 from foundation.potential import Potential
 from tests.benchmarks.oxides import FILE, oxides, training_step
 from tests.benchmarks.rows import Row, interleaved, write

@@ -22,7 +22,8 @@ import vesin
 from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipeline.graphs.batch import Graphs, collate, neighbor_list
-from data_pipeline.loading.stream import Dataset, Frames, Mixture, Stream
+from data_pipeline.loading.datasets import Dataset, Frames, Mixture
+from data_pipeline.loading.stream import Stream
 from data_pipeline.sources import AseFiles
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.block import Precision

@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import Stream
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance
 from launch.checks import sample

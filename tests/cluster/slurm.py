@@ -73,13 +73,13 @@ class Slurm:
         self.root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.configuration = self.root / "slurm.conf"
         self.environment = os.environ | {"SLURM_CONF": str(self.configuration)}
-        self.keeper: subprocess.Popen | None = None
+        self.subreaper: subprocess.Popen | None = None
 
     def __enter__(self) -> "Slurm":
         self._configure()
-        keeper = [sys.executable, str(Path(__file__).with_name("keeper.py")), str(self.root)]
-        self.keeper = subprocess.Popen(
-            keeper, stdin=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
+        subreaper = [sys.executable, str(Path(__file__).with_name("subreaper.py")), str(self.root)]
+        self.subreaper = subprocess.Popen(
+            subreaper, stdin=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
         )
         files = {name: str(self.root / f"munge.{name}") for name in ("key", "socket", "pid", "log", "seed")}
         self.keep("munged", "--foreground", "--force", "--num-threads=2", f"--key-file={files['key']}",
@@ -93,10 +93,10 @@ class Slurm:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.keeper is not None
-        assert self.keeper.stdin is not None
-        self.keeper.stdin.close()
-        self.keeper.wait(30)
+        assert self.subreaper is not None
+        assert self.subreaper.stdin is not None
+        self.subreaper.stdin.close()
+        self.subreaper.wait(30)
 
     def _configure(self) -> None:
         host, port = socket.gethostname().split(".")[0], free_ports(2 + len(NODES))
@@ -120,9 +120,9 @@ class Slurm:
 
     def keep(self, *command: str) -> None:
         """Start a daemon that ends with the tests."""
-        assert self.keeper is not None
-        assert self.keeper.stdin is not None
-        print(json.dumps(command), file=self.keeper.stdin, flush=True)
+        assert self.subreaper is not None
+        assert self.subreaper.stdin is not None
+        print(json.dumps(command), file=self.subreaper.stdin, flush=True)
 
     def run(self, *command: str) -> str:
         """Run a command of SLURM and return what it prints."""

@@ -9,18 +9,18 @@ import torch
 import torch.distributed
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import open_manifest
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.penalties import L2Penalty
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
+from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import Additions, Rehearsal
 from foundation.training.strategy import StrategyName
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.potential import new_potential
 from foundation.training.fit import fit, seed_everything

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential

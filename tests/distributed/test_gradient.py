@@ -7,7 +7,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential

@@ -8,7 +8,7 @@ import torch
 
 import foundation
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig, SymmetryFunctionsConfig
 from foundation.potential import new_potential

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.checkpoint import CorruptCheckpoint, load, save

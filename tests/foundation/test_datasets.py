@@ -15,7 +15,8 @@ import torch
 
 import foundation
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Frames, Stream, differences
+from data_pipeline.loading.datasets import Frames
+from data_pipeline.loading.stream import Stream, differences
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.sources.source import Part
 from data_pipeline.store.block import CorruptShard

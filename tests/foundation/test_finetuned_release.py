@@ -15,7 +15,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
@@ -24,12 +24,12 @@ from foundation.export import ExportConfig, export, verify_golden
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
-from foundation.finetuning.forgetting_report import table
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.reports.card import CardFacts
+from foundation.reports.forgetting_report import table
 from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig

@@ -10,7 +10,7 @@ import fsspec
 
 from data_pipeline.building import build as build_module
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.block import CorruptShard
 from data_pipeline.store.json_record import InvalidRecord

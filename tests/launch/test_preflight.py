@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.plan import Oversize
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
 from foundation.potential import Potential, Prediction
+from foundation.training.additions import Parts, StepLoader
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, Counts, label_counts
 from foundation.training.monitoring.flops import peak_rate, training_cost
 from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ErrorSums, reduced
 from foundation.training.monitoring.metrics_file import START
-from foundation.training.parts import Parts, Run
 
 SIZES = ("frames", "atoms", "edges")
 """Sizes of a batch, in the order of a checkpoint."""
@@ -199,7 +199,9 @@ class Monitor(Callback):
         if taken:
             self._errors.add(self._step_errors)
 
-    def compute(self, trainer: lightning.Trainer, steps: Run, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def compute(
+        self, trainer: lightning.Trainer, steps: StepLoader, reduce: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
         """Return the metrics of the last step, and of the steps since the last call; all processes call it together.
 
         train/loss and its terms are those of the last step on the run's own data, by its global counts; beside it are

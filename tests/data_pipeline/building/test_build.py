@@ -17,7 +17,7 @@ import pytest
 
 from data_pipeline.building.build import BuildConfig, build, split_of
 from data_pipeline.graphs.batch import neighbor_list
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles, EmtAlloys, Frame, Part
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.store.shards import sha256

@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.merge import merge
-from data_pipeline.loading.stream import sweep
+from data_pipeline.loading.stream import full_pass
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import Structure
@@ -59,7 +59,7 @@ def make(tmp_path: Path, built: dict[int, Path]) -> Make:
 
 
 def energies(manifest: Manifest, split: str) -> list[tuple[str, float]]:
-    batches = sweep(manifest, split, cutoff=5.0, edge_budget=3000)
+    batches = full_pass(manifest, split, cutoff=5.0, edge_budget=3000)
     return sorted(
         (id, energy) for batch in batches for id, energy in zip(batch.ids, batch.energy.tolist(), strict=True)
     )

@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.store.shards import sha256

@@ -11,7 +11,7 @@ from ase.build import bulk
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.merge import merge
 from data_pipeline.inspection import facts
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import InvalidStructure

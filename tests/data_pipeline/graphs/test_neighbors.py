@@ -14,7 +14,7 @@ from data_pipeline.building.edge_count import EdgeCounter, Edges
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.graphs.batch import collate, neighbor_list
 from data_pipeline.graphs.neighbors import NeighborSearch
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.sources import AseFiles, DeepmdNpy
 from data_pipeline.store.manifest import Provenance
 from data_pipeline.structure import InvalidStructure, Structure

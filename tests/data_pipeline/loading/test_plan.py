@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loading.plan import Plan, PlannedSet, sweep_batches
+from data_pipeline.loading.plan import Plan, PlannedSet, full_pass_batches
 from data_pipeline.store.index import Counts, SplitIndex
 
 BUDGET = 2000
@@ -400,11 +400,11 @@ def test_the_atom_budget_is_kept_within_a_tenth(corpus: np.ndarray) -> None:
 
 @PROPERTY
 @given(plans(), st.integers(1, 5))
-def test_a_sweep_takes_every_frame_once_over_all_ranks(case: tuple[SplitIndex, dict], world_size: int) -> None:
+def test_a_full_pass_takes_every_frame_once_over_all_ranks(case: tuple[SplitIndex, dict], world_size: int) -> None:
     index, _ = case
     edges = edges_of(index)
     shares = [
-        sweep_batches(index, cutoff_number=0, edge_budget=BUDGET, world_size=world_size, rank=rank)
+        full_pass_batches(index, cutoff_number=0, edge_budget=BUDGET, world_size=world_size, rank=rank)
         for rank in range(world_size)
     ]
     assert sorted(frames(shares)) == list(range(index.num_frames))
@@ -413,11 +413,11 @@ def test_a_sweep_takes_every_frame_once_over_all_ranks(case: tuple[SplitIndex, d
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_sweep_fills_its_batches_in_the_order_of_the_data() -> None:
+def test_a_full_pass_fills_its_batches_in_the_order_of_the_data() -> None:
     index = make_index([900, 900, 300, 5000, 100, 0, 2000, 1])
-    batches = sweep_batches(index, cutoff_number=0, edge_budget=BUDGET, world_size=1, rank=0)
+    batches = full_pass_batches(index, cutoff_number=0, edge_budget=BUDGET, world_size=1, rank=0)
     assert [batch.tolist() for batch in batches] == [[0, 1], [2], [3], [4, 5], [6], [7]]
 
 
-def test_a_sweep_of_nothing_has_no_batches() -> None:
-    assert sweep_batches(make_index([]), cutoff_number=0, edge_budget=BUDGET, world_size=1, rank=0) == []
+def test_a_full_pass_of_nothing_has_no_batches() -> None:
+    assert full_pass_batches(make_index([]), cutoff_number=0, edge_budget=BUDGET, world_size=1, rank=0) == []

@@ -1,4 +1,4 @@
-"""The stream: the same steps whatever the workers, the ranks and the step to start from; and the sweep."""
+"""The stream: the same steps whatever the workers, the ranks and the step to start from; and the full pass."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,8 @@ import torch
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import TENSORS, GraphBatch, collate
-from data_pipeline.loading.stream import BlockCache, Dataset, Frames, Stream, differences, sweep
+from data_pipeline.loading.datasets import BlockCache, Dataset, Frames
+from data_pipeline.loading.stream import Stream, differences, full_pass
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.block import Block
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
@@ -140,7 +141,7 @@ def test_an_unknown_cutoff_names_those_there_are(make_stream: Callable[..., Stre
     with pytest.raises(ValueError, match=message):
         make_stream(cutoff=6.0)
     with pytest.raises(ValueError, match=message):
-        sweep(emt_manifest, "val", cutoff=6.0, edge_budget=1000)
+        full_pass(emt_manifest, "val", cutoff=6.0, edge_budget=1000)
 
 
 def test_an_unknown_split_names_those_there_are(make_stream: Callable[..., Stream]) -> None:
@@ -217,8 +218,8 @@ def test_a_missing_shard_is_an_error_or_quarantined(emt_manifest: Manifest, tmp_
     manifest.shard_paths("val")[0].unlink()
     options = {"cutoff": 5.0, "edge_budget": 600, "num_workers": num_workers}
     with pytest.raises(FileNotFoundError, match=r"val-000000\.tar, block at byte \d+: the shard is missing"):
-        list(sweep(manifest, "val", **options))
-    batches = sweep(manifest, "val", corrupt="quarantine", **options)
+        list(full_pass(manifest, "val", **options))
+    batches = full_pass(manifest, "val", corrupt="quarantine", **options)
     assert sum(batch.num_graphs for batch in batches) == 0
     assert batches.num_quarantined_frames == manifest.split("val").statistics.num_frames
 
@@ -331,11 +332,11 @@ def test_frames_are_reached_by_number(emt_manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_sweep_holds_every_frame_once_over_all_ranks(
+def test_a_full_pass_holds_every_frame_once_over_all_ranks(
     emt_manifest: Manifest, world_size: int, num_workers: int
 ) -> None:
     loaders = [
-        sweep(
+        full_pass(
             emt_manifest,
             "train",
             cutoff=5.0,
@@ -353,16 +354,16 @@ def test_a_sweep_holds_every_frame_once_over_all_ranks(
     assert all(batch.num_edges <= 1500 or batch.num_graphs == 1 for batch in batches)
 
 
-def test_a_sweep_keeps_the_order_of_the_data(emt_manifest: Manifest) -> None:
+def test_a_full_pass_keeps_the_order_of_the_data(emt_manifest: Manifest) -> None:
     expected = [frame.id for frame in Frames(emt_manifest, "val")]
     for num_workers in (0, 2):
-        loader = sweep(emt_manifest, "val", cutoff=5.0, edge_budget=600, num_workers=num_workers)
+        loader = full_pass(emt_manifest, "val", cutoff=5.0, edge_budget=600, num_workers=num_workers)
         assert [id for batch in loader for id in batch.ids] == expected
 
 
-def test_a_sweep_with_elements_leaves_out_frames_with_others(emt_manifest: Manifest) -> None:
+def test_a_full_pass_with_elements_leaves_out_frames_with_others(emt_manifest: Manifest) -> None:
     chosen = (13, 28, 29, 46, 47)
-    batches = list(sweep(emt_manifest, "train", cutoff=5.0, edge_budget=1000, elements=chosen))
+    batches = list(full_pass(emt_manifest, "train", cutoff=5.0, edge_budget=1000, elements=chosen))
     kept = [id for batch in batches for id in batch.ids]
     frames = list(Frames(emt_manifest, "train"))
     assert kept == [frame.id for frame in frames if np.isin(frame.numbers, chosen).all()]
@@ -370,20 +371,20 @@ def test_a_sweep_with_elements_leaves_out_frames_with_others(emt_manifest: Manif
     assert all(torch.isin(batch.numbers, torch.tensor(chosen)).all() for batch in batches)
 
 
-def test_a_sweep_with_no_known_element_is_empty(emt_manifest: Manifest) -> None:
-    batches = list(sweep(emt_manifest, "val", cutoff=5.0, edge_budget=1000, elements=(1,)))
+def test_a_full_pass_with_no_known_element_is_empty(emt_manifest: Manifest) -> None:
+    batches = list(full_pass(emt_manifest, "val", cutoff=5.0, edge_budget=1000, elements=(1,)))
     assert batches
     assert sum(batch.num_graphs for batch in batches) == 0
 
 
-def test_a_rank_without_frames_sweeps_one_empty_batch(emt_manifest: Manifest) -> None:
+def test_a_rank_without_frames_yields_one_empty_batch(emt_manifest: Manifest) -> None:
     options = {"cutoff": 5.0, "edge_budget": 10**6, "world_size": 2}
-    first, second = (sweep(emt_manifest, "val", rank=rank, **options) for rank in range(2))
+    first, second = (full_pass(emt_manifest, "val", rank=rank, **options) for rank in range(2))
     assert (len(first), len(second)) == (1, 1)
     assert [batch.num_graphs for batch in second] == [0]
 
 
-def test_a_sweep_of_an_empty_split_has_no_batches(provenance: Provenance, tmp_path: Path) -> None:
+def test_a_full_pass_of_an_empty_split_has_no_batches(provenance: Provenance, tmp_path: Path) -> None:
     source = EmtAlloys(num_frames=3)
     config = BuildConfig(source=source, provenance=provenance, out=tmp_path / "d", val_fraction=0.0, test_fraction=0.0)
-    assert list(sweep(build(config), "val", cutoff=5.0, edge_budget=1000)) == []
+    assert list(full_pass(build(config), "val", cutoff=5.0, edge_budget=1000)) == []

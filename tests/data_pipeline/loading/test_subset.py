@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.loading.stream import Dataset, Frames, Stream, differences, sweep
+from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.loading.stream import Stream, differences, full_pass
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.block import Block
 from data_pipeline.store.index import SplitIndex
@@ -115,12 +116,14 @@ def test_frames_of_a_subset_are_reached_by_number(emt_manifest: Manifest, expect
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_sweep_holds_the_subset_once_over_all_ranks(
+def test_a_full_pass_holds_the_subset_once_over_all_ranks(
     emt_manifest: Manifest, expected: list[str], world_size: int, num_workers: int
 ) -> None:
     options = {"cutoff": 5.0, "edge_budget": 400, "world_size": world_size, "num_workers": num_workers}
-    sweeps = [sweep(emt_manifest, "train", subset=Subset(CHOSEN), rank=rank, **options) for rank in range(world_size)]
-    assert sorted(id for each in sweeps for batch in each for id in batch.ids) == sorted(expected)
+    passes = [
+        full_pass(emt_manifest, "train", subset=Subset(CHOSEN), rank=rank, **options) for rank in range(world_size)
+    ]
+    assert sorted(id for each in passes for batch in each for id in batch.ids) == sorted(expected)
 
 
 def test_a_block_is_read_once_and_only_if_a_frame_of_it_is_chosen(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data_pipeline.loading.stream import Dataset, Frames, Stream
+from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store.block import Block, CorruptShard
 from data_pipeline.store.json_record import InvalidRecord
 from data_pipeline.store.manifest import (

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.loading.stream import Dataset, Frames, Stream
+from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store import remote
 from data_pipeline.store.block import CorruptShard
 from data_pipeline.store.manifest import Manifest, open_manifest

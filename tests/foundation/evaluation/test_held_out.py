@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch
 from safetensors import safe_open
 
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.comparison import bootstrap
 from foundation.evaluation.held_out import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.evaluation.predictions import Predictions, predict
 from foundation.evaluation.quantities import summary

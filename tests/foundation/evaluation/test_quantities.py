@@ -35,7 +35,7 @@ from foundation.reports.card import CardFacts
 from foundation.training.fit_config import FitConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
-from launch import show
+from launch import tables as show
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(

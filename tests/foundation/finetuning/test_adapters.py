@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load, save
 from foundation.finetuning.adapters import add_adapters, merge_adapters

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation.finetuning.adapters import add_adapters

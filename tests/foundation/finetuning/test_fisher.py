@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
 from foundation.finetuning.fisher import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.models import EquivariantConfig

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.merge import merge
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Dataset, Frames, Stream
+from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.loading.stream import Stream
 from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance

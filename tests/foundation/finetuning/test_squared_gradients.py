@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.frame_keys import frame_key

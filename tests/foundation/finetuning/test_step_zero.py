@@ -7,7 +7,7 @@ import torch
 from ase.build import bulk
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.finetuning.step_zero import CHECKED_FRAMES, NotTheStart, check_step_zero, first_batches

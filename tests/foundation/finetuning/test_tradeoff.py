@@ -11,7 +11,7 @@ import pytest
 from foundation.evaluation.comparison import RESAMPLES, Statistic
 from foundation.evaluation.held_out import Measurement, save
 from foundation.finetuning.tradeoff import dominates, read_tuned_run, seconds_per_step, write_tradeoff
-from foundation.finetuning.tradeoff_figures import plane
+from foundation.reports.tradeoff_figures import plane
 from launch.__main__ import main, parse
 from tests.foundation.evaluation.test_comparison import found_in, make_set
 

@@ -7,7 +7,7 @@ import torch
 from ase.build import bulk
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.interop.calculator import to_structure
 from foundation.interop.relaxation import relax

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import foundation
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig

@@ -6,7 +6,7 @@ import torch
 from foundation.kernels.convolution import Convolution
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.nn.computation import Computation, Option, refuse_options
-from foundation.nn.product import Product
+from foundation.nn.matmul import Matmul
 from foundation.potential import Potential
 
 
@@ -21,7 +21,7 @@ def test_one_call_sets_every_layer_and_the_next_one_takes_it_back(potential: Pot
     for computation in (asked, Computation()):
         potential.compute_as(computation)
         convolutions = [module for module in potential.modules() if isinstance(module, Convolution)]
-        products = [module for module in potential.modules() if isinstance(module, Product)]
+        products = [module for module in potential.modules() if isinstance(module, Matmul)]
         assert len(convolutions) == 2
         assert {module.backend for module in convolutions} == {computation.backend}
         assert {module.rounded for module in products} == {computation.precision == "bf16"}

@@ -11,7 +11,7 @@ import torch
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, Provenance

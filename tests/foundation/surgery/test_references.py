@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.models import EquivariantConfig, EquivariantNetwork

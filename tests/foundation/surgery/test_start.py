@@ -10,7 +10,7 @@ import yaml
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.checkpoint import load, read_config

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load, save
 from foundation.models import EquivariantConfig, EquivariantNetwork

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig

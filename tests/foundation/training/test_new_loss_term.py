@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.configuration import DECIDES
 from foundation.models import EquivariantConfig

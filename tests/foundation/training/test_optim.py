@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.nn.computation import Computation
-from foundation.nn.product import Product
+from foundation.nn.matmul import Matmul
 from foundation.potential import Potential, new_potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fault_tolerance.checkpoints import newest_checkpoint
@@ -309,7 +309,7 @@ def test_a_run_in_bf16_with_recomputed_blocks_learns_and_gives_back_a_plain_pote
 
     plain, rough = run("plain"), run("rough", precision="bf16", recompute=True)
     assert rough.network.computation == Computation()
-    assert not any(module.rounded for module in rough.modules() if isinstance(module, Product))
+    assert not any(module.rounded for module in rough.modules() if isinstance(module, Matmul))
     weights = [torch.cat([p.detach().flatten() for p in potential.parameters()]) for potential in (plain, rough)]
     change = float((weights[1] - weights[0]).norm() / weights[0].norm())
     assert 0 < change < 1e-2

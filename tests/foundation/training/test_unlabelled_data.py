@@ -11,7 +11,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Dataset
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from foundation.checkpoint import save

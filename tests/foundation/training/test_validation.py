@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.loading.stream import Dataset, Frames
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
@@ -18,12 +18,12 @@ from foundation.finetuning.selection import with_elements
 from foundation.models import EquivariantConfig
 from foundation.models.equivariant import EquivariantNetwork
 from foundation.potential import Potential
+from foundation.training.additions import Additions
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import Additions
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=2, lanes=1, edge_budget=3000, num_workers=0, accelerator="cpu", validate_every=1, log_every=1)

@@ -15,13 +15,13 @@ from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.additions import Parts
 from foundation.training.fault_tolerance.checkpoints import newest_checkpoint
 from foundation.training.fault_tolerance.guard import Diverged, GuardConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import Parts
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.evaluation.quantities import followed

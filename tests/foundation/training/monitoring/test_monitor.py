@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Dataset, Frames, Stream
+from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.loading.stream import Stream
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.models import EquivariantConfig

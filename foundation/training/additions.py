@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset, Steps, Stream
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import Steps, Stream
 from foundation.training.loss import LossConfig, Penalty
 
 Mode = Literal["joint", "alternate", "reference"]
@@ -69,11 +70,11 @@ class Additions:
         return 1.0 if self.rehearsal is None else self.rehearsal.work
 
 
-NOTHING = Additions()
+NO_ADDITIONS = Additions()
 """Additions of pretraining: none."""
 
 
-class Run:
+class StepLoader:
     """The steps of a run as Lightning wants a loader: its length is the whole run's, so progress and resume agree."""
 
     def __init__(

@@ -16,7 +16,7 @@ from torch import Tensor
 Precision = Literal["float32", "tf32", "bf16"]
 
 
-class Product(torch.nn.Module):
+class Matmul(torch.nn.Module):
     """Rows times a matrix."""
 
     def __init__(self) -> None:

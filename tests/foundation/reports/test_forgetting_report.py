@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.held_out import Measurement, SetErrors, read
-from foundation.finetuning.forgetting_report import percent, remarks, table, write_forgetting
+from foundation.reports.forgetting_report import percent, remarks, table, write_forgetting
 from tests.foundation.evaluation.test_comparison import bare, found_in, make_set, with_sums
 
 

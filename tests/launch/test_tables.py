@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.store.manifest import open_manifest
-from launch import show
+from launch import tables as tables
 from launch.__main__ import main
-from launch.show import sparkline
+from launch.tables import sparkline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -85,8 +85,8 @@ def test_a_sparkline_shows_every_place_that_is_not_empty() -> None:
 def test_a_name_is_shown_as_it_is_and_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     name = "[bold]a[/] [link=e] :smile: [/x] \x1b[2J"
     errors = {"energy_mae": 0.1, "composition_energy_mae": 0.2, "num_skipped": 0}
-    show.errors({"split": name, "dataset": name, "errors": errors})
-    show.potential(Path(name))
+    tables.errors({"split": name, "dataset": name, "errors": errors})
+    tables.potential(Path(name))
     out = printed(capsys)
     assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 4
     assert "\x1b" not in out

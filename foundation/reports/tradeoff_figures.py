@@ -12,8 +12,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from foundation.evaluation.quantities import QUANTITIES
-from foundation.finetuning.forgetting_figures import around, clean, signed_percent
 from foundation.reports.escape import figure_text
+from foundation.reports.forgetting_figures import around, clean, signed_percent
 
 COLORS = (
     "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",

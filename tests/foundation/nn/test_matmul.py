@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.stream import Frames
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
-from foundation.nn.product import Product, precision_in_words
+from foundation.nn.matmul import Matmul, precision_in_words
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
 
@@ -37,7 +37,7 @@ def rounded(tensor: torch.Tensor) -> torch.Tensor:
 def test_factors_are_rounded_and_the_sum_is_not() -> None:
     torch.manual_seed(0)
     left, right = torch.randn(5, 400), torch.randn(400, 3)
-    product = Product()
+    product = Matmul()
     assert torch.equal(product(left, right), left @ right)
     product.rounded = True
     exact = rounded(left).double() @ rounded(right).double()
@@ -50,7 +50,7 @@ def test_factors_are_rounded_and_the_sum_is_not() -> None:
 def test_the_products_of_gradients_are_rounded_in_the_same_way() -> None:
     torch.manual_seed(0)
     left, right = torch.randn(5, 7, requires_grad=True), torch.randn(7, 3, requires_grad=True)
-    product, gradient = Product(), torch.randn(5, 3, requires_grad=True)
+    product, gradient = Matmul(), torch.randn(5, 3, requires_grad=True)
     product.rounded = True
     by_left, by_right = torch.autograd.grad(product(left, right), (left, right), gradient, create_graph=True)
     torch.testing.assert_close(by_left, rounded(gradient) @ rounded(right).t())
@@ -92,7 +92,7 @@ def test_outside_training_nothing_is_rounded(potential: Potential, emt_manifest:
 
 def test_every_linear_map_and_radial_network_is_switched(potential: Potential) -> None:
     potential.compute_as(Computation(precision="bf16"))
-    switches = [module.rounded for module in potential.modules() if isinstance(module, Product)]
+    switches = [module.rounded for module in potential.modules() if isinstance(module, Matmul)]
     # the embedding, two layers of the readout, and of each block three linear maps and the radial network
     assert switches == [True] * (1 + 2 + 2 * 4)
 
@@ -100,7 +100,7 @@ def test_every_linear_map_and_radial_network_is_switched(potential: Potential) -
 def test_tf32_is_asked_of_the_process_and_taken_back(potential: Potential) -> None:
     potential.compute_as(Computation(precision="tf32"))
     assert torch.get_float32_matmul_precision() == "high"
-    assert not any(module.rounded for module in potential.modules() if isinstance(module, Product))
+    assert not any(module.rounded for module in potential.modules() if isinstance(module, Matmul))
     potential.compute_as(Computation(precision="bf16"))
     assert torch.get_float32_matmul_precision() == "highest"
 

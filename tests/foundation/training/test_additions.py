@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from data_pipeline.loading.stream import Dataset, Stream
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.loading.stream import Stream
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import Manifest
 from foundation.finetuning.penalties import L2Penalty
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
+from foundation.training.additions import Additions, Mode, Rehearsal
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty, label_counts, loss
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
-from foundation.training.parts import Additions, Mode, Rehearsal
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(

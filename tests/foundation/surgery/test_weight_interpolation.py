@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from foundation.finetuning.adapters import add_adapters
-from foundation.finetuning.interpolation import interpolate
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
+from foundation.surgery.weight_interpolation import interpolate
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 

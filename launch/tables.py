@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, all_statistics, facts, ordered_splits, trained_on
-from data_pipeline.store.manifest import Manifest, open_manifest
+from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, all_statistics, ordered_splits, trained_on
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.quantities import QUANTITIES, rows
-from foundation.finetuning.forgetting_report import percent
 from foundation.finetuning.tradeoff import TradeoffConfig
+from foundation.inspect import InspectConfig
 from foundation.report import ReportConfig, curves_folder
-from foundation.reports.data_report import write_data_report
 from foundation.reports.escape import printable
+from foundation.reports.forgetting_report import percent
 from foundation.reports.run_report import remarks, summary_table
 
 LOG_WIDTH = 160
@@ -41,29 +40,8 @@ console = _Plain(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ el
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """Which data set to describe."""
-
-    data: Path
-    """Manifest, or its folder."""
-    verify: bool = False
-    """Compare every file with its checksum as well."""
-    out: Path | None = None
-    """Folder for a page with figures: index.html, inspection.json and the figures as PNG; no page when absent."""
-
-
-def inspect(config: InspectConfig) -> None:
-    """Print what a data set holds and what looks wrong with it, and write the page if asked.
-
-    Raises:
-        FileNotFoundError: there is no manifest, or a file is missing.
-        ValueError: with verify, a file differs from its checksum.
-    """
-    opened = open_manifest(config.data)
-    if config.verify:
-        opened.verify()
-    values = facts(opened)
+def inspection(config: InspectConfig, opened: Manifest, values: dict) -> None:
+    """Print the contents of a data set and what looks wrong with it."""
     manifest(opened)
     console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}")
     _distributions(opened, values)
@@ -75,7 +53,6 @@ def inspect(config: InspectConfig) -> None:
     if config.verify:
         console.print("every file has its checksum")
     if config.out is not None:
-        write_data_report(opened, config.out)
         console.print(f"page: {config.out / 'index.html'}")
 
 

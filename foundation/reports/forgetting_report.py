@@ -17,11 +17,10 @@ from foundation.evaluation.comparison import (
     change,
     check_pair,
 )
-from foundation.evaluation.held_out import Measurement, SetErrors, save
+from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, SetErrors, save
 from foundation.evaluation.quantities import FORCE_COUNT, QUANTITIES, notes
-from foundation.finetuning.forgetting import AFTER, BEFORE
-from foundation.finetuning.forgetting_figures import draw_figures
 from foundation.reports.escape import Markdown, markdown
+from foundation.reports.forgetting_figures import draw_figures
 from foundation.reports.page import render_page
 
 NOTEWORTHY = 0.1
@@ -67,7 +66,6 @@ def write_forgetting(
     (folder / "index.html").write_text(
         render_page(
             "forgetting.html",
-            package="foundation.finetuning",
             figures=figures,
             values=values,
             remarks=remarks(values),
