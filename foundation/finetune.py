@@ -45,6 +45,7 @@ from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, LossConfig, Penalty, without_labels
+from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import is_rank_zero
 
@@ -74,7 +75,9 @@ class FinetuneConfig:
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
-    """Length, batches and machine."""
+    """Length and batches."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    """Hardware."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms, of target and rehearsal alike."""
     optim: OptimConfig = field(
@@ -114,6 +117,7 @@ class FinetuneConfig:
     """Name of the only run of the sweep to do; an entry of its `runs` stands for all values and seeds."""
 
     def __post_init__(self) -> None:
+        check_lanes(self.fit.lanes, self.machine)
         if self.run is not None and self.sweep is None:
             raise ValueError("run is the name of a run of a sweep: give the sweep's file as well")
         if self.adapters is not None and self.penalty is not None:
@@ -153,6 +157,7 @@ def _finetune(config: FinetuneConfig) -> Potential:
         prepared.potential,
         prepared.datasets,
         config=config.fit,
+        machine=config.machine,
         loss=config.loss,
         optim=config.optim,
         out=config.out,

@@ -23,6 +23,7 @@ from foundation.surgery.start import start_facts, start_from
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, refuse_idle_terms
+from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import is_rank_zero
 
@@ -36,7 +37,9 @@ class PretrainConfig:
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
-    """Length, batches and machine."""
+    """Length and batches."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    """Hardware."""
     start: Path | None = field(default=None, metadata=DECIDES)
     """Released folder or finished run whose weights the run begins with; random weights when absent. The architecture
     has to be the same, and reference energies and scale stay those of the start."""
@@ -50,6 +53,9 @@ class PretrainConfig:
     """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     """Replace a run that is already there."""
+
+    def __post_init__(self) -> None:
+        check_lanes(self.fit.lanes, self.machine)
 
 
 def pretrain(config: PretrainConfig) -> Potential:
@@ -87,6 +93,7 @@ def _pretrain(config: PretrainConfig) -> Potential:
         potential,
         datasets,
         config=config.fit,
+        machine=config.machine,
         loss=config.loss,
         optim=config.optim,
         out=config.out,

@@ -16,6 +16,7 @@ from typing import Any
 from data_pipeline.store import lock
 from foundation.configuration import resolved
 from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes, write_whole
+from foundation.training.machine import with_machine
 from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
 
@@ -89,7 +90,7 @@ def read_record(out: Path) -> dict[str, Any]:
     steps = record["fit"].get("steps") if isinstance(record, dict) and isinstance(record.get("fit"), dict) else None
     if type(steps) is not int or not 1 <= steps <= MAX_STEP:
         raise ValueError(f"{file}: is no configuration of a run, which has a number of fit.steps")
-    return record
+    return with_machine(record)
 
 
 def check_folder(config: Any) -> None:

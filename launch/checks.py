@@ -20,6 +20,7 @@ from foundation.pretrain import PretrainConfig
 from foundation.run_folder import refuse_in_use
 from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.fit_config import FitConfig
+from foundation.training.machine import MachineConfig
 from foundation.training.strategy import make_strategy
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -83,26 +84,26 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def check_lanes(fit: FitConfig) -> Check:
+def check_lanes(fit: FitConfig, machine: MachineConfig) -> Check:
     """Return how lanes are shared; a number of processes that does not divide them is refused by the config itself."""
-    world_size = fit.devices * fit.num_nodes
+    world_size = machine.world_size
     sizes = ", ".join(str(size) for size in range(1, fit.lanes + 1) if fit.lanes % size == 0)
     return Check(
         name="lanes",
         verdict="ok",
-        finding=f"{fit.lanes} lanes over {world_size} processes ({fit.num_nodes} nodes x {fit.devices}), "
+        finding=f"{fit.lanes} lanes over {world_size} processes ({machine.num_nodes} nodes x {machine.devices}), "
         f"{fit.lanes // world_size} each; also possible: {sizes}",
     )
 
 
 def check_strategy(config: PretrainConfig) -> Check:
     """Return whether the strategy works with so many processes and what is installed."""
-    fit = config.fit
+    machine = config.machine
     try:
-        make_strategy(fit.strategy, fit.devices * fit.num_nodes, config.optim.clip_norm)
+        make_strategy(machine.strategy, machine.world_size, config.optim.clip_norm)
     except ValueError as error:
         return Check(name="strategy", verdict="fail", finding=str(error))
-    return Check(name="strategy", verdict="ok", finding=fit.strategy)
+    return Check(name="strategy", verdict="ok", finding=machine.strategy)
 
 
 def check_files(dataset: Dataset, *, verify: bool, quarantine: bool) -> Check:
@@ -257,9 +258,9 @@ class _Counts:
         return found
 
 
-def check_batches(fit: FitConfig, plan: Plan, batches: Batches) -> list[Check]:
+def check_batches(fit: FitConfig, world_size: int, plan: Plan, batches: Batches) -> list[Check]:
     """Return how the plan fills its micro-batches, and how evenly."""
-    structures, world_size = float(batches.graphs.mean()), fit.devices * fit.num_nodes
+    structures = float(batches.graphs.mean())
     per_step = f"{batches.edges.sum(axis=1).mean():,.0f} edges, {batches.atoms.sum(axis=1).mean():,.0f} atoms and "
     per_step += f"{batches.graphs.sum(axis=1).mean():,.0f} structures a step"
     few = structures < FEW_STRUCTURES

@@ -58,7 +58,7 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
     _, config = parse([*words, *added])
     if config.overwrite:
         raise ValueError("--overwrite in the command: a job may start more than once; remove the old run yourself")
-    if getattr(config, "sweep", None) and config.fit.devices * config.fit.num_nodes > 1:
+    if getattr(config, "sweep", None) and config.machine.world_size > 1:
         raise ValueError("--sweep in the command: a sweep starts processes of its own, so launch it as one process")
     if config.fit.resume:
         return config, added

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from foundation.training.fit_config import FitConfig
+from foundation.training.machine import MachineConfig
 from foundation.training.probe import Measured, Trial
 from launch.checks import Check
 from launch.slurm import seconds_of
@@ -134,13 +135,15 @@ class Duration:
         return self.steps + self.validations + self.checkpoints
 
 
-def duration(fit: FitConfig, measured: Sequence[Measured], work: Workload, edges_per_second: float | None) -> Duration:
+def duration(
+    fit: FitConfig, machine: MachineConfig, measured: Sequence[Measured], work: Workload, edges_per_second: float | None
+) -> Duration:
     """Return how long a run takes; with a speed in edges/s given, from that instead of what was measured here."""
-    world_size = fit.devices * fit.num_nodes
+    world_size = machine.world_size
     seconds = max(lines(one.ladder)[0](work.mean_edges) for one in measured)
     if edges_per_second:
         seconds = work.mean_edges / edges_per_second
-    if fit.num_workers == 0:
+    if machine.num_workers == 0:
         seconds += work.mean_edges * prepare_per_edge(measured)
     reduce = max((one.reduce_seconds or 0.0) for one in measured)
     step = fit.lanes // world_size * seconds * work.unevenness + reduce
@@ -163,48 +166,47 @@ def prepare_per_edge(measured: Sequence[Measured]) -> float:
     return max(one.prepare_seconds / one.ladder[-1].num_edges for one in measured)
 
 
-def check_workers(fit: FitConfig, measured: Sequence[Measured], edges_per_second: float | None) -> Check:
+def check_workers(machine: MachineConfig, measured: Sequence[Measured], edges_per_second: float | None) -> Check:
     """Return whether the data workers of a process keep up with its device."""
     prepare = prepare_per_edge(measured)
     compute = (
         1 / edges_per_second if edges_per_second else measured[0].ladder[-1].seconds / measured[0].ladder[-1].num_edges
     )
     needed = math.ceil((1 + SLACK) * prepare / compute)
-    finding = (
-        f"a worker prepares {1 / prepare:,.0f} edges/s, a device takes {1 / compute:,.0f}; {fit.num_workers} workers"
-    )
-    if fit.num_workers == 0:
+    finding = f"a worker prepares {1 / prepare:,.0f} edges/s, a device takes {1 / compute:,.0f}; "
+    finding += f"{machine.num_workers} workers"
+    if machine.num_workers == 0:
         share = prepare / (prepare + compute)
         late, finding = share > SLACK, f"{finding}: preparing in turn takes {share:.1%} of a step"
     else:
-        late = fit.num_workers < needed
+        late = machine.num_workers < needed
     return Check(
         name="data workers",
         verdict="warn" if late else "ok",
         finding=finding,
-        advice=f"set --fit.num_workers {needed}" if late else "",
+        advice=f"set --machine.num_workers {needed}" if late else "",
     )
 
 
-def check_reduce(fit: FitConfig, measured: Sequence[Measured]) -> Check:
+def check_reduce(machine: MachineConfig, measured: Sequence[Measured]) -> Check:
     """Return what the all-reduce of the gradient takes, within this node."""
     size, processes = measured[0].gradient_bytes, len(measured)
     seconds = max((one.reduce_seconds or 0.0) for one in measured)
     finding = f"gradient {size / 1e6:.2f} MB"
-    if fit.devices * fit.num_nodes == 1:
+    if machine.world_size == 1:
         return Check(name="all-reduce", verdict="ok", finding=f"{finding}; one process, nothing to reduce")
     if processes == 1:
         return Check(
             name="all-reduce",
             verdict="warn",
-            finding=f"{finding}; not measured: {fit.devices} processes of a node cannot run here",
+            finding=f"{finding}; not measured: {machine.devices} processes of a node cannot run here",
             advice="run preflight on a compute node as well",
         )
     # bus bandwidth as nccl-tests defines it: every byte crosses the slowest link 2 (n - 1) / n times
     bandwidth = 2 * (processes - 1) / processes * size / seconds
     finding += f", {1e3 * seconds:.2f} ms a step over {processes} processes ({bandwidth / 1e9:.2f} GB/s)"
-    if fit.num_nodes > 1:
-        finding += f"; within this node, not between the {fit.num_nodes}"
+    if machine.num_nodes > 1:
+        finding += f"; within this node, not between the {machine.num_nodes}"
     return Check(name="all-reduce", verdict="ok", finding=finding)
 
 

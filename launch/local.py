@@ -45,7 +45,7 @@ def launch_local(config: LocalConfig, parse: Parse) -> None:
         FileExistsError: the run folder is already there.
         InUse: another run holds it.
     """
-    run, added = check(config.command, parse, {"--fit.devices": config.processes, "--fit.num_nodes": 1})
+    run, added = check(config.command, parse, {"--machine.devices": config.processes, "--machine.num_nodes": 1})
     refuse_in_use(run.out)
     agent = LaunchConfig(
         min_nodes=1,

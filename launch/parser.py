@@ -90,7 +90,9 @@ class _Parser(jsonargparse.ArgumentParser):
         """Refuse the arguments; the parsers inside this one, whose errors it reads, do that in their own way."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ValueError(f"{in_plain_words(message).rstrip('.')}. All options: {self.prog} --help all") from ex
+        message = in_plain_words(message).rstrip(".")
+        guess = near_option(message, [action.dest for action in self._actions])
+        raise ValueError(f"{message}{guess}. All options: {self.prog} --help all") from ex
 
 
 def in_plain_words(message: str) -> str:
@@ -100,6 +102,20 @@ def in_plain_words(message: str) -> str:
         message = re.sub(pattern, plain, message)
     message = message.strip()
     return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
+
+
+def near_option(message: str, names: Sequence[str]) -> str:
+    """Return a question for the option that was meant, where a message is about one that does not exist.
+
+    An option that has moved to another section is found by its last name, a misspelt one by its letters.
+    """
+    found = re.search(r"(?:there is no option '|unrecognized arguments: --)([\w.-]+)", message)
+    if found is None:
+        return ""
+    last = found[1].rpartition(".")[2]
+    moved = [name for name in names if name.rpartition(".")[2] == last]
+    near = moved if len(moved) == 1 else difflib.get_close_matches(found[1], names, n=1, cutoff=0.8)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:

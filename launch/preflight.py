@@ -27,6 +27,7 @@ from foundation.datasets import open_datasets, refuse_unlabelled
 from foundation.pretrain import PretrainConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import refuse_idle_terms
+from foundation.training.machine import MachineConfig
 from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
 from foundation.training.strategy import device_type
 from launch import tables as tables
@@ -90,6 +91,7 @@ class PreflightConfig(PretrainConfig):
     """End with exit code 1 if there are warnings."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("memory", "free_disk", "edges_per_second", "price"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -134,7 +136,12 @@ def preflight(config: PreflightConfig) -> int:
 def _examine(config: PreflightConfig, report: Report) -> None:
     """Fill the report, as far as what was found allows."""
     fit = config.fit
-    report.checks += [check_folder(config), check_lanes(fit), check_strategy(config), _check_devices(fit)]
+    report.checks += [
+        check_folder(config),
+        check_lanes(fit, config.machine),
+        check_strategy(config),
+        _check_devices(config.machine),
+    ]
     datasets = _open(config, report)
     batches = _plan(config, datasets, report) if datasets else None
     if batches is None:
@@ -143,12 +150,12 @@ def _examine(config: PreflightConfig, report: Report) -> None:
     work = Workload(
         mean_edges=float(batches.edges.mean()),
         largest=batches.largest,
-        unevenness=batches.unevenness(config.fit.devices * config.fit.num_nodes),
+        unevenness=batches.unevenness(config.machine.world_size),
         validation_edges=_validation_edges(datasets, config.model.cutoff),
     )
     report.numbers |= {"edges_per_step": float(batches.edges.sum(axis=1).mean())}
     report.numbers |= {"structures_per_step": float(batches.graphs.sum(axis=1).mean())}
-    limit = batches.largest if _is_here(config.fit) else min(batches.largest, ELSEWHERE_EDGES)
+    limit = batches.largest if _is_here(config.machine) else min(batches.largest, ELSEWHERE_EDGES)
     _estimate(config, work, _measured(config, datasets, batches, limit, report), report)
 
 
@@ -176,31 +183,31 @@ def _without_data(config: PreflightConfig, report: Report) -> None:
     _estimate(config, work, measured, report)
 
 
-def _check_devices(fit: FitConfig) -> Check:
+def _check_devices(machine: MachineConfig) -> Check:
     """Return whether the devices of a node are here."""
-    if _is_here(fit):
-        kind = device_type(fit.accelerator)
+    if _is_here(machine):
+        kind = device_type(machine.accelerator)
         name = torch.cuda.get_device_name(0) if kind == "cuda" else "CPU"
-        found = torch.cuda.device_count() if kind == "cuda" else fit.devices
-        if found >= fit.devices:
-            return Check(name="devices", verdict="ok", finding=f"{fit.devices} on this node: {name}")
+        found = torch.cuda.device_count() if kind == "cuda" else machine.devices
+        if found >= machine.devices:
+            return Check(name="devices", verdict="ok", finding=f"{machine.devices} on this node: {name}")
         return Check(
             name="devices",
             verdict="warn",
-            finding=f"{found} x {name} here, the run asks for {fit.devices}",
+            finding=f"{found} x {name} here, the run asks for {machine.devices}",
             advice="fine on a login node; a node of the run needs as many",
         )
     return Check(
         name="devices",
         verdict="warn",
-        finding=f"no GPU here, the run asks for {fit.devices}: memory and time below are those of this machine's CPU",
+        finding=f"no GPU here, the run asks for {machine.devices}: memory and time below are those of this CPU",
         advice="run preflight on a compute node too, or say --edges_per_second and --memory of its devices",
     )
 
 
-def _is_here(fit: FitConfig) -> bool:
+def _is_here(machine: MachineConfig) -> bool:
     """Return whether this machine has the kind of device that a run asks for."""
-    return fit.accelerator in ("auto", "cpu") or device_type(fit.accelerator) == "cuda"
+    return machine.accelerator in ("auto", "cpu") or device_type(machine.accelerator) == "cuda"
 
 
 def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
@@ -239,7 +246,7 @@ def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) 
             report.checks.append(Check(name="edge budget", verdict="fail", finding=str(error)))
             continue
         batches = sample(stream)
-        checks = check_batches(fit, stream.plan, batches)
+        checks = check_batches(fit, config.machine.world_size, stream.plan, batches)
         report.checks += checks if oversize == fit.oversize else checks[1:]
         number, place = stream.plan.locate(fit.steps)
         passes = number + place / stream.plan.steps_of_pass(number)
@@ -265,12 +272,13 @@ def _measured(
     config: PreflightConfig, datasets: Sequence[Dataset], batches: Batches, largest: int, report: Report
 ) -> list[Measured]:
     """Return what the processes of a node measure, at up to so many edges; nothing if they could not."""
-    fit, count = config.fit, _processes(config.fit)
+    fit, count = config.fit, _processes(config.machine)
     kinds = kinds_of(batches, datasets)
     probe = Probe(
         data=config.data,
         model=config.model,
-        fit=dataclasses.replace(fit, devices=count, num_nodes=1, lanes=count),
+        fit=dataclasses.replace(fit, lanes=count),
+        machine=dataclasses.replace(config.machine, devices=count, num_nodes=1),
         loss=config.loss,
         optim=config.optim,
         ladder=ladder_of(batches, largest),
@@ -287,28 +295,29 @@ def _measured(
     return measured if all(any(not trial.trouble for trial in one.ladder) for one in measured) else []
 
 
-def _processes(fit: FitConfig) -> int:
+def _processes(machine: MachineConfig) -> int:
     """Return how many processes of a node can run here."""
-    kind = device_type(fit.accelerator)
-    available = torch.cuda.device_count() if kind == "cuda" else (os.cpu_count() or 1) if _is_here(fit) else 1
-    return fit.devices if fit.devices <= available else 1
+    kind = device_type(machine.accelerator)
+    available = torch.cuda.device_count() if kind == "cuda" else (os.cpu_count() or 1) if _is_here(machine) else 1
+    return machine.devices if machine.devices <= available else 1
 
 
 def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measured], report: Report) -> None:
     """Add what follows from the measurements, if there are any."""
     if not measured:
         return
-    fit, here, first, kind = config.fit, _is_here(config.fit), measured[0], device_type(config.fit.accelerator)
-    share = fit.devices if kind == "cpu" and here else 1
+    fit, machine, first = config.fit, config.machine, measured[0]
+    here, kind = _is_here(machine), device_type(machine.accelerator)
+    share = machine.devices if kind == "cpu" and here else 1
     limit = config.memory * 2**30 if config.memory else memory_of_device(kind) / share
     memory = max((lines(one.ladder)[1] for one in measured), key=lambda line: line(work.largest))
-    run = duration(fit, measured, work, config.edges_per_second)
+    run = duration(fit, machine, measured, work, config.edges_per_second)
     model = f"{first.num_parameters:,} parameters; convolution: {first.convolution}"
     report.checks += [
         Check(name="model", verdict="ok", finding=model),
         check_memory(memory, work.largest, fit, limit, here=here),
-        check_reduce(fit, measured),
-        check_workers(fit, measured, config.edges_per_second),
+        check_reduce(machine, measured),
+        check_workers(machine, measured, config.edges_per_second),
         check_disk(fit, existing_parent(config.out), first, config.free_disk and config.free_disk * 1e9),
         _check_speed(config, run, measured),
     ]
@@ -324,7 +333,7 @@ def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measur
 
 def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Measured]) -> Check:
     """Return what takes how long."""
-    fit, here, seconds = config.fit, _is_here(config.fit), lines(measured[0].ladder)[0]
+    fit, here, seconds = config.fit, _is_here(config.machine), lines(measured[0].ladder)[0]
     how = f"{seconds.fixed * 1e3:.1f} ms a micro-batch and {seconds.slope * 1e6:.3g} µs an edge"
     if config.edges_per_second:
         how = f"from --edges_per_second {config.edges_per_second:,.0f}, not measured"
@@ -340,7 +349,7 @@ def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Meas
 
 def _price(config: PreflightConfig, seconds: float, report: Report) -> None:
     """Add hours, hours of all devices, cost, and what a time limit means."""
-    world_size, hours = config.fit.devices * config.fit.num_nodes, seconds / 3600
+    world_size, hours = config.machine.world_size, seconds / 3600
     report.numbers |= {"hours": hours, "device_hours": world_size * hours}
     finding = f"{hours:,.2f} h on {world_size} devices: {world_size * hours:,.2f} device-hours"
     if config.price is not None:

@@ -52,7 +52,7 @@ class SlurmConfig:
     processes_per_node: int = 1
     """Processes of a node, if there are no GPUs."""
     cpus_per_task: int | None = None
-    """CPU cores of a process; one, and one for each of its --fit.num_workers, if nothing is said."""
+    """CPU cores of a process; one, and one for each of its --machine.num_workers, if nothing is said."""
     memory: str | None = None
     """Memory of a node, as SLURM writes it (240G); the partition's default if nothing is said."""
     partition: str | None = None
@@ -113,9 +113,9 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
         OSError: sbatch is missing or refuses the script.
     """
     machine = {
-        "--fit.accelerator": "gpu" if config.gpus_per_node else "cpu",
-        "--fit.devices": config.gpus_per_node or config.processes_per_node,
-        "--fit.num_nodes": config.nodes,
+        "--machine.accelerator": "gpu" if config.gpus_per_node else "cpu",
+        "--machine.devices": config.gpus_per_node or config.processes_per_node,
+        "--machine.num_nodes": config.nodes,
     }
     if config.array is None and any(TASK in word for word in config.command):
         raise ValueError(f"{TASK} in the command is the number of a task of a job array; say which with --array")
@@ -144,7 +144,7 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
 
 def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: Path) -> str:
     """Return the text of a job script."""
-    cpus = config.cpus_per_task or 1 + run.fit.num_workers
+    cpus = config.cpus_per_task or 1 + run.machine.num_workers
     job, log_name = ("${SLURM_JOB_ID}", "slurm-%j.log")
     if config.array:
         job, log_name = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", "slurm-%A_%a.log"
@@ -171,7 +171,7 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
         script=shlex.quote(str(script)),
         directives="\n".join(f"#SBATCH {option}" for option in options),
         prologue="".join(line + "\n" for line in config.prologue),
-        threads=max(1, cpus - run.fit.num_workers),
+        threads=max(1, cpus - run.machine.num_workers),
         cpus=cpus,
         command=_lines([sys.executable, "-m", "launch", *command]),
         job=job,

@@ -174,8 +174,8 @@ BUILD_KEYS = (
     *("provenance.name", "provenance.licence", "provenance.level_of_theory", "filters.max_force"),
 )
 TRAINING_KEYS = (
-    *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "fit.num_workers"),
-    *("fit.devices", "fit.resume", "loss.energy.weight", "loss.forces.weight", "loss.stress.weight"),
+    *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "machine.num_workers"),
+    *("machine.devices", "fit.resume", "loss.energy.weight", "loss.forces.weight", "loss.stress.weight"),
     "optim.learning_rate",
 )
 VERBS = {

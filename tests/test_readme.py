@@ -11,7 +11,7 @@ from launch.__main__ import main, parse
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 SMALLER = {
-    "pretrain": """--fit.steps 2 --fit.devices 1 --fit.validate_every 2 --fit.checkpoint_every 2 --fit.log_every 1
+    "pretrain": """--fit.steps 2 --machine.devices 1 --fit.validate_every 2 --fit.checkpoint_every 2 --fit.log_every 1
         --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8]""".split(),
 }
 """What makes a command fit into a test; everything else is as written."""

@@ -206,7 +206,7 @@ class _Worker:
         return WorkerDied(
             f"worker {self._number} (process {self._process.pid}) died of {how} while preparing "
             f"{self._job.name(task)}. {hint}Start again where it was, a run with --fit.resume auto; without workers "
-            "(--fit.num_workers 0) what is wrong shows in the process itself"
+            "(--machine.num_workers 0) what is wrong shows in the process itself"
         )
 
     def close(self) -> None:

@@ -131,7 +131,7 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     if last.get("seen/quarantined_frames"):
         found.append(f"{last['seen/quarantined_frames']:,.0f} frames were left out because they could not be read")
     if means.get("speed/data_wait", 0.0) > 0.05:
-        found.append(f"processes waited for data {means['speed/data_wait']:.0%} of the time: raise fit.num_workers")
+        found.append(f"processes waited for data {means['speed/data_wait']:.0%} of the time: raise machine.num_workers")
     if means.get("speed/budget_fill", 1.0) < 0.9:
         found.append(
             f"micro-batches were filled to {means['speed/budget_fill']:.0%}: lower fit.lanes or raise the budget"

@@ -14,7 +14,7 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.stream import FullPass, Stream, differences, full_pass
 from foundation.datasets import left_out
 from foundation.potential import Potential
-from foundation.training.additions import Rehearsal, StepLoader
+from foundation.training.additions import Additions, StepLoader
 from foundation.training.fit_config import FitConfig
 from foundation.training.strategy import is_rank_zero
 
@@ -29,9 +29,9 @@ class TrainingData(lightning.LightningDataModule):
         datasets: Sequence[Dataset],
         potential: Potential,
         config: FitConfig,
+        additions: Additions,
         *,
-        rehearsal: Rehearsal | None = None,
-        watched: Sequence[Dataset] = (),
+        num_workers: int,
     ) -> None:
         """Prepare the streams.
 
@@ -39,12 +39,13 @@ class TrainingData(lightning.LightningDataModule):
             datasets: What the run is about.
             potential: What is trained.
             config: The loop.
-            rehearsal: What else is trained on.
-            watched: Splits that are validated too, without counting in the run's validation errors.
+            additions: Rehearsal to train on as well, and splits to validate as well.
+            num_workers: Worker processes per rank; 0 prepares batches in the training process.
         """
         super().__init__()
-        self.datasets, self.config, self.rehearsal, self.watched = datasets, config, rehearsal, watched
-        self.cutoff, self.elements = potential.cutoff, potential.elements
+        self.datasets, self.config = datasets, config
+        rehearsal, watched = self.rehearsal, self.watched = additions.rehearsal, additions.watched
+        self.cutoff, self.elements, self.num_workers = potential.cutoff, potential.elements, num_workers
         own = [replace(each, split="val", subset=None) for each in datasets if each.manifest.split("val").shards]
         self.validated = (*own, *watched)
         """Splits that are validated: those of the data sets that have frames in val, then the watched ones."""
@@ -94,7 +95,7 @@ class TrainingData(lightning.LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Return the steps from the trainer's current one to the last."""
         assert self.trainer is not None
-        streams = self._streams(self.trainer.global_rank, self.trainer.world_size, self.config.num_workers)
+        streams = self._streams(self.trainer.global_rank, self.trainer.world_size, self.num_workers)
         first, last = self.trainer.global_step, self.config.steps
         if self.rehearsal is None:
             return StepLoader(streams[0], first, last)

@@ -31,6 +31,7 @@ from foundation.training.fault_tolerance.preemption import Preemption
 from foundation.training.fault_tolerance.watchdog import Watchdog
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig
+from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
 from foundation.training.monitoring.monitor import Monitor
@@ -49,6 +50,7 @@ def fit(
     datasets: Sequence[Dataset],
     *,
     config: FitConfig,
+    machine: MachineConfig,
     loss: LossConfig,
     optim: OptimConfig,
     out: Path,
@@ -64,6 +66,7 @@ def fit(
         potential: What to train.
         datasets: What to train on.
         config: The loop.
+        machine: Hardware to run on.
         loss: Loss terms.
         optim: Optimizer and schedule.
         out: The run folder.
@@ -79,7 +82,7 @@ def fit(
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
-    _check(potential, config, optim, additions)
+    _check(potential, config, machine, optim, additions)
     checkpoint = checkpoint_to_resume(out, config.resume)
     keep_freed_memory()
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
@@ -89,13 +92,12 @@ def fit(
     # the order counts: a checkpoint must have the average that goes with its weights
     averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
-    first_step = 0 if checkpoint is None else step_of(checkpoint) or 0
-    data = TrainingData(datasets, potential, config, rehearsal=additions.rehearsal, watched=additions.watched)
+    data = TrainingData(datasets, potential, config, additions, num_workers=machine.num_workers)
     if is_rank_zero():
         begin()
     potential.compute_as(computation_of(config))
-    loggers = make_loggers(config, out, first_step, record)
-    trainer = _trainer(config, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
+    loggers = make_loggers(config, out, 0 if checkpoint is None else step_of(checkpoint) or 0, record)
+    trainer = _trainer(config, machine, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
     if checkpoint is not None:
         refuse_other_backend(checkpoint, backend_of(potential, trainer.strategy.root_device))
     convolution = _announce(potential, config, trainer, checkpoint)
@@ -117,25 +119,28 @@ def _announce(potential: Potential, config: FitConfig, trainer: lightning.Traine
     return convolution
 
 
-def _check(potential: Potential, config: FitConfig, optim: OptimConfig, additions: Additions) -> None:
+def _check(
+    potential: Potential, config: FitConfig, machine: MachineConfig, optim: OptimConfig, additions: Additions
+) -> None:
     """Refuse what does not go together, or not on this machine."""
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("fit.accelerator gpu: torch finds no GPU here; say cpu, or start where there is one")
-    device = torch.device(device_type(config.accelerator))
-    if device.type == "cuda" and config.devices > torch.cuda.device_count():
-        raise ValueError(f"fit.devices {config.devices}: torch finds {torch.cuda.device_count()} GPUs here")
+    check_lanes(config.lanes, machine)
+    if machine.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("machine.accelerator gpu: torch finds no GPU here; say cpu, or start where there is one")
+    device = torch.device(device_type(machine.accelerator))
+    if device.type == "cuda" and machine.devices > torch.cuda.device_count():
+        raise ValueError(f"machine.devices {machine.devices}: torch finds {torch.cuda.device_count()} GPUs here")
     # tried here and undone: begin() measures a start as everybody else would
     potential.compute_as(computation_of(config))
     backend_of(potential, device)
     potential.compute_as(Computation())
     check_loggers(config)
-    if config.strategy != "ddp" and optim.optimizer != "adamw":
+    if machine.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(
-            f"optim.optimizer {optim.optimizer} needs every parameter whole, and fit.strategy {config.strategy} parts "
-            "them: use adamw, or ddp"
+            f"optim.optimizer {optim.optimizer} needs every parameter whole, and machine.strategy {machine.strategy} "
+            "parts them: use adamw, or ddp"
         )
     rehearsal = additions.rehearsal
-    if rehearsal is not None and rehearsal.mode == "reference" and config.devices * config.num_nodes > 1:
+    if rehearsal is not None and rehearsal.mode == "reference" and machine.world_size > 1:
         raise ValueError(
             "rehearsal.mode reference adds to the gradient of the step before, which only a single process does: use "
             "joint or alternate, or one process"
@@ -144,6 +149,7 @@ def _check(potential: Potential, config: FitConfig, optim: OptimConfig, addition
 
 def _trainer(
     config: FitConfig,
+    machine: MachineConfig,
     optim: OptimConfig,
     callbacks: list[Callback],
     writer: AsyncCheckpointIO,
@@ -152,11 +158,11 @@ def _trainer(
     validated: bool,
 ) -> lightning.Trainer:
     return lightning.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=make_strategy(config.strategy, config.devices * config.num_nodes, optim.clip_norm),
-        plugins=[*plugins_for(config.strategy), writer],
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=make_strategy(machine.strategy, machine.world_size, optim.clip_norm),
+        plugins=[*plugins_for(machine.strategy), writer],
         max_steps=config.steps,
         max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
         val_check_interval=config.validate_every,

@@ -1,4 +1,4 @@
-"""FitConfig: everything about the loop that is not the model, the data, the loss or the optimizer."""
+"""Settings of the loop that are not those of the model, the data, the loss, the optimizer or the hardware."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,13 +11,11 @@ from foundation.nn.computation import Computation
 from foundation.nn.matmul import Precision
 from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.monitoring.metrics_file import MAX_STEP
-from foundation.training.strategy import StrategyName
 
 LIMITS = {
     **dict.fromkeys(("steps", "validate_every", "checkpoint_every", "log_every"), (1, MAX_STEP)),
-    **dict.fromkeys(("lanes", "devices", "num_nodes", "keep_checkpoints"), (1, 10**6)),
+    **dict.fromkeys(("lanes", "keep_checkpoints"), (1, 10**6)),
     **dict.fromkeys(("edge_budget", "atom_budget"), (1, 10**8)),
-    "num_workers": (0, 1024),
     "seed": (0, 2**32 - 1),
 }
 """Least and most of each number, far from what anybody wants: beyond them memory or a clock ends first."""
@@ -25,7 +23,7 @@ LIMITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """The loop: how long, in what batches, on what machine. Only precision changes what a step means, by rounding."""
+    """Length of the run, composition of its batches, and how often it is validated, saved and logged."""
 
     steps: int = field(metadata=DECIDES)
     """Optimizer steps of the whole run."""
@@ -42,8 +40,6 @@ class FitConfig:
     warning and a count."""
     seed: int = field(default=0, metadata=COMPARED)
     """Seed of the weights and of the order of the data."""
-    num_workers: int = field(default=1, metadata=MAY_CHANGE)
-    """Worker processes per rank that read shards and build graphs; 0 does it in the training process."""
     validate_every: int = field(default=500, metadata=MAY_CHANGE)
     """Steps between validations."""
     checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
@@ -54,15 +50,6 @@ class FitConfig:
     """The validation error by which the best checkpoint is kept as well."""
     log_every: int = field(default=10, metadata=MAY_CHANGE)
     """Steps between logged metrics."""
-    accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=MAY_CHANGE)
-    """Hardware: GPUs, CPUs, or GPUs where there are some (auto)."""
-    devices: int = field(default=1, metadata=MAY_CHANGE)
-    """Processes per node."""
-    num_nodes: int = field(default=1, metadata=MAY_CHANGE)
-    """Nodes."""
-    strategy: StrategyName = field(default="ddp", metadata=MAY_CHANGE)
-    """Division of the work among processes: each with the whole optimizer (ddp), or with a part of its state (zero-1)
-    and of the gradient (zero-2), also in the host's memory (zero-2-offload). ZeRO needs the extra 'cluster'."""
     backend: Backend = field(default="auto", metadata=COMPARED)
     """Implementation of the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain
     torch (torch), or the best that works here (auto)."""
@@ -90,10 +77,6 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
         computation_of(self)  # refuses what no network could do
-        world_size = self.devices * self.num_nodes
-        if self.lanes % world_size:
-            sizes = [size for size in range(1, self.lanes + 1) if self.lanes % size == 0]
-            raise ValueError(f"{self.lanes} lanes cannot be shared by {world_size} processes; use one of {sizes}")
 
 
 def computation_of(config: FitConfig) -> Computation:

@@ -34,6 +34,7 @@ from foundation.potential import new_potential
 from foundation.training.fit import keep_freed_memory, seed_everything
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig, label_counts, loss
+from foundation.training.machine import MachineConfig
 from foundation.training.optim import OptimConfig, make_optimizer
 from foundation.training.strategy import device_type
 
@@ -52,7 +53,9 @@ class Probe:
     model: ModelConfig
     """Its architecture."""
     fit: FitConfig
-    """Its loop; `devices` is the number of processes that measure together."""
+    """Its loop."""
+    machine: MachineConfig
+    """Its hardware; `devices` is the number of processes that measure together."""
     loss: LossConfig
     """Its loss."""
     optim: OptimConfig
@@ -125,13 +128,13 @@ def memory_of_device(kind: str) -> int:
 
 
 def measure(probe: Probe) -> list[Measured]:
-    """Return what `probe.fit.devices` processes measured together on this node.
+    """Return what `probe.machine.devices` processes measured together on this node.
 
     Raises:
         OutOfMemory: a process was killed.
         ValueError: the backend does not work here, or the model does not fit the data.
     """
-    count = probe.fit.devices
+    count = probe.machine.devices
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor,
@@ -147,7 +150,7 @@ def measure(probe: Probe) -> list[Measured]:
 
 def _measure(probe: Probe, rank: int, rendezvous: Path) -> Measured:
     """Measure in this process, as one of `devices`."""
-    world_size, kind = probe.fit.devices, device_type(probe.fit.accelerator)
+    world_size, kind = probe.machine.devices, device_type(probe.machine.accelerator)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if world_size > 1:
         # as Lightning does for several processes of a node

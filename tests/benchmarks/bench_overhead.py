@@ -34,6 +34,7 @@ from foundation.training.optim import OptimConfig, make_optimizer
 from tests.benchmarks.bench_step import QUICKSTART
 from tests.benchmarks.oxides import FILE, SEVENNET_0
 from tests.benchmarks.rows import Row, write
+from tests.machine import CPU
 
 COMMAND = "make bench BENCH=overhead"
 BAR = 0.05
@@ -81,7 +82,6 @@ def _measure(
         oversize="skip",
         validate_every=steps + 1,
         checkpoint_every=steps + 1,
-        accelerator="cpu",
     )
     with tempfile.TemporaryDirectory() as folder:
         manifest = build(BuildConfig(source=source, provenance=provenance, out=Path(folder) / "data"))
@@ -92,6 +92,7 @@ def _measure(
                 potential,
                 [Dataset(manifest=manifest)],
                 config=fit_config,
+                machine=CPU,
                 loss=LossConfig(),
                 optim=OptimConfig(),
                 out=Path(folder) / "run",

@@ -127,18 +127,18 @@ def _yaml(config: Config, model: dict, steps: int, manifest: Manifest, out: Path
     fit = {
         "steps": steps,
         "lanes": devices,
-        "devices": devices,
         "edge_budget": config.edge_budget,
         "oversize": "skip",
-        "num_workers": 0,  # a worker would compete for the cores
         "validate_every": 10 * steps,
         "checkpoint_every": 10 * steps,
         "log_every": steps // 4,
-        "accelerator": "cpu",
     }
+    # a worker would compete for the cores
+    machine = {"devices": devices, "num_workers": 0, "accelerator": "cpu"}
+    run = {"data": str(manifest.root), "out": str(out), "model": model, "fit": fit, "machine": machine}
     file = out.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump({"data": str(manifest.root), "out": str(out), "model": model, "fit": fit}))
+    file.write_text(yaml.safe_dump(run))
     return file
 
 

@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 ARGUMENTS = """
 --model.irreps 8x0e+4x1e --model.num_blocks 2 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 200 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 1 --fit.validate_every 100
+--fit.steps 200 --fit.lanes 2 --fit.edge_budget 1500 --machine.num_workers 1 --fit.validate_every 100
 --fit.checkpoint_every 20 --fit.log_every 10
 """.split()
 """A run of some ten seconds, so that there is time to disturb it."""
@@ -48,7 +48,7 @@ class Run:
     def start_locally(self, max_restarts: int, log: Path) -> subprocess.Popen:
         """Start it on this machine."""
         launcher = [sys.executable, "-m", "launch", "launch", "local", "--processes", "2"]
-        command = [*launcher, "--max-restarts", str(max_restarts), "--", *self.command, "--fit.accelerator", "cpu"]
+        command = [*launcher, "--max-restarts", str(max_restarts), "--", *self.command, "--machine.accelerator", "cpu"]
         with log.open("w") as file:
             return subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT)
 

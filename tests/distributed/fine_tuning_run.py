@@ -1,5 +1,6 @@
 """Runs under torchrun: a run that rehearses, with a penalty and frozen parameters, under each of some strategies."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import StrategyName
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 OPTIM = OptimConfig(warmup_steps=2, learning_rate=3e-3, ema_decay=0.0, weight_decay=0.01)
@@ -44,14 +46,11 @@ def run(root: Path, out: Path, strategy: StrategyName, world_size: int) -> dict[
         lanes=4,
         edge_budget=700,
         oversize="alone",
-        num_workers=0,
         validate_every=STEPS,
         checkpoint_every=STEPS,
         log_every=5,
-        accelerator="cpu",
-        devices=world_size,
-        strategy=strategy,
     )
+    machine = dataclasses.replace(CPU, devices=world_size, strategy=strategy)
     rehearsed: list[str] = []
 
     def seen(batch: GraphBatch) -> GraphBatch:
@@ -64,6 +63,7 @@ def run(root: Path, out: Path, strategy: StrategyName, world_size: int) -> dict[
         potential,
         [Dataset(manifest=manifest)],
         config=config,
+        machine=machine,
         loss=LossConfig(),
         optim=OPTIM,
         out=out,
@@ -81,7 +81,8 @@ def run_apart(root: Path, out: Path) -> None:
     fit(
         beginning(root),
         [Dataset(manifest=manifest)],
-        config=FitConfig(steps=1, lanes=2, edge_budget=3000, num_workers=0, accelerator="cpu", devices=2),
+        config=FitConfig(steps=1, lanes=2, edge_budget=3000),
+        machine=dataclasses.replace(CPU, devices=2),
         loss=LossConfig(),
         optim=OPTIM,
         out=out,

@@ -1,5 +1,6 @@
 """Runs under torchrun: two runs of four steps, in the third of which the second process has no finite gradient."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import StrategyName
 from tests.distributed.step_gradient import LOSS, MODEL
+from tests.machine import CPU
 
 
 def run(root: Path, out: Path, strategy: StrategyName) -> list[torch.Tensor]:
@@ -42,17 +44,15 @@ def run(root: Path, out: Path, strategy: StrategyName) -> list[torch.Tensor]:
         steps=4,
         lanes=2,
         edge_budget=1500,
-        num_workers=0,
         validate_every=4,
         checkpoint_every=4,
         log_every=4,
-        accelerator="cpu",
-        devices=2,
-        strategy=strategy,
     )
+    machine = dataclasses.replace(CPU, devices=2, strategy=strategy)
     try:
         data = [Dataset(manifest=manifest)]
-        fit(potential, data, config=config, loss=LOSS, optim=OptimConfig(warmup_steps=1), out=out, record={})
+        optim = OptimConfig(warmup_steps=1)
+        fit(potential, data, config=config, machine=machine, loss=LOSS, optim=optim, out=out, record={})
     finally:
         TrainingModule.training_step = step_as_written
         FlatGradients.add, ZeroGradients.add = adders[FlatGradients], adders[ZeroGradients]

@@ -1,5 +1,6 @@
 """Runs under torchrun: the gradient of two optimizer steps as a real run sums it, under each of some strategies."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from foundation.training.gradients import FlatGradients, ZeroGradients
 from foundation.training.loss import LossConfig, TermConfig
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import StrategyName
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 LOSS = LossConfig(forces=TermConfig(weight=20.0, kind="huber", delta=0.1))
@@ -35,14 +37,11 @@ def gradients(root: Path, out: Path, strategy: StrategyName, world_size: int) ->
         lanes=4,
         edge_budget=700,
         oversize="alone",
-        num_workers=0,
         validate_every=2,
         checkpoint_every=2,
         log_every=2,
-        accelerator="cpu",
-        devices=world_size,
-        strategy=strategy,
     )
+    machine = dataclasses.replace(CPU, devices=world_size, strategy=strategy)
     found: list[torch.Tensor] = []
     flat, zero = FlatGradients.reduce, ZeroGradients.reduce
 
@@ -57,7 +56,8 @@ def gradients(root: Path, out: Path, strategy: StrategyName, world_size: int) ->
 
     FlatGradients.reduce, ZeroGradients.reduce = watched_flat, watched_zero
     try:
-        fit(potential, [Dataset(manifest=manifest)], config=config, loss=LOSS, optim=OPTIM, out=out, record={})
+        datasets = [Dataset(manifest=manifest)]
+        fit(potential, datasets, config=config, machine=machine, loss=LOSS, optim=OPTIM, out=out, record={})
     finally:
         FlatGradients.reduce, ZeroGradients.reduce = flat, zero
     return found

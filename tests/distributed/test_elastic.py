@@ -11,8 +11,8 @@ from data_pipeline.store.manifest import Manifest
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 9 --fit.lanes 8 --fit.edge_budget 700 --fit.oversize alone --fit.num_workers 0 --fit.validate_every 9
---fit.checkpoint_every 3 --fit.keep_checkpoints 9 --fit.log_every 1 --fit.accelerator cpu --optim.warmup_steps 3
+--fit.steps 9 --fit.lanes 8 --fit.edge_budget 700 --fit.oversize alone --machine.num_workers 0 --fit.validate_every 9
+--fit.checkpoint_every 3 --fit.keep_checkpoints 9 --fit.log_every 1 --machine.accelerator cpu --optim.warmup_steps 3
 """.split()
 
 
@@ -20,7 +20,7 @@ def pretrain(data: Path, out: Path, devices: int, *more: str) -> dict[int, dict]
     """Run to the end, and return the logged steps."""
     command = [sys.executable, "-m", "launch", "pretrain", "--data", str(data), "--out", str(out), *ARGUMENTS, *more]
     done = subprocess.run(
-        [*command, "--fit.devices", str(devices)], capture_output=True, text=True, timeout=240, check=False
+        [*command, "--machine.devices", str(devices)], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (out / "logs" / "metrics.jsonl").read_text().splitlines()]

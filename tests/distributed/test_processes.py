@@ -11,15 +11,15 @@ from foundation.checkpoint import load
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 6 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 0 --fit.validate_every 3 --fit.checkpoint_every 3
---fit.log_every 3 --fit.accelerator cpu
+--fit.steps 6 --fit.lanes 2 --fit.edge_budget 1500 --machine.num_workers 0 --fit.validate_every 3
+--fit.checkpoint_every 3 --fit.log_every 3 --machine.accelerator cpu
 """.split()
 
 
 def pretrain(data: Path, out: Path, devices: int) -> None:
     command = [sys.executable, "-m", "launch", "pretrain", "--data", str(data), "--out", str(out), *ARGUMENTS]
     done = subprocess.run(
-        [*command, "--fit.devices", str(devices)], capture_output=True, text=True, timeout=240, check=False
+        [*command, "--machine.devices", str(devices)], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -13,8 +13,8 @@ from data_pipeline.store.manifest import Manifest
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 100000 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 0 --fit.validate_every 100000
---fit.checkpoint_every 100000 --fit.log_every 1 --fit.accelerator cpu --fit.devices 2 --fit.guard.stall_after 10
+--fit.steps 100000 --fit.lanes 2 --fit.edge_budget 1500 --machine.num_workers 0 --fit.validate_every 100000
+--fit.checkpoint_every 100000 --fit.log_every 1 --machine.accelerator cpu --machine.devices 2 --fit.guard.stall_after 10
 """.split()
 
 

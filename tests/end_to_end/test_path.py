@@ -41,7 +41,7 @@ def release(folder: Path, real_data: Path) -> Path:
     assert main([*build, "--out", str(folder / "data"), *flags("provenance", PROVENANCE)]) == 0
     tiny = ["--model.irreps", "4x0e+2x1e", "--model.num_blocks", "1", "--model.max_degree", "1"]
     tiny += ["--model.radial_sizes", "[8]", "--model.readout_channels", "4"]
-    fit = ["--fit.steps", "4", "--fit.lanes", "2", "--fit.num_workers", "0", "--fit.accelerator", "cpu"]
+    fit = ["--fit.steps", "4", "--fit.lanes", "2", "--machine.num_workers", "0", "--machine.accelerator", "cpu"]
     fit += ["--fit.validate_every", "2", "--fit.checkpoint_every", "2", "--fit.log_every", "2"]
     card = flags("card", dict.fromkeys(CARD, "a fact"))
     run = folder / "run"

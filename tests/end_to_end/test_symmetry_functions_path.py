@@ -18,7 +18,7 @@ from foundation.training.optim import OptimConfig, make_optimizer
 from launch.__main__ import main, parse
 from tests.conftest import REPOSITORY
 
-FIT = """--fit.steps 3 --fit.lanes 1 --fit.edge_budget 2000 --fit.num_workers 0 --fit.accelerator cpu
+FIT = """--fit.steps 3 --fit.lanes 1 --fit.edge_budget 2000 --machine.num_workers 0 --machine.accelerator cpu
     --fit.validate_every 3 --fit.log_every 1""".split()
 FACTS = ("name", "description", "authors", "licence", "intended_use", "limitations", "citation")
 CARD = [word for name in FACTS for word in (f"--card.{name}", "a fact")]

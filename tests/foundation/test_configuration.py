@@ -17,6 +17,7 @@ from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.fit_config import FitConfig
+from foundation.training.machine import MachineConfig, with_machine
 
 FIT = FitConfig(steps=8)
 PRETRAIN = PretrainConfig(data=Path("data"), out=Path("run"), fit=FIT, model=EquivariantConfig(irreps="4x0e"))
@@ -77,9 +78,6 @@ def test_what_decides_a_step_is_named_with_what_it_was(fit: dict, message: str) 
 def test_what_does_not_may_change() -> None:
     fit = dataclasses.replace(
         FIT,
-        num_workers=0,
-        devices=2,
-        strategy="zero-1",
         log_every=3,
         validate_every=7,
         checkpoint_every=2,
@@ -88,7 +86,9 @@ def test_what_does_not_may_change() -> None:
         resume="auto",
         guard=GuardConfig(stall_after=5.0, save_errors="continue", then="stop"),
     )
-    assert deciding_changes(resolved(PRETRAIN), dataclasses.replace(PRETRAIN, fit=fit, out=Path("moved"))) == []
+    machine = MachineConfig(num_workers=0, devices=2, strategy="zero-1", accelerator="cpu")
+    changed = dataclasses.replace(PRETRAIN, fit=fit, machine=machine, out=Path("moved"))
+    assert deciding_changes(resolved(PRETRAIN), changed) == []
 
 
 def test_what_is_compared_by_what_it_comes_to_is_left_to_that() -> None:
@@ -125,3 +125,13 @@ def test_a_value_is_shown_abbreviated() -> None:
     huge["fit"]["precision"] = "x" * 100_000
     (message,) = deciding_changes(huge, PRETRAIN)
     assert len(message) < 300
+
+
+def test_a_record_with_the_machine_in_the_section_of_the_loop_is_read_as_one_with_a_section_of_its_own() -> None:
+    now = resolved(dataclasses.replace(PRETRAIN, machine=MachineConfig(devices=2, num_workers=0)))
+    older = {**now, "fit": now["fit"] | now["machine"]}
+    del older["machine"]
+    assert with_machine(older) == now
+    assert with_machine(now) == now
+    assert with_machine({"fit": {"steps": 8}}) == {"fit": {"steps": 8}}
+    assert with_machine({"fit": 3}) == {"fit": 3}

@@ -30,9 +30,10 @@ from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
 from tests.foundation.reports.test_card import COMPLETE
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=4, lanes=2, edge_budget=1500, num_workers=0, validate_every=2, log_every=2, accelerator="cpu")
+FIT = FitConfig(steps=4, lanes=2, edge_budget=1500, validate_every=2, log_every=2)
 SHIFT = 100.0
 """What the second level of theory adds to the energy of every atom [eV]."""
 
@@ -129,7 +130,7 @@ def run(emt_manifest: Manifest, shifted_manifest: Manifest, tmp_path_factory: py
         DatasetConfig(path=emt_manifest.root, theory="EMT"),
         DatasetConfig(path=shifted_manifest.root, theory="EMT+100", repeat=2.0),
     )
-    pretrain(PretrainConfig(data=data, out=out, model=MODEL, fit=FIT, card=COMPLETE))
+    pretrain(PretrainConfig(data=data, out=out, model=MODEL, fit=FIT, machine=CPU, card=COMPLETE))
     evaluate(EvaluateConfig(model=out, data=shifted_manifest.root, theory="EMT+100"))
     export(ExportConfig(run=out, out=out / "release"))
     return out
@@ -192,7 +193,7 @@ def test_a_run_goes_on_without_a_block_that_cannot_be_read(emt_manifest: Manifes
     content[int(manifest.index("train").blocks.offset[1]) + 1000] ^= 1
     shard.write_bytes(content)
     fit = dataclasses.replace(FIT, corrupt="quarantine")
-    pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=fit))
+    pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=fit, machine=CPU))
     assert logged(tmp_path / "run", "seen/quarantined_frames")[-1] == 16.0
     with pytest.raises(CorruptShard, match=r"train-000000\.tar, block at byte"):
-        pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "again", model=MODEL, fit=FIT))
+        pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "again", model=MODEL, fit=FIT, machine=CPU))

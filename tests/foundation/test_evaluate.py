@@ -17,16 +17,17 @@ from foundation.models.equivariant import EquivariantNetwork
 from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
+FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, validate_every=3, log_every=1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manifest) -> Path:
     """A finished run without a report; do not write to it."""
     run = tmp_path_factory.mktemp("evaluated") / "run"
-    pretrain(PretrainConfig(data=emt_manifest.root, out=run, fit=FIT, model=MODEL))
+    pretrain(PretrainConfig(data=emt_manifest.root, out=run, fit=FIT, machine=CPU, model=MODEL))
     return run
 
 

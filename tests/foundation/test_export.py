@@ -27,9 +27,10 @@ from foundation.reports.card import CardFacts, MissingFact
 from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
-FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
+FIT = FitConfig(steps=3, lanes=1, edge_budget=1500, validate_every=3, log_every=1)
 CARD = CardFacts(
     name="Three steps",
     description="Trained for three steps.",
@@ -47,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manifest) ->
     """A finished and evaluated run; do not write to it."""
     run = tmp_path_factory.mktemp("trained") / "run"
     optim = OptimConfig(warmup_steps=1)
-    pretrain(PretrainConfig(data=emt_manifest.root, out=run, fit=FIT, model=MODEL, optim=optim, card=CARD))
+    pretrain(PretrainConfig(data=emt_manifest.root, out=run, fit=FIT, machine=CPU, model=MODEL, optim=optim, card=CARD))
     evaluate(EvaluateConfig(model=run, data=emt_manifest.root))
     return run
 

@@ -29,17 +29,16 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=6,
     lanes=1,
     edge_budget=3000,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=3,
     log_every=1,
-    accelerator="cpu",
 )
 
 
@@ -48,7 +47,7 @@ def start(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> P
     """A potential pretrained for a few steps on the training split of the EMT frames."""
     out = tmp_path_factory.mktemp("start") / "run"
     optim = OptimConfig(learning_rate=0.01, warmup_steps=2, ema_decay=0.0)
-    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, optim=optim, fit=FIT))
+    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, optim=optim, fit=FIT, machine=CPU))
     return out
 
 
@@ -74,6 +73,7 @@ def config(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path: Path
         data=target.root,
         out=tmp_path / "run",
         fit=FIT,
+        machine=CPU,
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=0, weight_decay=0.0, ema_decay=0.0),
         forgetting=ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root, split="test"),)),
     )

@@ -33,9 +33,10 @@ from foundation.reports.forgetting_report import table
 from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
-FIT = FitConfig(steps=3, lanes=1, edge_budget=2000, num_workers=0, accelerator="cpu", validate_every=3, log_every=1)
+FIT = FitConfig(steps=3, lanes=1, edge_budget=2000, validate_every=3, log_every=1)
 OPTIM = OptimConfig(learning_rate=3e-3, warmup_steps=0, weight_decay=0.0, ema_decay=0.0)
 CARD = CardFacts(
     name="Three steps more",
@@ -53,7 +54,7 @@ NO_LICENCE = "none stated; for measurement only, not for redistribution"
 def start(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("start") / "run"
     card = CardFacts(name="The start")
-    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, optim=OPTIM, fit=FIT, card=card))
+    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, optim=OPTIM, fit=FIT, machine=CPU, card=card))
     return out
 
 
@@ -76,6 +77,7 @@ def tuned(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_factor
             data=target.root,
             out=folder / "run",
             fit=FIT,
+            machine=CPU,
             optim=OPTIM,
             rehearsal=RehearsalConfig(data=emt_manifest.root, ratio=0.5, fraction=0.25),
             penalty=PenaltyConfig(weight=1e3, fisher=folder / "fisher", normalization="mean"),
@@ -94,7 +96,11 @@ def curved(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_facto
     """A finished run that kept the references, with what lies between measured; do not write to it."""
     out = tmp_path_factory.mktemp("curved") / "run"
     held = ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.25, 0.5))
-    finetune(FinetuneConfig(start=start, data=target.root, out=out, fit=FIT, optim=OPTIM, forgetting=held, card=CARD))
+    finetune(
+        FinetuneConfig(
+            start=start, data=target.root, out=out, fit=FIT, machine=CPU, optim=OPTIM, forgetting=held, card=CARD
+        )
+    )
     return out
 
 
@@ -243,7 +249,11 @@ def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
     tuned: Path, target: Manifest, emt_manifest: Manifest, tmp_path: Path
 ) -> None:
     out, penalty = tmp_path / "again", PenaltyConfig(weight=2.0)
-    finetune(FinetuneConfig(start=tuned, data=target.root, out=out, fit=FIT, optim=OPTIM, penalty=penalty, card=CARD))
+    finetune(
+        FinetuneConfig(
+            start=tuned, data=target.root, out=out, fit=FIT, machine=CPU, optim=OPTIM, penalty=penalty, card=CARD
+        )
+    )
     start = checkpoint.read_config(out / "potential")["provenance"]["start"]
     assert [each["name"] for each in start["datasets"]] == ["emt-target", "emt-test", "emt-test"]
     refused(out, f"{target.root}: no structure .* whose licence allows to copy it")

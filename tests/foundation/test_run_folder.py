@@ -22,26 +22,27 @@ from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
+from foundation.training.machine import MACHINE_OPTIONS
 from foundation.training.module import TrainingModule
 from launch.__main__ import main
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=3,
     lanes=2,
     edge_budget=1500,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=1,
     log_every=1,
-    accelerator="cpu",
 )
 context = multiprocessing.get_context("fork")
 
 
 def config(manifest: Manifest, out: Path, *, overwrite: bool = False, **changes: Any) -> PretrainConfig:
+    machine = dataclasses.replace(CPU, **{name: changes.pop(name) for name in MACHINE_OPTIONS if name in changes})
     fit = dataclasses.replace(FIT, **changes)
-    return PretrainConfig(data=manifest.root, out=out, model=MODEL, fit=fit, overwrite=overwrite)
+    return PretrainConfig(data=manifest.root, out=out, model=MODEL, fit=fit, machine=machine, overwrite=overwrite)
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +192,7 @@ def test_a_run_whose_folder_is_gone_ends_at_the_next_save_and_makes_no_half_of_o
 REFUSED = {
     "fit.lanes": ({"lanes": 100_000}, "lanes"),
     "fit.edge_budget": ({"edge_budget": 1}, "larger than the budget"),
-    "fit.accelerator": ({"accelerator": "gpu"}, "fit.accelerator gpu: torch finds no GPU here"),
+    "machine.accelerator": ({"accelerator": "gpu"}, "machine.accelerator gpu: torch finds no GPU here"),
     "fit.backend": ({"backend": "openequivariance"}, "works on cuda, not on cpu"),
     "fit.resume": ({"resume": True}, "no checkpoint"),
 }
@@ -219,17 +220,28 @@ def test_a_refused_run_leaves_nothing_and_replaces_nothing(
     [
         ({"steps": 10**20}, "steps must be at most 1,000,000,000,000"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
         ({"edge_budget": 10**13}, "edge_budget must be at most 100,000,000"),
         ({"atom_budget": 0}, "atom_budget must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"devices": 0}, "devices must be at least 1"),
         ({"radial_table": 10**8}, "a radial table has from 16 to 65,536 knots"),
     ],
 )
 def test_numbers_that_no_machine_could_follow_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(FIT, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
+        ({"devices": 0}, "devices must be at least 1"),
+        ({"num_nodes": 10**9}, "num_nodes must be at most 1,000,000"),
+    ],
+)
+def test_hardware_that_does_not_exist_is_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CPU, **changes)
 
 
 def test_what_a_run_reads_is_not_in_the_folder_that_it_empties(

@@ -106,7 +106,7 @@ def test_every_text_is_refused_or_arrives_as_it_is(value: str, extra: str) -> No
                 SlurmConfig(**values)
             return
         config = SlurmConfig(**values)
-        run = SimpleNamespace(fit=SimpleNamespace(num_workers=0))
+        run = SimpleNamespace(machine=SimpleNamespace(num_workers=0))
         # the comment holds the path of the script
         script.write_text(script_text(config, run, ["pretrain", "--data", text], folder / text / "job.sbatch"))
         assert run_script(script, folder)[-2:] == ["--data", text]

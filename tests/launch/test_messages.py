@@ -42,10 +42,10 @@ def test_ctrl_c_in_training_says_how_to_go_on(
 
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Monitor, "on_train_batch_end", interrupted)
-    run = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), "--fit.accelerator", "cpu"]
+    run = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), "--machine.accelerator", "cpu"]
     small = ["--model.irreps", "4x0e+2x1e", "--model.num_blocks", "1", "--fit.steps", "2", "--fit.log_every", "1"]
     try:
-        assert main([*run, *small, "--fit.num_workers", "0", "--fit.lanes", "1"]) == 130
+        assert main([*run, *small, "--machine.num_workers", "0", "--fit.lanes", "1"]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has it ignored from then on
     assert capsys.readouterr().err.splitlines()[-1] == "foundation: interrupted; continue with --fit.resume true"

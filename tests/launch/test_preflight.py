@@ -15,6 +15,7 @@ from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.training.fit_config import FitConfig
+from foundation.training.machine import MachineConfig
 from foundation.training.probe import Measured, Trial
 from launch.__main__ import main
 from launch.checks import (
@@ -41,8 +42,8 @@ from launch.slurm import seconds_of
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 8 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 1 --fit.validate_every 3 --fit.checkpoint_every 2
---fit.accelerator cpu
+--fit.steps 8 --fit.lanes 2 --fit.edge_budget 1500 --machine.num_workers 1 --fit.validate_every 3
+--fit.checkpoint_every 2 --machine.accelerator cpu
 """.split()
 
 
@@ -95,7 +96,7 @@ def test_a_good_run_passes_and_is_estimated(
 
 
 def test_two_processes_measure_their_all_reduce(emt_manifest: Manifest, tmp_path: Path) -> None:
-    code, checks, numbers = checked(emt_manifest.root, tmp_path, "--fit.devices", "2")
+    code, checks, numbers = checked(emt_manifest.root, tmp_path, "--machine.devices", "2")
     assert code == 0
     assert "over 2 processes" in checks["all-reduce"]["finding"]
     assert 0 < numbers["reduce_seconds"] < numbers["seconds_per_step"]
@@ -114,16 +115,16 @@ def test_a_run_folder_that_is_there_or_cannot_be_resumed_fails(emt_manifest: Man
 
 
 def test_a_strategy_for_several_processes_fails_for_one(emt_manifest: Manifest, tmp_path: Path) -> None:
-    fit = FitConfig(steps=1, strategy="zero-1")
-    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=fit, model=MODEL)
+    config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=FitConfig(steps=1), model=MODEL)
+    assert check_strategy(config).verdict == "ok"
+    config = dataclasses.replace(config, machine=MachineConfig(strategy="zero-1"))
     assert check_strategy(config).verdict == "fail"
-    assert check_strategy(dataclasses.replace(config, fit=FitConfig(steps=1))).verdict == "ok"
 
 
 def test_lanes_that_the_processes_do_not_divide_are_refused_with_the_sizes_that_do(
     emt_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), *ARGUMENTS, "--fit.num_nodes", "3"]
+    options = ["--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), *ARGUMENTS, "--machine.num_nodes", "3"]
     assert main(["preflight", *options]) == 2
     assert "2 lanes cannot be shared by 3 processes; use one of [1, 2]" in capsys.readouterr().err
 
@@ -219,7 +220,7 @@ def test_structures_that_are_too_large_are_counted(oversize: Oversize, words: st
     stream = Stream(
         [Dataset(manifest=emt_manifest)], cutoff=5.0, lanes=2, edge_budget=fit.edge_budget, oversize=fit.oversize
     )
-    budget, structures, _ = check_batches(fit, stream.plan, sample(stream))
+    budget, structures, _ = check_batches(fit, 1, stream.plan, sample(stream))
     assert budget.finding.startswith(f"{(edges > fit.edge_budget).sum()} structures are larger")
     assert words in budget.finding
     assert structures.verdict == "warn"
@@ -256,23 +257,24 @@ def test_the_largest_budget_leaves_a_margin() -> None:
 
 
 def test_a_run_takes_its_steps_validations_and_checkpoints() -> None:
-    fit = FitConfig(steps=100, lanes=4, devices=2, edge_budget=1000, validate_every=50, checkpoint_every=25)
+    fit = FitConfig(steps=100, lanes=4, edge_budget=1000, validate_every=50, checkpoint_every=25)
+    machine = MachineConfig(devices=2)
     trials = tuple(
         Trial(name="", num_graphs=1, num_atoms=1, num_edges=n, seconds=0.5 + 0.01 * n, peak=n) for n in (500, 1000)
     )
     one = measured(trials)
     work = Workload(mean_edges=1000.0, largest=1000, unevenness=1.1, validation_edges=6000)
-    run = duration(fit, [one, one], work, None)
+    run = duration(fit, machine, [one, one], work, None)
     assert run.step == pytest.approx(2 * 10.5 * 1.1 + 0.25 + 0.125)
     assert run.total == pytest.approx(100 * run.step + 2 * 3 * 10.5 / 5 + 4 * 2.0)
-    assert duration(fit, [one, one], work, 4000.0).step == pytest.approx(2 * 0.25 * 1.1 + 0.125)
+    assert duration(fit, machine, [one, one], work, 4000.0).step == pytest.approx(2 * 0.25 * 1.1 + 0.125)
 
 
 def test_a_gpu_run_is_checked_without_a_gpu(
     emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code, checks, _ = checked(emt_manifest.root, tmp_path, "--fit.accelerator", "gpu")
+    code, checks, _ = checked(emt_manifest.root, tmp_path, "--machine.accelerator", "gpu")
     assert code == 0
     assert [checks[name]["verdict"] for name in ("devices", "memory", "time")] == ["warn"] * 3
     assert "this machine's CPU" in checks["time"]["finding"]

@@ -81,7 +81,7 @@ def test_a_launcher_prints_the_configuration_of_its_command(
     with pytest.raises(SystemExit):
         main(["launch", "slurm", "--time", "10", "--nodes", "2", "--", *command, "--print_config"])
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    machine = ["--fit.accelerator", "cpu", "--fit.num_nodes", "2"]
+    machine = ["--machine.accelerator", "cpu", "--machine.num_nodes", "2"]
     assert parse(["pretrain", "--config", "printed.yaml"]) == parse([*command, *machine])
     assert [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]
 

@@ -45,9 +45,9 @@ srun --cpus-per-task=2 --kill-on-bad-exit=1 $hold \\
     --out runs/big \\
     --fit.steps 10 \\
     --model.irreps 4x0e \\
-    --fit.accelerator gpu \\
-    --fit.devices 4 \\
-    --fit.num_nodes 2 \\
+    --machine.accelerator gpu \\
+    --machine.devices 4 \\
+    --machine.num_nodes 2 \\
     --fit.resume auto
 """
 
@@ -71,12 +71,12 @@ def test_the_script_says_everything_that_the_job_needs(tmp_path: Path) -> None:
 
 
 def test_processors_without_gpus_share_the_cores_of_a_node(tmp_path: Path) -> None:
-    command = [*COMMAND, "--fit.num_workers", "2"]
+    command = [*COMMAND, "--machine.num_workers", "2"]
     assert launch("--processes-per-node", "8", "--cpus-per-task", "6", command=command) == 0
     text = (tmp_path / "runs" / "big" / "job.sbatch").read_text()
     for line in ("#SBATCH --ntasks-per-node=8", "#SBATCH --cpus-per-task=6", "export OMP_NUM_THREADS=4"):
         assert line in text.splitlines()
-    assert "--fit.accelerator cpu \\\n    --fit.devices 8 \\\n    --fit.num_nodes 1" in text
+    assert "--machine.accelerator cpu \\\n    --machine.devices 8 \\\n    --machine.num_nodes 1" in text
     assert "--gpus" not in text
 
 
@@ -103,8 +103,8 @@ def test_a_sweep_is_an_array_whose_tasks_have_their_own_run_folders(tmp_path: Pa
         ("", [*COMMAND, "--model.cutoff", "{task}"], "say which with --array"),
         ("", [], "no command: put it behind --"),
         ("", ["--", "evaluate", "--model", "m", "--data", "d"], "`evaluate` does not train"),
-        ("", [*COMMAND, "--fit.devices", "2"], "--fit.devices in the command: leave it out"),
-        ("", [*COMMAND, "--fit.num-nodes=2"], "--fit.num_nodes in the command: leave it out"),
+        ("", [*COMMAND, "--machine.devices", "2"], "--machine.devices in the command: leave it out"),
+        ("", [*COMMAND, "--machine.num-nodes=2"], "--machine.num_nodes in the command: leave it out"),
         ("", [*COMMAND, "--overwrite", "true"], "--overwrite in the command"),
         ("--gpus-per-node 2 --processes-per-node 2", [*COMMAND], "leave --processes-per-node out"),
         ("--nodes 0", [*COMMAND], "nodes must be at least 1, not 0"),

@@ -20,14 +20,15 @@ from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fault_tolerance.preemption import PreemptedError
+from foundation.training.machine import MachineConfig
 from launch.__main__ import main, parse
 from launch.command import check
 from launch.sweep import SweepConfig, chosen, planned, read_sweep, sweep, with_options
 
 ARGUMENTS = """
 --model.irreps 4x0e+2x1e --model.num_blocks 1 --model.max_degree 1 --model.radial_sizes [8] --model.readout_channels 4
---fit.steps 4 --fit.lanes 2 --fit.edge_budget 1500 --fit.num_workers 0 --fit.validate_every 4 --fit.log_every 4
---fit.accelerator cpu
+--fit.steps 4 --fit.lanes 2 --fit.edge_budget 1500 --machine.num_workers 0 --fit.validate_every 4 --fit.log_every 4
+--machine.accelerator cpu
 """.split()
 LONG = "--fit.steps 60 --fit.log_every 1 --fit.validate_every 1000 --fit.checkpoint_every 1000".split()
 """A run of some seconds, so that there is time to stop it, without a checkpoint in between."""
@@ -308,8 +309,12 @@ def test_overwriting_is_refused(small: Sweep) -> None:
 
 @pytest.mark.parametrize("machine", [{"devices": 2, "num_nodes": 1}, {"devices": 1, "num_nodes": 2}])
 def test_a_sweep_is_launched_as_one_process(machine: dict[str, int]) -> None:
-    fit = SimpleNamespace(resume="auto", **machine)
-    config = SimpleNamespace(sweep=Path("sweep.yaml"), overwrite=False, fit=fit)
+    config = SimpleNamespace(
+        sweep=Path("sweep.yaml"),
+        overwrite=False,
+        fit=SimpleNamespace(resume="auto"),
+        machine=MachineConfig(**machine),
+    )
     with pytest.raises(ValueError, match="a sweep starts processes of its own, so launch it as one process"):
         check(["finetune"], lambda words: ("finetune", config), {})
     config.sweep = None
@@ -324,7 +329,8 @@ def test_fine_tunings_of_a_sweep_are_compared_by_the_command(
         "start": str(done.out / "plain"),
         "data": str(done.data),
         "out": str(tmp_path / "sweep"),
-        "fit": {"steps": 2, "lanes": 1, "edge_budget": 3000, "num_workers": 0, "log_every": 1, "accelerator": "cpu"},
+        "fit": {"steps": 2, "lanes": 1, "edge_budget": 3000, "log_every": 1},
+        "machine": {"num_workers": 0, "accelerator": "cpu"},
         "forgetting": {
             "target": [{"path": str(done.data), "split": "val", "name": "near"}],
             "retained": [{"path": str(done.data), "split": "test", "name": "far"}],

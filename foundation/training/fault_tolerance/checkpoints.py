@@ -24,6 +24,7 @@ from data_pipeline.quoting import one_line
 from data_pipeline.store import lock
 from data_pipeline.store.shards import sha256
 from foundation.configuration import deciding_changes
+from foundation.training.machine import with_machine
 from foundation.training.strategy import ZeroStrategy
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def refuse_changes(checkpoint: Path, config: object) -> None:
     if not isinstance(theirs, dict) or not theirs:
         log.warning("%s does not say with which configuration it was made: not compared", checkpoint)
         return
-    changed = deciding_changes(theirs, config)
+    changed = deciding_changes(with_machine(theirs), config)
     if changed:
         raise ValueError(
             f"cannot resume {checkpoint} with another configuration: {'; '.join(changed)}. Restore it, or start a new "

@@ -35,15 +35,14 @@ from foundation.reports.card import CardFacts
 from foundation.training.fit_config import FitConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
-from launch import tables as show
+from launch import tables
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=2,
     lanes=1,
     edge_budget=3000,
-    num_workers=0,
-    accelerator="cpu",
     validate_every=2,
     checkpoint_every=2,
     log_every=1,
@@ -113,9 +112,9 @@ def test_a_new_quantity_is_one_entry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(QUANTITIES, "aluminium_rmse", ALUMINIUM_RMSE)
-    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    data, run, tuned = emt_manifest.root, tmp_path / "run", tmp_path / "tuned"
     with caplog.at_level("INFO"):
-        pretrain(PretrainConfig(data=emt_manifest.root, out=run, model=MODEL, optim=OPTIM, fit=FIT, card=CARD))
+        pretrain(PretrainConfig(data=data, out=run, model=MODEL, optim=OPTIM, fit=FIT, machine=CPU, card=CARD))
     in_log = [row for row in read_rows(run / "logs") if row["kind"] != "start"]
     assert all(row.get("train/aluminium_rmse") or row.get("val/aluminium_rmse") for row in in_log)
     assert any("aluminium" in record.getMessage() for record in caplog.records)
@@ -132,7 +131,7 @@ def test_a_new_quantity_is_one_entry(
     shown = [f"{1000 * error:.1f}", f"{1000 * size:.1f} (zero)", f"{error / size:.3f}"]
     cells = [ALUMINIUM_RMSE.title, *shown]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in (run / "report" / "index.html").read_text()
-    show.errors(values)
+    tables.errors(values)
     printed = " ".join(capsys.readouterr().out.replace("│", "").split())  # the name is wrapped where it is narrow
     assert "force RMSE of aluminium" in printed
     assert " ".join(shown) in printed
@@ -146,7 +145,7 @@ def test_a_new_quantity_is_one_entry(
     )
     finetune(
         FinetuneConfig(
-            start=run, data=emt_manifest.root, out=tuned, fit=FIT, optim=OPTIM, forgetting=held_out, card=CARD
+            start=run, data=data, out=tuned, fit=FIT, machine=CPU, optim=OPTIM, forgetting=held_out, card=CARD
         )
     )
     sets = json.loads((tuned / "forgetting" / "forgetting.json").read_text())["sets"]

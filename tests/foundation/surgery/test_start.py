@@ -23,9 +23,10 @@ from foundation.surgery.start import start_from
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
 from tests.foundation.reports.test_card import COMPLETE
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=2, lanes=1, edge_budget=1500, num_workers=0, validate_every=2, log_every=2, accelerator="cpu")
+FIT = FitConfig(steps=2, lanes=1, edge_budget=1500, validate_every=2, log_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def first(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> P
     """The run that others start from."""
     out = tmp_path_factory.mktemp("first") / "run"
     data = (DatasetConfig(path=emt_manifest.root, theory="EMT"),)
-    pretrain(PretrainConfig(data=data, out=out, model=MODEL, fit=FIT))
+    pretrain(PretrainConfig(data=data, out=out, model=MODEL, fit=FIT, machine=CPU))
     return out
 
 
@@ -100,7 +101,7 @@ def test_an_element_that_the_start_does_not_know_is_refused(first: Path, few: Ma
 
 
 def test_what_is_no_potential_is_refused_before_anything_is_written(few: Manifest, tmp_path: Path) -> None:
-    config = PretrainConfig(data=few.root, start=tmp_path, out=tmp_path / "run", model=MODEL, fit=FIT)
+    config = PretrainConfig(data=few.root, start=tmp_path, out=tmp_path / "run", model=MODEL, fit=FIT, machine=CPU)
     with pytest.raises(FileNotFoundError, match="no potential there"):
         pretrain(config)
     assert not config.out.exists()
@@ -112,7 +113,9 @@ def test_a_second_stage_trains_on_at_its_theory_and_its_card_tells_of_the_first(
     out = tmp_path / "second"
     data = (DatasetConfig(path=few.root, theory="other"),)
     optim = OptimConfig(ema_decay=0.0, learning_rate=1e-3, warmup_steps=0)
-    pretrain(PretrainConfig(data=data, start=first, out=out, model=MODEL, fit=FIT, optim=optim, card=COMPLETE))
+    pretrain(
+        PretrainConfig(data=data, start=first, out=out, model=MODEL, fit=FIT, machine=CPU, optim=optim, card=COMPLETE)
+    )
     before, after = load(first), load(out)
     assert after.theories == ("EMT", "other")
     layer = after.network.blocks[0].self_interaction_1

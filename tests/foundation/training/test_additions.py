@@ -20,19 +20,19 @@ from foundation.training.additions import Additions, Mode, Rehearsal
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty, label_counts, loss
+from foundation.training.machine import MachineConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=6,
     lanes=1,
     edge_budget=1500,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=3,
     log_every=1,
-    accelerator="cpu",
 )
 OPTIM = OptimConfig(
     learning_rate=3e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=1e9, ema_decay=0.0
@@ -57,6 +57,7 @@ def train(
     old: Rehearsal | None,
     penalty: Penalty | None = None,
     config: FitConfig = FIT,
+    machine: MachineConfig = CPU,
 ) -> Tensor:
     # every parameter at the same rate, as in a plain optimizer
     factors = {"network.embedding.weight": len(potential.elements) ** -0.5}
@@ -64,6 +65,7 @@ def train(
         potential,
         [Dataset(manifest=manifest)],
         config=config,
+        machine=machine,
         loss=LOSS,
         optim=OPTIM,
         out=out,
@@ -263,9 +265,9 @@ def test_in_turn_the_log_has_the_last_loss_of_each_part(
 def test_reference_mode_is_refused_for_several_processes(
     potential: Potential, emt_manifest: Manifest, tmp_path: Path
 ) -> None:
-    two = dataclasses.replace(FIT, lanes=2, devices=2)
+    two, machine = dataclasses.replace(FIT, lanes=2), dataclasses.replace(CPU, devices=2)
     with pytest.raises(ValueError, match=r"rehearsal\.mode reference .* single process"):
-        train(potential, emt_manifest, tmp_path, rehearsal(emt_manifest, "reference"), config=two)
+        train(potential, emt_manifest, tmp_path, rehearsal(emt_manifest, "reference"), config=two, machine=machine)
 
 
 def test_too_little_to_rehearse_is_refused_as_such(

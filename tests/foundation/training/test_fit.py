@@ -18,18 +18,17 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=8,
     lanes=2,
     edge_budget=1500,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=2,
     keep_checkpoints=2,
     log_every=2,
-    accelerator="cpu",
 )
 
 
@@ -40,6 +39,7 @@ def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
         model=MODEL,
         optim=OptimConfig(warmup_steps=2, ema_decay=0.9),
         fit=dataclasses.replace(FIT, **changes),
+        machine=CPU,
     )
 
 
@@ -200,6 +200,7 @@ def test_structures_that_are_left_out_are_counted_in_the_log(
     assert f"{(edges > budget).sum()} structures are larger than the budget and left out" in caplog.text
 
 
-def test_lanes_that_the_processes_do_not_divide_are_an_error() -> None:
+def test_lanes_that_the_processes_do_not_divide_are_an_error(emt_manifest: Manifest, tmp_path: Path) -> None:
+    whole = config(emt_manifest, tmp_path / "run", lanes=4)
     with pytest.raises(ValueError, match=r"use one of \[1, 2, 4\]"):
-        dataclasses.replace(FIT, lanes=4, devices=3)
+        dataclasses.replace(whole, machine=dataclasses.replace(CPU, devices=3))

@@ -19,9 +19,10 @@ from foundation.report import ReportConfig, report
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, LossConfig, LossTerm, TermConfig, label_counts, loss
 from foundation.training.monitoring.metrics_file import read_rows
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=2, lanes=1, edge_budget=2000, num_workers=0, accelerator="cpu", validate_every=2, log_every=1)
+FIT = FitConfig(steps=2, lanes=1, edge_budget=2000, validate_every=2, log_every=1)
 
 
 def _pressure(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
@@ -53,7 +54,7 @@ def test_a_new_term_of_the_loss_is_one_entry(
     assert (after - before).item() == pytest.approx(5000 * error.square().mean().item(), rel=1e-5)
 
     out = tmp_path / "run"
-    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, loss=WithPressure(), fit=FIT))
+    pretrain(PretrainConfig(data=emt_manifest.root, out=out, model=MODEL, loss=WithPressure(), fit=FIT, machine=CPU))
     rows = [row for row in read_rows(out / "logs") if row["kind"] == "train"]
     assert all(row["train/loss_pressure"] > 0 for row in rows)
     terms = [rows[0][f"train/loss_{name}"] for name in ("energy", "forces", "stress", "pressure")]

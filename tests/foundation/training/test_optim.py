@@ -24,6 +24,7 @@ from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
 from foundation.training.schedule_free import ScheduleFree
+from tests.machine import CPU
 
 ELEMENTS = tuple(range(1, 17))
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
@@ -36,11 +37,9 @@ FIT = FitConfig(
     steps=8,
     lanes=2,
     edge_budget=1500,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=2,
     log_every=2,
-    accelerator="cpu",
 )
 
 
@@ -241,7 +240,7 @@ def test_a_run_of_each_optimizer_resumes_to_the_same_bits_and_releases_its_avera
     def run(folder: str, **changes: object) -> Path:
         fit = dataclasses.replace(FIT, **changes)
         config = PretrainConfig(
-            data=emt_manifest.root, out=tmp_path / folder, model=MODEL, optim=OPTIMIZERS[name], fit=fit
+            data=emt_manifest.root, out=tmp_path / folder, model=MODEL, optim=OPTIMIZERS[name], fit=fit, machine=CPU
         )
         pretrain(config)
         return config.out
@@ -285,17 +284,26 @@ def test_what_is_validated_is_schedule_frees_average(
 
     monkeypatch.setattr(TrainingModule, "validation_step", look)
     optim = OPTIMIZERS["schedule_free"]
-    pretrain(PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", model=MODEL, optim=optim, fit=FIT))
+    pretrain(
+        PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", model=MODEL, optim=optim, fit=FIT, machine=CPU)
+    )
     assert validated
     assert all(validated)
 
 
 @pytest.mark.parametrize("name", ["muon", "schedule_free"])
 def test_parameters_in_parts_are_for_adamw_only(name: str, emt_manifest: Manifest, tmp_path: Path) -> None:
-    fit = dataclasses.replace(FIT, strategy="zero-1")
+    machine = dataclasses.replace(CPU, strategy="zero-1")
     with pytest.raises(ValueError, match=f"optimizer {name} needs every parameter whole"):
         pretrain(
-            PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", optim=OPTIMIZERS[name], fit=fit, model=MODEL)
+            PretrainConfig(
+                data=emt_manifest.root,
+                out=tmp_path / "run",
+                optim=OPTIMIZERS[name],
+                fit=FIT,
+                machine=machine,
+                model=MODEL,
+            )
         )
 
 
@@ -305,7 +313,9 @@ def test_a_run_in_bf16_with_recomputed_blocks_learns_and_gives_back_a_plain_pote
     def run(name: str, **changes: Any) -> Potential:
         fit = dataclasses.replace(FIT, **changes)
         optim = OPTIMIZERS["adamw"]
-        return pretrain(PretrainConfig(data=emt_manifest.root, out=tmp_path / name, model=MODEL, optim=optim, fit=fit))
+        return pretrain(
+            PretrainConfig(data=emt_manifest.root, out=tmp_path / name, model=MODEL, optim=optim, fit=fit, machine=CPU)
+        )
 
     plain, rough = run("plain"), run("rough", precision="bf16", recompute=True)
     assert rough.network.computation == Computation()

@@ -24,9 +24,10 @@ from foundation.pretrain import PretrainConfig, pretrain
 from foundation.surgery.references import refit_references
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig, refuse_idle_terms
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=1, lanes=1, edge_budget=1500, num_workers=0, validate_every=1, accelerator="cpu")
+FIT = FitConfig(steps=1, lanes=1, edge_budget=1500, validate_every=1)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_whatever_needs_labels_refuses_it_by_name(
     save(potential, model, {})
     uses: list[Callable[[], object]] = [
         lambda: refuse_unlabelled([Dataset(manifest=emt_manifest), Dataset(manifest=bare)]),
-        lambda: pretrain(PretrainConfig(data=bare.root, out=run, model=MODEL, fit=FIT)),
+        lambda: pretrain(PretrainConfig(data=bare.root, out=run, model=MODEL, fit=FIT, machine=CPU)),
         lambda: evaluate(EvaluateConfig(model=model, data=bare.root, out=run)),
         lambda: compute_fisher(FisherConfig(model=model, data=bare.root, out=run)),
         lambda: refit_references(potential, [Dataset(manifest=bare)]),
@@ -96,7 +97,7 @@ def test_a_pretraining_on_energies_alone_is_refused_unless_the_loss_says_so(
     source = AseFiles(files=(str(tmp_path / "energies.extxyz"),))
     build(BuildConfig(source=source, provenance=provenance, out=tmp_path / "data", val_fraction=0.0, test_fraction=0.0))
     with pytest.raises(ValueError, match=r"emt-test has no forces, and loss\.forces\.weight is 20"):
-        pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=FIT))
+        pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=FIT, machine=CPU))
     assert not (tmp_path / "run").exists()
 
 

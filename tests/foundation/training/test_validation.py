@@ -24,9 +24,10 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
-FIT = FitConfig(steps=2, lanes=1, edge_budget=3000, num_workers=0, accelerator="cpu", validate_every=1, log_every=1)
+FIT = FitConfig(steps=2, lanes=1, edge_budget=3000, validate_every=1, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,7 @@ def warnings_of(potential: Potential, tmp_path: Path, caplog: pytest.LogCaptureF
                 potential,
                 datasets,
                 config=dataclasses.replace(FIT, **changes),
+                machine=CPU,
                 loss=LossConfig(),
                 optim=OptimConfig(),
                 out=tmp_path / "run",

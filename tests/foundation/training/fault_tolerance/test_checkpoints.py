@@ -27,25 +27,27 @@ from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=8,
     lanes=2,
     edge_budget=1500,
-    num_workers=0,
     validate_every=3,
     checkpoint_every=2,
     keep_checkpoints=3,
     log_every=2,
-    accelerator="cpu",
 )
 
 
 def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
     overwrite = bool(changes.pop("overwrite", False))
+    machine = dataclasses.replace(CPU, num_workers=changes.pop("num_workers", 0))
     fit, optim = dataclasses.replace(FIT, **changes), OptimConfig(warmup_steps=2)
-    return PretrainConfig(data=manifest.root, out=out, model=MODEL, optim=optim, fit=fit, overwrite=overwrite)
+    return PretrainConfig(
+        data=manifest.root, out=out, model=MODEL, optim=optim, fit=fit, machine=machine, overwrite=overwrite
+    )
 
 
 @pytest.fixture(scope="module")

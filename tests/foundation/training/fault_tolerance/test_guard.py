@@ -22,24 +22,25 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=8,
     lanes=1,
     edge_budget=1500,
-    num_workers=0,
     validate_every=100,
     checkpoint_every=2,
     keep_checkpoints=9,
     log_every=1,
-    accelerator="cpu",
 )
 
 
 def config(manifest: Manifest, out: Path, resume: bool = False, **guard: Any) -> PretrainConfig:
     fit = replace(FIT, guard=GuardConfig(**guard), resume=resume)
-    return PretrainConfig(data=manifest.root, out=out, model=MODEL, optim=OptimConfig(warmup_steps=2), fit=fit)
+    return PretrainConfig(
+        data=manifest.root, out=out, model=MODEL, optim=OptimConfig(warmup_steps=2), fit=fit, machine=CPU
+    )
 
 
 def disturb(

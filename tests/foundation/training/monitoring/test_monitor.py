@@ -21,23 +21,24 @@ from foundation.training.module import TrainingModule
 from foundation.training.monitoring.metrics_file import read_rows
 from foundation.training.monitoring.monitor import Monitor, imbalance, step_counts
 from foundation.training.optim import OptimConfig
+from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
     steps=8,
     lanes=2,
     edge_budget=1500,
-    num_workers=0,
     validate_every=4,
     checkpoint_every=2,
     log_every=2,
-    accelerator="cpu",
 )
 
 
 def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
     fit = dataclasses.replace(FIT, **changes)
-    return PretrainConfig(data=manifest.root, out=out, model=MODEL, optim=OptimConfig(warmup_steps=2), fit=fit)
+    return PretrainConfig(
+        data=manifest.root, out=out, model=MODEL, optim=OptimConfig(warmup_steps=2), fit=fit, machine=CPU
+    )
 
 
 def rows(run: Path, kind: str) -> dict[int, dict]:
