@@ -9,9 +9,6 @@ are taken in order, so the bytes do not depend on who wrote what. A writing proc
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +19,12 @@ from jaxtyping import Int8, Int64
 from data_pipeline.building.splits import SPLITS
 from data_pipeline.building.staging import StagedFrames, batched, selected_frames
 from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store import durable
 from data_pipeline.store.block import Precision
 from data_pipeline.store.index import BlockIndex, index_path
 from data_pipeline.store.json_record import Record, parse_json
 from data_pipeline.store.manifest import Shard, Split, split_index_path
-from data_pipeline.store.shards import ShardWriter, sha256
+from data_pipeline.store.shards import sha256, shard_writer
 from data_pipeline.structure import Structure
 
 
@@ -91,29 +89,21 @@ def receipt_path(receipts: Path, name: str) -> Path:
 
 def write_shard(data: Path, receipts: Path, splits_file: Path, plan: ShardPlan, layout: Layout) -> None:
     """Write one shard with its index into the folder of the data, and its receipt beside the other receipts."""
-    temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=receipts))
-    try:
-        path, statistics = temporary / plan.name, Statistics(cutoffs=layout.cutoffs)
-        splits = np.load(splits_file, mmap_mode="r")
-        with ShardWriter(path, len(layout.cutoffs), layout.positions) as writer:
-            for block in batched(_frames(plan, splits), layout.block_frames):
-                structures, edges = [frame for frame, _ in block], np.stack([edges for _, edges in block])
-                writer.write(structures, edges.tolist())
-                statistics.add(structures, edges)
-        shard = Shard(
-            name=plan.name,
-            sha256=sha256(path),
-            num_bytes=path.stat().st_size,
-            num_frames=plan.num_frames,
-            index_sha256=sha256(index_path(path)),
-        )
-        receipt = temporary / "receipt"
-        receipt.write_text(_receipt_text(shard, statistics))
-        os.replace(index_path(path), index_path(data / plan.name))
-        os.replace(path, data / plan.name)
-        os.replace(receipt, receipt_path(receipts, plan.name))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    path, statistics = data / plan.name, Statistics(cutoffs=layout.cutoffs)
+    splits = np.load(splits_file, mmap_mode="r")
+    with shard_writer(path, len(layout.cutoffs), layout.positions) as writer:
+        for block in batched(_frames(plan, splits), layout.block_frames):
+            structures, edges = [frame for frame, _ in block], np.stack([edges for _, edges in block])
+            writer.write(structures, edges.tolist())
+            statistics.add(structures, edges)
+    shard = Shard(
+        name=plan.name,
+        sha256=sha256(path),
+        num_bytes=path.stat().st_size,
+        num_frames=plan.num_frames,
+        index_sha256=sha256(index_path(path)),
+    )
+    durable.write_whole(receipt_path(receipts, plan.name), _receipt_text(shard, statistics))
 
 
 def _receipt_text(shard: Shard, statistics: Statistics) -> str:

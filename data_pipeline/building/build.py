@@ -32,12 +32,12 @@ from data_pipeline.building.assembly import Layout, ShardPlan, assembled, is_wri
 from data_pipeline.building.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
 from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, refuse_inside, snapshot
 from data_pipeline.building.splits import SplitBy, Splits, split_name
-from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, stage_part
+from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, part_folders, stage_part
 from data_pipeline.building.workers import Task, dealt, work
 from data_pipeline.quoting import abbreviated
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.block import Precision
 from data_pipeline.store.json_record import Record, parse_json
 from data_pipeline.store.manifest import SCHEMA_VERSION, Manifest, Provenance
@@ -159,13 +159,12 @@ class _Place:
 
     def __init__(self, out: Path) -> None:
         self.lock, self.out = lock.beside(out), lock.real(out)
-        self.partial = self.out.with_name(self.out.name + ".partial")
+        self.partial = durable.partial_of(self.out)
         # also as the files of a source are named, links not followed
         self._own = (self.partial, out.absolute().parent / self.partial.name)
         self.state = self.partial / "state.json"
         self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
-        self.splits, self.replaced = self.partial / "splits.npy", self.partial / "replaced"
-        self.failed = self.partial / "failed"
+        self.splits, self.failed = self.partial / "splits.npy", self.partial / "failed"
         self.source: Snapshot = {}
 
     def is_own(self, path: Path) -> bool:
@@ -186,8 +185,7 @@ def _reading(config: BuildConfig) -> Reading:
 
 def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
     """Check the target, and keep of an earlier attempt what is still good; return the parts of the source."""
-    if place.replaced.exists() and not place.out.exists():
-        os.rename(place.replaced, place.out)  # killed while the new data took the old one's place
+    durable.put_back(place.out)
     if place.out.exists() and place.partial.exists() and not place.data.exists():
         shutil.rmtree(place.partial)  # killed when everything was in its place
     _check_target(config)
@@ -209,11 +207,11 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
             shutil.rmtree(place.data, ignore_errors=True)
     for folder in (place.staged, place.receipts, place.data):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in folder.glob("*" + durable.PARTIAL):
+            durable.remove(leftover)
     place.failed.unlink(missing_ok=True)
     sizes = [part.size for part in parts]
-    _write(place.state, json.dumps({**fingerprints, "sizes": sizes}).encode())
+    durable.write_whole(place.state, json.dumps({**fingerprints, "sizes": sizes}))
     return parts
 
 
@@ -296,7 +294,7 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
         )
     buffer = io.BytesIO()
     np.save(buffer, splits.of_frames)
-    _write(place.splits, buffer.getvalue())
+    durable.write_whole(place.splits, buffer.getvalue())
     for remark in splits.remarks():
         logger.warning("%s", remark)
     return plans, _Decided(rejected, splits.by)
@@ -312,23 +310,10 @@ def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided:
         rejected=decided.rejected,
         root=config.out,
     )
-    _write(place.data / "manifest.json", manifest.to_text().encode())
-    if place.out.exists():
-        shutil.rmtree(place.replaced, ignore_errors=True)
-        os.rename(place.out, place.replaced)
-    os.rename(place.data, place.out)
+    durable.write_whole(place.data / "manifest.json", manifest.to_text())
+    durable.put_in_place(place.data, place.out)
     shutil.rmtree(place.partial)
     return manifest
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -352,7 +337,7 @@ def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
             _check_source(place)  # half a file cannot be read, but that is not what is wrong with it
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error = DiskFull(_disk_full(place, error))
-        if not any(place.staged.glob("part-*")):
+        if not part_folders(place.staged):
             if alone:
                 shutil.rmtree(place.partial, ignore_errors=True)
             raise error from error.__cause__

@@ -19,6 +19,7 @@ from data_pipeline.building.staging import StagedFrames
 from data_pipeline.sources import Part
 from data_pipeline.statistics.element_energies import element_energies
 from data_pipeline.statistics.sums import SIZE, reference_energies
+from data_pipeline.store import durable
 from data_pipeline.structure import InvalidStructure, Structure
 
 IMPLAUSIBLE_STRESS = 10.0
@@ -219,8 +220,7 @@ def write_rejects(path: Path, frames: StagedFrames, parts: list[Part], rejection
     parts_of = np.array(frames.part_of_chunk, dtype=np.int64)[
         np.searchsorted(frames.first_frame, places[order], side="right") - 1
     ]
-    path.unlink(missing_ok=True)  # of an earlier call; if it was made a link, the list is not to go elsewhere
-    with path.open("w") as file:
+    with durable.whole_file(path) as partial, partial.open("x") as file:
         for number, part in enumerate(parts):
             lines = [json.loads(line) for line in (frames.parts[number] / "refused.jsonl").read_text().splitlines()]
             for entry in order[parts_of == number].tolist():

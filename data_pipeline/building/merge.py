@@ -7,7 +7,6 @@ its own manifest and trains beside the others, with its own element references.
 import logging
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.building.source_files import refuse_inside
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.index import BlockIndex
 from data_pipeline.store.manifest import Manifest, Provenance, Shard, Split, open_manifest, split_index_path
 from data_pipeline.store.shards import sha256
@@ -50,7 +49,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
     """
     parts = [open_manifest(_local(path)) for path in manifests]
     target = lock.real(out)
-    refuse_inside([part.root for part in parts], [_partial(target)])
+    refuse_inside([part.root for part in parts], [durable.partial_of(target)])
     with lock.hold(lock.beside(out), out):
         if target.exists():
             raise FileExistsError(f"{out} already exists; choose another --out")
@@ -60,27 +59,16 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
 
 
 def _merged(parts: list[Manifest], target: Path, name: str, root: Path) -> Manifest:
-    partial = _partial(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with durable.whole_folder(target) as folder:
         merged = Manifest(
             provenance=_joined_provenance(parts, name),
-            splits={split: _merge_split(parts, split, partial, target) for split in _split_names(parts)},
+            splits={split: _merge_split(parts, split, folder, target) for split in _split_names(parts)},
             build_config={"merged": [_origin(part) for part in parts]},
             rejected=dict(reduce(add, (Counter(part.rejected) for part in parts))),
             root=root,
         )
-        (partial / "manifest.json").write_text(merged.to_text())
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (folder / "manifest.json").write_text(merged.to_text())
     return merged
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(target.name + ".partial")
 
 
 def _local(path: Path) -> Path:

@@ -11,9 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -28,10 +25,11 @@ from safetensors import safe_open
 from data_pipeline.building.duplicates import fingerprint
 from data_pipeline.building.edge_count import EdgeCounter, Edges
 from data_pipeline.sources import Frame, MachineLearned, Part
+from data_pipeline.store import durable
 from data_pipeline.store.block import Block, Precision
 from data_pipeline.store.index import BlockIndex, index_path
 from data_pipeline.store.json_record import parse_json
-from data_pipeline.store.shards import ShardWriter, read_block, sha256
+from data_pipeline.store.shards import read_block, sha256, shard_writer
 from data_pipeline.structure import InvalidStructure, Structure
 
 logger = logging.getLogger(__name__)
@@ -66,25 +64,26 @@ def part_folder(staged: Path, number: int) -> Path:
     return staged / f"part-{number:06d}"
 
 
+def part_folders(staged: Path) -> list[Path]:
+    """Return the folders of the parts that are complete, in order."""
+    return sorted(staged.glob("part-*[0-9]"))
+
+
 def stage_part(staged: Path, number: int, part: Part, reading: Reading) -> None:
     """Read a part, measure its frames and write both into the folder of staged parts.
 
     Raises:
         InvalidStructure: a frame is refused and this ends the build, or the source cannot be read on.
     """
-    temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=staged))
-    try:
-        with (temporary / "refused.jsonl").open("w") as refused:
+    # of its small files, what a power cut takes is found missing by the checksums and read again
+    with durable.whole_folder(part_folder(staged, number), flush=False) as folder:
+        with (folder / "refused.jsonl").open("w") as refused:
             frames = _accepted(part, reading, refused)
             blocks = batched(frames, BLOCK_FRAMES)
             for chunk, first in enumerate(blocks):
                 rest = itertools.islice(blocks, CHUNK_FRAMES // BLOCK_FRAMES - 1)
-                _write_chunk(temporary / f"{chunk:06d}.tar", itertools.chain([first], rest), reading)
-        (temporary / SUMS).write_text(json.dumps(_sums(temporary)))
-        if not part_folder(staged, number).exists():
-            os.rename(temporary, part_folder(staged, number))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                _write_chunk(folder / f"{chunk:06d}.tar", itertools.chain([first], rest), reading)
+        (folder / SUMS).write_text(json.dumps(_sums(folder)))
 
 
 def _sums(folder: Path) -> dict[str, str | int]:
@@ -95,7 +94,7 @@ def _sums(folder: Path) -> dict[str, str | int]:
 
 def drop_damaged(staged: Path) -> None:
     """Remove what is no complete part, or not as it was written, so that it is read again."""
-    for folder in staged.glob("part-*"):
+    for folder in part_folders(staged):
         try:
             whole = parse_json((folder / SUMS).read_bytes()) == _sums(folder)
             for path in sorted(folder.glob("*.tar")) if whole else ():
@@ -106,7 +105,7 @@ def drop_damaged(staged: Path) -> None:
             whole = False
         if not whole:
             logger.warning("%s: incomplete or damaged, it is read again", folder)
-            shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+            durable.remove(folder)
 
 
 class _Accepted(NamedTuple):
@@ -154,13 +153,13 @@ def _rounded(frame: Structure, reading: Reading) -> Structure:
 
 def _write_chunk(path: Path, blocks: Iterable[Sequence[_Accepted]], reading: Reading) -> None:
     columns = []
-    with ShardWriter(path, len(reading.cutoffs), reading.positions) as writer:
+    with shard_writer(path, len(reading.cutoffs), reading.positions) as writer:
         for block in blocks:
             structures = [frame.structure for frame in block]
             writer.write(structures, [frame.edges.counts for frame in block])
             columns.append(_measured(block, structures, reading))
     arrays = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
-    _columns_path(path).write_bytes(safetensors.numpy.save(arrays))
+    durable.write_whole(_columns_path(path), safetensors.numpy.save(arrays), flush=False)
 
 
 def _measured(block: Sequence[_Accepted], structures: Sequence[Structure], reading: Reading) -> dict[str, np.ndarray]:

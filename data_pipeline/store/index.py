@@ -14,6 +14,7 @@ import safetensors.numpy
 from jaxtyping import Int, Int32, Int64, UInt32
 from safetensors import SafetensorError, safe_open
 
+from data_pipeline.store import durable
 from data_pipeline.store.block import CorruptShard
 
 Counts = tuple[Int32[np.ndarray, " frames"], Int32[np.ndarray, "frames cutoffs"]]
@@ -67,7 +68,7 @@ class BlockIndex:
 
     def save(self, path: Path) -> None:
         """Write the index as safetensors."""
-        path.write_bytes(safetensors.numpy.save({name: getattr(self, name) for name in _DTYPES}))
+        durable.write_whole(path, safetensors.numpy.save({name: getattr(self, name) for name in _DTYPES}))
 
     @staticmethod
     def load(path: Path) -> "BlockIndex":
@@ -253,7 +254,8 @@ class StoredCounts:
 def save_shard_index(path: Path, blocks: BlockIndex, counts: Counts) -> None:
     """Write the index of one shard: its blocks and the counts of its frames."""
     arrays = {name: getattr(blocks, name) for name in _DTYPES}
-    path.write_bytes(safetensors.numpy.save({**arrays, "frame_atoms": counts[0], "frame_edges": counts[1]}))
+    arrays |= {"frame_atoms": counts[0], "frame_edges": counts[1]}
+    durable.write_whole(path, safetensors.numpy.save(arrays))
 
 
 def index_path(shard: Path) -> Path:

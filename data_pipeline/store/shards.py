@@ -5,55 +5,44 @@ planning needs, so planning never opens a shard.
 """
 
 import hashlib
-import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from webdataset.writer import TarWriter
 
+from data_pipeline.store import durable
 from data_pipeline.store.block import Block, CorruptShard, Precision, encode_block
 from data_pipeline.store.index import BlockIndex, index_path, save_shard_index, summed
 from data_pipeline.structure import Structure
 
 
-class ShardWriter:
-    """Writes one shard and its index; the shard appears under its name only when both are complete."""
-
-    def __init__(self, path: Path, num_cutoffs: int, positions: Precision = "float64") -> None:
-        self.path, self._num_cutoffs = path, num_cutoffs
-        self._positions: Precision = positions
-        self._temporary = path.with_suffix(".tar.partial")
-        self._file = self._temporary.open("wb")
+@contextmanager
+def shard_writer(path: Path, num_cutoffs: int, positions: Precision = "float64") -> Iterator["ShardWriter"]:
+    """Write one shard and its index; the shard appears under its name only when both are complete."""
+    with durable.whole_file(path) as partial:
         # a fixed clock, owner and format: the same frames give the same bytes
-        self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
+        fixed = {"user": "", "group": "", "mtime": 0}
+        with partial.open("xb") as file, closing(TarWriter(file, encoder=False, **fixed)) as tar:
+            writer = ShardWriter(tar, num_cutoffs, positions)
+            yield writer
+        writer.save_index(partial, index_path(path))
+
+
+class ShardWriter:
+    """Appends blocks to a shard, and remembers what its index will say of them."""
+
+    def __init__(self, tar: TarWriter, num_cutoffs: int, positions: Precision) -> None:
+        self._tar, self._num_cutoffs = tar, num_cutoffs
+        self._positions: Precision = positions
         self._sizes: list[int] = []
         self._checksums: list[int] = []
         self._frames: list[int] = []
         self._atoms: list[int] = []
         self._edges: list[Sequence[int]] = []
-
-    def __enter__(self) -> "ShardWriter":
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Complete the shard, or remove what was written if there was an error."""
-        try:
-            self._tar.close()
-            if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._save_index()
-                os.replace(self._temporary, self.path)
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
 
     def write(self, structures: Sequence[Structure], num_edges: Sequence[Sequence[int]]) -> None:
         """Append one block, with the edge counts of its frames."""
@@ -65,8 +54,9 @@ class ShardWriter:
         self._atoms += [s.num_atoms for s in structures]
         self._edges += num_edges
 
-    def _save_index(self) -> None:
-        with tarfile.open(self._temporary) as tar:
+    def save_index(self, shard: Path, path: Path) -> None:
+        """Write the index of the finished shard."""
+        with tarfile.open(shard) as tar:
             offsets = np.array([member.offset_data for member in tar], dtype=np.int64)
         atoms = np.array(self._atoms, dtype=np.int32)
         edges = np.array(self._edges, dtype=np.int32).reshape(-1, self._num_cutoffs)
@@ -78,7 +68,7 @@ class ShardWriter:
             num_frames=np.array(self._frames, dtype=np.int32),
             **summed(np.array(self._frames), atoms, edges),
         )
-        save_shard_index(index_path(self.path), blocks, (atoms, edges))
+        save_shard_index(path, blocks, (atoms, edges))
 
 
 def read_block(path: Path, blocks: BlockIndex, number: int) -> Block:

@@ -29,7 +29,7 @@ from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.block import Precision
 from data_pipeline.store.index import BlockIndex, index_path
 from data_pipeline.store.manifest import Manifest, Provenance, Shard, Split, split_index_path
-from data_pipeline.store.shards import ShardWriter, sha256
+from data_pipeline.store.shards import sha256, shard_writer
 from data_pipeline.structure import Structure
 from tests.benchmarks.rows import Row, interleaved, write
 
@@ -91,7 +91,7 @@ def _data_set(
     counts = edges * copies
     shard = folder / "train-000000.tar"
     total = Statistics(cutoffs=(CUTOFF,))
-    with ShardWriter(shard, 1, positions) as writer:
+    with shard_writer(shard, 1, positions) as writer:
         for start in range(0, len(frames), BLOCK_FRAMES):
             stretch = slice(start, start + BLOCK_FRAMES)
             writer.write(frames[stretch], counts[stretch])

@@ -100,7 +100,7 @@ def interrupted(
 
 def steps_done(partial: Path) -> int:
     """How many parts are read and shards written."""
-    staged, receipts = ("staged/part-*", "receipts/*.json")
+    staged, receipts = ("staged/part-*[0-9]", "receipts/*.json")
     return len(list(partial.glob(staged))) + len(list(partial.glob(receipts)))
 
 
@@ -170,7 +170,7 @@ def test_a_build_killed_while_it_replaces_old_data_never_loses_them(
         killed_at(config, steps, 0.0)
         assert checksums(tmp_path / "data") == old
     # as if killed between the two renames at the end
-    os.rename(tmp_path / "data", tmp_path / "data.partial" / "replaced")
+    os.rename(tmp_path / "data", tmp_path / ".data.replaced")
     with pytest.raises(FileExistsError):
         build(replace(config, overwrite=False))
     assert checksums(tmp_path / "data") == old

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from data_pipeline.store.block import Block, CorruptShard, encode_block
 from data_pipeline.store.index import BlockIndex, SplitIndex, StoredCounts, index_path
-from data_pipeline.store.shards import ShardWriter, read_block, sha256
+from data_pipeline.store.shards import read_block, sha256, shard_writer
 from data_pipeline.structure import Structure
 
 ARRAYS = ("numbers", "positions", "cell", "pbc", "forces", "stress")
@@ -44,7 +44,7 @@ def frames(random_structure: Callable[..., Structure]) -> list[Structure]:
 def shard(tmp_path: Path, frames: list[Structure]) -> Path:
     """Blocks of 4, 4 and 3 frames, with counts at two cutoffs."""
     path = tmp_path / "train-000000.tar"
-    with ShardWriter(path, 2) as writer:
+    with shard_writer(path, 2) as writer:
         for start in (0, 4, 8):
             block = frames[start : start + 4]
             writer.write(block, [(10 * n, 20 * n) for n in range(start, start + len(block))])
@@ -128,7 +128,7 @@ def test_a_block_index_comes_back_from_its_file(shard: Path, tmp_path: Path) -> 
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path, frames: list[Structure]) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        with ShardWriter(tmp_path / folder / "x.tar", 1) as writer:
+        with shard_writer(tmp_path / folder / "x.tar", 1) as writer:
             writer.write(frames, [(n,) for n in range(len(frames))])
     for name in ("x.tar", "x.index.safetensors"):
         assert sha256(tmp_path / "a" / name) == sha256(tmp_path / "b" / name)
@@ -199,7 +199,7 @@ def test_positions_in_float32_are_rounded_and_nothing_else(frames: list[Structur
 
 
 def failing_writer(path: Path, frames: list[Structure]) -> None:
-    with ShardWriter(path, 1) as writer:
+    with shard_writer(path, 1) as writer:
         writer.write(frames, [(0,)] * len(frames))
         assert not path.exists()
         raise KeyboardInterrupt
