@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +13,7 @@ import safetensors.torch
 import torch
 
 from data_pipeline.quoting import abbreviated
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.shards import sha256
 from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
@@ -130,12 +128,14 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
     """
     if any(".adapter." in name for name, _ in potential.named_parameters()):
         raise ValueError(f"{folder}: the potential has adapters; merge_adapters() makes it one that can be saved")
-    folder = lock.real(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with durable.whole_folder(lock.real(folder)) as partial:
+        write_into(partial, potential, provenance)
+
+
+def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
+    """Write the files of a potential into a folder that whole_folder() has given; see save()."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
-    safetensors.torch.save_file(state, partial / WEIGHTS)
+    safetensors.torch.save_file(state, folder / WEIGHTS)
     config = {
         "schema_version": SCHEMA_VERSION,
         "architecture": potential.network.config.architecture,
@@ -143,12 +143,11 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
         "elements": list(potential.elements),
         "theories": list(potential.theories),
         "dtype": str(potential.dtype).removeprefix("torch."),
-        "weights_sha256": sha256(partial / WEIGHTS),
+        "weights_sha256": sha256(folder / WEIGHTS),
         "provenance": provenance,
     }
-    (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-    write_checksums(partial)
-    replace_folder(partial, folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    write_checksums(folder)
 
 
 def weights_sha256(potential: Potential) -> str:
@@ -176,19 +175,6 @@ def refuse_foreign(folder: Path, kind: str) -> None:
             f"{folder} holds what is of no {kind} and would be lost ({abbreviated(', '.join(foreign))}); move it away, "
             "or choose another --out"
         )
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Give a finished folder its name; an older folder of that name is gone only once the new one is in place."""
-    for file in new.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path | str) -> Potential:

@@ -18,7 +18,7 @@ import torch
 
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.loading.datasets import Frames
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
@@ -101,17 +101,13 @@ def _export(config: ExportConfig) -> Path:
         potential = keep_theory(potential, config.theory)
     measured = _measured(config, settings)
     golden_of, structures = _golden_structures(_golden_sources(config, provenance), potential, config.num_golden)
-    out = lock.real(config.out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with durable.whole_folder(lock.real(config.out)) as partial:
         if config.theory is None and config.alpha == 1:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 shutil.copyfile(source / name, partial / name)
         else:
             made_from = settings["provenance"] if config.theory is None else _of_one_theory(potential, settings)
-            checkpoint.save(potential, partial, made_from)
+            checkpoint.write_into(partial, potential, made_from)
             settings = checkpoint.read_config(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
@@ -120,10 +116,6 @@ def _export(config: ExportConfig) -> Path:
         (partial / checkpoint.CARD).write_text(render_card(card, facts))
         checkpoint.write_checksums(partial)
         verify_golden(partial)
-        checkpoint.replace_folder(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return config.out
 
 

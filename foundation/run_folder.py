@@ -7,15 +7,14 @@ containers. So a folder that is replaced is emptied around it.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from foundation.configuration import resolved
-from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes, write_whole
+from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.machine import with_machine
 from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
@@ -146,8 +145,5 @@ def prepare_folder(config: Any) -> None:
         for path in out.iterdir():
             if path.name in (lock.NAME, RECORD):  # the record goes last: without it nothing is replaced
                 continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    write_whole(out / RECORD, json.dumps(resolved(config), indent=1) + "\n")
+            durable.remove(path)
+    durable.write_whole(out / RECORD, json.dumps(resolved(config), indent=1) + "\n")

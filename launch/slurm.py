@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.store import durable
 from launch.command import SCRIPT, Parse, check, refuse_unprintable
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
     script = folder / SCRIPT
     text = script_text(config, run, [*config.command, *added], script)
     folder.mkdir(parents=True, exist_ok=True)
-    script.write_text(text, encoding="utf-8")
+    durable.write_whole(script, text)
     log.info("wrote %s", script)
     if config.submit:
         done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)

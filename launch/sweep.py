@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any
 
 from data_pipeline.quoting import abbreviated
+from data_pipeline.store import durable
 from data_pipeline.store.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
 from foundation.run_folder import occupied, read_record
@@ -144,7 +145,7 @@ def sweep(
         for run in runs:
             run.config.parent.mkdir(exist_ok=True)
             run.log.parent.mkdir(exist_ok=True)
-            run.config.write_text(to_yaml(run.record), encoding="utf-8")
+            durable.write_whole(run.config, to_yaml(run.record))
         failed = _Processes(verb, plan, lock).work([run for run in runs if not run.finished], len(runs))
     for run, code in failed.items():
         lines = run.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]

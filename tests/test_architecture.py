@@ -65,6 +65,20 @@ DOORS = {
     "wandb": (),
 }
 """The only places that may import each dependency."""
+WRITERS = {
+    "data_pipeline.store.lock.say_who": "the file of a lock is written where it is: another one would not be locked",
+    "data_pipeline.corpora.archives._write": "into the folder that unpack() gives its name when it is whole",
+    "data_pipeline.corpora.download._append": "a download goes on where it broke off",
+    "foundation.checkpoint.write_into": "into the folder that save() and export give its name when it is whole",
+    "foundation.checkpoint.write_checksums": "the same",
+    "foundation.kernels.cpu.compiler._compile": "source for the compiler in a temporary folder",
+    "foundation.training.probe._Bench._checkpoint": "a temporary file, to measure how long it takes",
+    "foundation.training.monitoring.metrics_file.MetricsFile.append": "only appended to, and a torn line is left out",
+    "launch.preflight.preflight": "may be a pipe, such as /dev/stdout",
+    "launch.sweep._alone": "the file of a lock",
+    "launch.sweep._Processes._start": "output of a process",
+}
+"""Functions that write a file otherwise than by store/durable.py, and why they may."""
 CONFIG_CLASSES = {
     "quickstart.yaml": QuickstartConfig,
     "data": BuildConfig,
@@ -134,6 +148,83 @@ def test_every_dependency_has_one_door(path: Path) -> None:
     for module in imports(path):
         doors = DOORS.get(module.split(".")[0])
         assert doors is None or place.startswith(doors or "-"), f"{place} imports {module}"
+
+
+def given_by_durable(node: ast.With, given: frozenset[str]) -> frozenset[str]:
+    """Return the names of the files and folders in a with statement that durable.py will put in their place."""
+    for item in node.items:
+        called = ast.unparse(item.context_expr.func) if isinstance(item.context_expr, ast.Call) else ""
+        known = called in ("durable.whole_file", "durable.whole_folder", *(f"{name}.open" for name in given))
+        if known and isinstance(item.optional_vars, ast.Name):
+            given |= {item.optional_vars.id}
+    return given
+
+
+def writes(node: ast.Call) -> bool:
+    """Return whether a call writes, renames or flushes a file, by its name and arguments."""
+    called = ast.unparse(node.func)
+    last = called.rpartition(".")[2]
+    if called in ("os.replace", "os.rename", "os.renames", "os.fsync", "shutil.move", "torch.save"):
+        return True
+    if last in ("write_text", "write_bytes", "savefig", "save_file", "rename"):
+        return "." in called
+    if last == "replace" and called != "dataclasses.replace":  # of a text, it has two arguments
+        return "." in called and len(node.args) == 1
+    modes = [each.value for each in [*node.args, *(k.value for k in node.keywords)] if isinstance(each, ast.Constant)]
+    return last == "open" and any(isinstance(mode, str) and set(mode) & set("wxa+") for mode in modes)
+
+
+def writers(node: ast.AST, name: str, given: frozenset[str] = frozenset()) -> set[str]:
+    """Return the functions in a tree that write a file that durable.py has not given them."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        name = f"{name}.{node.name}"
+    if isinstance(node, ast.With):
+        given = given_by_durable(node, given)
+    found = set()
+    if isinstance(node, ast.Call) and writes(node):
+        used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        found = set() if used & given else {name}
+    return found.union(*(writers(child, name, given) for child in ast.iter_child_nodes(node)))
+
+
+def test_files_are_written_whole_by_one_module() -> None:
+    found = set().union(*(writers(ast.parse(path.read_text()), name_of(path)) for path in SOURCES))
+    assert {name for name in found if not name.startswith("data_pipeline.store.durable.")} == set(WRITERS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.write_text(text)",
+        "(folder / 'x.json').write_bytes(content)",
+        "path.open('w')",
+        "path.open(mode='ab')",
+        "open(path, 'x')",
+        "os.replace(partial, path)",
+        "partial.rename(path)",
+        "partial.replace(path)",
+        "os.fsync(file)",
+        "figure.savefig(path, dpi=150)",
+        "with durable.whole_file(path) as partial:\n        path.write_text(text)",
+    ],
+)
+def test_a_file_that_is_written_by_hand_is_found(line: str) -> None:
+    assert writers(ast.parse(f"def write():\n    {line}"), "module") == {"module.write"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "text.replace('a', 'b')",
+        "dataclasses.replace(config)",
+        "path.open('rb')",
+        "path.open()",
+        "with durable.whole_file(path) as partial, partial.open('x') as file:\n        file.write(text)",
+        "with durable.whole_folder(path) as folder:\n        (folder / 'x').write_text(text)",
+    ],
+)
+def test_what_writes_no_file_by_hand_is_not_found(line: str) -> None:
+    assert writers(ast.parse(f"def write():\n    {line}"), "module") == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -9,7 +9,6 @@ import io
 import itertools
 import logging
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -24,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from data_pipeline.corpora.download import DownloadError
 from data_pipeline.quoting import abbreviated
+from data_pipeline.store import durable
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def unpack(archive: Path) -> Path:
         inner = unpacking
         while len(entries := list(inner.iterdir())) == 1 and entries[0].is_dir():
             inner = entries[0]
-        os.replace(inner, folder)
+        durable.put_in_place(inner, folder)
     except _DAMAGE as error:
         raise DownloadError(
             f"{archive}: cannot be unpacked ({str(error)[:300]}). Delete it to have it downloaded again."

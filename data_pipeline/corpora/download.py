@@ -8,7 +8,6 @@ The whole is read once more for the checksum: about half a minute for 12 GB from
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import threading
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from urllib3.exceptions import HTTPError
 
 from data_pipeline.corpora.pace import LEAST_RATE, Pace
+from data_pipeline.store import durable
 
 CHUNK_BYTES = 2**20
 HEAD_TIMEOUTS = 3
@@ -78,7 +78,7 @@ def download(
         except DownloadError:
             partial.discard()
             raise
-        os.replace(partial.file, path)
+        durable.put_in_place(partial.file, path)
         partial.discard()
     else:
         _verify(path, path, url, size, checksum)
@@ -89,8 +89,8 @@ class _Partial:
     """The beginning of a file, and the server's mark of the version that it is the beginning of."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.with_name(path.name + ".partial")
-        self._version_file = path.with_name(path.name + ".partial.version")
+        self.file = durable.partial_of(path)
+        self._version_file = self.file.with_name(self.file.name + ".version")
 
     @property
     def num_bytes(self) -> int:
@@ -103,7 +103,7 @@ class _Partial:
     def restart(self, version: str | None) -> None:
         self.discard()
         self.file.touch()
-        self._version_file.write_text(version or "")
+        durable.write_whole(self._version_file, version or "")
 
     def discard(self) -> None:
         self.file.unlink(missing_ok=True)
@@ -296,6 +296,6 @@ def _verify(file: Path, path: Path, url: str, size: int | None, checksum: str | 
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if checksum is None:
         logger.warning("%s: no checksum is published, so it cannot be verified; sha256 %s", path, found)
-        record.write_text(f"{found}  {path.name}\n")
+        durable.write_whole(record, f"{found}  {path.name}\n")
     elif found != expected:
         raise DownloadError(f"{path}: its {algorithm} is {found}, expected {expected}. {advice}")

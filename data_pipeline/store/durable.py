@@ -77,12 +77,15 @@ def put_in_place(new: Path, path: Path, *, flush: bool = True) -> None:
         new: The file or folder, in the same file system.
         path: Its name.
         flush: Whether it has to be on the disk afterwards.
+
+    Raises:
+        OSError: a folder is to have the name of a file, or a file that of a folder; or the disk is full or broken.
     """
     if flush:
         for each in sorted(new.rglob("*")) if new.is_dir() else ():
             _flush(each)
         _flush(new)
-    if new.is_dir() and os.path.lexists(path):
+    if new.is_dir() and path.is_dir():
         remove(_replaced(path))
         os.replace(path, _replaced(path))
     try:

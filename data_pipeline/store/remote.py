@@ -19,6 +19,7 @@ import aiohttp
 import fsspec
 
 from data_pipeline.corpora.pace import Pace
+from data_pipeline.store import durable
 from data_pipeline.store.block import Block, CorruptShard
 from data_pipeline.store.index import BlockIndex
 from data_pipeline.store.shards import decode_block
@@ -73,18 +74,11 @@ class DiskCache:
         if self._unscanned > SCAN_FRACTION * self._limit:
             self._make_room(len(content))
             self._unscanned = len(content)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(self.folder.resolve()):
             raise PermissionError(f"{path.parent}: leads out of the cache, {self.folder}; remove the link")
-        try:
-            temporary.unlink(missing_ok=True)  # of a process that had this number before, or a link to elsewhere
-            with temporary.open("xb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        # what a power cut takes is found missing by its checksum and fetched again
+        durable.write_whole(path, content, shared=True, flush=False)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove the files used least recently if so many bytes more make the cache nearly full."""

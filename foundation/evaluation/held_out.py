@@ -7,7 +7,6 @@ QUANTITIES and 16 for each element.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import UInt8
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.store import durable
 from data_pipeline.store.json_record import parse_json
 from foundation.checkpoint import weights_sha256
 from foundation.evaluation.frame_errors import FrameErrors
@@ -171,10 +171,9 @@ def save(measurement: Measurement, path: Path) -> None:
         arrays |= {f"{number}.{term}": sums for term, sums in errors.sums.items()}
         arrays |= {f"{number}.by_element.{term}": sums for term, sums in errors.of_elements.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    safetensors.numpy.save_file(whole, partial, metadata={"facts": json.dumps(facts, sort_keys=True)})
-    os.replace(partial, path)
+    with durable.whole_file(path) as partial:
+        safetensors.numpy.save_file(whole, partial, metadata={"facts": json.dumps(facts, sort_keys=True)})
 
 
 def read(path: Path) -> Measurement:

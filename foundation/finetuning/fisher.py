@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipeline.loading.datasets import Dataset
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.manifest import open_manifest
 from foundation import checkpoint
@@ -288,11 +287,8 @@ def save(fisher: Fisher, path: Path) -> None:
     kept = {name: getattr(fisher, name) for name in FACT_NAMES}
     facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: _checksum(facts, tensors)})
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
+    with durable.whole_file(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: _checksum(facts, tensors)})
 
 
 def read(path: Path) -> Fisher:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from data_pipeline.store import durable
 from foundation.configuration import changes
 from foundation.evaluation.comparison import (
     LEVEL,
@@ -235,20 +236,19 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
             check_pair(run.before, measurement, f"{run.folder} at alpha {alpha:g}")
     values = tradeoff_values(group_runs(tuned), tuned[0].before)
     out.mkdir(parents=True, exist_ok=True)
-    (out / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    (out / TABLE_NAME).write_text(table(values))
+    durable.write_whole(out / JSON_NAME, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    durable.write_whole(out / TABLE_NAME, table(values))
     figures = draw_planes(values, out)
-    (out / "index.html").write_text(
-        render_page(
-            "tradeoff.html",
-            values=values,
-            figures=figures,
-            planes=planes(values),
-            label_of=label_of,
-            shown_metrics=shown_metrics,
-            **shown_by_page(),
-        )
+    page = render_page(
+        "tradeoff.html",
+        values=values,
+        figures=figures,
+        planes=planes(values),
+        label_of=label_of,
+        shown_metrics=shown_metrics,
+        **shown_by_page(),
     )
+    durable.write_whole(out / "index.html", page)
     return values
 
 

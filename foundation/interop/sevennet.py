@@ -8,7 +8,6 @@ other names, except for the order and the signs of those per edge (sevennet_path
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-import os
 import re
 import reprlib
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from e3nn import o3
 from torch import Tensor
 
 from data_pipeline.quoting import abbreviated, one_line
+from data_pipeline.store import durable
 from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
 from foundation.checkpoint import CorruptCheckpoint
@@ -264,9 +264,8 @@ def to_sevennet(potential: Potential, path: Path) -> None:
         "config": _settings(potential),
         "epoch": 0,
     }
-    partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    with durable.whole_file(path) as partial:
+        torch.save(checkpoint, partial)
 
 
 def _network(potential: Potential) -> EquivariantNetwork:

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from foundation.evaluation.quantities import QUANTITIES, followed
 from foundation.reports.escape import figure_text
+from foundation.reports.page import write_figure
 
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
 """Colours of runs; of a single one: training, validation, and the terms of the loss."""
@@ -38,7 +39,7 @@ def draw_figures(runs: Sequence[Logged], folder: Path) -> dict[str, Path]:
         "balance": _panels(runs, BALANCE),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+        write_figure(figure, folder / f"{name}.png", 150)
     return {name: folder / f"{name}.png" for name in figures}
 
 

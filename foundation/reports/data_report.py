@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from data_pipeline.inspection import FORCE_FACTOR, MIN_PAIRS, STRESS_FACTOR, facts, ordered_splits
 from data_pipeline.statistics.histograms import BINS, Bins
+from data_pipeline.store import durable
 from data_pipeline.store.manifest import Manifest
 from foundation.reports.escape import figure_text
-from foundation.reports.page import render_page
+from foundation.reports.page import render_page, write_figure
 from foundation.reports.periodic_table import draw_periodic_table
 
 COLORS = {"train": "#1f5fa8", "val": "#e0862a", "test": "#2a9d74"}
@@ -28,7 +29,7 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
     """Write page, figures and inspection.json, and return the contents of the last."""
     folder.mkdir(parents=True, exist_ok=True)
     values = facts(manifest)
-    (folder / "inspection.json").write_text(json.dumps(values, indent=1) + "\n")
+    durable.write_whole(folder / "inspection.json", json.dumps(values, indent=1) + "\n")
     draw_elements(values["frames_of_element"], folder / "elements.png")
     drawn = [name for name in values["distributions"] if name not in _AROUND]
     drawn += [f"{kind}_ratio" for kind in ("stress", "force") if values[f"{kind}_check"]["num_pairs"] >= MIN_PAIRS]
@@ -45,7 +46,7 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
         ratios=tuple(_AROUND),
         min_pairs=MIN_PAIRS,
     )
-    (folder / "index.html").write_text(page)
+    durable.write_whole(folder / "index.html", page)
     return values
 
 
@@ -102,7 +103,7 @@ def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
     axes.set_ylabel("share")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=170, metadata={"Software": None})
+    write_figure(figure, path, 170)
 
 
 def _ticks(bins: Bins, first: int, last: int) -> list[tuple[float, str]]:

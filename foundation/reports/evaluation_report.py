@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipeline.store import durable
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.predictions import Predictions
 from foundation.evaluation.quantities import (
@@ -22,7 +23,7 @@ from foundation.evaluation.quantities import (
     summary,
 )
 from foundation.reports.escape import figure_text
-from foundation.reports.page import render_page
+from foundation.reports.page import render_page, write_figure
 
 MAX_POINTS = 20000
 """Points drawn in a parity plot; more are thinned evenly."""
@@ -49,7 +50,7 @@ def write_report(predictions: Predictions, folder: Path, facts: dict) -> dict:
         "by_element": errors_by_element(errors),
         "worst_frames": worst_frames(errors),
     }
-    (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
+    durable.write_whole(folder / "evaluation.json", json.dumps(values, indent=1) + "\n")
     draw_parity(predictions, values["errors"], folder / "parity.png", f"{facts['dataset']}, {facts['split']} split")
     page = render_page(
         "evaluation_report.html",
@@ -60,7 +61,7 @@ def write_report(predictions: Predictions, folder: Path, facts: dict) -> dict:
         of_atoms={key: QUANTITIES[key] for key in by_atoms()},
         **values,
     )
-    (folder / "index.html").write_text(page)
+    durable.write_whole(folder / "index.html", page)
     return values
 
 
@@ -108,7 +109,7 @@ def draw_parity(predictions: Predictions, errors: Mapping[str, float], path: Pat
         shown = quantity.text(errors[f"{kind}_mae"], 4)
         axes.set_title(f"{quantity.name} {shown} {quantity.unit.name}", fontsize=10)
     figure.suptitle(figure_text(title), fontsize=11)
-    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    write_figure(figure, path, 130, bbox_inches="tight")
 
 
 def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:

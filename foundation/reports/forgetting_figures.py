@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text
+from foundation.reports.page import write_figure
 from foundation.reports.periodic_table import draw_periodic_table
 
 ROLE_COLORS = {"target": "#1f5fa8", "retained": "#c8641b", "transfer": "#2a9d74"}
@@ -33,7 +34,7 @@ def draw_figures(values: Values, folder: Path) -> dict[str, Path]:
     if values["curve"]:
         figures["curve"] = _curve(values)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+        write_figure(figure, folder / f"{name}.png", 150)
     drawn = {name: folder / f"{name}.png" for name in figures}
     for place, row in enumerate(values["sets"].values()):
         changes = {z: each["change"]["value"] for z, each in row["by_element"].items()}

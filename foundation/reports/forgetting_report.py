@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.store import durable
 from foundation.evaluation.comparison import (
     LEVEL,
     MIN_FRAMES,
@@ -61,17 +62,10 @@ def write_forgetting(
     for alpha, measurement in curve.items():
         save(measurement, curve_file(folder, alpha))
     values = forgetting_values(before, after, curve, facts)
-    (folder / JSON_NAME).write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    durable.write_whole(folder / JSON_NAME, json.dumps(values, indent=1, allow_nan=False) + "\n")
     figures = draw_figures(values, folder)
-    (folder / "index.html").write_text(
-        render_page(
-            "forgetting.html",
-            figures=figures,
-            values=values,
-            remarks=remarks(values),
-            **shown_by_page(),
-        )
-    )
+    page = render_page("forgetting.html", figures=figures, values=values, remarks=remarks(values), **shown_by_page())
+    durable.write_whole(folder / "index.html", page)
     return values
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
+
+from data_pipeline.store import durable
 
 
 def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) -> str:
@@ -25,3 +28,9 @@ def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) ->
     source = importlib.resources.files("foundation.reports").joinpath(template).read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     return environment.from_string(source).render(style=style, figures=encoded, **values)
+
+
+def write_figure(figure: Figure, path: Path, dpi: int, **options: Any) -> None:
+    """Write a figure as PNG, the same bytes whenever it is drawn."""
+    with durable.whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi, metadata={"Software": None}, **options)

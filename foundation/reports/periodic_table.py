@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from data_pipeline.inspection import PERIODIC_TABLE
+from foundation.reports.page import write_figure
 
 
 def draw_periodic_table(
@@ -48,7 +49,7 @@ def draw_periodic_table(
     axes.set_xlim(-0.05, 18.05)
     axes.set_ylim(9.4, -0.05)
     axes.set_axis_off()
-    figure.savefig(path, dpi=200, metadata={"Software": None})
+    write_figure(figure, path, 200)
 
 
 def _draw_element(axes: Axes, column: int, top: float, symbol: str, face: object, ink: str, number: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.colors import Normalize
 
+from data_pipeline.store import durable
 from foundation.evaluation.quantities import QUANTITIES, followed
 from foundation.reports.curves import draw_figures
 from foundation.reports.page import render_page
@@ -154,7 +155,7 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
     runs = [read_run(folder) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)
     facts = [facts_of(run) for run in runs]
-    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    durable.write_whole(out / "training.json", json.dumps(facts, indent=1) + "\n")
     figures = draw_figures([(run.name, run.train, run.validation, run.starts) for run in runs], out)
     for number, values in enumerate(facts):
         factor = QUANTITIES["force_mae"].unit.factor
@@ -172,7 +173,7 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
         table=summary_table(facts),
         quantities=QUANTITIES,
     )
-    (out / "index.html").write_text(page)
+    durable.write_whole(out / "index.html", page)
     return facts
 
 

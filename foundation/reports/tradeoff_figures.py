@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.escape import figure_text
 from foundation.reports.forgetting_figures import around, clean, signed_percent
+from foundation.reports.page import write_figure
 
 COLORS = (
     "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",
@@ -37,7 +38,7 @@ def draw_planes(values: dict[str, Any], folder: Path) -> dict[str, Path]:
     drawn = {}
     for name, retained, learned in planes(values):
         drawn[name] = folder / f"{name}.png"
-        plane(values, retained, learned).savefig(drawn[name], dpi=150, metadata={"Software": None})
+        write_figure(plane(values, retained, learned), drawn[name], 150)
     return drawn
 
 

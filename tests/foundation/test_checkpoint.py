@@ -459,15 +459,6 @@ def test_checksums_are_those_of_the_sha256sum_command(release: Path) -> None:
         assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
 
 
-def test_replacing_a_folder_keeps_only_the_new_one(tmp_path: Path) -> None:
-    for name in ("new", "old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.txt").write_text(name)
-    checkpoint.replace_folder(tmp_path / "new", tmp_path / "old")
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new.txt"]
-
-
 def test_a_copy_loads_anywhere(release: Path, tmp_path: Path) -> None:
     shutil.copytree(release, tmp_path / "elsewhere" / "copy")
     shutil.rmtree(release)

@@ -17,6 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from data_pipeline.store import durable
 from foundation.kernels import trusted
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL
         loaded = trusted.load_library(library, checksum, CACHE_VARIABLE)
         if loaded is None:
             raise NoCompiler(f"{library} has changed since it was compiled a moment ago")
-        os.replace(library, folder / f"{name}-{checksum[:CHECKSUM]}.so")
+        durable.put_in_place(library, folder / f"{name}-{checksum[:CHECKSUM]}.so")
     return loaded
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from data_pipeline.quoting import one_line
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from data_pipeline.store.shards import sha256
 from foundation.configuration import deciding_changes
 from foundation.training.machine import with_machine
@@ -29,7 +28,7 @@ from foundation.training.strategy import ZeroStrategy
 
 log = logging.getLogger(__name__)
 
-PARTIAL, CHECKSUM = ".partial", ".sha256"
+CHECKSUM = ".sha256"
 BEST = "best.json"
 NAME = re.compile(r"step=(\d{1,12})\.ckpt")
 PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
@@ -208,24 +207,20 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; if that fails, remember why: the run decides what follows, in all processes alike."""
         path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
         try:
             lock.refuse_lost(lock.inside(path.parent.parent), path.parent.parent)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            write_whole(path.with_name(path.name + CHECKSUM), f"{sha256(partial)}  {path.name}\n")
-            os.replace(partial, path)
-            _sync_folder(path.parent)
+            with durable.whole_file(path) as partial:
+                with partial.open("xb") as file:
+                    torch.save(checkpoint, file)
+                checksum = f"{sha256(partial)}  {path.name}\n"
+                durable.write_whole(path.with_name(path.name + CHECKSUM), checksum)
             if self.best is not None and self.best["file"] == path.name:
-                write_whole(path.parent / BEST, json.dumps(self.best) + "\n")
+                durable.write_whole(path.parent / BEST, json.dumps(self.best) + "\n")
         except lock.Lost as error:
             self.lost, self.failure = True, str(error)
             log.error("%s", error)
             return
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-            partial.unlink(missing_ok=True)
             self.failure = f"{path} could not be written ({error}); the checkpoint before it is whole"
             log.error("%s", self.failure)
             return
@@ -245,25 +240,6 @@ class CheckpointFiles(TorchCheckpointIO):
                 old.with_name(old.name + CHECKSUM).unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that is either there whole or not."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the disk know the names of a folder's files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Checkpoints(Checkpoint):
     """Saves a checkpoint every so many steps, at the best validation, at the end and on an exception.
 
@@ -280,8 +256,8 @@ class Checkpoints(Checkpoint):
         """Make the folder, and delete what a save that was cut short has left in it."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for partial in self.folder.glob("*" + PARTIAL):
-                partial.unlink()
+            for partial in self.folder.glob("*" + durable.PARTIAL):
+                durable.remove(partial)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Compare where the processes begin and what they will read: each has found out by itself.

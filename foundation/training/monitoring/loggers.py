@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from data_pipeline.store import durable
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.training.fit_config import FitConfig
 from foundation.training.monitoring.metrics_file import MetricsFile, write_csv
@@ -179,7 +180,7 @@ def _wandb(out: Path, online: bool, record: dict[str, Any]) -> WandbLogger:
     )
     if is_rank_zero():
         identity.parent.mkdir(parents=True, exist_ok=True)
-        identity.write_text(name + "\n")
+        durable.write_whole(identity, name + "\n")
         try:
             _ = logger.experiment
         except Exception as error:

@@ -9,10 +9,11 @@ import csv
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.store import durable
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ class MetricsFile:
         self.folder, self._path = folder, folder / JSONL
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_rows(folder) if row["kind"] == START or row["step"] <= first_step]
-        partial = folder / (JSONL + ".partial")
-        partial.write_text("".join(_line(row) for row in rows))
-        os.replace(partial, self._path)
+        durable.write_whole(self._path, "".join(_line(row) for row in rows))
         self._last = {row["kind"]: row["step"] for row in rows}
         self._begin = ""
 
@@ -105,9 +104,7 @@ def write_csv(folder: Path) -> None:
     rows = [row for row in read_rows(folder) if row["kind"] != START]
     shown = [{name: value for name, value in row.items() if not isinstance(value, dict)} for row in rows]
     columns = list(dict.fromkeys(name for row in shown for name in row))
-    partial = folder / (CSV + ".partial")
-    with partial.open("w", newline="") as file:
+    with durable.whole_file(folder / CSV) as partial, partial.open("x", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(shown)
-    os.replace(partial, folder / CSV)

@@ -136,6 +136,16 @@ def test_a_folder_whose_name_cannot_be_given_leaves_the_older_one(
     assert (names(tmp_path), names(tmp_path / "x")) == (["x"], ["inner"])
 
 
+def test_a_folder_does_not_take_the_place_of_a_file_nor_a_file_that_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(NotADirectoryError):
+        write_folder(tmp_path / "file")
+    with pytest.raises(IsADirectoryError):
+        write_file(tmp_path / "folder")
+    assert (names(tmp_path), (tmp_path / "file").read_text()) == (["file", "folder"], "mine")
+
+
 def killed_after(renames: int, write: Callable[[Path], None], path: Path) -> None:
     """Write in a process that is killed before its next rename, or what it removes in the end, after so many."""
     replace, remove, count = os.replace, durable.remove, [0]
