@@ -14,6 +14,7 @@ import torch
 
 from data_pipeline.quoting import abbreviated
 from data_pipeline.store import durable, lock
+from data_pipeline.store.replacing import refuse_foreign
 from data_pipeline.store.shards import sha256
 from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
@@ -132,6 +133,15 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
         write_into(partial, potential, provenance)
 
 
+def refuse_to_replace(folder: Path, kind: str) -> None:
+    """Refuse to replace a folder that holds more than a potential, or is none; `kind` is what is written there.
+
+    Raises:
+        FileExistsError: the folder is there and has no config.json, or holds files that would be lost.
+    """
+    refuse_foreign(folder, kind, CONFIG, lambda path: path.name in (*COVERED, CHECKSUMS))
+
+
 def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
     """Write the files of a potential into a folder that whole_folder() has given; see save()."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
@@ -154,27 +164,6 @@ def weights_sha256(potential: Potential) -> str:
     """Return the checksum of a potential's weights: that of the file in which they are, or would be, saved."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
-
-
-def refuse_foreign(folder: Path, kind: str) -> None:
-    """Refuse to replace a folder that holds more than a potential, or is none.
-
-    Args:
-        folder: The folder to write; it need not be there.
-        kind: Word for what is written there.
-
-    Raises:
-        FileExistsError: the folder is there and has no config.json, or holds files that would be lost.
-    """
-    if not folder.exists():
-        return
-    if not (folder / CONFIG).is_file():
-        raise FileExistsError(f"{folder} has no {CONFIG}, so it is no {kind} and stays as it is; choose another --out")
-    if foreign := sorted({path.name for path in folder.iterdir()} - {*COVERED, CHECKSUMS}):
-        raise FileExistsError(
-            f"{folder} holds what is of no {kind} and would be lost ({abbreviated(', '.join(foreign))}); move it away, "
-            "or choose another --out"
-        )
 
 
 def load(folder: Path | str) -> Potential:

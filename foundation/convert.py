@@ -58,7 +58,7 @@ def convert(config: ConvertConfig) -> Path:
 
 def _convert(config: ConvertConfig) -> Path:
     if config.checkpoint is not None:
-        checkpoint.refuse_foreign(config.out, "potential")
+        checkpoint.refuse_to_replace(config.out, "potential")
         file = find_published(config.checkpoint.name) if str(config.checkpoint) in PUBLISHED else config.checkpoint
         potential = from_sevennet(file, config.theory)
         checkpoint.save(potential, config.out, provenance_of_sevennet(file, potential))

@@ -86,7 +86,7 @@ def export(config: ExportConfig) -> Path:
 
 
 def _export(config: ExportConfig) -> Path:
-    checkpoint.refuse_foreign(config.out, "release")
+    checkpoint.refuse_to_replace(config.out, "release")
     source = checkpoint.find(config.run)
     settings = checkpoint.read_config(source)
     provenance = settings["provenance"]

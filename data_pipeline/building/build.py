@@ -30,17 +30,17 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from data_pipeline.building.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
 from data_pipeline.building.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
-from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, refuse_inside, snapshot
+from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
 from data_pipeline.building.splits import SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, part_folders, stage_part
 from data_pipeline.building.workers import Task, dealt, work
-from data_pipeline.quoting import abbreviated
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
 from data_pipeline.store import durable, lock
 from data_pipeline.store.block import Precision
 from data_pipeline.store.json_record import Record, parse_json
 from data_pipeline.store.manifest import SCHEMA_VERSION, Manifest, Provenance
+from data_pipeline.store.replacing import named_paths, refuse_foreign, refuse_inside
 from data_pipeline.structure import InvalidStructure
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def build(config: BuildConfig) -> Manifest:
         ChildProcessError: a worker was killed.
     """
     place = _Place(config.out)
-    refuse_inside(asdict(config.source), [place.out, place.partial])
+    refuse_inside(named_paths(config.source, texts=True), [place.out, place.partial])
     with each_rank_for_itself(), _Ranks(place) as ranks, ranks.held(), _explained(place, alone=ranks.size == 1):
         parts = ranks.agree(lambda: _prepare(config, place))
         reading = _reading(config)
@@ -190,7 +190,7 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
         shutil.rmtree(place.partial)  # killed when everything was in its place
     _check_target(config)
     # before the parts are found: what is written from now on is noticed
-    place.source = snapshot(asdict(config.source), place.is_own)
+    place.source = snapshot(config.source, place.is_own)
     parts = list(config.source.parts())
     fingerprints = _fingerprints(config, parts, place)
     earlier = _state(place.state)
@@ -221,15 +221,7 @@ def _check_target(config: BuildConfig) -> None:
         return
     if not config.overwrite:
         raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
-    if not (config.out / "manifest.json").is_file():
-        raise FileExistsError(
-            f"{config.out} has no manifest.json, so it is no data set and stays as it is; choose another --out"
-        )
-    if foreign := sorted(path.name for path in config.out.iterdir() if not _is_of_a_data_set(path)):
-        raise FileExistsError(
-            f"{config.out} holds what is of no data set and would be lost ({abbreviated(', '.join(foreign))}); move it "
-            "away, or choose another --out"
-        )
+    refuse_foreign(config.out, "data set", "manifest.json", _is_of_a_data_set)
 
 
 def _is_of_a_data_set(path: Path) -> bool:

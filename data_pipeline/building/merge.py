@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.building.source_files import refuse_inside
 from data_pipeline.store import durable, lock
 from data_pipeline.store.index import BlockIndex
 from data_pipeline.store.manifest import Manifest, Provenance, Shard, Split, open_manifest, split_index_path
+from data_pipeline.store.replacing import refuse_inside
 from data_pipeline.store.shards import sha256
 
 log = logging.getLogger(__name__)

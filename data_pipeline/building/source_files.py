@@ -4,10 +4,11 @@ Size and times of every file are noted before the first is read. The time of cha
 set the time of modification, but not that one.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.store.replacing import named_paths
 
 Snapshot = dict[str, tuple[int, int, int]]
 """Size [bytes], and times of modification and of change [ns], of each file by its path."""
@@ -45,36 +46,10 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def refuse_inside(settings: Any, folders: Sequence[Path]) -> None:
-    """Refuse settings of a source that name what lies in folders which are to be replaced.
-
-    Raises:
-        FileExistsError: the message names both.
-    """
-    for path in _named(settings):
-        for folder in folders:
-            if path.is_relative_to(folder.absolute()) or path.resolve().is_relative_to(folder.resolve()):
-                raise FileExistsError(
-                    f"{path} lies in {folder}, which is replaced by what is made of it; choose another --out"
-                )
-
-
 def _files(settings: Any) -> list[Path]:
     """Return every file that a setting of the source names, and those in a folder that one names."""
     return [
         path
-        for named in _named(settings)
+        for named in named_paths(settings, texts=True)
         for path in (sorted(p for p in named.rglob("*") if p.is_file()) if named.is_dir() else [named])
     ]
-
-
-def _named(settings: Any) -> list[Path]:
-    """Return every file and folder that a setting of the source names."""
-    if isinstance(settings, dict):
-        settings = list(settings.values())
-    if isinstance(settings, list | tuple):
-        return [path for value in settings for path in _named(value)]
-    if not isinstance(settings, str | Path):
-        return []
-    path = Path(os.path.expandvars(settings)).expanduser().absolute()
-    return [path] if path.is_dir() or path.is_file() else []
