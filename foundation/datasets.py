@@ -1,7 +1,7 @@
 """The data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
@@ -9,6 +9,7 @@ from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.configuration import COMPARED
+from foundation.potential import Potential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +104,12 @@ def statistics_by_theory(datasets: Sequence[Dataset], theories: Sequence[str]) -
         theory, statistics = theories[dataset.theory_number], dataset.manifest.split(dataset.split).statistics
         sums[theory] = sums[theory] + statistics if theory in sums else statistics
     return sums
+
+
+def numbered_as_in(potential: Potential, datasets: Sequence[Dataset], theories: Sequence[str]) -> list[Dataset]:
+    """Return data sets with the numbers that a potential has for their levels of theory, in place of those in a list.
+
+    Raises:
+        ValueError: the potential does not know one of them.
+    """
+    return [replace(each, theory=potential.theory_number(theories[each.theory_number])) for each in datasets]

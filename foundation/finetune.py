@@ -16,8 +16,15 @@ from typing import Literal
 
 from data_pipeline.loading.datasets import Dataset
 from foundation import checkpoint, run_folder
-from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
-from foundation.datasets import DatasetConfig, left_out, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
+from foundation.datasets import (
+    DatasetConfig,
+    left_out,
+    numbered_as_in,
+    open_datasets,
+    refuse_unlabelled,
+    statistics_by_theory,
+)
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
 from foundation.finetuning import fisher
@@ -39,6 +46,7 @@ from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_report import summary, write_forgetting
+from foundation.run_folder import RunFolder
 from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
@@ -47,7 +55,6 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import TERMS, LossConfig, Penalty, without_labels
 from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
-from foundation.training.strategy import is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -138,19 +145,16 @@ def finetune(config: FinetuneConfig) -> Potential:
         ValueError: parts do not fit together: the start and the data, the Fisher and the start or the loss, rehearsed
             data and those held out; or nothing is left to train.
     """
-    with run_folder.held(config):
-        return _finetune(config)
+    with run_folder.opened(config) as folder:
+        return _finetune(config, folder)
 
 
-def _finetune(config: FinetuneConfig) -> Potential:
-    if is_rank_zero():  # at once, because to prepare may take minutes
-        run_folder.check_folder(config)
-    prepared = _prepare(config)
-    record, before = resolved(config), None
+def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
+    prepared, before = _prepare(config), None
 
     def begin() -> None:
         nonlocal before
-        before = _begin(config, prepared)
+        before = _begin(config, folder, prepared)
 
     began = time.time()
     facts = fit(
@@ -160,8 +164,9 @@ def _finetune(config: FinetuneConfig) -> Potential:
         machine=config.machine,
         loss=config.loss,
         optim=config.optim,
-        out=config.out,
-        record=record,
+        out=folder.path,
+        record=folder.record,
+        checkpoint=folder.checkpoint,
         additions=prepared.additions,
         begin=begin,
     )
@@ -169,16 +174,16 @@ def _finetune(config: FinetuneConfig) -> Potential:
         merge_adapters(prepared.potential)
     prepared.potential.requires_grad_(True).eval()
     if before is not None:
-        run_folder.refuse_lost(config.out)
-        facts |= prepared.facts | {"config": record, "wall_time_s": round(time.time() - began, 1)}
+        folder.refuse_lost()
+        facts |= prepared.facts | {"config": folder.record, "wall_time_s": round(time.time() - began, 1)}
         _finish(config, prepared, before, facts)
     return prepared.potential
 
 
-def _begin(config: FinetuneConfig, prepared: "_Prepared") -> Measurement:
+def _begin(config: FinetuneConfig, folder: RunFolder, prepared: "_Prepared") -> Measurement:
     """Prepare the run folder and return the errors of the start, measured now unless they were before."""
     before = _measured_already(config, prepared)
-    run_folder.prepare_folder(config)
+    folder.begin()
     if before is None:
         before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
         held_out_errors.save(before, config.out / "forgetting" / BEFORE)
@@ -221,8 +226,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
         references=config.references,
         new_elements=config.new_elements,
     )
-    numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
-    datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
+    datasets = numbered_as_in(potential, datasets, theories)
     held_out = held_out_sets(_with_target(config, datasets), potential)
     refuse_unlabelled([each.dataset for each in held_out])
     refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")

@@ -14,11 +14,12 @@ import torch
 from data_pipeline.loading.datasets import Dataset
 from foundation import run_folder
 from foundation.checkpoint import save
-from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, resolved
-from foundation.datasets import DatasetConfig, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
+from foundation.datasets import DatasetConfig, numbered_as_in, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.models import ModelConfig
 from foundation.potential import Potential, new_potential
 from foundation.reports.card import CardFacts
+from foundation.run_folder import RunFolder
 from foundation.surgery.start import start_facts, start_from
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig
@@ -69,11 +70,11 @@ def pretrain(config: PretrainConfig) -> Potential:
         FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
         ValueError: the configuration does not fit the data, or the start does not fit either.
     """
-    with run_folder.held(config):
-        return _pretrain(config)
+    with run_folder.opened(config) as folder:
+        return _pretrain(config, folder)
 
 
-def _pretrain(config: PretrainConfig) -> Potential:
+def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
     refuse_idle_terms(datasets, config.loss)
@@ -83,12 +84,8 @@ def _pretrain(config: PretrainConfig) -> Potential:
         potential, begun = new_potential(config.model, statistics), {}
     else:
         potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
-    if is_rank_zero():
-        run_folder.check_folder(config)
-    numbers = [potential.theory_number(theories[dataset.theory_number]) for dataset in datasets]
-    datasets = [dataclasses.replace(each, theory=number) for each, number in zip(datasets, numbers, strict=True)]
+    datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
-    record = resolved(config)
     facts = fit(
         potential,
         datasets,
@@ -96,13 +93,14 @@ def _pretrain(config: PretrainConfig) -> Potential:
         machine=config.machine,
         loss=config.loss,
         optim=config.optim,
-        out=config.out,
-        record=record,
-        begin=lambda: run_folder.prepare_folder(config),
+        out=folder.path,
+        record=folder.record,
+        checkpoint=folder.checkpoint,
+        begin=folder.begin,
     )
     if is_rank_zero():
-        run_folder.refuse_lost(config.out)
-        facts |= begun | {"config": record, "wall_time_s": round(time.time() - started, 1)}
+        folder.refuse_lost()
+        facts |= begun | {"config": folder.record, "wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
     return potential
 

@@ -3,18 +3,22 @@
 The first process of a run holds its lock from before anything is looked at to the end; the others follow it through
 their process group. The lock is a file in the folder, which is there also where the folder alone is shared, as between
 containers. So a folder that is replaced is emptied around it.
+
+In this order: whether the folder may be written to, what the run goes on from, and whether that had the same
+configuration; then the run reads its data and its start; only when nothing has been refused is anything written.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.store import durable, lock
+from data_pipeline.store.replacing import named_paths, refuse_foreign, refuse_inside
 from foundation.configuration import resolved
-from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
+from foundation.training.fault_tolerance.checkpoints import WholeCheckpoint, checkpoint_to_resume, refuse_changes
 from foundation.training.machine import with_machine
 from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
@@ -22,18 +26,81 @@ from foundation.training.strategy import is_rank_zero
 RECORD = "run.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run folder that this run may write to."""
+
+    path: Path
+    """The folder."""
+    record: dict[str, Any]
+    """Resolved configuration of the run, as JSON."""
+    checkpoint: WholeCheckpoint | None
+    """Checkpoint that the run goes on from."""
+    empties: bool
+    """Whether an older run is removed from it."""
+
+    def begin(self) -> None:
+        """Make the folder, also out of or in place of one that is there, with the configuration in run.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir() if self.empties else ():
+            if path.name not in (lock.NAME, RECORD):  # the record goes last: without it nothing is replaced
+                durable.remove(path)
+        durable.write_whole(self.path / RECORD, json.dumps(self.record, indent=1) + "\n")
+
+    def refuse_lost(self) -> None:
+        """Refuse to write on where the folder was deleted, moved or replaced while this process held it.
+
+        Raises:
+            Lost: it was.
+        """
+        lock.refuse_lost(lock.inside(self.path), self.path)
+
+
 @contextmanager
-def held(config: Any) -> Iterator[None]:
-    """Hold the folder of a run, which is made if it is not there; processes other than the first hold nothing.
+def opened(config: Any) -> Iterator[RunFolder]:
+    """Hold the folder of a run that may write to it; nothing but the lock is written yet.
 
     Args:
         config: The configuration of the run.
 
     Raises:
         InUse: another run holds it.
-        FileExistsError: it is there and empty, so it is somebody else's.
+        FileExistsError: it is there and neither to be continued nor to be replaced, or holds something else or what
+            the run reads.
         NotADirectoryError: it is a file.
+        FileNotFoundError: there is no checkpoint to go on from.
+        ValueError: the run began with another configuration.
     """
+    with _held(config):
+        if is_rank_zero():
+            _refuse_to_replace(config)
+        yield RunFolder(
+            path=config.out,
+            record=resolved(config),
+            checkpoint=found_checkpoint(config),
+            empties=config.overwrite and not config.fit.resume,
+        )
+
+
+def found_checkpoint(config: Any) -> WholeCheckpoint | None:
+    """Return the checkpoint that a run goes on from, if any.
+
+    Args:
+        config: The configuration of the run.
+
+    Raises:
+        FileNotFoundError: there is none to go on from.
+        ValueError: the run began with another configuration.
+    """
+    checkpoint = checkpoint_to_resume(config.out, config.fit.resume)
+    if checkpoint is not None:
+        refuse_changes(checkpoint, config)
+    return checkpoint
+
+
+@contextmanager
+def _held(config: Any) -> Iterator[None]:
+    """Hold the folder of a run, which is made if it is not there; processes other than the first hold nothing."""
     if not is_rank_zero():
         yield
         return
@@ -42,7 +109,7 @@ def held(config: Any) -> Iterator[None]:
         raise NotADirectoryError(f"{out} is a file, and a run needs a folder; choose another --out")
     new = not out.exists()
     if not (new or config.fit.resume or any(out.iterdir())):
-        raise FileExistsError(_already(out))
+        raise FileExistsError(_already(out))  # empty, so it is somebody else's
     try:
         with lock.hold(lock.inside(out), out):
             yield
@@ -52,6 +119,24 @@ def held(config: Any) -> Iterator[None]:
                 out.rmdir()  # nothing has come of it
 
 
+def _refuse_to_replace(config: Any) -> None:
+    """Refuse a folder that is there, unless it is to be continued, or is an older run that is to be replaced."""
+    if config.fit.resume or not occupied(config.out):
+        return
+    if not config.overwrite:
+        raise FileExistsError(_already(config.out))
+    refuse_foreign(config.out, "run", RECORD)
+    read = [getattr(config, field.name) for field in fields(config) if field.name != "out"]
+    refuse_inside(named_paths(read), [config.out])
+
+
+def _already(out: Path) -> str:
+    return (
+        f"{out} already exists; continue it with --fit.resume true, replace it with --overwrite true, or choose "
+        "another --out"
+    )
+
+
 def refuse_in_use(out: Path) -> None:
     """Refuse a run folder that another run holds.
 
@@ -59,15 +144,6 @@ def refuse_in_use(out: Path) -> None:
         InUse: the message names the process.
     """
     lock.refuse_in_use(lock.inside(out), out)
-
-
-def refuse_lost(out: Path) -> None:
-    """Refuse to write on into a run folder that was deleted, moved or replaced while this process held it.
-
-    Raises:
-        Lost: it was.
-    """
-    lock.refuse_lost(lock.inside(out), out)
 
 
 def occupied(out: Path) -> bool:
@@ -90,60 +166,3 @@ def read_record(out: Path) -> dict[str, Any]:
     if type(steps) is not int or not 1 <= steps <= MAX_STEP:
         raise ValueError(f"{file}: is no configuration of a run, which has a number of fit.steps")
     return with_machine(record)
-
-
-def check_folder(config: Any) -> None:
-    """Refuse to touch a run folder that is there, unless it is to be continued with its configuration or replaced.
-
-    Args:
-        config: The configuration of the run.
-
-    Raises:
-        FileExistsError: there is one, which is neither to be continued nor to be replaced, or what the run reads lies
-            in one that is to be replaced.
-        FileNotFoundError: there is no checkpoint to go on from.
-        ValueError: it began with another configuration.
-    """
-    out, resume = config.out, config.fit.resume
-    checkpoint = checkpoint_to_resume(out, resume)
-    if checkpoint is not None:
-        refuse_changes(checkpoint, config)
-    if occupied(out) and not resume:
-        if not config.overwrite:
-            raise FileExistsError(_already(out))
-        if not (out / RECORD).is_file():
-            raise FileExistsError(f"{out} has no {RECORD}, so it is no run and stays as it is; choose another --out")
-        for path in _paths(config):
-            if path != out and path.resolve().is_relative_to(out.resolve()):
-                raise FileExistsError(f"{path} lies in {out}, which --overwrite would empty; choose another --out")
-
-
-def _paths(value: Any) -> Iterator[Path]:
-    """Yield the paths in a configuration."""
-    if isinstance(value, Path):
-        yield value
-    elif dataclasses.is_dataclass(value):
-        for item in dataclasses.fields(value):
-            yield from _paths(getattr(value, item.name))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _paths(each)
-
-
-def _already(out: Path) -> str:
-    return (
-        f"{out} already exists; continue it with --fit.resume true, replace it with --overwrite true, or choose "
-        "another --out"
-    )
-
-
-def prepare_folder(config: Any) -> None:
-    """Make a run folder, also out of or in place of one that is there, with the configuration in run.json."""
-    out = config.out
-    out.mkdir(parents=True, exist_ok=True)
-    if config.overwrite and not config.fit.resume:
-        for path in out.iterdir():
-            if path.name in (lock.NAME, RECORD):  # the record goes last: without it nothing is replaced
-                continue
-            durable.remove(path)
-    durable.write_whole(out / RECORD, json.dumps(resolved(config), indent=1) + "\n")

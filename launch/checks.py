@@ -17,8 +17,7 @@ from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Split
 from foundation.checkpoint import find
 from foundation.pretrain import PretrainConfig
-from foundation.run_folder import refuse_in_use
-from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
+from foundation.run_folder import found_checkpoint, refuse_in_use
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
 from foundation.training.strategy import make_strategy
@@ -62,9 +61,7 @@ def check_folder(config: PretrainConfig) -> Check:
         )
     try:
         refuse_in_use(out)
-        checkpoint = checkpoint_to_resume(out, config.fit.resume)
-        if checkpoint is not None:
-            refuse_changes(checkpoint, config)
+        checkpoint = found_checkpoint(config)
         if config.start is not None:
             find(config.start)
     except (FileNotFoundError, InUse, ValueError) as error:

@@ -10,7 +10,7 @@ fitted: the energies of a single material say nothing of its elements, and what 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
+from foundation.datasets import numbered_as_in
 from foundation.models import Architecture
 from foundation.potential import Potential
 from foundation.surgery.elements import add_elements, nearest_element
@@ -102,8 +103,7 @@ def prepare_start(
             "%s does not know the level of theory %s: it is added, with the references of the start", folder, theory
         )
         potential = add_theory(potential, theory)
-    numbers = [potential.theory_number(theory) for theory in statistics]
-    datasets = [replace(dataset, theory=numbers[dataset.theory_number]) for dataset in datasets]
+    datasets = numbered_as_in(potential, datasets, list(statistics))
     reports = {}
     if new:
         reports["references_of_new_elements"] = _refit(potential, datasets, new)

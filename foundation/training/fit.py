@@ -20,12 +20,7 @@ from foundation.nn.matmul import precision_in_words
 from foundation.potential import Potential
 from foundation.training.additions import NO_ADDITIONS, Additions
 from foundation.training.data import TrainingData
-from foundation.training.fault_tolerance.checkpoints import (
-    Checkpoints,
-    checkpoint_to_resume,
-    refuse_other_backend,
-    step_of,
-)
+from foundation.training.fault_tolerance.checkpoints import Checkpoints, WholeCheckpoint, refuse_other_backend
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.preemption import Preemption
 from foundation.training.fault_tolerance.watchdog import Watchdog
@@ -55,6 +50,7 @@ def fit(
     optim: OptimConfig,
     out: Path,
     record: dict[str, Any],
+    checkpoint: WholeCheckpoint | None = None,
     additions: Additions = NO_ADDITIONS,
     begin: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
@@ -71,19 +67,18 @@ def fit(
         optim: Optimizer and schedule.
         out: The run folder.
         record: The resolved configuration, as JSON; checkpoints carry it.
+        checkpoint: What the run goes on from.
         additions: What a fine-tuning adds to the run.
         begin: Called in the first process when the parts have been checked, before anything is written.
 
     Raises:
-        FileNotFoundError: resume is asked for and there is no checkpoint.
-        ValueError: a checkpoint belongs to another backend, other data or another plan, the optimizer does not
+        ValueError: the checkpoint belongs to another backend, other data or another plan, the optimizer does not
             work with the strategy, or what Stream refuses.
         PreemptedError: a signal stopped the run.
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
     """
-    _check(potential, config, machine, optim, additions)
-    checkpoint = checkpoint_to_resume(out, config.resume)
+    _check(potential, config, machine, optim, additions, checkpoint)
     keep_freed_memory()
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
@@ -96,31 +91,36 @@ def fit(
     if is_rank_zero():
         begin()
     potential.compute_as(computation_of(config))
-    loggers = make_loggers(config, out, 0 if checkpoint is None else step_of(checkpoint) or 0, record)
+    loggers = make_loggers(config, out, 0 if checkpoint is None else checkpoint.step, record)
     trainer = _trainer(config, machine, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
-    if checkpoint is not None:
-        refuse_other_backend(checkpoint, backend_of(potential, trainer.strategy.root_device))
     convolution = _announce(potential, config, trainer, checkpoint)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint and checkpoint.path, weights_only=True)
     module.cpu()
     potential.compute_as(Computation())
     validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {"validation": validation, "convolution": convolution}
 
 
-def _announce(potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: Path | None) -> str:
+def _announce(
+    potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: WholeCheckpoint | None
+) -> str:
     """Log what computes a run and where it goes on, and return what computes the convolutions."""
     convolution = backend_in_words(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
         log.info("matrix products: %s", precision_in_words(config.precision, trainer.strategy.root_device))
         if checkpoint is not None:
-            log.info("continuing from %s", checkpoint)
+            log.info("continuing from %s", checkpoint.path)
     return convolution
 
 
 def _check(
-    potential: Potential, config: FitConfig, machine: MachineConfig, optim: OptimConfig, additions: Additions
+    potential: Potential,
+    config: FitConfig,
+    machine: MachineConfig,
+    optim: OptimConfig,
+    additions: Additions,
+    checkpoint: WholeCheckpoint | None,
 ) -> None:
     """Refuse what does not go together, or not on this machine."""
     check_lanes(config.lanes, machine)
@@ -131,8 +131,10 @@ def _check(
         raise ValueError(f"machine.devices {machine.devices}: torch finds {torch.cuda.device_count()} GPUs here")
     # tried here and undone: begin() measures a start as everybody else would
     potential.compute_as(computation_of(config))
-    backend_of(potential, device)
+    backend = backend_of(potential, device)
     potential.compute_as(Computation())
+    if checkpoint is not None:
+        refuse_other_backend(checkpoint, backend)
     check_loggers(config)
     if machine.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(

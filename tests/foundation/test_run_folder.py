@@ -19,8 +19,11 @@ import pytest
 from data_pipeline.store import lock
 from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Manifest
+from foundation.finetune import FinetuneConfig, finetune
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.fault_tolerance import checkpoints
+from foundation.training.fault_tolerance.checkpoints import CheckpointFiles
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MACHINE_OPTIONS
 from foundation.training.module import TrainingModule
@@ -253,7 +256,69 @@ def test_what_a_run_reads_is_not_in_the_folder_that_it_empties(
     inside = dataclasses.replace(config(emt_manifest, old, overwrite=True), data=old / "data")
     for changed in (inside, dataclasses.replace(config(emt_manifest, old, overwrite=True), start=old / "potential")):
         with pytest.raises(
-            FileExistsError, match=r"lies in .*old, which --overwrite would empty; choose another --out"
+            FileExistsError, match=r"lies in .*old, which would be replaced by what is made of it; choose another --out"
         ):
             pretrain(changed)
+    assert content(old) == before
+
+
+def test_a_run_does_not_empty_the_folder_of_its_start(emt_manifest: Manifest, finished: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(finished, tmp_path / "old")
+    before = content(old)
+    with pytest.raises(FileExistsError, match=r"old lies in .*old, which would be replaced"):
+        pretrain(dataclasses.replace(config(emt_manifest, old, overwrite=True), start=old))
+    assert content(old) == before
+
+
+def test_a_folder_without_a_record_of_a_run_is_not_emptied(emt_manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"home has no run\.json, so it is no run and stays as it is"):
+        pretrain(config(emt_manifest, tmp_path / "home", overwrite=True))
+    assert content(tmp_path / "home") == {"thesis.tex": b"years of work"}
+
+
+def test_a_run_that_goes_on_hashes_and_opens_its_checkpoint_once_and_loads_it_once(
+    finished: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "checkpoints" / "step=000000003.ckpt").unlink()
+    calls: list[str] = []
+
+    def note(owner: Any, name: str, place: int = 0) -> None:
+        function = getattr(owner, name)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            if Path(args[place]).name == "step=000000002.ckpt":
+                calls.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note(checkpoints, "sha256")
+    note(checkpoints, "read_checkpoint")
+    note(CheckpointFiles, "load_checkpoint", place=1)
+    pretrain(config(emt_manifest, out, resume=True))
+    assert (out / "checkpoints" / "step=000000003.ckpt").is_file()
+    assert calls == ["sha256", "read_checkpoint", "load_checkpoint"]
+
+
+def test_whether_a_run_may_begin_is_known_before_data_and_start_are_read(
+    finished: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the data were read")
+
+    old = shutil.copytree(finished, tmp_path / "old")
+    before = content(old)
+    monkeypatch.setattr("foundation.pretrain.open_datasets", read)
+    monkeypatch.setattr("foundation.finetune.open_datasets", read)
+    for refused, message in (
+        (config(emt_manifest, old), "already exists"),
+        (config(emt_manifest, old, resume=True, precision="bf16"), r"another configuration: .*fit\.precision was"),
+    ):
+        tuned = FinetuneConfig(start=finished, data=emt_manifest.root, out=old, fit=refused.fit)
+        for verb, asked in ((pretrain, refused), (finetune, tuned)):
+            with pytest.raises((FileExistsError, ValueError), match=message):
+                verb(asked)
     assert content(old) == before

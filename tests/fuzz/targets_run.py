@@ -23,7 +23,6 @@ from foundation.training.fault_tolerance.checkpoints import (
     read_checkpoint,
     refuse_changes,
     refuse_other_backend,
-    step_of,
 )
 from foundation.training.fit_config import FitConfig
 from foundation.training.monitoring.metrics_file import MetricsFile, write_csv
@@ -52,18 +51,18 @@ def make_checkpoints(folder: Path) -> None:
     CheckpointFiles(3).save_checkpoint(state, newest(folder))
 
 
-def read_checkpoints(folder: Path) -> tuple[int | None, list]:
+def read_checkpoints(folder: Path) -> tuple[int, list]:
     """Return the step of the newest good checkpoint and its weights, as a run that goes on reads them."""
     try:
-        path = newest_checkpoint(folder)
-        refuse_changes(path, CONFIG)
-        refuse_other_backend(path, "c")
-        weights = read_checkpoint(path)["state_dict"]
+        checkpoint = newest_checkpoint(folder)
+        refuse_changes(checkpoint, CONFIG)
+        refuse_other_backend(checkpoint, "c")
+        weights = read_checkpoint(checkpoint.path)["state_dict"]
         tensors = [(name, value.double().sum().item()) for name, value in weights.items() if torch.is_tensor(value)]
     finally:
         if (folder / MARK).exists():
             raise RuntimeError("the code in a checkpoint has run")
-    return step_of(path), tensors
+    return checkpoint.step, tensors
 
 
 def seal(folder: Path) -> None:

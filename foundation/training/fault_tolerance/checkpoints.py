@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,7 +39,21 @@ BACKEND = "backend"
 Kind = TypeVar("Kind")
 
 
-def newest_checkpoint(out: Path, every: int = 1, last: int | None = None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class WholeCheckpoint:
+    """A checkpoint that is what was written: hashed and opened once, by whoever found it."""
+
+    path: Path
+    """File."""
+    step: int
+    """Number of steps taken."""
+    config: Any
+    """Configuration of its run, as JSON; None if it does not say."""
+    backend: Any
+    """Name of what computed its convolutions; None if it does not say."""
+
+
+def newest_checkpoint(out: Path, every: int = 1, last: int | None = None) -> WholeCheckpoint:
     """Return the newest checkpoint of a run folder that is what was written; others are skipped with a warning.
 
     Args:
@@ -57,10 +72,10 @@ def newest_checkpoint(out: Path, every: int = 1, last: int | None = None) -> Pat
     for path, step in sorted(found.items(), key=lambda item: -item[1]):
         if last is not None and step > last:
             continue
-        damage = _damage(path, step)
-        if damage is None:
-            return path
-        log.warning("%s: %s; the checkpoint before it is used", path, damage)
+        try:
+            return _whole(path, step)
+        except ValueError as damage:
+            log.warning("%s: %s; the checkpoint before it is used", path, damage)
     what = "none of its checkpoints is whole" if found else "no checkpoint to resume from"
     raise FileNotFoundError(f"{folder}: {what}; start with --fit.resume false")
 
@@ -71,7 +86,7 @@ def step_of(path: Path) -> int | None:
     return int(name[1]) if name else None
 
 
-def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> Path | None:
+def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> WholeCheckpoint | None:
     """Return the checkpoint that a run starts from, if any.
 
     Raises:
@@ -86,24 +101,29 @@ def _named(folder: Path) -> list[Path]:
     return sorted(folder.glob("step=*.ckpt"))
 
 
-def _damage(path: Path, step: int) -> str | None:
-    """Return what is wrong with a checkpoint."""
+def _whole(path: Path, step: int) -> WholeCheckpoint:
+    """Return a checkpoint that is what was written.
+
+    Raises:
+        ValueError: it is not; the message says what is wrong with it.
+    """
     checksum = path.with_name(path.name + CHECKSUM)
     if not path.is_file():
-        return "is no file"
+        raise ValueError("is no file")
     if not checksum.is_file():
-        return "has no checksum"
+        raise ValueError("has no checksum")
     try:
-        if sha256(path) != checksum.read_text(errors="replace").partition(" ")[0]:
-            return "differs from its checksum"
-        state = read_checkpoint(path)
+        same = sha256(path) == checksum.read_text(errors="replace").partition(" ")[0]
+        state = read_checkpoint(path) if same else {}
     except (OSError, ValueError) as error:
-        return f"cannot be read ({error})"
+        raise ValueError(f"cannot be read ({error})") from error
+    if not same:
+        raise ValueError("differs from its checksum")
     if state["global_step"] != step:
-        return f"is of step {one_line(str(state['global_step']))}, not of the one in its name"
+        raise ValueError(f"is of step {one_line(str(state['global_step']))}, not of the one in its name")
     if step > _length(state):
-        return f"is of step {step} and of a run of {_length(state)} steps"
-    return None
+        raise ValueError(f"is of step {step} and of a run of {_length(state)} steps")
+    return WholeCheckpoint(path=path, step=step, config=state.get("config"), backend=state.get(BACKEND))
 
 
 def _length(state: dict[str, Any]) -> float:
@@ -149,45 +169,44 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def refuse_changes(checkpoint: Path, config: object) -> None:
+def refuse_changes(checkpoint: WholeCheckpoint, config: object) -> None:
     """Refuse to go on with another configuration than a checkpoint's run had, as far as it decides what a step does.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The checkpoint.
         config: The configuration of this run.
 
     Raises:
         ValueError: something that decides what a step does has changed.
     """
-    theirs = read_checkpoint(checkpoint).get("config")
-    if not isinstance(theirs, dict) or not theirs:
-        log.warning("%s does not say with which configuration it was made: not compared", checkpoint)
+    if not isinstance(checkpoint.config, dict) or not checkpoint.config:
+        log.warning("%s does not say with which configuration it was made: not compared", checkpoint.path)
         return
-    changed = deciding_changes(with_machine(theirs), config)
+    changed = deciding_changes(with_machine(checkpoint.config), config)
     if changed:
         raise ValueError(
-            f"cannot resume {checkpoint} with another configuration: {'; '.join(changed)}. Restore it, or start a new "
-            "run."
+            f"cannot resume {checkpoint.path} with another configuration: {'; '.join(changed)}. Restore it, or start a "
+            "new run."
         )
 
 
-def refuse_other_backend(checkpoint: Path, backend: str) -> None:
+def refuse_other_backend(checkpoint: WholeCheckpoint, backend: str) -> None:
     """Refuse to go on with convolutions that are computed by something else than before.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The checkpoint.
         backend: What computes them now: what fit.backend comes to on this machine.
 
     Raises:
         ValueError: it was something else.
     """
-    theirs = read_checkpoint(checkpoint).get(BACKEND)
-    if theirs is None:
-        log.warning("%s does not say what computed its convolutions: not compared; now it is %s", checkpoint, backend)
-    elif theirs != backend:
-        named = one_line(str(theirs))
+    path = checkpoint.path
+    if checkpoint.backend is None:
+        log.warning("%s does not say what computed its convolutions: not compared; now it is %s", path, backend)
+    elif checkpoint.backend != backend:
+        named = one_line(str(checkpoint.backend))
         raise ValueError(
-            f"cannot resume {checkpoint}: its convolutions were computed by {named} and are by {backend} now, which "
+            f"cannot resume {path}: its convolutions were computed by {named} and are by {backend} now, which "
             f"rounds differently. Say --fit.backend {named} where that works, or start a new run."
         )
 

@@ -153,7 +153,7 @@ class Guard(Callback):
             try:
                 # not one that a crash has left in between: the run must go the same way without the crash
                 folder, every = self._checkpoints.folder.parent, self._checkpoints.every
-                path = newest_checkpoint(folder, every, last=trainer.global_step)
+                path = newest_checkpoint(folder, every, last=trainer.global_step).path
             except FileNotFoundError:
                 log.error("there is no checkpoint yet to go back to")
         path = trainer.strategy.broadcast(path)

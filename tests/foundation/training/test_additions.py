@@ -17,6 +17,7 @@ from foundation.finetuning.penalties import L2Penalty
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.additions import Additions, Mode, Rehearsal
+from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, Penalty, label_counts, loss
@@ -70,6 +71,7 @@ def train(
         optim=OPTIM,
         out=out,
         record={},
+        checkpoint=checkpoint_to_resume(out, config.resume),
         additions=Additions(rehearsal=old, penalty=penalty, rate_factors=factors),
     )
     return weights(potential)

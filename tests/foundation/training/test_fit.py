@@ -44,7 +44,7 @@ def config(manifest: Manifest, out: Path, **changes: object) -> PretrainConfig:
 
 
 def state(run: Path) -> dict:
-    return torch.load(newest_checkpoint(run), weights_only=True)
+    return torch.load(newest_checkpoint(run).path, weights_only=True)
 
 
 def best(run: Path) -> str:
@@ -89,7 +89,7 @@ def test_a_crashed_run_resumes_to_the_same_bits(
     monkeypatch.setattr(TrainingModule, "training_step", step_that_crashes)
     with pytest.raises(Crash):
         pretrain(config(emt_manifest, tmp_path / "run"))
-    assert newest_checkpoint(tmp_path / "run").name == f"step={crash_at:09d}.ckpt"
+    assert newest_checkpoint(tmp_path / "run").path.name == f"step={crash_at:09d}.ckpt"
     monkeypatch.setattr(TrainingModule, "training_step", step_as_written)
     pretrain(config(emt_manifest, tmp_path / "run", resume=True))
     expected, found = state(undisturbed), state(tmp_path / "run")

@@ -259,7 +259,7 @@ def test_a_run_of_each_optimizer_resumes_to_the_same_bits_and_releases_its_avera
     monkeypatch.setattr(TrainingModule, "training_step", step_as_written)
     resumed = run("crashed", resume=True)
     expected, found = (
-        torch.load(newest_checkpoint(out), weights_only=True, map_location="cpu") for out in (undisturbed, resumed)
+        torch.load(newest_checkpoint(out).path, weights_only=True, map_location="cpu") for out in (undisturbed, resumed)
     )
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(tensor, found[key][part]) for part, tensor in expected[key].items()), key

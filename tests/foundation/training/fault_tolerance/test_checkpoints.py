@@ -59,7 +59,7 @@ def finished(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -
 
 def same_state(one: Path, other: Path) -> bool:
     """Return whether two runs end in the same bits: weights, moving average, optimizer, schedule."""
-    first, second = (torch.load(newest_checkpoint(run), weights_only=True) for run in (one, other))
+    first, second = (torch.load(newest_checkpoint(run).path, weights_only=True) for run in (one, other))
     keys = ("global_step", "state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
     return all(same(first[key], second[key]) for key in keys)
 
@@ -75,7 +75,7 @@ def same(one: object, other: object) -> bool:
 
 
 def test_what_a_checkpoint_holds(finished: Path) -> None:
-    state = torch.load(newest_checkpoint(finished), weights_only=True)
+    state = torch.load(newest_checkpoint(finished).path, weights_only=True)
     assert state["global_step"] == 8
     assert state["config"]["fit"]["steps"] == 8
     assert state["config"]["model"]["irreps"] == MODEL.irreps
@@ -89,7 +89,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_in_the_same_bit
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    newest = newest_checkpoint(out)
+    newest = newest_checkpoint(out).path
     content = bytearray(newest.read_bytes())
     if damage == "truncated":
         newest.write_bytes(content[: len(content) // 2])
@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_in_the_same_bit
         newest.write_bytes(content)
     else:
         newest.with_name(newest.name + ".sha256").unlink()
-    assert newest_checkpoint(out).name == "step=000000006.ckpt"
+    assert newest_checkpoint(out).path.name == "step=000000006.ckpt"
     assert f"{newest}: " in caplog.text
     assert "the checkpoint before it is used" in caplog.text
     pretrain(config(emt_manifest, out, resume=True))
@@ -193,9 +193,9 @@ def test_what_is_no_checkpoint_of_the_run_is_passed_over_with_a_warning(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    newest = newest_checkpoint(out)
+    newest = newest_checkpoint(out).path
     put(newest)
-    assert newest_checkpoint(out) == newest
+    assert newest_checkpoint(out).path == newest
     assert "step=" in caplog.text
     assert not (newest.parent / "ran").exists()
 
@@ -205,7 +205,7 @@ def test_strays_do_not_count_among_those_that_are_kept_and_are_left_alone(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    newest = newest_checkpoint(out)
+    newest = newest_checkpoint(out).path
     stray_name(newest)
     stray_folder(newest)
     broken_link(newest)
@@ -223,13 +223,15 @@ def test_another_backend_is_refused_by_what_auto_came_to(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    newest = newest_checkpoint(out)
+    newest = newest_checkpoint(out).path
     state = torch.load(newest, weights_only=True)
     other = "torch" if state["backend"] == "c" else "c"
     torch.save(state | {"backend": other}, newest)
     seal(newest)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=rf"were computed by {other} and are by {state['backend']} now"):
         pretrain(config(emt_manifest, out, resume=True))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == written
     del state["backend"], state["config"]  # as an older version wrote it
     torch.save(state, newest)
     seal(newest)
@@ -304,7 +306,7 @@ def test_a_full_disk_ends_the_run_and_spoils_nothing(
         fill_disk_at(3, 100, patch)
         with pytest.raises(OSError, match="could not be written"):
             pretrain(config(emt_manifest, tmp_path / "run"))
-    assert newest_checkpoint(tmp_path / "run").name in ("step=000000002.ckpt", "step=000000003.ckpt")
+    assert newest_checkpoint(tmp_path / "run").path.name in ("step=000000002.ckpt", "step=000000003.ckpt")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
     pretrain(config(emt_manifest, tmp_path / "run", resume=True))
     assert same_state(finished, tmp_path / "run")
@@ -328,7 +330,7 @@ def test_killed_at_many_moments_a_run_ends_in_the_same_bits(kills: int, emt_mani
         resume = bool(saves(out, ""))
         kill_a_run(config(emt_manifest, out, resume=resume, overwrite=not resume, **changes), number, chance)
         if saves(out, ""):
-            found = int(newest_checkpoint(out).stem.removeprefix("step="))
+            found = int(newest_checkpoint(out).path.stem.removeprefix("step="))
             assert found >= newest
             newest = found
     assert 0 < newest < 150

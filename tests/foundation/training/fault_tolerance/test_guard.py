@@ -70,7 +70,7 @@ def huge_forces(batch: GraphBatch) -> GraphBatch:
 
 
 def saved(out: Path) -> dict:
-    return torch.load(newest_checkpoint(out), weights_only=True)
+    return torch.load(newest_checkpoint(out).path, weights_only=True)
 
 
 def guard_of(state: dict) -> dict:
@@ -115,7 +115,7 @@ def test_too_many_bad_steps_stop_the_run_with_the_frames(
     with pytest.raises(Diverged, match="2 steps in a row up to step 6 were unusable") as caught:
         pretrain(config(emt_manifest, tmp_path / "run", max_bad_steps=2, then="stop"))
     assert ids[1][1] in str(caught.value)
-    assert newest_checkpoint(tmp_path / "run").name == "step=000000004.ckpt"
+    assert newest_checkpoint(tmp_path / "run").path.name == "step=000000004.ckpt"
     assert not (tmp_path / "run" / "potential").exists()
 
 
