@@ -53,7 +53,7 @@ DOORS = {
     "ase": ("data_pipeline/sources/", "foundation/interop/"),
     "jsonargparse": ("launch/parser.py",),
     "yaml": ("launch/yaml_files.py",),
-    "deepspeed": ("foundation/training/strategy.py",),
+    "deepspeed": ("foundation/training/lightning_internals.py",),
     "aiohttp": ("data_pipeline/store/remote.py",),
     "fsspec": ("data_pipeline/store/remote.py",),
     "mpi4py": ("data_pipeline/building/build.py",),
@@ -225,6 +225,31 @@ def test_a_file_that_is_written_by_hand_is_found(line: str) -> None:
 )
 def test_what_writes_no_file_by_hand_is_not_found(line: str) -> None:
     assert writers(ast.parse(f"def write():\n    {line}"), "module") == set()
+
+
+REACHES_INSIDE = ("foundation/training/lightning_internals.py", "launch/parser.py")
+"""The files that reach inside Lightning and DeepSpeed, and inside argparse: one for each."""
+DOCUMENTED = {"os._exit", "sys._current_frames"}
+"""Names with an underscore that Python's documentation has."""
+OF_NAMED_TUPLES = {"_fields", "_replace", "_asdict", "_make"}
+"""Names that every named tuple has."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
+    if path.relative_to(REPOSITORY).as_posix() in REACHES_INSIDE:
+        return
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            of_self = isinstance(node, ast.Name) or getattr(node.value, "id", "") in ("self", "cls")
+            own |= {node.id if isinstance(node, ast.Name) else node.attr} if of_self else set()
+    for node in nodes:
+        named = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        name = named.rpartition(".")[2]
+        private = name.startswith("_") and not name.endswith("__") and name not in OF_NAMED_TUPLES
+        assert not private or name in own or named in DOCUMENTED, f"{name_of(path)} reaches {named}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

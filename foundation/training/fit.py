@@ -1,6 +1,5 @@
 """fit(): the only place that makes a Trainer."""
 
-import contextlib
 import ctypes
 import logging
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
@@ -25,13 +24,13 @@ from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.preemption import Preemption
 from foundation.training.fault_tolerance.watchdog import Watchdog
 from foundation.training.fit_config import FitConfig, computation_of
+from foundation.training.lightning_internals import Averaging
 from foundation.training.loss import LossConfig
 from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
 from foundation.training.monitoring.monitor import Monitor
 from foundation.training.optim import OptimConfig
-from foundation.training.schedule_free import ScheduleFree
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def fit(
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
     module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions)
     # the order counts: a checkpoint must have the average that goes with its weights
-    averaging, watchdog = _Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
+    averaging, watchdog = Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     data = TrainingData(datasets, potential, config, additions, num_workers=machine.num_workers)
     if is_rank_zero():
@@ -189,35 +188,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 1 << 30)
     mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-class _Averaging(EMAWeightAveraging):
-    """Lightning's moving average, which also takes its weights back if validation is interrupted."""
-
-    _swapped = False
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Average the weights; of an optimizer that does so itself, take what it says."""
-        optimizer = trainer.optimizers[0]
-        with optimizer.averaged() if isinstance(optimizer, ScheduleFree) else contextlib.nullcontext():
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Leave the average, also where nothing was left to train: a run that is resumed after its last step."""
-        self._copy_average_to_current(pl_module)
-
-    def _swap_models(self, pl_module: lightning.LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._swapped = not self._swapped
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Put the weights in training back before the checkpoint on exception is written."""
-        if self._swapped:
-            self._swap_models(pl_module)
 
 
 def seed_everything(seed: int) -> None:

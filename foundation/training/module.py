@@ -20,6 +20,7 @@ from foundation.training.fault_tolerance.checkpoints import BACKEND
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
+from foundation.training.lightning_internals import count_step, set_counted_batches
 from foundation.training.loss import Counts, LossConfig, loss, loss_terms, summed
 from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ValidationErrors
@@ -81,14 +82,8 @@ class TrainingModule(lightning.LightningModule):
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
 
     def on_train_batch_start(self, batch: Parts, batch_idx: int) -> None:
-        """Put right how many batches Lightning thinks to have begun, by which it validates.
-
-        It counts one too many after a checkpoint that was saved in the middle of a step, and would validate one step
-        early to the end of the run.
-        """
-        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        total.ready = self.trainer.global_step + 1
-        total.started = total.processed = total.completed = self.trainer.global_step
+        """Correct Lightning's number of batches, which decides when it validates."""
+        set_counted_batches(self.trainer)
 
     def training_step(self, parts: Parts, step: int) -> None:
         """Take one optimizer step, or skip it if its loss or gradient is unusable."""
@@ -118,7 +113,7 @@ class TrainingModule(lightning.LightningModule):
         else:
             self._gradients.discard()
             self._kept_gradient = {}
-            self._count_step(optimizer)
+            count_step(optimizer)
             self.guard.bad_step(self.trainer, self.potential, micro_batches, trouble)
         self.monitor.end_step(taken=trouble is None)
         if self.trainer.global_step % self.fit_config.log_every == 0:
@@ -182,12 +177,6 @@ class TrainingModule(lightning.LightningModule):
         lane = self.trainer.global_rank * (lanes // self.trainer.world_size) + place
         number = 2 * (self.fit_config.seed * 0x9E3779B97F4A7C15 + step) + part
         torch.manual_seed((number * lanes + lane) % 2**63)
-
-    @staticmethod
-    def _count_step(optimizer: LightningOptimizer) -> None:
-        """Let Lightning count a step that was not taken: its data have been read, and step and data go together."""
-        optimizer._on_before_step()
-        optimizer._on_after_step()
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor.to(self.device, copy=True))

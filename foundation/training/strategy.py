@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from foundation.kernels.trusted import refuse_untrusted_extensions
+from foundation.training.lightning_internals import shard_of, start_processes_on_cpu, sum_gradients_as
 
 # no zero-3: it takes the parameters away between layers, and forces, which the loss differentiates again, need them
 StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload"]
@@ -92,15 +93,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Start the process group, on processors too, for which Lightning thinks DeepSpeed is not."""
         if self.root_device.type == "cuda":
             super().setup_environment()
-            return
-        from deepspeed import ops
-
-        # built on first use for minutes, and a build that is killed leaves a lock for which all later runs wait
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        assert self.accelerator is not None
-        self.accelerator.setup_device(self.root_device)
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        else:
+            start_processes_on_cpu(self)
 
     @property
     def root_device(self) -> torch.device:
@@ -123,11 +117,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Wrap the module; the gradient is summed in the parameters' own float type."""
         super().init_deepspeed()
         assert self.lightning_module is not None
-        dtype = next(self.lightning_module.parameters()).dtype
-        self.zero.communication_data_type = self.zero.gradient_accumulation_dtype = dtype
-        self.zero.use_grad_accum_attribute = False
-        (bucket,) = self.zero.ipg_buckets.values()
-        self.zero.ipg_buckets = {dtype: bucket}
+        sum_gradients_as(self.zero, next(self.lightning_module.parameters()).dtype)
 
     def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint as any other strategy does."""
@@ -168,8 +158,9 @@ class ZeroStrategy(DeepSpeedStrategy):
                 own[name] = torch.zeros_like(partition) if torch.is_tensor(value) and value.dim() else value
             for parameter, values in zip(parameters, states, strict=True):
                 for name, value in values.items():
-                    if _is_sharded(own[name], partition) and parameter._hp_mapping is not None:
-                        theirs_slice, own_slice = _slices(parameter)
+                    shard = shard_of(parameter)
+                    if _is_sharded(own[name], partition) and shard is not None:
+                        theirs_slice, own_slice = shard
                         own[name][own_slice] = value.flatten()[theirs_slice].to(partition)
         self.zero.refresh_fp32_params()
 
@@ -178,21 +169,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not _is_sharded(value, partition):
             return value
         whole = torch.zeros(parameter.numel(), dtype=value.dtype, device=self.root_device)
-        if parameter._hp_mapping is not None:
-            of_parameter, of_partition = _slices(parameter)
+        shard = shard_of(parameter)
+        if shard is not None:
+            of_parameter, of_partition = shard
             whole[of_parameter] = value[of_partition].to(whole)
         return sum_over_ranks(whole).view_as(parameter)
 
 
 def _is_sharded(value: Any, partition: Tensor) -> bool:
     return torch.is_tensor(value) and value.shape == partition.shape
-
-
-def _slices(parameter: Any) -> tuple[slice, slice]:
-    """Return which elements of a parameter this process holds, and where in its partition they are."""
-    places = (parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address)
-    of_parameter, of_partition = (slice(place.start, place.start + place.numel) for place in places)
-    return of_parameter, of_partition
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

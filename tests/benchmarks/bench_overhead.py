@@ -24,9 +24,10 @@ from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Provenance
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
-from foundation.training.fault_tolerance.checkpoints import Checkpoints, callbacks_of
+from foundation.training.fault_tolerance.checkpoints import Checkpoints
 from foundation.training.fit import fit
 from foundation.training.fit_config import FitConfig
+from foundation.training.lightning_internals import callbacks_of
 from foundation.training.loss import LossConfig, loss
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.monitor import step_counts

@@ -12,18 +12,19 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning
 import torch
 import torch.distributed
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from data_pipeline.quoting import one_line
 from data_pipeline.store import durable, lock
 from data_pipeline.store.shards import sha256
 from foundation.configuration import deciding_changes
+from foundation.training.lightning_internals import averaged_steps, datamodule_of, state_without_barrier
 from foundation.training.machine import with_machine
 from foundation.training.strategy import ZeroStrategy
 
@@ -36,7 +37,6 @@ PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_s
 """Parts of every checkpoint."""
 BACKEND = "backend"
 """Entry of a checkpoint: what computed its convolutions."""
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class Checkpoints(Checkpoint):
         """
         if trainer.world_size == 1:
             return
-        data = json.dumps(vars(trainer)["datamodule"].state_dict(), sort_keys=True).encode()
+        data = json.dumps(datamodule_of(trainer).state_dict(), sort_keys=True).encode()
         own = torch.tensor([trainer.global_step, int.from_bytes(hashlib.sha256(data).digest()[:7])])
         extremes = torch.cat([own, -own]).to(trainer.strategy.root_device)
         torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MAX)
@@ -339,13 +339,11 @@ class Checkpoints(Checkpoint):
         Without Lightning's barrier: the other processes may not be failing, and would never come to it. So not under
         ZeRO, where each has a part of the state.
         """
-        averaged = [c._latest_update_step for c in callbacks_of(trainer, WeightAveraging)]
-        finished = all(step == trainer.global_step for step in averaged) and trainer.global_step > 0
+        finished = all(step == trainer.global_step for step in averaged_steps(trainer)) and trainer.global_step > 0
         finished = finished and trainer.global_step != self._saved and not self.files.lost
         alone = trainer.is_global_zero and not isinstance(trainer.strategy, ZeroStrategy)
         if finished and alone and not isinstance(exception, NothingToSave):
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            trainer.strategy.save_checkpoint(state, self.path(trainer))
+            trainer.strategy.save_checkpoint(state_without_barrier(trainer), self.path(trainer))
 
     def path(self, trainer: lightning.Trainer) -> Path:
         """Return where the checkpoint of the current step is."""
@@ -365,11 +363,6 @@ class Checkpoints(Checkpoint):
         self.writer.teardown()
         if self.files.failure is not None:
             raise OSError(self.files.failure)
-
-
-def callbacks_of(trainer: lightning.Trainer, kind: type[Kind]) -> list[Kind]:
-    """Return a trainer's callbacks of a kind."""
-    return [callback for callback in vars(trainer)["callbacks"] if isinstance(callback, kind)]
 
 
 class NothingToSave(ValueError):

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from foundation.training.fault_tolerance.checkpoints import Checkpoints
+from foundation.training.lightning_internals import ask_no_rank_for_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take SIGTERM over from Lightning until training ends, and let SIGUSR1 in that was held back until now."""
-        # Lightning asks all ranks for SIGTERM twice a step, and each time the GPU has to finish first
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _ask_nobody
+        ask_no_rank_for_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._take)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
@@ -115,10 +115,6 @@ def _ignore_usr1() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def _ask_nobody() -> None:
-    """Stand in for Lightning's question."""
 
 
 def requeue(job: str) -> None:

@@ -1,0 +1,131 @@
+"""Everything that is reached inside Lightning and DeepSpeed and is not part of their public face.
+
+Each function says why there is no public way. An upgrade of either has this file alone to look at.
+"""
+
+import contextlib
+from typing import Any, TypeVar
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from foundation.training.schedule_free import ScheduleFree
+
+Kind = TypeVar("Kind")
+
+
+def callbacks_of(trainer: lightning.Trainer, kind: type[Kind]) -> list[Kind]:
+    """Return a trainer's callbacks of a kind; Lightning sets the attribute without declaring it."""
+    return [callback for callback in vars(trainer)["callbacks"] if isinstance(callback, kind)]
+
+
+def datamodule_of(trainer: lightning.Trainer) -> Any:
+    """Return the data of a trainer; Lightning sets the attribute without declaring it."""
+    return vars(trainer)["datamodule"]
+
+
+def set_counted_batches(trainer: lightning.Trainer) -> None:
+    """Set the number of batches that Lightning has begun to that of the steps; it validates by this number.
+
+    It counts one too many after a checkpoint that was saved in the middle of a step, and would validate one step
+    early to the end of the run.
+    """
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    total.ready = trainer.global_step + 1
+    total.started = total.processed = total.completed = trainer.global_step
+
+
+def count_step(optimizer: LightningOptimizer) -> None:
+    """Let Lightning count a step that was not taken: its data have been read, and step and data go together.
+
+    Lightning counts steps where an optimizer takes one, and nowhere else.
+    """
+    optimizer._on_before_step()
+    optimizer._on_after_step()
+
+
+def ask_no_rank_for_sigterm(trainer: lightning.Trainer) -> None:
+    """Stop Lightning from asking all ranks for SIGTERM twice a step, for which the GPU has to finish each time."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def averaged_steps(trainer: lightning.Trainer) -> list[int]:
+    """Return the last step that each moving average of the weights has taken up; Lightning keeps it to itself."""
+    return [callback._latest_update_step for callback in callbacks_of(trainer, WeightAveraging)]
+
+
+def state_without_barrier(trainer: lightning.Trainer) -> dict[str, Any]:
+    """Return the content of a checkpoint; save_checkpoint() would wait for all processes, which may not be failing."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+class Averaging(EMAWeightAveraging):
+    """Lightning's moving average, which also takes its weights back if validation is interrupted.
+
+    Its swap of the two weights has no event of its own to listen to.
+    """
+
+    _swapped = False
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average the weights; of an optimizer that does so itself, take what it says."""
+        optimizer = trainer.optimizers[0]
+        with optimizer.averaged() if isinstance(optimizer, ScheduleFree) else contextlib.nullcontext():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leave the average, also where nothing was left to train: a run that is resumed after its last step."""
+        self._copy_average_to_current(pl_module)
+
+    def _swap_models(self, pl_module: lightning.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Put the weights in training back before the checkpoint on exception is written."""
+        if self._swapped:
+            self._swap_models(pl_module)
+
+
+def start_processes_on_cpu(strategy: DeepSpeedStrategy) -> None:
+    """Start DeepSpeed's process group on processors, for which Lightning's public way refuses DeepSpeed."""
+    from deepspeed import ops
+
+    # built on first use for minutes, and a build that is killed leaves a lock for which all later runs wait
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    assert strategy.accelerator is not None
+    strategy.accelerator.setup_device(strategy.root_device)
+    strategy.set_world_ranks()
+    strategy._init_deepspeed_distributed()
+
+
+def sum_gradients_as(zero: Any, dtype: torch.dtype) -> None:
+    """Make DeepSpeed's optimizer sum gradients in a float type; its options have no float64.
+
+    Args:
+        zero: DeepSpeed's optimizer.
+        dtype: The float type.
+    """
+    zero.communication_data_type = zero.gradient_accumulation_dtype = dtype
+    zero.use_grad_accum_attribute = False
+    (bucket,) = zero.ipg_buckets.values()
+    zero.ipg_buckets = {dtype: bucket}
+
+
+def shard_of(parameter: Any) -> tuple[slice, slice] | None:
+    """Return the elements of a parameter that this process holds under ZeRO, and their place in its partition.
+
+    None if it holds none. DeepSpeed offers whole states one by one only, each with an exchange of its own.
+    """
+    if parameter._hp_mapping is None:
+        return None
+    places = (parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address)
+    of_parameter, of_partition = (slice(place.start, place.start + place.numel) for place in places)
+    return of_parameter, of_partition
