@@ -15,6 +15,7 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig, report_folder
+from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
@@ -22,6 +23,7 @@ from foundation.report import ReportConfig, curves_folder
 from foundation.reports.escape import printable
 from foundation.reports.forgetting_report import percent
 from foundation.reports.run_report import remarks, summary_table
+from foundation.reports.tradeoff_record import Tradeoff
 
 LOG_WIDTH = 160
 """Width of what goes to a file or a pipe, where no terminal says how wide it is: wide enough for every table."""
@@ -181,33 +183,33 @@ def training(config: ReportConfig, facts: list[dict]) -> None:
     console.print(f"page: {curves_folder(config) / 'index.html'}")
 
 
-def tradeoff(config: TradeoffConfig, values: dict) -> None:
+def tradeoff(config: TradeoffConfig, found: Tradeoff) -> None:
     """Print what methods of fine-tuning have learned and forgotten, and where the page is."""
-    title = f"{QUANTITIES[values['metric']].title}; of retained sets its change"
+    metric = found.metric
+    title = f"{QUANTITIES[metric].title}; of retained sets its change"
     shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
-    for name, row in values["sets"].items():
-        shown.add_column(f"{name}\n{row['role']}", justify="right")
+    for name, row in found.sets.items():
+        shown.add_column(f"{name}\n{row.role}", justify="right")
     shown.add_column("s/step", justify="right")
-    start = [_error(values["start"]["errors"][name], values["metric"]) for name in values["sets"]]
-    shown.add_row("start", *start, "")
-    for method in values["methods"]:
-        (result,) = (point for point in method["points"] if point["alpha"] == 1)
+    shown.add_row("start", *(_error(found.start.errors[name], metric) for name in found.sets), "")
+    for method in found.methods:
         cells = [
-            percent({"value": result["sets"][name]["change"][values["metric"]]["value"], "low": None, "high": None})
-            if row["role"] == "retained"
-            else _error(result["sets"][name]["errors"], values["metric"])
-            for name, row in values["sets"].items()
+            percent(method.result.sets[name].change[metric].alone)
+            if row.role == "retained"
+            else _error(method.result.sets[name].errors, metric)
+            for name, row in found.sets.items()
         ]
-        time = "–" if method["seconds_per_step"] is None else f"{method['seconds_per_step']:.3g}"
-        shown.add_row(Text(printable(method["name"]), style="" if result["dominated_by"] else "bold"), *cells, time)
+        time = "–" if method.seconds_per_step is None else f"{method.seconds_per_step:.3g}"
+        style = "" if method.result.dominated_by else "bold"
+        shown.add_row(Text(printable(method.name), style=style), *cells, time)
     console.print(shown)
-    console.print(f"not dominated: {'; '.join(values['non_dominated'])}")
+    console.print(f"not dominated: {'; '.join(found.non_dominated)}")
     console.print(f"page: {config.out / 'index.html'}")
 
 
-def _error(errors: dict, metric: str) -> str:
-    return QUANTITIES[metric].text(errors[metric]["value"]) if metric in errors else "–"
+def _error(errors: dict[str, Estimate], metric: str) -> str:
+    return QUANTITIES[metric].text(errors[metric].value) if metric in errors else "–"
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

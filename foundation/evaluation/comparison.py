@@ -26,6 +26,40 @@ CHUNK = 2**21
 """Counts of frames held at once, in numbers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """Options of the bootstrap, as reports state them."""
+
+    resamples: int = RESAMPLES
+    """Number of resamples."""
+    seed: int = SEED
+    """Seed of the draws."""
+    level: float = LEVEL
+    """Probability of the intervals."""
+    min_frames: int = MIN_FRAMES
+    """Number of frames below which no interval is given."""
+
+
+RESAMPLING = Resampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its interval, as reports hold it; None where one is unknown."""
+
+    value: float | None
+    """The number."""
+    low: float | None
+    """Lower end of the interval."""
+    high: float | None
+    """Upper end of the interval."""
+
+    @property
+    def alone(self) -> "Estimate":
+        """The number without its interval."""
+        return Estimate(value=self.value, low=None, high=None)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistic:
     """A number with what it is in every resample."""
@@ -46,11 +80,12 @@ class Statistic:
         low, high = np.quantile(finite, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
         return float(low), float(high)
 
-    def as_json(self) -> dict[str, float | None]:
-        """Return value, low and high; null where one is not known."""
-        low, high = self.interval or (math.nan, math.nan)
-        numbers = {"value": self.value, "low": low, "high": high}
-        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    @property
+    def estimate(self) -> Estimate:
+        """The number and its interval."""
+        numbers = (self.value, *(self.interval or (math.nan, math.nan)))
+        value, low, high = (number if math.isfinite(number) else None for number in numbers)
+        return Estimate(value=value, low=low, high=high)
 
 
 Bootstrap = dict[str, Statistic]
@@ -159,6 +194,6 @@ def _relative_change(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return second / first - 1.0
 
 
-def as_json(found: Mapping[str, Statistic]) -> dict[str, dict[str, float | None]]:
+def estimates(found: Mapping[str, Statistic]) -> dict[str, Estimate]:
     """Return statistics with their intervals, without those of elements."""
-    return {name: found[name].as_json() for name in QUANTITIES if name in found}
+    return {name: found[name].estimate for name in QUANTITIES if name in found}

@@ -4,8 +4,8 @@ How is read from the provenance of the potential, so that a release needs neithe
 are those that the run has measured of these very weights.
 """
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,8 @@ from foundation.evaluation.held_out import BEFORE, read
 from foundation.finetuning.fisher import FACT_NAMES, Fisher
 from foundation.potential import Potential
 from foundation.reports.escape import Markdown, code, markdown
-from foundation.reports.forgetting_report import (
-    JSON_NAME,
-    curve_file,
-    curve_files,
-    forgetting_values,
-    remarks,
-    table,
-)
+from foundation.reports.forgetting_record import Forgetting, compare
+from foundation.reports.forgetting_report import JSON_NAME, curve_file, curve_files, remarks, table
 from foundation.surgery.weight_interpolation import interpolate
 
 METHOD = "fine-tuning"
@@ -89,33 +83,27 @@ def card_section(run: Path, settings: dict, theory: str | None, alpha: float = 1
             f"{file}: a release of a fine-tuning states what it has learned and forgotten; its run writes this file "
             "when it ends, so copy it from there or fine-tune again"
         )
-    values = json.loads(file.read_text())
+    report = Forgetting.from_json(file)
     if alpha != 1:
-        between = read(curve_file(file.parent, alpha))
-        values = forgetting_values(read(file.parent / BEFORE), between, {}, values["facts"])
-    if values["weights_sha256"]["after"] != settings["weights_sha256"]:
+        report = compare(read(file.parent / BEFORE), read(curve_file(file.parent, alpha)), {}, report.facts)
+    if report.weights_sha256.after != settings["weights_sha256"]:
         raise ValueError(
             f"{file}: this report is of other weights than {run} has; copy the right one or fine-tune again"
         )
-    kept = {name: row for name, row in values["sets"].items() if theory in (None, row["theory"])}
+    kept = {name: row for name, row in report.sets.items() if theory in (None, row.theory)}
     if theory is not None and not kept:
         raise ValueError(f"{file}: no held-out set at {theory} was measured, so it cannot be released alone")
-    if not any(row["role"] == "target" for row in values["sets"].values()):
+    if not any(row.role == "target" for row in report.sets.values()):
         raise ValueError(
             f"{file}: no held-out set of the target was measured, and a release states the errors on one; name one in "
             "forgetting.target and fine-tune again"
         )
-    values["sets"] = kept
-    sets = [
-        {"name": name} | {part: row[part] for part in ("role", "split", "theory", "manifest_fingerprint")}
-        for name, row in kept.items()
-    ]
-    provenance = settings["provenance"]
+    report = replace(report, sets=kept)
     return {
-        "rows": method_rows(provenance, values["weights_sha256"]["before"]),
-        "table": table(values),
-        "sets": sets,
-        "remarks": remarks(values),
+        "rows": method_rows(settings["provenance"], report.weights_sha256.before),
+        "table": table(report),
+        "sets": kept,
+        "remarks": remarks(report),
     }
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -18,24 +18,31 @@ from typing import Any
 from data_pipeline.store import durable
 from foundation.configuration import changes
 from foundation.evaluation.comparison import (
-    LEVEL,
-    RESAMPLES,
-    SEED,
+    RESAMPLING,
     Bootstrap,
     Statistic,
-    as_json,
     bootstrap,
     change,
     check_pair,
     difference,
+    estimates,
     mean_over_seeds,
 )
-from foundation.evaluation.held_out import AFTER, BEFORE, ROLES, Measurement, Role, read
+from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, Role, read
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.escape import markdown
 from foundation.reports.forgetting_report import curve_files, percent, shown_by_page
 from foundation.reports.page import render_page
 from foundation.reports.tradeoff_figures import draw_planes, label_of, planes
+from foundation.reports.tradeoff_record import (
+    ComparedSet,
+    Difference,
+    Method,
+    MethodPoint,
+    RangedPoint,
+    StartErrors,
+    Tradeoff,
+)
 from foundation.run_folder import read_record
 from foundation.training.monitoring.metrics_file import read_rows
 
@@ -220,7 +227,7 @@ def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
     return all(interval is not None and interval[1] < 0 for interval in intervals)
 
 
-def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_tradeoff(runs: Sequence[Path], out: Path) -> Tradeoff:
     """Write tradeoff.json, the planes, index.html and table.md for the runs of a sweep; return what is in the first.
 
     Raises:
@@ -234,22 +241,22 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> dict[str, Any]:
         _check_start(tuned[0], run)
         for alpha, measurement in run.points.items():
             check_pair(run.before, measurement, f"{run.folder} at alpha {alpha:g}")
-    values = tradeoff_values(group_runs(tuned), tuned[0].before)
+    found = compare_methods(group_runs(tuned), tuned[0].before)
     out.mkdir(parents=True, exist_ok=True)
-    durable.write_whole(out / JSON_NAME, json.dumps(values, indent=1, allow_nan=False) + "\n")
-    durable.write_whole(out / TABLE_NAME, table(values))
-    figures = draw_planes(values, out)
+    durable.write_whole(out / JSON_NAME, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
+    durable.write_whole(out / TABLE_NAME, table(found))
+    figures = draw_planes(found, out)
     page = render_page(
         "tradeoff.html",
-        values=values,
+        values=found,
         figures=figures,
-        planes=planes(values),
+        planes=planes(found),
         label_of=label_of,
         shown_metrics=shown_metrics,
         **shown_by_page(),
     )
     durable.write_whole(out / "index.html", page)
-    return values
+    return found
 
 
 def shown_metrics(role: Role) -> tuple[str, ...]:
@@ -262,30 +269,29 @@ def shown_metrics(role: Role) -> tuple[str, ...]:
     return main + {"retained": (QUANTITIES["energy_mae"].median,), "target": others, "transfer": ()}[role]
 
 
-def table(values: dict[str, Any]) -> str:
+def table(tradeoff: Tradeoff) -> str:
     """Return the table of all methods for a model card, in Markdown: what they have learned and forgotten."""
-    errors = values["start"]["errors"]
-    columns = [
-        (name, row["role"], metric)
-        for name, row in values["sets"].items()
-        for metric in shown_metrics(row["role"])
+    errors = tradeoff.start.errors
+    columns: list[tuple[str, Role, str]] = [
+        (name, row.role, metric)
+        for name, row in tradeoff.sets.items()
+        for metric in shown_metrics(row.role)
         # of what is not retained, energies only where there are no forces: a card is not as wide as the page
         if metric in errors[name]
-        and (row["role"] == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
+        and (row.role == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
     ]
     titles = [f"{markdown(name)}: {QUANTITIES[metric].title}" for name, _, metric in columns]
-    start = [QUANTITIES[metric].text(errors[name][metric]["value"]) for name, _, metric in columns]
+    start = [QUANTITIES[metric].text(errors[name][metric].value) for name, _, metric in columns]
     rows = [["method", "seeds", "steps", "s/step", *titles], ["---"] * (4 + len(columns)), ["start", *[""] * 3, *start]]
-    for method in values["methods"]:
-        for point in reversed(method["points"]):
-            label = markdown(label_of(method["name"], point["alpha"])) + ("" if point["dominated_by"] else " ●")
+    for method in tradeoff.methods:
+        for point in reversed(method.points):
+            label = markdown(label_of(method.name, point.alpha)) + ("" if point.dominated_by else " ●")
             run = ["", "", ""]
-            if point["alpha"] == 1:
-                seconds = method["seconds_per_step"]
-                time = "–" if seconds is None else f"{seconds:.3g}"
-                run = [str(len(method["seeds"])), str(method["steps"] or "–"), time]
-            rows.append([label, *run, *(_cell(point["sets"][name], role, metric) for name, role, metric in columns)])
-    level = f"{100 * values['bootstrap']['level']:.0f} %"
+            if point.alpha == 1:
+                time = "–" if method.seconds_per_step is None else f"{method.seconds_per_step:.3g}"
+                run = [str(len(method.seeds)), str(method.steps or "–"), time]
+            rows.append([label, *run, *(_cell(point.sets[name], role, metric) for name, role, metric in columns)])
+    level = f"{100 * tradeoff.bootstrap.level:.0f} %"
     lines = [" | ".join(row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines) + (
         f"\nMeans over seeds. Of retained sets the change against the start with its {level} interval over seeds and "
@@ -293,12 +299,8 @@ def table(values: dict[str, Any]) -> str:
     )
 
 
-def _cell(row: dict[str, Any], role: Role, metric: str) -> str:
-    return (
-        percent(row["change"][metric])
-        if role == "retained"
-        else QUANTITIES[metric].text(row["errors"][metric]["value"])
-    )
+def _cell(row: RangedPoint, role: Role, metric: str) -> str:
+    return percent(row.change[metric]) if role == "retained" else QUANTITIES[metric].text(row.errors[metric].value)
 
 
 def _check_start(first: TunedRun, run: TunedRun) -> None:
@@ -311,104 +313,107 @@ def _check_start(first: TunedRun, run: TunedRun) -> None:
         )
 
 
-def tradeoff_values(methods: dict[str, list[TunedRun]], before: Measurement) -> dict[str, Any]:
-    """Return what tradeoff.json holds; numbers are means over seeds with intervals over seeds and frames.
+def compare_methods(methods: dict[str, list[TunedRun]], before: Measurement) -> Tradeoff:
+    """Return errors and changes of methods as means over seeds, and which of them are dominated.
 
     Raises:
         ValueError: no target or no retained set.
     """
-    roles: dict[Role, tuple[str, ...]] = {
-        role: tuple(name for name, errors in before.sets.items() if errors.role == role) for role in ROLES
-    }
-    for role in ("target", "retained"):
-        if not roles[role]:
-            raise ValueError(f"the runs have measured no {role} set, without which there is no trade-off")
+    target, retained = (_sets_of(before, role) for role in ("target", "retained"))
     start = {name: bootstrap(errors.errors, elements=False) for name, errors in before.sets.items()}
-    compared = (*roles["retained"], *roles["target"])
-    metric = "force_mae" if all("force_mae" in start[name] for name in compared) else "energy_mae"
-    axes = Axes(metric=metric, retained=roles["retained"], target=roles["target"])
+    has_forces = all("force_mae" in start[name] for name in (*retained, *target))
+    axes = Axes(metric="force_mae" if has_forces else "energy_mae", retained=retained, target=target)
     points = _points(methods, start)
     numbers = [axes.of(point) for point in points]
     dominated_by = {
-        point.label: [other.label for other, theirs in zip(points, numbers, strict=True) if dominates(theirs, ours)]
+        point.label: tuple(
+            other.label for other, theirs in zip(points, numbers, strict=True) if dominates(theirs, ours)
+        )
         for point, ours in zip(points, numbers, strict=True)
     }
-    return {
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL},
-        "metric": metric,
-        "sets": {
-            name: {
-                "role": e.role,
-                "split": e.split,
-                "manifest_fingerprint": e.fingerprint,
-                "num_frames": len(e.errors.ids),
-            }
-            for name, e in before.sets.items()
+    return Tradeoff(
+        bootstrap=RESAMPLING,
+        metric=axes.metric,
+        sets={
+            name: ComparedSet(
+                role=errors.role,
+                split=errors.split,
+                manifest_fingerprint=errors.fingerprint,
+                num_frames=len(errors.errors.ids),
+            )
+            for name, errors in before.sets.items()
         },
-        "start": {
-            "weights_sha256": before.weights_sha256,
-            "errors": {name: as_json(row) for name, row in start.items()},
-        },
-        "methods": [_method_values(name, runs, points, dominated_by) for name, runs in methods.items()],
-        "non_dominated": [label for label, others in dominated_by.items() if not others],
-        "differences": _differences(axes, points),
-    }
+        start=StartErrors(
+            weights_sha256=before.weights_sha256, errors={name: estimates(row) for name, row in start.items()}
+        ),
+        methods=tuple(_method(name, runs, points, dominated_by) for name, runs in methods.items()),
+        non_dominated=tuple(label for label, others in dominated_by.items() if not others),
+        differences=tuple(_differences(axes, points)),
+    )
 
 
-def _method_values(
-    name: str, runs: Sequence[TunedRun], points: Sequence[Point], dominated_by: dict[str, list[str]]
-) -> dict[str, Any]:
+def _sets_of(measurement: Measurement, role: Role) -> tuple[str, ...]:
+    """Return the names of the sets with a role, of which there has to be one."""
+    names = tuple(name for name, errors in measurement.sets.items() if errors.role == role)
+    if not names:
+        raise ValueError(f"the runs have measured no {role} set, without which there is no trade-off")
+    return names
+
+
+def _method(
+    name: str, runs: Sequence[TunedRun], points: Sequence[Point], dominated_by: dict[str, tuple[str, ...]]
+) -> Method:
     times = [run.seconds_per_step for run in runs if run.seconds_per_step is not None]
-    return {
-        "name": name,
-        "seeds": [run.seed for run in runs],
-        "runs": [str(run.folder) for run in runs],
-        "steps": runs[0].settings.get("fit", {}).get("steps"),
-        "seconds_per_step": median(times) if times else None,
-        "points": [
-            {
-                "alpha": point.alpha,
-                "dominated_by": dominated_by[point.label],
-                "sets": {
-                    held_out: {
-                        "errors": as_json(errors),
-                        "change": as_json(point.changes[held_out]),
-                        "range": {m: _range([each[m].value for each in point.of_seeds[held_out]]) for m in errors},
-                    }
-                    for held_out, errors in point.errors.items()
-                },
-            }
+    return Method(
+        name=name,
+        seeds=tuple(run.seed for run in runs),
+        runs=tuple(str(run.folder) for run in runs),
+        steps=runs[0].settings.get("fit", {}).get("steps"),
+        seconds_per_step=median(times) if times else None,
+        points=tuple(
+            MethodPoint(alpha=point.alpha, dominated_by=dominated_by[point.label], sets=_ranged(point))
             for point in points
             if point.method == name
-        ],
+        ),
+    )
+
+
+def _ranged(point: Point) -> dict[str, RangedPoint]:
+    return {
+        name: RangedPoint(
+            errors=estimates(errors),
+            change=estimates(point.changes[name]),
+            range={metric: _range([each[metric].value for each in point.of_seeds[name]]) for metric in errors},
+        )
+        for name, errors in point.errors.items()
     }
 
 
-def _range(numbers: Sequence[float]) -> list[float] | None:
-    """Return the smallest and largest of the seeds, nothing if one of them is no number."""
-    return [min(numbers), max(numbers)] if all(map(math.isfinite, numbers)) else None
+def _range(numbers: Sequence[float]) -> tuple[float, float] | None:
+    """Return the smallest and largest of the seeds, None if one of them is no number."""
+    return (min(numbers), max(numbers)) if all(map(math.isfinite, numbers)) else None
 
 
-def _differences(axes: Axes, points: Sequence[Point]) -> list[dict[str, Any]]:
+def _differences(axes: Axes, points: Sequence[Point]) -> list[Difference]:
     """Return for each two methods how much the second forgets more, and has a larger target error."""
     results = [point for point in points if point.alpha == 1.0]
     return [
-        {
-            "first": first.method,
-            "second": second.method,
-            "forgetting": {
-                name: difference(first.changes[name][axes.metric], second.changes[name][axes.metric]).as_json()
+        Difference(
+            first=first.method,
+            second=second.method,
+            forgetting={
+                name: difference(first.changes[name][axes.metric], second.changes[name][axes.metric]).estimate
                 for name in axes.retained
             },
-            "target": {
-                name: difference(first.errors[name][axes.metric], second.errors[name][axes.metric]).as_json()
+            target={
+                name: difference(first.errors[name][axes.metric], second.errors[name][axes.metric]).estimate
                 for name in axes.target
             },
-        }
+        )
         for first, second in combinations(results, 2)
     ]
 
 
-def tradeoff(config: TradeoffConfig) -> dict[str, Any]:
+def tradeoff(config: TradeoffConfig) -> Tradeoff:
     """Compare the runs of a configuration; see write_tradeoff()."""
     return write_tradeoff(config.runs, config.out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text
+from foundation.reports.forgetting_record import Forgetting, SetChange
 from foundation.reports.page import write_figure
 from foundation.reports.periodic_table import draw_periodic_table
 
@@ -21,25 +23,23 @@ ROLE_COLORS = {"target": "#1f5fa8", "retained": "#c8641b", "transfer": "#2a9d74"
 """Colours of the roles of sets."""
 FEW_ELEMENTS = 12
 """Elements that a set's changes are drawn as points for; those of more are in the periodic table."""
-Values = dict[str, Any]
-Row = dict[str, Any]
 
 
-def draw_figures(values: Values, folder: Path) -> dict[str, Path]:
+def draw_figures(forgetting: Forgetting, folder: Path) -> dict[str, Path]:
     """Draw all figures that there are numbers for, and return their files by name."""
-    figures = {"errors": _errors(values["sets"])}
-    few = {name: row for name, row in values["sets"].items() if 0 < len(row["by_element"]) <= FEW_ELEMENTS}
+    figures = {"errors": _errors(forgetting.sets)}
+    few = {name: row for name, row in forgetting.sets.items() if 0 < len(row.by_element) <= FEW_ELEMENTS}
     if few:
         figures["elements"] = _elements(few)
-    if values["curve"]:
-        figures["curve"] = _curve(values)
+    if forgetting.curve:
+        figures["curve"] = _curve(forgetting)
     for name, figure in figures.items():
         write_figure(figure, folder / f"{name}.png", 150)
     drawn = {name: folder / f"{name}.png" for name in figures}
-    for place, row in enumerate(values["sets"].values()):
-        changes = {z: each["change"]["value"] for z, each in row["by_element"].items()}
+    for place, row in enumerate(forgetting.sets.values()):
+        changes = {z: each.change.value for z, each in row.by_element.items()}
         changes = {z: change for z, change in changes.items() if change is not None}
-        if len(row["by_element"]) > FEW_ELEMENTS and changes:
+        if len(row.by_element) > FEW_ELEMENTS and changes:
             path = folder / f"elements-{place + 1}.png"
             # a few elements with a handful of atoms would make all others look alike
             limit = max(0.02, float(np.quantile(np.abs(list(changes.values())), 0.95)))
@@ -50,22 +50,22 @@ def draw_figures(values: Values, folder: Path) -> dict[str, Path]:
     return drawn
 
 
-def _errors(sets: dict[str, Row]) -> Figure:
+def _errors(sets: dict[str, SetChange]) -> Figure:
     """Draw the errors of every set before, hollow, and after, filled, with intervals."""
-    shown = [metric for metric in QUANTITIES if any(metric in row["before"] for row in sets.values())]
+    shown = [metric for metric in QUANTITIES if any(metric in row.before for row in sets.values())]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(3.1 * columns + 1.2, lines * (1.1 + 0.42 * len(sets))), layout="constrained")
     for place, metric in enumerate(shown):
         axes = figure.add_subplot(lines, columns, place + 1)
         for height, row in enumerate(sets.values()):
-            if metric in row["before"]:
+            if metric in row.before:
                 _before_and_after(axes, height, row, metric)
         if not QUANTITIES[metric].is_error:
             axes.axvline(QUANTITIES[metric].ideal, color="0.6", linewidth=1, linestyle=":", zorder=0)
         axes.set_title(QUANTITIES[metric].title, fontsize=9.5, loc="left")
         names = (
-            [f"{figure_text(name)}\n{row['role']}" for name, row in sets.items()]
+            [f"{figure_text(name)}\n{row.role}" for name, row in sets.items()]
             if place % columns == 0
             else [""] * len(sets)
         )
@@ -80,23 +80,22 @@ def _errors(sets: dict[str, Row]) -> Figure:
     return figure
 
 
-def _before_and_after(axes: Axes, height: int, row: Row, metric: str) -> None:
-    factor, color = QUANTITIES[metric].unit.factor, ROLE_COLORS[row["role"]]
-    old, new = row["before"][metric], row["after"][metric]
-    if old["value"] is None or new["value"] is None:
+def _before_and_after(axes: Axes, height: int, row: SetChange, metric: str) -> None:
+    factor, color = QUANTITIES[metric].unit.factor, ROLE_COLORS[row.role]
+    old, new = row.before[metric], row.after[metric]
+    if old.value is None or new.value is None:
         return
-    axes.plot([factor * old["value"], factor * new["value"]], [height] * 2, color=color, alpha=0.35, linewidth=2)
-    for value, shift, face in ((old, -0.13, "white"), (new, 0.13, color)):
+    axes.plot([factor * old.value, factor * new.value], [height] * 2, color=color, alpha=0.35, linewidth=2)
+    for value, middle, shift, face in ((old, old.value, -0.13, "white"), (new, new.value, 0.13, color)):
         low, high = around(value)
         axes.plot([factor * low, factor * high], [height + shift] * 2, color=color, linewidth=1.3, zorder=2)
-        point = factor * value["value"]
-        axes.plot(point, height + shift, "o", color=color, markerfacecolor=face, markersize=6, zorder=3)
+        axes.plot(factor * middle, height + shift, "o", color=color, markerfacecolor=face, markersize=6, zorder=3)
 
 
-def around(value: dict[str, float | None]) -> tuple[float, float]:
+def around(value: Estimate) -> tuple[float, float]:
     """Return the interval of a number, of no width where it has none."""
-    middle = value["value"]
-    low, high = value["low"], value["high"]
+    middle = value.value
+    low, high = value.low, value.high
     assert middle is not None
     return (middle if low is None else low), (middle if high is None else high)
 
@@ -122,24 +121,24 @@ def clean(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _elements(sets: dict[str, Row]) -> Figure:
+def _elements(sets: dict[str, SetChange]) -> Figure:
     """Draw the change of the force error of every element, for sets of few."""
-    most = max(len(row["by_element"]) for row in sets.values())
+    most = max(len(row.by_element) for row in sets.values())
     columns = min(3, len(sets))
     lines = -(-len(sets) // columns)
     figure = Figure(figsize=(9.2, lines * (1.1 + 0.3 * most)), layout="constrained")
     for place, (name, row) in enumerate(sets.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
-        color = ROLE_COLORS[row["role"]]
-        for height, element in enumerate(row["by_element"].values()):
-            value = element["change"]
-            if value["value"] is not None:
+        color = ROLE_COLORS[row.role]
+        for height, element in enumerate(row.by_element.values()):
+            value = element.change
+            if value.value is not None:
                 axes.plot(np.multiply(100, around(value)), [height] * 2, color=color, linewidth=1.5)
-                axes.plot(100 * value["value"], height, "o", color=color, markersize=6)
+                axes.plot(100 * value.value, height, "o", color=color, markersize=6)
         axes.axvline(0.0, color="0.5", linewidth=1, zorder=0)
-        axes.set_yticks(range(len(row["by_element"])), list(row["by_element"]))
+        axes.set_yticks(range(len(row.by_element)), list(row.by_element))
         axes.set_ylim(most - 0.5, -0.5)
-        axes.set_title(figure_text(f"{name} ({row['role']})"), fontsize=9.5, loc="left")
+        axes.set_title(figure_text(f"{name} ({row.role})"), fontsize=9.5, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
         clean(axes, "x")
@@ -151,26 +150,26 @@ def signed_percent(value: float, _: object = None) -> str:
     return f"{value:+.4g} %".replace("-", "−") if value else "0"
 
 
-def main_metric(sets: Sequence[Row]) -> str:
+def main_metric(sets: Sequence[SetChange]) -> str:
     """Return the error that sets are compared by: of forces, or of energies if one of them has no forces."""
-    return "force_mae" if all("force_mae" in row["before"] for row in sets) else "energy_mae"
+    return "force_mae" if all("force_mae" in row.before for row in sets) else "energy_mae"
 
 
-def _curve(values: Values) -> Figure:
+def _curve(forgetting: Forgetting) -> Figure:
     """Draw what lies between start and result: adaptation against forgetting, and the changes of all sets."""
-    sets = values["sets"]
-    alphas = [0.0, *(point["alpha"] for point in values["curve"]), 1.0]
-    zero = {"value": 0.0, "low": 0.0, "high": 0.0}
+    sets = forgetting.sets
+    alphas = [0.0, *(point.alpha for point in forgetting.curve), 1.0]
+    zero = Estimate(value=0.0, low=0.0, high=0.0)
     changes = {
         name: {
-            metric: [zero, *(point["sets"][name]["change"][metric] for point in values["curve"]), row["change"][metric]]
+            metric: [zero, *(point.sets[name].change[metric] for point in forgetting.curve), row.change[metric]]
             for metric in ("force_mae", "energy_mae")
-            if metric in row["change"]
+            if metric in row.change
         }
         for name, row in sets.items()
     }
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
-    pairs = [(t, r) for t in sets for r in sets if (sets[t]["role"], sets[r]["role"]) == ("target", "retained")]
+    pairs = [(t, r) for t in sets for r in sets if (sets[t].role, sets[r].role) == ("target", "retained")]
     panels = 2 if pairs else 1
     if pairs:
         _plane(figure.add_subplot(1, panels, 1), pairs, sets, changes, alphas)
@@ -178,7 +177,7 @@ def _curve(values: Values) -> Figure:
     for number, (name, row) in enumerate(changes.items()):
         for metric, style in (("force_mae", "o-"), ("energy_mae", "o--")):
             if metric in row:
-                heights = [np.nan if v["value"] is None else 100 * v["value"] for v in row[metric]]
+                heights = [np.nan if v.value is None else 100 * v.value for v in row[metric]]
                 label = figure_text(f"{name}, {QUANTITIES[metric].short}")
                 color = COLORS[number % len(COLORS)]
                 axes.plot(alphas, heights, style, color=color, markersize=3.5, linewidth=1.4, label=label)
@@ -194,13 +193,13 @@ def _curve(values: Values) -> Figure:
 def _plane(
     axes: Axes,
     pairs: Sequence[tuple[str, str]],
-    sets: dict[str, Row],
-    changes: dict[str, dict[str, list[dict[str, float | None]]]],
+    sets: dict[str, SetChange],
+    changes: dict[str, dict[str, list[Estimate]]],
     alphas: Sequence[float],
 ) -> None:
     for number, (target, retained) in enumerate(pairs):
         metric = main_metric([sets[target], sets[retained]])
-        x, y = ([v["value"] for v in changes[name][metric]] for name in (retained, target))
+        x, y = ([v.value for v in changes[name][metric]] for name in (retained, target))
         points = [
             (100 * a, -100 * b, alpha)
             for a, b, alpha in zip(x, y, alphas, strict=True)

@@ -3,25 +3,17 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.store import durable
-from foundation.evaluation.comparison import (
-    LEVEL,
-    MIN_FRAMES,
-    RESAMPLES,
-    SEED,
-    Bootstrap,
-    as_json,
-    bootstrap,
-    change,
-    check_pair,
-)
-from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, SetErrors, save
-from foundation.evaluation.quantities import FORCE_COUNT, QUANTITIES, notes
+from foundation.evaluation.comparison import Estimate, check_pair
+from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, save
+from foundation.evaluation.quantities import QUANTITIES, notes
 from foundation.reports.escape import Markdown, markdown
 from foundation.reports.forgetting_figures import draw_figures
+from foundation.reports.forgetting_record import Forgetting, compare
 from foundation.reports.page import render_page
 
 NOTEWORTHY = 0.1
@@ -38,7 +30,7 @@ def write_forgetting(
     after: Measurement,
     curve: Mapping[float, Measurement],
     facts: dict[str, Any],
-) -> dict[str, Any]:
+) -> Forgetting:
     """Write the measurements, forgetting.json, the figures and index.html; return what is in the second.
 
     Args:
@@ -61,12 +53,12 @@ def write_forgetting(
     shutil.rmtree(folder / CURVE, ignore_errors=True)
     for alpha, measurement in curve.items():
         save(measurement, curve_file(folder, alpha))
-    values = forgetting_values(before, after, curve, facts)
-    durable.write_whole(folder / JSON_NAME, json.dumps(values, indent=1, allow_nan=False) + "\n")
-    figures = draw_figures(values, folder)
-    page = render_page("forgetting.html", figures=figures, values=values, remarks=remarks(values), **shown_by_page())
+    found = compare(before, after, curve, facts)
+    durable.write_whole(folder / JSON_NAME, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
+    figures = draw_figures(found, folder)
+    page = render_page("forgetting.html", figures=figures, values=found, remarks=remarks(found), **shown_by_page())
     durable.write_whole(folder / "index.html", page)
-    return values
+    return found
 
 
 def curve_file(folder: Path, alpha: float) -> Path:
@@ -80,89 +72,38 @@ def curve_files(folder: Path) -> dict[float, Path]:
     return dict(sorted((float(path.stem.removeprefix(ALPHA)), path) for path in files))
 
 
-def forgetting_values(
-    before: Measurement, after: Measurement, curve: Mapping[float, Measurement], facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what forgetting.json holds; every number has its interval, null where it cannot be told.
-
-    Of a set, `change` is relative for errors, (after - before) / before, and the difference for all else. That of a
-    retained set is what was forgotten, that of a target below zero what was learned.
-    """
-    values: dict[str, Any] = {
-        "facts": facts,
-        "weights_sha256": {"before": before.weights_sha256, "after": after.weights_sha256},
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL, "min_frames": MIN_FRAMES},
-        "sets": {},
-        "curve": [{"alpha": alpha, "sets": {}} for alpha in sorted(curve)],
-    }
-    for name, errors in before.sets.items():
-        old, new = bootstrap(errors.errors), bootstrap(after.sets[name].errors)
-        values["sets"][name] = _set_values(errors, old, new)
-        for point in values["curve"]:
-            between = bootstrap(curve[point["alpha"]].sets[name].errors, elements=False)
-            point["sets"][name] = {"errors": as_json(between), "change": as_json(change(old, between))}
-    return values
-
-
-def _set_values(errors: SetErrors, old: Bootstrap, new: Bootstrap) -> dict[str, Any]:
-    changed, frames = change(old, new), errors.errors
-    by_element = {}
-    for place, symbol in enumerate(frames.elements):
-        name = f"force_mae/{symbol}"
-        by_element[symbol] = {
-            "num_frames": old[name].num_frames,
-            "num_atoms": int(frames.of_elements[FORCE_COUNT.name][:, place].sum()) // 3,
-            "before": old[name].as_json(),
-            "after": new[name].as_json(),
-            "change": changed[name].as_json(),
-        }
-    return {
-        "role": errors.role,
-        "split": errors.split,
-        "manifest_fingerprint": errors.fingerprint,
-        "theory": errors.theory,
-        "num_frames": len(frames.ids),
-        "num_atoms": int(frames.num_atoms.sum()),
-        "num_skipped": errors.num_skipped,
-        "before": as_json(old),
-        "after": as_json(new),
-        "change": as_json(changed),
-        "by_element": by_element,
-    }
-
-
-def remarks(values: dict[str, Any]) -> list[str]:
+def remarks(forgetting: Forgetting) -> list[str]:
     """Return what of a fine-tuning deserves a look."""
     found = []
-    roles = {row["role"] for row in values["sets"].values()}
+    roles = {row.role for row in forgetting.sets.values()}
     if "retained" not in roles:
         found.append("no retained set was measured, so that nothing here says what was forgotten")
-    for name, row in values["sets"].items():
-        changes = {metric: value for metric, value in row["change"].items() if is_error(metric)}
-        if row["role"] == "retained":
-            grown = {metric: value for metric, value in changes.items() if (value["low"] or 0.0) > NOTEWORTHY}
+    for name, row in forgetting.sets.items():
+        changes = {metric: value for metric, value in row.change.items() if is_error(metric)}
+        if row.role == "retained":
+            grown = {metric: value for metric, value in changes.items() if (value.low or 0.0) > NOTEWORTHY}
             shown = [f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in grown.items()]
             found += [f"{name} (retained) has become worse: {', '.join(shown)}"] if shown else []
-        elif row["role"] == "target":
-            kept = [metric for metric, value in changes.items() if value["high"] is not None and value["high"] >= 0]
+        elif row.role == "target":
+            kept = [metric for metric, value in changes.items() if value.high is not None and value.high >= 0]
             shown = [QUANTITIES[metric].name for metric in kept]
             found += [f"{name} (target) is not better than before for certain: {', '.join(shown)}"] if shown else []
-        if row["num_skipped"]:
-            found.append(f"{name}: {row['num_skipped']:,} frames have elements unknown to the potential, left out")
+        if row.num_skipped:
+            found.append(f"{name}: {row.num_skipped:,} frames have elements unknown to the potential, left out")
     return found
 
 
-def summary(values: dict[str, Any]) -> list[str]:
+def summary(forgetting: Forgetting) -> list[str]:
     """Return a line for each held-out set: its main errors before and after, with the intervals of their changes."""
     lines = []
-    for name, row in values["sets"].items():
+    for name, row in forgetting.sets.items():
         changes = [
-            f"{each.name} {each.text(row['before'][metric]['value'])} → {each.text(row['after'][metric]['value'])} "
-            f"{each.unit.name} ({percent(row['change'][metric])})"
+            f"{each.name} {each.text(row.before[metric].value)} → {each.text(row.after[metric].value)} "
+            f"{each.unit.name} ({percent(row.change[metric])})"
             for metric, each in QUANTITIES.items()
-            if each.short and metric in row["before"]
+            if each.short and metric in row.before
         ]
-        lines.append(f"{name} ({row['role']}, {row['num_frames']:,} frames): {', '.join(changes)}")
+        lines.append(f"{name} ({row.role}, {row.num_frames:,} frames): {', '.join(changes)}")
     return lines
 
 
@@ -171,13 +112,13 @@ def is_error(metric: str) -> bool:
     return metric in QUANTITIES and QUANTITIES[metric].is_error
 
 
-def percent(value: dict[str, float | None]) -> str:
+def percent(change: Estimate) -> str:
     """Return a relative change in percent with its interval."""
-    if value["value"] is None:
+    if change.value is None:
         return "–"
-    low, high = value["low"], value["high"]
+    low, high = change.low, change.high
     interval = "" if low is None or high is None else f" [{_signed(100 * low)}, {_signed(100 * high)}]"
-    return f"{_signed(100 * value['value'])} %{interval}"
+    return f"{_signed(100 * change.value)} %{interval}"
 
 
 def _signed(value: float) -> str:
@@ -190,16 +131,17 @@ def _plus(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
-def change_text(value: dict[str, float | None], metric: str) -> str:
+def change_text(change: Estimate, metric: str) -> str:
     """Return the change of a quantity with its interval: in percent of an error, the difference of all else."""
-    return percent(value) if is_error(metric) else difference_text(value, metric)
+    return percent(change) if is_error(metric) else difference_text(change, metric)
 
 
-def difference_text(value: dict[str, float | None], metric: str) -> str:
+def difference_text(difference: Estimate, metric: str) -> str:
     """Return a difference of a quantity with its interval, in the unit that it is shown in."""
     factor, decimals = QUANTITIES[metric].unit.factor, QUANTITIES[metric].decimals
     digits = DIFFERENCE_DECIMALS if decimals is None else decimals
-    shown = [_plus(factor * part, digits) for part in value.values() if part is not None]
+    parts = (difference.value, difference.low, difference.high)
+    shown = [_plus(factor * part, digits) for part in parts if part is not None]
     return "–" if not shown else shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
@@ -215,29 +157,29 @@ def shown_by_page() -> dict[str, Any]:
     }
 
 
-def table(values: dict[str, Any]) -> Markdown:
+def table(forgetting: Forgetting) -> Markdown:
     """Return the table for a model card, in Markdown: errors before and after, and their changes with intervals."""
     headlines = [metric for metric, each in QUANTITIES.items() if each.headline]
-    present = [metric for metric in headlines if any(metric in row["before"] for row in values["sets"].values())]
+    present = [metric for metric in headlines if any(metric in row.before for row in forgetting.sets.values())]
     lines = [
         "| held-out set | frames | " + " | ".join(QUANTITIES[metric].title for metric in present) + " |",
         "|" + "---|" * (2 + len(present)),
     ]
-    for name, row in values["sets"].items():
+    for name, row in forgetting.sets.items():
         cells = []
         for metric in present:
-            if metric not in row["before"]:
+            if metric not in row.before:
                 cells.append("–")
                 continue
-            old, new = (QUANTITIES[metric].text(row[when][metric]["value"]) for when in ("before", "after"))
-            ending = f" ({percent(row['change'][metric])})" if is_error(metric) else ""
+            old, new = (QUANTITIES[metric].text(each[metric].value) for each in (row.before, row.after))
+            ending = f" ({percent(row.change[metric])})" if is_error(metric) else ""
             cells.append(f"{old} → {new}{ending}")
-        title = markdown(f"{name}, {row['role']}")
-        lines.append(f"| {title} | {row['num_frames']:,} | " + " | ".join(cells) + " |")
-    level = f"{values['bootstrap']['level']:.0%}".replace("%", " %")
+        title = markdown(f"{name}, {row.role}")
+        lines.append(f"| {title} | {row.num_frames:,} | " + " | ".join(cells) + " |")
+    level = f"{forgetting.bootstrap.level:.0%}".replace("%", " %")
     lines += [
         "",
         f"Before → after the fine-tuning; in brackets the relative change and its {level} interval by a paired "
-        f"bootstrap over frames ({values['bootstrap']['resamples']:,} resamples).",
+        f"bootstrap over frames ({forgetting.bootstrap.resamples:,} resamples).",
     ]
     return Markdown("\n".join(lines) + "\n")

@@ -15,13 +15,13 @@ from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.escape import figure_text
 from foundation.reports.forgetting_figures import around, clean, signed_percent
 from foundation.reports.page import write_figure
+from foundation.reports.tradeoff_record import Method, Tradeoff
 
 COLORS = (
     "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",
 )  # fmt: skip
 MARKERS = "osD^vPXh"
 """Colours and markers of methods; the marker changes when the colours have been used up."""
-Method = dict[str, Any]
 STRAIGHT = 10.0
 """Change up to which an axis is linear when something on it is far beyond; from there it is logarithmic [%]."""
 TICKS, SMALL_TICKS = (-100.0, -10.0, -5.0, 0.0, 5.0, 10.0, 100.0, 1000.0), (-50, -20, 20, 50, 200, 500)
@@ -33,18 +33,18 @@ def label_of(method: str, alpha: float) -> str:
     return method if alpha == 1 else f"{method}, α = {alpha:g}"
 
 
-def draw_planes(values: dict[str, Any], folder: Path) -> dict[str, Path]:
+def draw_planes(tradeoff: Tradeoff, folder: Path) -> dict[str, Path]:
     """Draw a plane for each pair of a retained set and a target or transfer set; return the files by name."""
     drawn = {}
-    for name, retained, learned in planes(values):
+    for name, retained, learned in planes(tradeoff):
         drawn[name] = folder / f"{name}.png"
-        write_figure(plane(values, retained, learned), drawn[name], 150)
+        write_figure(plane(tradeoff, retained, learned), drawn[name], 150)
     return drawn
 
 
-def planes(values: dict[str, Any]) -> list[tuple[str, str, str]]:
+def planes(tradeoff: Tradeoff) -> list[tuple[str, str, str]]:
     """Return name, retained set and other set of each plane."""
-    roles = {name: row["role"] for name, row in values["sets"].items()}
+    roles = {name: row.role for name, row in tradeoff.sets.items()}
     pairs = [
         (retained, name)
         for retained in roles
@@ -56,15 +56,17 @@ def planes(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"plane-{number}", *pair) for number, pair in enumerate(pairs, start=1)]
 
 
-def plane(values: dict[str, Any], retained: str, learned: str) -> Figure:
+def plane(tradeoff: Tradeoff, retained: str, learned: str) -> Figure:
     """Draw the error of a set over the forgetting of another, of forces on the left and energies on the right."""
-    start, methods = values["start"]["errors"], values["methods"]
-    upward = values["metric"] if values["metric"] in start[learned] else "energy_mae"
+    start, methods = tradeoff.start.errors, tradeoff.methods
+    upward = tradeoff.metric if tradeoff.metric in start[learned] else "energy_mae"
     shown = [(key, QUANTITIES[key].median) for key in ("force_mae", "energy_mae") if key in start[retained]]
+    begun = start[learned][upward].value
+    assert begun is not None
+    height = QUANTITIES[upward].unit.factor * begun
     figure = Figure(figsize=(5.4 * len(shown) + 1.8, 5.6), layout="constrained")
     for place, (mean, median) in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), place + 1)
-        height = QUANTITIES[upward].unit.factor * start[learned][upward]["value"]
         axes.plot(0.0, height, "*", color="black", markersize=13, zorder=6)
         axes.annotate("start", (0.0, height), xytext=(8, 4), textcoords="offset points", fontsize=9)
         axes.axvline(0.0, color="0.6", linewidth=1, zorder=0)
@@ -98,20 +100,20 @@ def _method(
     color, marker = _look(number)
     factor = QUANTITIES[upward].unit.factor
     line, result = [(0.0, start)], None
-    for point in method["points"]:
-        x, y = point["sets"][retained]["change"][mean], point["sets"][learned]["errors"][upward]
-        if x["value"] is None or y["value"] is None:
+    for point in method.points:
+        x, y = point.sets[retained].change[mean], point.sets[learned].errors[upward]
+        if x.value is None or y.value is None:
             continue
-        where = 100 * x["value"], factor * y["value"]
+        where = 100 * x.value, factor * y.value
         line.append(where)
-        if not point["dominated_by"]:
-            axes.plot(*where, "o", markersize=15 if point["alpha"] == 1 else 9, markerfacecolor="none",
+        if not point.dominated_by:
+            axes.plot(*where, "o", markersize=15 if point.alpha == 1 else 9, markerfacecolor="none",
                       markeredgecolor="black", markeredgewidth=1.1, zorder=5)  # fmt: skip
-        if point["alpha"] == 1:
+        if point.alpha == 1:
             result = point, where
             axes.plot(np.multiply(100, around(x)), [where[1]] * 2, color=color, linewidth=1.4, zorder=3)
             # of the change, because the error itself varies with the frames for all methods alike
-            low, high = around(point["sets"][learned]["change"][upward])
+            low, high = around(point.sets[learned].change[upward])
             axes.plot([where[0]] * 2, np.multiply(start, (1 + low, 1 + high)), color=color, linewidth=1.4, zorder=3)
     if len(line) > 2:
         axes.plot(*np.array(line).T, ".-", color=color, linewidth=1.1, markersize=5, alpha=0.75, zorder=2)
@@ -119,7 +121,7 @@ def _method(
         return
     point, (x, y) = result
     axes.plot(x, y, marker, color=color, markersize=7.5, zorder=4)
-    middle = point["sets"][retained]["change"][median]["value"]
+    middle = point.sets[retained].change[median].value
     if middle is not None:
         axes.plot([x, 100 * middle], [y, y], color=color, linewidth=0.8, linestyle=":", zorder=1)
         axes.plot(100 * middle, y, marker, color=color, markerfacecolor="white", markersize=5, zorder=3)
@@ -132,13 +134,11 @@ def _legend(methods: Sequence[Method]) -> list[Line2D]:
     for number, method in enumerate(methods):
         color, marker = _look(number)
         handles.append(
-            Line2D(
-                [], [], color=color, marker=marker, linestyle="", label=figure_text(f"{number + 1}  {method['name']}")
-            )
+            Line2D([], [], color=color, marker=marker, linestyle="", label=figure_text(f"{number + 1}  {method.name}"))
         )
     grey: dict[str, Any] = {"color": "0.35", "linestyle": ""}
     handles.append(Line2D([], [], marker="o", markersize=11, markerfacecolor="none", label="non-dominated", **grey))
     handles.append(Line2D([], [], marker="o", markersize=5, markerfacecolor="white", label="of the median", **grey))
-    if any(len(method["points"]) > 1 for method in methods):
+    if any(len(method.points) > 1 for method in methods):
         handles.append(Line2D([], [], color="0.35", marker=".", linewidth=1.1, label="interpolations"))
     return handles

@@ -29,6 +29,7 @@ from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.reports.card import CardFacts
+from foundation.reports.forgetting_record import Forgetting
 from foundation.reports.forgetting_report import table
 from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
@@ -137,7 +138,7 @@ def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
     verify_golden(release)
     card = (release / "README.md").read_text()
     config = checkpoint.read_config(tuned / "potential")
-    provenance, report = config["provenance"], json.loads((tuned / "forgetting" / "forgetting.json").read_text())
+    provenance, report = config["provenance"], Forgetting.from_json(tuned / "forgetting" / "forgetting.json")
     rehearsed = round(0.25 * emt_manifest.split("train").statistics.num_frames)
     moved = provenance["references"]["effective medium theory"]["elements"]["Cu"]["moved"]
     for expected in (

@@ -9,6 +9,7 @@ from foundation.evaluation.comparison import (
     MIN_FRAMES,
     RESAMPLES,
     Bootstrap,
+    Estimate,
     Statistic,
     bootstrap,
     change,
@@ -192,13 +193,13 @@ def test_many_frames_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(parts.samples) == RESAMPLES
 
 
-def test_few_frames_have_no_interval_and_json_says_null() -> None:
+def test_few_frames_have_no_interval_and_a_report_says_none() -> None:
     few = found_in(make_set(MIN_FRAMES))
     assert few["energy_mae"].interval is not None
     assert few["force_mae"].interval is None  # one of the frames has no forces
-    assert few["force_mae"].as_json() == {"value": few["force_mae"].value, "low": None, "high": None}
+    assert few["force_mae"].estimate == Estimate(value=few["force_mae"].value, low=None, high=None)
     diverged = found_in(with_sums(make_set(), energy_sum=np.full(40, np.nan)))["energy_mae"]
-    assert diverged.as_json() == {"value": None, "low": None, "high": None}
+    assert diverged.estimate == Estimate(value=None, low=None, high=None)
 
 
 def test_the_difference_of_two_runs_is_surer_than_either() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from foundation.evaluation.comparison import RESAMPLES, Statistic
 from foundation.evaluation.held_out import Measurement, save
 from foundation.finetuning.tradeoff import dominates, read_tuned_run, seconds_per_step, write_tradeoff
 from foundation.reports.tradeoff_figures import plane
+from foundation.reports.tradeoff_record import Method, Tradeoff
 from launch.__main__ import main, parse
 from tests.foundation.evaluation.test_comparison import found_in, make_set
 
@@ -58,38 +59,35 @@ def runs(tmp_path: Path) -> list[Path]:
     return [*good, *bad, a_run(tmp_path / "timid", target=0.9, retained=1.01, rate=0.0001, alphas=(0.5,))]
 
 
-def by_name(values: dict) -> dict[str, dict]:
-    return {method["name"]: method for method in values["methods"]}
+def by_name(found: Tradeoff) -> dict[str, Method]:
+    return {method.name: method for method in found.methods}
 
 
 def test_runs_that_differ_in_their_seed_are_one_method(tmp_path: Path, runs: list[Path]) -> None:
-    values = write_tradeoff([runs[1], runs[0], *runs[2:]], tmp_path / "page")
-    methods = by_name(values)
-    assert {name: method["seeds"] for name, method in methods.items()} == {
-        "good": [1, 2, 3],
-        "bad": [1, 2],
-        "timid": [0],
-    }
-    target = methods["good"]["points"][0]["sets"]["new"]
-    start = values["start"]["errors"]["new"]["force_mae"]["value"]
-    assert target["errors"]["force_mae"]["value"] == pytest.approx(0.42 * start)
-    assert target["range"]["force_mae"] == pytest.approx([0.41 * start, 0.43 * start])
+    found = write_tradeoff([runs[1], runs[0], *runs[2:]], tmp_path / "page")
+    methods = by_name(found)
+    assert {name: method.seeds for name, method in methods.items()} == {"good": (1, 2, 3), "bad": (1, 2), "timid": (0,)}
+    target = methods["good"].points[0].sets["new"]
+    start = found.start.errors["new"]["force_mae"].value
+    assert start is not None
+    assert target.errors["force_mae"].value == pytest.approx(0.42 * start)
+    assert target.range["force_mae"] == pytest.approx((0.41 * start, 0.43 * start))
     # all frames change alike, so what is left of the interval is the seeds'
-    change = target["change"]["force_mae"]
-    assert change["value"] == pytest.approx(-0.58)
-    assert (change["low"], change["high"]) == pytest.approx((-0.59, -0.57), abs=0.004)
-    assert methods["good"]["steps"] == 200
-    assert methods["good"]["seconds_per_step"] == pytest.approx(2.0)
+    change = target.change["force_mae"]
+    assert change.value == pytest.approx(-0.58)
+    assert (change.low, change.high) == pytest.approx((-0.59, -0.57), abs=0.004)
+    assert methods["good"].steps == 200
+    assert methods["good"].seconds_per_step == pytest.approx(2.0)
 
 
 def test_a_dominated_method_is_found_with_what_dominates_it(tmp_path: Path, runs: list[Path]) -> None:
-    values = write_tradeoff(runs, tmp_path / "page")
-    methods = by_name(values)
-    assert methods["bad"]["points"][0]["dominated_by"] == ["good"]
-    assert values["non_dominated"] == ["good", "timid, α = 0.5", "timid"]
-    (pair,) = (row for row in values["differences"] if (row["first"], row["second"]) == ("good", "bad"))
-    assert pair["forgetting"]["old"]["value"] == pytest.approx(0.15)
-    assert pair["target"]["new"]["low"] > 0.0
+    found = write_tradeoff(runs, tmp_path / "page")
+    methods = by_name(found)
+    assert methods["bad"].points[0].dominated_by == ("good",)
+    assert found.non_dominated == ("good", "timid, α = 0.5", "timid")
+    (pair,) = (row for row in found.differences if (row.first, row.second) == ("good", "bad"))
+    assert pair.forgetting["old"].value == pytest.approx(0.15)
+    assert (pair.target["new"].low or 0.0) > 0.0
 
 
 def test_a_lead_within_the_interval_dominates_nothing() -> None:
@@ -110,8 +108,8 @@ def test_a_lead_within_the_interval_dominates_nothing() -> None:
 
 def test_the_page_the_planes_and_the_numbers_are_written(tmp_path: Path, runs: list[Path]) -> None:
     out = tmp_path / "deep" / "page"
-    values = write_tradeoff(runs, out)
-    assert json.loads((out / "tradeoff.json").read_text()) == values
+    found = write_tradeoff(runs, out)
+    assert json.loads((out / "tradeoff.json").read_text()) == json.loads(json.dumps(asdict(found)))
     assert sorted(path.name for path in out.glob("*.png")) == ["plane-1.png", "plane-2.png"]
     page = re.sub(r'src="data:[^"]*"', "", (out / "index.html").read_text())
     for leftover in ("{{", "{%", "Undefined", "None", "nan", "&lt;br"):
@@ -152,8 +150,8 @@ def test_interpolations_count_where_all_seeds_have_them(tmp_path: Path) -> None:
         a_run(tmp_path / "m-seed1", target=0.5, retained=1.1, seed=1, alphas=(0.5, 0.8)),
         a_run(tmp_path / "m-seed2", target=0.5, retained=1.1, seed=2, alphas=(0.5,)),
     ]
-    (method,) = write_tradeoff(runs, tmp_path / "page")["methods"]
-    assert [point["alpha"] for point in method["points"]] == [0.5, 1.0]
+    (method,) = write_tradeoff(runs, tmp_path / "page").methods
+    assert [point.alpha for point in method.points] == [0.5, 1.0]
 
 
 def test_the_time_of_a_step_leaves_out_what_is_no_training_and_a_run_that_was_suspended() -> None:

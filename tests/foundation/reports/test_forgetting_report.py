@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.structure import SYMBOLS
+from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.held_out import Measurement, SetErrors, read
+from foundation.reports.forgetting_record import Forgetting, compare
 from foundation.reports.forgetting_report import percent, remarks, table, write_forgetting
+from foundation.untrusted import CorruptFile
 from tests.foundation.evaluation.test_comparison import bare, found_in, make_set, with_sums
 
 
@@ -35,15 +38,15 @@ def page_of(folder: Path) -> str:
 
 
 def test_everything_is_written_and_the_numbers_returned(tmp_path: Path) -> None:
-    values = write_forgetting(tmp_path / "deep" / "forgetting", BEFORE, AFTER, CURVE, FACTS)
+    found = write_forgetting(tmp_path / "deep" / "forgetting", BEFORE, AFTER, CURVE, FACTS)
     folder = tmp_path / "deep" / "forgetting"
-    assert json.loads((folder / "forgetting.json").read_text()) == values
-    assert values["facts"] == FACTS
-    assert values["sets"]["a <target>"]["change"]["force_mae"]["value"] == pytest.approx(-0.5)
-    assert values["sets"]["old"]["change"]["energy_median"]["high"] == pytest.approx(0.2)
-    assert values["sets"]["old"]["by_element"]["Al"]["change"]["value"] == pytest.approx(0.2)
-    assert values["curve"][0]["alpha"] == 0.5
-    assert values["curve"][0]["sets"]["old"]["change"]["stress_mae"]["value"] == pytest.approx(0.05)
+    assert Forgetting.from_json(folder / "forgetting.json") == found
+    assert found.facts == FACTS
+    assert found.sets["a <target>"].change["force_mae"].value == pytest.approx(-0.5)
+    assert found.sets["old"].change["energy_median"].high == pytest.approx(0.2)
+    assert found.sets["old"].by_element["Al"].change.value == pytest.approx(0.2)
+    assert found.curve[0].alpha == 0.5
+    assert found.curve[0].sets["old"].change["stress_mae"].value == pytest.approx(0.05)
     for name in ("errors.png", "elements.png", "curve.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG\r\n")
     assert read(folder / "before.safetensors").weights_sha256 == "a" * 64
@@ -51,8 +54,18 @@ def test_everything_is_written_and_the_numbers_returned(tmp_path: Path) -> None:
     assert read(folder / "curve" / "alpha-0.5.safetensors").weights_sha256 == "c" * 64
 
 
+def test_a_report_that_cannot_have_been_written_is_refused_with_its_entry(tmp_path: Path) -> None:
+    write_forgetting(tmp_path, BEFORE, AFTER, CURVE, FACTS)
+    file = tmp_path / "forgetting.json"
+    values = json.loads(file.read_text())
+    values["sets"]["old"]["after"]["force_mae"]["value"] = "small"
+    file.write_text(json.dumps(values))
+    with pytest.raises(CorruptFile, match=r"forgetting\.json: .*sets\.old\.after\.force_mae\.value is 'small'"):
+        Forgetting.from_json(file)
+
+
 def test_the_page_has_the_numbers_and_nothing_undefined(tmp_path: Path) -> None:
-    values = write_forgetting(tmp_path, BEFORE, AFTER, CURVE, FACTS)
+    found = write_forgetting(tmp_path, BEFORE, AFTER, CURVE, FACTS)
     page = page_of(tmp_path)
     for leftover in ("{{", "{%", "Undefined", "None", "nan", "inf<"):
         assert leftover not in page
@@ -65,28 +78,27 @@ def test_the_page_has_the_numbers_and_nothing_undefined(tmp_path: Path) -> None:
     assert '<td class="worse">+20 %</td><td>[+20, +20]</td>' in page
     assert '<td class="better">−50 %</td><td>[−50, −50]</td>' in page
     assert (tmp_path / "index.html").read_text().count('src="data:image/png;base64,') == 3
-    assert all(remark[1:].replace("<", "&lt;").replace(">", "&gt;") in page for remark in remarks(values))
+    assert all(remark[1:].replace("<", "&lt;").replace(">", "&gt;") in page for remark in remarks(found))
 
 
 def test_the_page_without_a_curve_and_a_retained_set_says_so(tmp_path: Path) -> None:
     only = {"a <target>": BEFORE.sets["a <target>"]}
-    values = write_forgetting(tmp_path, replace(BEFORE, sets=only), replace(BEFORE, sets=only), {}, {})
-    found = remarks(values)
-    assert "no retained set was measured, so that nothing here says what was forgotten" in found
-    assert any("is not better than before for certain" in remark for remark in found)
+    found = write_forgetting(tmp_path, replace(BEFORE, sets=only), replace(BEFORE, sets=only), {}, {})
+    said = remarks(found)
+    assert "no retained set was measured, so that nothing here says what was forgotten" in said
+    assert any("is not better than before for certain" in remark for remark in said)
     assert "Between start and result" not in page_of(tmp_path)
 
 
 def test_remarks_are_of_what_grew_and_of_frames_left_out() -> None:
-    grown = {"force_mae": {"value": 0.3, "low": 0.2, "high": 0.4}}
-    uncertain = {"force_mae": {"value": 0.2, "low": 0.0, "high": 0.4}}
-    values = {
-        "sets": {
-            "old": {"role": "retained", "num_skipped": 0, "change": grown},
-            "fine": {"role": "retained", "num_skipped": 7, "change": uncertain},
-        }
+    found = compare(BEFORE, AFTER, {}, FACTS)
+    grown = {"force_mae": Estimate(value=0.3, low=0.2, high=0.4)}
+    uncertain = {"force_mae": Estimate(value=0.2, low=0.0, high=0.4)}
+    sets = {
+        "old": replace(found.sets["old"], change=grown),
+        "fine": replace(found.sets["old"], num_skipped=7, change=uncertain),
     }
-    assert remarks(values) == [
+    assert remarks(replace(found, sets=sets)) == [
         "old (retained) has become worse: force MAE +30 % [+20, +40]",
         "fine: 7 frames have elements unknown to the potential, left out",
     ]
@@ -100,18 +112,19 @@ def test_many_elements_are_drawn_as_a_periodic_table(tmp_path: Path) -> None:
         return replace(errors, errors=spread)
 
     ends = [replace(each, sets={"old": spread(each.sets["old"])}) for each in (BEFORE, AFTER)]
-    values = write_forgetting(tmp_path, *ends, {}, FACTS)
+    found = write_forgetting(tmp_path, *ends, {}, FACTS)
     assert (tmp_path / "elements-1.png").is_file()
     assert not (tmp_path / "elements.png").exists()
-    assert values["sets"]["old"]["by_element"]["Ca"]["change"]["value"] == pytest.approx(0.2)
+    assert found.sets["old"].by_element["Ca"].change.value == pytest.approx(0.2)
     assert page_of(tmp_path).count("Periodic table") == 1
 
 
 def test_the_table_of_a_card_is_markdown_with_one_row_for_each_set(tmp_path: Path) -> None:
-    values = write_forgetting(tmp_path, BEFORE, AFTER, {}, FACTS)
-    lines = table(values).splitlines()
+    found = write_forgetting(tmp_path, BEFORE, AFTER, {}, FACTS)
+    lines = table(found).splitlines()
     assert [line.replace(r"\|", "").count("|") for line in lines[:5]] == [8] * 5
-    force = values["sets"]["old"]["before"]["force_mae"]["value"]
+    force = found.sets["old"].before["force_mae"].value
+    assert force is not None
     assert f"{1000 * force:.1f} → {1200 * force:.1f} (+20 % [+20, +20])" in lines[3]
     assert lines[4].startswith(r"| other \| set, transfer | 40 |")
     assert lines[4].count("–") == 3
@@ -144,12 +157,12 @@ def test_a_diverged_result_is_shown_without_numbers(tmp_path: Path) -> None:
     broken = {name: with_sums(errors, energy_sum=nan, force_sum=nan) for name, errors in AFTER.sets.items()}
     del broken["other | set"]
     start = {name: BEFORE.sets[name] for name in broken}
-    values = write_forgetting(tmp_path, replace(BEFORE, sets=start), replace(AFTER, sets=broken), {}, FACTS)
-    assert values["sets"]["old"]["after"]["energy_mae"] == {"value": None, "low": None, "high": None}
+    found = write_forgetting(tmp_path, replace(BEFORE, sets=start), replace(AFTER, sets=broken), {}, FACTS)
+    assert found.sets["old"].after["energy_mae"] == Estimate(value=None, low=None, high=None)
     assert "nan" not in page_of(tmp_path)
 
 
 def test_changes_have_a_sign() -> None:
-    assert percent({"value": 0.0123, "low": -0.0001, "high": 0.15}) == "+1.2 % [+0.0, +15]"
-    assert percent({"value": -0.5, "low": None, "high": None}) == "−50 %"
-    assert percent({"value": None, "low": None, "high": None}) == "–"
+    assert percent(Estimate(value=0.0123, low=-0.0001, high=0.15)) == "+1.2 % [+0.0, +15]"
+    assert percent(Estimate(value=-0.5, low=None, high=None)) == "−50 %"
+    assert percent(Estimate(value=None, low=None, high=None)) == "–"

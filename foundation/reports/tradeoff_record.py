@@ -1,0 +1,109 @@
+"""Content of tradeoff.json: errors and changes of every method of fine-tuning, and which of them are dominated."""
+
+from dataclasses import dataclass
+
+from foundation.evaluation.comparison import Estimate, Resampling
+from foundation.evaluation.held_out import Role
+from foundation.reports.forgetting_record import SetPoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSet:
+    """A held-out set that all methods were measured on."""
+
+    role: Role
+    """Part of the set in the comparison."""
+    split: str
+    """Split of the data set."""
+    manifest_fingerprint: str
+    """Fingerprint of the data set's manifest."""
+    num_frames: int
+    """Number of frames measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartErrors:
+    """The start of all methods."""
+
+    weights_sha256: str
+    """Checksum of its weights."""
+    errors: dict[str, dict[str, Estimate]]
+    """Quantities by name of the set and of the quantity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangedPoint(SetPoint):
+    """Quantities of a held-out set as means over seeds."""
+
+    range: dict[str, tuple[float, float] | None]
+    """Smallest and largest of the seeds by name of the quantity; None if one of them is no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodPoint:
+    """A method's result, or an interpolation between the start and it."""
+
+    alpha: float
+    """Place between start and result; 1 is the result."""
+    dominated_by: tuple[str, ...]
+    """Labels of the points that are better on all axes."""
+    sets: dict[str, RangedPoint]
+    """Quantities by name of the set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of fine-tuning, over its seeds."""
+
+    name: str
+    """Name of the run folders without the seed."""
+    seeds: tuple[int, ...]
+    """Seed of each run."""
+    runs: tuple[str, ...]
+    """Folder of each run."""
+    steps: int | None
+    """Number of optimizer steps."""
+    seconds_per_step: float | None
+    """Median time of a step [s]; None if none was logged."""
+    points: tuple[MethodPoint, ...]
+    """Interpolations by alpha, and the result."""
+
+    @property
+    def result(self) -> MethodPoint:
+        """The point at the end of the line."""
+        (point,) = (point for point in self.points if point.alpha == 1)
+        return point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two methods: how much more the second forgets, and how much larger its target error is."""
+
+    first: str
+    """Name of the first method."""
+    second: str
+    """Name of the second method."""
+    forgetting: dict[str, Estimate]
+    """Differences of the changes by name of the retained set."""
+    target: dict[str, Estimate]
+    """Differences of the errors by name of the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tradeoff:
+    """Methods of fine-tuning from one start; numbers are means over seeds with intervals over seeds and frames."""
+
+    bootstrap: Resampling
+    """Options of the bootstrap."""
+    metric: str
+    """Error that methods are compared by."""
+    sets: dict[str, ComparedSet]
+    """Held-out sets by name."""
+    start: StartErrors
+    """The start."""
+    methods: tuple[Method, ...]
+    """The methods."""
+    non_dominated: tuple[str, ...]
+    """Labels of the points that no other dominates."""
+    differences: tuple[Difference, ...]
+    """Each two methods."""
