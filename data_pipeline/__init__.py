@@ -1,4 +1,4 @@
-"""The data side: labelled structures to shards, shards to batches of graphs.
+"""Data: labelled structures to shards, shards to batches of graphs.
 
 Never imports lightning, e3nn or foundation, so that any trainer can stream the same shards.
 """
@@ -42,7 +42,8 @@ _HOMES = {
     "Statistics": "statistics.sums",
     "Subset": "loading.subset",
 }
-"""Module of each name, imported when the name is first used: torch takes a second, which `--help` does not wait for."""
+"""Module of each name, imported when the name is first used: importing torch takes a second, which `--help` must not
+pay."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,6 @@
-"""Inspection: what a data set holds and what looks wrong with it, from its manifest alone.
+"""Inspection: the contents of a data set and warnings about them, from its manifest alone.
 
-No shard is opened, so it takes the same moment for 10³ frames and for 10⁸. Screen and page show what is computed here.
+No shard is opened, so the time is the same for 10³ frames and for 10⁸. Terminal and HTML page show these results.
 """
 
 from dataclasses import asdict
@@ -27,15 +27,16 @@ Fr Ra    Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 """.strip("\n").splitlines()
 """Rows of the periodic table, three characters an element."""
 ZERO_FRACTION = 0.05
-"""Share of labels that are exactly zero from which on it is mentioned."""
+"""Share of labels that are exactly zero above which a warning is given."""
 MIN_FRAMES = 5
-"""Training frames that an element needs for its reference energy to be more than the noise of single frames."""
+"""Minimum number of training frames of an element: with fewer, its reference energy follows the noise of single
+frames."""
 LARGE_FORCE = 10**1.7
 """About 50 eV/Å, far beyond what a structure near equilibrium shows."""
 LARGE_STRESS = 100 / 160.2177
 """100 GPa in eV/Å³."""
 MIN_PAIRS = 10
-"""Pairs of frames below which nothing is said about stress or forces."""
+"""Minimum number of pairs of frames to judge stress or forces."""
 STRESS_FACTOR = 10**0.5
 """Largest ratio of stress work to energy change that passes (about 3)."""
 FORCE_FACTOR = 10 ** (1.5 / 9)
@@ -66,14 +67,14 @@ UNITS = {
 
 
 def ordered_splits(manifest: Manifest) -> dict[str, Split]:
-    """Return the splits in the order in which people name them: train, val, test, then others."""
+    """Return the splits in the usual order: train, val, test, then others."""
     usual = ["train", "val", "test"]
     names = sorted(manifest.splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
     return {name: manifest.splits[name] for name in names}
 
 
 def facts(manifest: Manifest) -> dict:
-    """Return what a data set holds, as JSON."""
+    """Return the contents of a data set, as JSON."""
     total = all_statistics(manifest)
     train = trained_on(manifest) or total
     values = {
@@ -128,7 +129,7 @@ def _distribution(total: Statistics, name: str) -> dict:
 
 
 def _frames_of_elements(total: Statistics) -> dict[str, int]:
-    """Return the frames that hold each element, most frequent first."""
+    """Return the number of frames with each element, most frequent first."""
     order = sorted(total.elements, key=lambda z: (-total.frames_of_element[z], z))
     return {SYMBOLS[z]: int(total.frames_of_element[z]) for z in order}
 
@@ -157,9 +158,9 @@ def _work_check(total: Statistics, name: str, low: float, high: float) -> dict:
 
 
 def warnings(manifest: Manifest, total: Statistics, checks: dict) -> list[str]:
-    """Return what looks wrong with a data set, a sentence each, given the results of the two checks."""
+    """Return a sentence for each suspicious property of a data set, given the results of the two checks."""
     if not manifest.labelled:
-        return [*_about_splits(manifest), "the frames were built without labels; energies of zero stand in their place"]
+        return [*_about_splits(manifest), "the frames were built without labels; their energies are zero"]
     return [
         *_about_splits(manifest),
         *_about_zeros(total),
@@ -172,7 +173,7 @@ def warnings(manifest: Manifest, total: Statistics, checks: dict) -> list[str]:
 
 def _about_splits(manifest: Manifest) -> list[str]:
     empty = [name for name, split in ordered_splits(manifest).items() if split.statistics.num_frames == 0]
-    return [f"there are no frames in {' and '.join(empty)}; nothing can be measured there"] if empty else []
+    return [f"no frames in {' and '.join(empty)}; nothing can be evaluated there"] if empty else []
 
 
 def _about_zeros(total: Statistics) -> list[str]:
@@ -204,7 +205,7 @@ def _about_stress(total: Statistics, check: dict) -> list[str]:
     if wrong_sign > 0.7 * pairs:
         found.append(
             f"the sign of the stress contradicts how the energy depends on the volume, in {wrong_sign:,} of {pairs:,} "
-            "pairs of neighbouring frames: positive must mean tension; turn the sign in the source and build again"
+            "pairs of neighbouring frames: positive must mean tension; change the sign in the source and build again"
         )
     median = check["median_size"]
     if not 1 / STRESS_FACTOR < median < STRESS_FACTOR:
@@ -225,7 +226,7 @@ def _about_work_of_forces(check: dict) -> list[str]:
     if 0.3 * pairs <= same_sign <= 0.7 * pairs:
         return [
             "the forces contradict how the energy changes: between neighbouring frames their work has the right sign "
-            f"in only {same_sign:,} of {pairs:,} pairs; look whether energies and forces are of the same frames"
+            f"in only {same_sign:,} of {pairs:,} pairs; check that energies and forces belong to the same frames"
         ]
     turned, size = same_sign < 0.3 * pairs, check["median_size"]
     causes = ["the forces have the sign of gradients"] if turned else []

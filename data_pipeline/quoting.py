@@ -1,11 +1,11 @@
-"""Values and messages as this program quotes them: what a file or a library says may be of any length."""
+"""Values and messages shortened for quotation: those of a file or a library can have any length."""
 
 MAX_VALUE, MAX_MESSAGE = 60, 400
-"""Longest part of a value, and of a message of a library, that a message of this program contains [characters]."""
+"""Maximum quoted length of a value and of a library's message [characters]."""
 
 
 def abbreviated(value: object) -> str:
-    """Return a value as a message quotes it: its beginning, at a cost that does not depend on its size."""
+    """Return the beginning of a value for a message, at a cost independent of its size."""
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 128:
@@ -17,6 +17,6 @@ def abbreviated(value: object) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return a message of a library, which may quote what it has read, as one line of bounded length."""
+    """Return a library's message, which may quote a file, as one line of bounded length."""
     line = " ".join(message[: 4 * MAX_MESSAGE].split())
     return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}..."

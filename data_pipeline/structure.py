@@ -1,9 +1,9 @@
-"""Structure: one labelled frame of atoms, and the one place where the project's conventions are written.
+"""Structure: one labelled frame of atoms. The project's conventions are defined here.
 
 energy [eV], total · lengths [Å] · forces [eV/Å] · stress [eV/Å³], full 3×3, positive in tension (ASE: 1/V ∂E/∂ε) ·
-cell rows are lattice vectors · a missing label is a False in a mask, never NaN and never an absent field.
+cell rows are lattice vectors · a missing label is a False in a mask, never NaN or a missing field.
 
-What physics forbids is refused at the door, Structure.checked(), so that nothing downstream has to ask again.
+Structure.checked() refuses everything unphysical, so that no later code has to check again.
 """
 
 import itertools
@@ -36,15 +36,15 @@ NUMERIC = "iuf"
 
 
 class InvalidStructure(ValueError):
-    """A structure that physics or the project's conventions forbid; the message says what is wrong with it."""
+    """A structure that physics or the project's conventions forbid; the message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
     """One frame of atoms with its labels.
 
-    Structure.checked() is the door for anything that comes from outside. The plain constructor trusts its caller: it is
-    for data that went through that door before, such as a shard with the right checksum.
+    Structure.checked() converts and checks external data. The plain constructor trusts its caller: it is for data that
+    was checked before, such as a shard with the right checksum.
     """
 
     numbers: UInt8[np.ndarray, " atoms"]
@@ -52,7 +52,7 @@ class Structure:
     positions: Float64[np.ndarray, "atoms 3"]
     """Cartesian positions [Å]."""
     cell: Float64[np.ndarray, "3 3"]
-    """Lattice vectors as rows [Å]; a zero row where there is none."""
+    """Lattice vectors as rows [Å]; a missing one is a zero row."""
     pbc: Bool[np.ndarray, " 3"]
     """Lattice vectors that repeat."""
     energy: float
@@ -66,7 +66,7 @@ class Structure:
     has_stress: bool
     """Whether stress was given."""
     alternative_energy: float
-    """A second total energy [eV] under another convention, kept but not trained on; zero where there is none."""
+    """A second total energy [eV] under another convention, stored but not trained on; zero if missing."""
     has_alternative_energy: bool
     """Whether a second energy was given."""
     id: str
@@ -89,16 +89,16 @@ class Structure:
         id: str = "",
         group: str = "",
     ) -> "Structure":
-        """Convert and check arrays of any type, and return the Structure; a label that is None is missing.
+        """Convert and check arrays of any type and return the Structure; None is a missing label.
 
         A stress of zeros or NaN is a missing label where the cell does not repeat in all three directions: programs
         write it where they calculated none.
 
         Raises:
-            InvalidStructure: an array of the wrong shape, a value that is no number, not finite or absurdly large, an
-                atomic number outside 1-118, no atoms, a stress that is not symmetric or has no volume to belong to,
-                periodic lattice vectors that enclose no volume or less than any material has for its atoms, or lengths
-                for which float64 is too coarse.
+            InvalidStructure: an array of the wrong shape, a value that is not a number, not finite or absurdly large,
+                an atomic number outside 1-118, no atoms, a stress that is not symmetric or whose cell has no volume,
+                periodic lattice vectors that enclose no volume or less than the atoms of any material need, or lengths
+                too large for the precision of float64.
         """
         atoms = _atomic_numbers(numbers)
         lattice, periodic = _lengths(cell, "cell", (3, 3)), _periodic(pbc)
@@ -115,7 +115,7 @@ class Structure:
             raise InvalidStructure(f"the stress is not symmetric (by {asymmetry:.3g} eV/Å³)")
         if stress is not None and not has_volume(lattice):
             raise InvalidStructure(
-                "there is a stress, and the cell has no volume that it belongs to; leave it out or correct the cell"
+                "the frame has a stress, but its cell has no volume; remove the stress or correct the cell"
             )
         return cls(
             numbers=atoms,
@@ -140,7 +140,7 @@ class Structure:
 
     @property
     def volume(self) -> float:
-        """Volume that the three lattice vectors enclose [Å³]; zero where there are fewer than three."""
+        """Volume enclosed by the three lattice vectors [Å³]; zero with fewer than three."""
         return float(abs(np.linalg.det(self.cell)))
 
 
@@ -153,7 +153,7 @@ def number_array(values: ArrayLike, name: str) -> Num[np.ndarray, "..."]:
     """Return values as an array of numbers, without copying one that is such an array already.
 
     Raises:
-        InvalidStructure: rows of different lengths, or booleans, text or anything else that is no number.
+        InvalidStructure: rows of different lengths, or booleans, text or other values that are not numbers.
     """
     if isinstance(values, list | tuple) and (others := _no_numbers(values)):
         raise InvalidStructure(f"{name}: could not convert {others} to numbers")
@@ -167,7 +167,7 @@ def number_array(values: ArrayLike, name: str) -> Num[np.ndarray, "..."]:
 
 
 def _no_numbers(values: list | tuple) -> str:
-    """Return the types in a list, or a list of lists, that are no numbers: NumPy takes True beside floats for 1."""
+    """Return the types of non-numbers in a list or a list of lists: NumPy reads True beside floats as 1."""
     kinds = set(map(type, values))
     if kinds <= {list, tuple}:
         kinds = set(map(type, itertools.chain.from_iterable(values)))
@@ -205,19 +205,19 @@ def _check_energy(name: str, value: object, num_atoms: int) -> None:
         raise InvalidStructure(f"the {name} is {value}, not a finite number")
     if abs(value) > MAX_ENERGY * num_atoms:
         raise InvalidStructure(
-            f"the {name} is {value:.3g} eV for {num_atoms} atoms, beyond all that there is ({MAX_ENERGY:g} eV per atom)"
+            f"the {name} is {value:.3g} eV for {num_atoms} atoms, beyond any real one ({MAX_ENERGY:g} eV per atom)"
         )
 
 
 def _says_nothing(stress: ArrayLike) -> bool:
-    """Return whether a stress is what programs write where they calculated none: zeros or NaN."""
+    """Return whether a stress is zeros or NaN, which programs write when they calculated none."""
     values = number_array(stress, "stress")
     return values.shape == (3, 3) and bool((np.isnan(values) | (values == 0)).all())
 
 
 def _array(values: ArrayLike, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    # a copy, because the caller may go on with its array
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+    # a copy, because the caller may change its array later
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
         array = np.array(number_array(values, name), dtype=dtype, order="C")
     if array.shape != shape:
         raise InvalidStructure(f"{name} has shape {array.shape}, expected {shape}")
@@ -234,13 +234,13 @@ def _lengths(values: ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray
     if np.abs(array[row]).max() > MAX_LENGTH:
         raise InvalidStructure(
             f"{name} has a value beyond {MAX_LENGTH:g} Å (row {row}: {array[row].tolist()}), where float64 is too "
-            "coarse for distances; look at the unit, or remove the frame from the source"
+            "coarse for distances; check the unit, or remove the frame from the source"
         )
     return array
 
 
 def _check_cell(cell: np.ndarray, pbc: np.ndarray, num_atoms: int) -> None:
-    """Refuse periodic lattice vectors that are missing or linearly dependent, or leave the atoms no room."""
+    """Refuse periodic lattice vectors that are missing, linearly dependent, or too short for the atoms."""
     vectors = cell[pbc]
     if len(vectors) == 0:
         return
@@ -253,5 +253,5 @@ def _check_cell(cell: np.ndarray, pbc: np.ndarray, num_atoms: int) -> None:
     volume = abs(float(np.linalg.det(cell)))
     if pbc.all() and num_atoms > MAX_DENSITY * volume:
         raise InvalidStructure(
-            f"the cell has {volume:.3g} Å³ for {num_atoms:,} atoms, less than any material; look at the cell's unit"
+            f"the cell has {volume:.3g} Å³ for {num_atoms:,} atoms, less than any material; check the cell's unit"
         )

@@ -1,4 +1,4 @@
-"""One file per on-disk format; each turns it into Structures and is the only place that converts units and signs."""
+"""Sources: one file per format, which turns it into Structures; units and signs are converted nowhere else."""
 
 from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
@@ -28,4 +28,4 @@ __all__ = [
 SourceConfig = (
     AseFiles | AseLmdb | DeepmdNpy | EmtAlloys | MaceHdf5 | MlearnJson | MptrjJson | MatpesJson | AlexandriaJson
 )
-"""The sources that a YAML can name; told apart by their first field."""
+"""The sources of a YAML file, distinguished by their first field."""

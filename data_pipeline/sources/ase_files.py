@@ -1,8 +1,8 @@
 """Files that ASE reads (extxyz, VASP OUTCAR and vasprun.xml, .db, .traj, CIF with labels ...) as Structures.
 
 Large extxyz files and databases are cut into parts, so that several processes can read one file; a database is cut by
-its row ids, which costs nothing. Any other file is one part. What ASE passes over without a word in an extxyz file or
-in VASP's output is found before ASE sees it (extxyz.py, vasp.py); labels that are not read are found here.
+its row ids, which costs nothing. Any other file is one part. Errors that ASE ignores in extxyz files or VASP's output
+are found before ASE reads them (extxyz.py, vasp.py); labels that are not read are found here.
 """
 
 import itertools
@@ -52,15 +52,15 @@ logger = logging.getLogger(__name__)
 STRESS_UNITS = {"eV/A^3": 1.0, "GPa": ase.units.GPa, "kbar": 0.1 * ase.units.GPa}
 """Size of each unit in eV/Å³ (CODATA values of ASE)."""
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-"""Where each component of the tensor is in ASE's order."""
+"""Index of each component of the tensor in ASE's order."""
 PART_ROWS = 8192
-"""A database is cut after this many row ids."""
+"""Number of row ids after which a database is cut."""
 READERS = {
     "extxyz": partial(read_extxyz, start=0, first=0, stop=None),
     "vasp-out": read_outcar,
     "vasp-xml": read_vasprun,
 }
-"""Formats, by ASE's names, that are not left to ASE alone."""
+"""Readers of the formats (ASE's names) that ASE alone does not check enough."""
 _OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key", "stress:virial": "virials_key"}
 
 
@@ -68,57 +68,57 @@ _OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_ke
 class AseFiles(Source):
     """Labelled frames in files of any format that ASE reads, in the order given.
 
-    Labels are what ASE's single-point calculator holds (it moves energy, forces and stress there), or the entries
-    named below: atoms.info and atoms.arrays, which for a row of a database are its key-value pairs and data. Energies
-    are total energies [eV] and forces [eV/Å]; only stress differs between formats in use. For VASP, ASE's energy is the
-    one extrapolated to zero smearing; the free energy, whose derivatives the forces are, is `free_energy`.
+    Labels come from ASE's single-point calculator (ASE moves energy, forces and stress there) or from the entries named
+    below: atoms.info and atoms.arrays, which for a row of a database are its key-value pairs and data. Energies are
+    total energies [eV] and forces [eV/Å]; only stress differs between formats in use. For VASP, ASE's energy is the one
+    extrapolated to zero smearing; the free energy, whose derivatives the forces are, is `free_energy`.
     """
 
     files: tuple[str, ...]
-    """Paths; an environment variable is written ${NAME}."""
+    """Paths; ${NAME} stands for an environment variable."""
     format: str | None = None
-    """ASE's name of the format; guessed from the file when absent."""
+    """ASE's name of the format; None guesses it from the file."""
     energy_key: str | None = None
-    """Entry with the total energy [eV], such as REF_energy or free_energy; the calculator's energy when absent."""
+    """Entry with the total energy [eV], such as REF_energy or free_energy; None: the calculator's energy."""
     alternative_energy_key: str | None = None
-    """Entry with a second total energy [eV], kept but not trained on, such as corrected_total_energy."""
+    """Entry with a second total energy [eV], stored but not trained on, such as corrected_total_energy."""
     forces_key: str | None = None
-    """Entry with the forces [eV/Å], such as REF_forces; the calculator's forces when absent."""
+    """Entry with the forces [eV/Å], such as REF_forces; None: the calculator's forces."""
     stress_key: str | None = None
-    """Entry with the stress (6 in ASE's Voigt order, 9 or 3×3); the calculator's stress when absent."""
+    """Entry with the stress (6 in ASE's Voigt order, 9 or 3×3); None: the calculator's stress."""
     virials_key: str | None = None
     """Entry with the virial −stress·volume [eV] (6, 9 or 3×3), such as REF_virials, in place of the stress."""
     stress_unit: Literal["eV/A^3", "GPa", "kbar"] = "eV/A^3"
     """Unit of the stress in the files."""
     stress_positive_in: Literal["tension", "compression"] = "tension"
-    """Sign of the stress in the files; VASP's own output is positive in compression, ASE's reader turns it."""
+    """Sign of the stress in the files; VASP's own output is positive in compression; ASE's reader changes the sign."""
     group_key: str | None = None
-    """Entry that names the group; the chemical formula when absent."""
+    """Entry that names the group; None: the chemical formula."""
     id_key: str | None = None
-    """Entry that names the frame; file (below the folder common to all) and number (or row id) when absent."""
+    """Entry that names the frame; None: file (below the common folder) and number (or row id)."""
     ignored_entries: tuple[str, ...] = ()
-    """Entries that look like labels and are none, such as the forces of another method; a frame that has no label but
-    such an entry is refused otherwise."""
+    """Entries that look like labels but are not, such as the forces of another method; otherwise a frame whose only
+    label is such an entry is refused."""
     charged: Literal["refuse", "keep"] = "refuse"
-    """Response to a frame whose entries charge or spin say that it is charged or has unpaired electrons, which the
-    network cannot tell apart."""
+    """Treatment of frames that are charged or have unpaired electrons according to their entries charge or spin: the
+    network knows neither."""
     labels: Literal["file", "none"] = "file"
-    """'none' for structures without labels, or whose labels are not to be looked at: the energy is zero, and there are
-    neither forces nor stress. Only a potential can label them then, as in rehearsal with the start's predictions."""
+    """'none' for structures without labels, or to ignore their labels: the energy is zero, forces and stress are
+    missing. Only a potential can label them, as in rehearsal with the start's predictions."""
 
     def __post_init__(self) -> None:
         keys = ("energy_key", "alternative_energy_key", "forces_key", "stress_key", "virials_key")
         named = [key for key in keys if getattr(self, key) is not None]
         if self.labels == "none" and named:
-            raise ValueError(f"labels is 'none', and {', '.join(named)} says where they are; leave one of the two out")
+            raise ValueError(f"labels is 'none', and {', '.join(named)} names them; remove one of the two")
         if self.stress_key is not None and self.virials_key is not None:
             raise ValueError("stress_key and virials_key both name the stress; give one of them")
 
     def parts(self) -> Sequence[Part]:
-        """Return the stretches of frames of each file: large extxyz files and databases give several.
+        """Return ranges of frames of each file: several for large extxyz files and databases.
 
         Raises:
-            FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
+            FileNotFoundError: a file is missing, or its path names an environment variable that is not set.
             InvalidStructure: a file of several parts is damaged.
         """
         return [part for path, name in named_paths(self.files, "files") for part in self._parts_of(path, name)]
@@ -150,7 +150,7 @@ class AseFiles(Source):
         with errors_named(path, "newest row"):
             database = ase.db.connect(path, type="db", serial=True)
             newest = list(database.select(sort="-id", limit=1, include_data=False))
-            # from row to row, because the ids may have any gaps between them
+            # from row to row, because the ids may have gaps of any size
             while rows := list(database.select(f"id>{spans[-1][1] if spans else 0}", sort="id", limit=1)):
                 first = 1 + (rows[0].id - 1) // PART_ROWS * PART_ROWS
                 spans.append((first, min(first + PART_ROWS - 1, newest[0].id)))
@@ -166,7 +166,7 @@ class AseFiles(Source):
         ]
 
     def _read(self, path: Path, name: str, frames: Callable[[], Frames]) -> Iterator[Frame]:
-        """Convert frames, and refuse keys that none of them has: a misspelt key would train without its labels."""
+        """Convert frames and refuse keys missing from all of them: a misspelt key would train without its labels."""
         counts, said = Counter[str](), set[str]()
         for number, atoms in frames():
             try:
@@ -191,7 +191,7 @@ class AseFiles(Source):
         self._check_counts(path, counts)
 
     def _check_counts(self, path: Path, counts: Counter[str]) -> None:
-        """Say how many steps were left out, and refuse a file of such steps only and a key that no frame has."""
+        """Log the number of steps left out; refuse a file with no other steps, and a key missing from all frames."""
         if counts["predicted"]:
             logger.warning("%s: %d machine-learned steps are left out", path, counts["predicted"])
             if not counts["accepted"] and not counts["refused"]:
@@ -204,14 +204,14 @@ class AseFiles(Source):
             if getattr(self, option) is not None and counts["accepted"] and counts[option] == 0:
                 raise InvalidStructure(
                     f"{path}: none of {counts['accepted']} frames has an entry {getattr(self, option)!r}; correct "
-                    f"{option}, or give the files without it to a source of their own"
+                    f"{option}, or put the files without it in a separate source"
                 )
 
     def convert(self, atoms: ase.Atoms, *, default_id: str) -> Structure:
-        """Return one of ASE's Atoms as a Structure, with units and signs settled.
+        """Return ASE's Atoms as a Structure, with units and signs converted.
 
         Raises:
-            InvalidStructure: no energy, or what Structure.checked refuses.
+            InvalidStructure: no energy, or Structure.checked refuses the frame.
         """
         if self.labels == "none":
             atoms = atoms.copy()  # without the calculator
@@ -221,8 +221,7 @@ class AseFiles(Source):
             where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"
             there_are = energies_listed(_entries(atoms)) or f"no energies, but {sorted(atoms.info)[:20]} in atoms.info"
             raise InvalidStructure(
-                f"there is no energy in {where}; name its entry with energy_key (--source.energy_key): there are "
-                f"{there_are}"
+                f"no energy in {where}; name its entry with energy_key (--source.energy_key): the frame has {there_are}"
             )
         check_units(atoms.info)
         if self.charged == "refuse":
@@ -241,7 +240,7 @@ class AseFiles(Source):
         )
 
     def _unread(self, atoms: ase.Atoms, structure: Structure) -> Iterator[str]:
-        """Refuse the frame if a label of it is not read, and yield warnings about other entries like labels."""
+        """Refuse the frame if a label of it is not read; yield warnings about other entries that look like labels."""
         if self.labels == "none":
             return
         stress_key = self.stress_key or self.virials_key
@@ -270,7 +269,7 @@ def full_stress(stress: ArrayLike) -> Float64[np.ndarray, "3 3"]:
     """Return the tensor of 6 numbers in ASE's Voigt order (xx, yy, zz, yz, xz, xy), of 9, or of 3×3.
 
     Raises:
-        InvalidStructure: another count of numbers, or something that is no number.
+        InvalidStructure: another number of values, or a value that is not a number.
     """
     numbers = number_array(stress, "stress").astype(np.float64)
     if numbers.size == 6:
@@ -284,7 +283,7 @@ def stress_of_virial(virial: Float64[np.ndarray, "3 3"], cell: ArrayLike) -> Flo
     """Return −virial/volume [eV/Å³], and zeros where both are zero.
 
     Raises:
-        InvalidStructure: there is a virial, and no volume.
+        InvalidStructure: the virial is not zero, but the volume is.
     """
     volume = abs(np.linalg.det(np.asarray(cell, dtype=np.float64)))
     if volume == 0.0 and np.any(np.isfinite(virial) & (virial != 0)):
@@ -293,7 +292,7 @@ def stress_of_virial(virial: Float64[np.ndarray, "3 3"], cell: ArrayLike) -> Flo
 
 
 def hill_formula(numbers: Num[np.ndarray, " atoms"]) -> str:
-    """Return the chemical formula as ASE writes it, C, H, then the alphabet; X for what is no element."""
+    """Return the chemical formula in ASE's order (C, H, then alphabetical); X for unknown elements."""
     counts = Counter(numbers.tolist())
     symbols = {SYMBOLS[int(number)] if 0 < number < len(SYMBOLS) else "X": count for number, count in counts.items()}
     order = sorted(symbols, key=lambda symbol: (symbol not in ("C", "H"), symbol))
@@ -301,14 +300,14 @@ def hill_formula(numbers: Num[np.ndarray, " atoms"]) -> str:
 
 
 def _database(path: Path, first: int, last: int) -> Frames:
-    """Read the rows with the ids first to last; ASE fetches a selection whole, so a part is what memory holds."""
+    """Read the rows with the ids first to last; ASE fetches a selection whole, so a part must fit into memory."""
     with errors_named(path, f"rows {first}-{last}"):
         for row in ase.db.connect(path, type="db", serial=True).select(f"id>={first},id<={last}"):
             try:
                 atoms = row.toatoms()
                 atoms.info.update(unique_id=row.unique_id, **row.key_value_pairs)
                 atoms.info.update(row.data)
-            except Exception as error:  # ASE lets pass whatever its decoding raises
+            except Exception as error:  # ASE's decoding raises any type
                 atoms = InvalidStructure(reason_of(error))
             yield row.id, atoms
 
@@ -332,7 +331,7 @@ def _any(path: Path, format: str | None) -> Frames:
 
 
 def _entries(atoms: ase.Atoms, read: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of all that may be labels, but for those of the calculator that are read."""
+    """Yield names and values of possible labels, without those of the calculator that are read."""
     if atoms.calc is not None:
         yield from ((name, value) for name, value in atoms.calc.results.items() if name not in read)
     yield from atoms.info.items()
@@ -348,7 +347,7 @@ def _energy(atoms: ase.Atoms, key: str | None) -> float | None:
 
 
 def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict[str, Any]) -> Any:
-    """Return a label from the named entry, of the calculator without a name; None where there is none."""
+    """Return a label from the named entry, or from the calculator if key is None; None if missing."""
     # not get_property(), which drops all labels of a frame with a NaN position
     results = {} if atoms.calc is None else atoms.calc.results
     return results.get(name) if key is None else entries.get(key, results.get(key))
@@ -356,5 +355,5 @@ def _label(atoms: ase.Atoms, name: str, key: str | None, entries: dict[str, Any]
 
 def _entry(atoms: ase.Atoms, key: str) -> Any:
     if key not in atoms.info:
-        raise InvalidStructure(f"there is no entry {key!r} in atoms.info; it holds {sorted(atoms.info)}")
+        raise InvalidStructure(f"no entry {key!r} in atoms.info; it holds {sorted(atoms.info)}")
     return atoms.info[key]

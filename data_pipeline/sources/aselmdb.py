@@ -2,13 +2,12 @@
 
 A shard is an LMDB of ASE's database rows (ase-db-backends writes it): keys are row ids in decimal, a value is the
 zlib-compressed JSON of a row, with arrays as {"__ndarray__": [shape, dtype, numbers]}, and the entries nextid and
-deleted_ids say which rows there are. The values are decoded here without ASE's row and Atoms objects: 6,700 MPtrj
-frames/s against 2,800 on one core, of which the parsing of JSON takes nearly half.
+deleted_ids tell the existing rows. The values are decoded here without ASE's row and Atoms objects: 6,700 MPtrj
+frames/s against 2,800 on one core; parsing JSON takes nearly half of the time.
 
-Rows come by number, 1, 2, 3 ..., as they were written and as metadata.npz counts them; a cursor would give the keys in
-the order of the alphabet, 1, 10, 100 ... Which rows there are is known from nextid and deleted_ids, without a walk.
-LMDB trusts its pages, where a damaged one would kill the process, so they are walked through once, when the parts are
-listed (lmdb_pages.py).
+Rows are read by number, 1, 2, 3 ..., as written and as counted by metadata.npz; a cursor would return the keys in
+alphabetical order, 1, 10, 100 ... LMDB trusts its pages, and a damaged one would kill the process, so all are checked
+once, when the parts are listed (lmdb_pages.py).
 """
 
 import functools
@@ -43,15 +42,15 @@ from data_pipeline.sources.source import Frame, Part, Source, resolve
 from data_pipeline.structure import InvalidStructure, Structure, has_volume, number_array
 
 PART_ROWS = 8192
-"""A shard is cut after this many row ids: about a second of work for one process."""
+"""Number of row ids after which a shard is cut: about a second of work for one process."""
 MAX_VALUE = 64 << 20
-"""No row unpacks to more than this [bytes]."""
+"""Largest unpacked row [bytes]."""
 MAX_GONE = 100_000
-"""Rows that may be gone from a shard, besides as many as it has, before its counter is not believed."""
+"""Missing rows, beyond the number present, above which a shard's counter is taken to be wrong."""
 
 _Rows = tuple[int, frozenset[int]]
 _environments: WeakValueDictionary[tuple[int, Path], lmdb.Environment] = WeakValueDictionary()
-"""Files that this process has open, while somebody reads them: LMDB forbids opening a file twice in one process."""
+"""Files open in this process while they are read: LMDB forbids opening a file twice in one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +60,25 @@ class AseLmdb(Source):
     aselmdb: tuple[str, ...]
     """Folders (searched with subfolders, shards in the order of their paths) or single shards; ${NAME} is filled in."""
     energy_key: str | None = None
-    """Entry of a row's key-value pairs or data with the total energy [eV]; the row's own energy when absent."""
+    """Entry of a row's key-value pairs or data with the total energy [eV]; None: the row's own energy."""
     alternative_energy_key: str | None = None
-    """Entry of a row's key-value pairs or data with a second total energy [eV], kept but not trained on."""
+    """Entry of a row's key-value pairs or data with a second total energy [eV], stored but not trained on."""
     group_key: str | None = None
-    """Entry of a row's key-value pairs or data that names the group; the chemical formula when absent."""
+    """Entry of a row's key-value pairs or data that names the group; None: the chemical formula."""
     id_key: str | None = None
-    """Entry of a row's key-value pairs or data that names the frame; shard (below the folder) and row when absent."""
+    """Entry of a row's key-value pairs or data that names the frame; None: shard (below the folder) and row."""
     ignored_entries: tuple[str, ...] = ()
-    """Entries that look like labels and are none; a row that has no label but such an entry is refused otherwise."""
+    """Entries that look like labels but are not; otherwise a row whose only label is such an entry is refused."""
     charged: Literal["refuse", "keep"] = "refuse"
-    """Response to a frame of nonzero charge or spin multiplicity above 1, which the network cannot tell apart."""
+    """Treatment of frames with nonzero charge or spin multiplicity above 1: the network knows neither."""
 
     def parts(self) -> Sequence[Part]:
-        """Return stretches of rows of each shard.
+        """Return ranges of rows of each shard.
 
         Raises:
             FileNotFoundError: no such file or folder, no shard in a folder, or a variable in a path that is not set.
-            InvalidStructure: a shard is no LMDB or is truncated, or metadata.npz does not fit the shards beside it.
+            InvalidStructure: a shard is not an LMDB file or is truncated, or metadata.npz does not match the shards
+                beside it.
         """
         shards, tops = [], []
         for name in self.aselmdb:
@@ -137,7 +137,7 @@ class AseLmdb(Source):
                 if natoms is not None and structure.num_atoms != natoms[position]:
                     raise InvalidStructure(
                         f"{path}, row {number}: has {structure.num_atoms} atoms where {path.parent / 'metadata.npz'} "
-                        f"says {natoms[position]}. They do not belong together: get both again, or remove metadata.npz."
+                        f"says {natoms[position]}. They do not match: download both again, or remove metadata.npz."
                     )
                 yield structure
 
@@ -151,8 +151,8 @@ class AseLmdb(Source):
         if energy is None:
             listed = energies_listed([*row.items(), *entries.items()])
             raise InvalidStructure(
-                f"there is no energy {repr(self.energy_key) if self.energy_key else 'of its own'}; name its entry "
-                f"with energy_key (there are {sorted(entries)[:50]}{'; energies: ' + listed if listed else ''})"
+                f"no energy {repr(self.energy_key) if self.energy_key else 'of its own'}; name its entry "
+                f"with energy_key (the row has {sorted(entries)[:50]}{'; energies: ' + listed if listed else ''})"
             )
         numbers = _array(row, "numbers")
         stress = _optional_array(row, "stress")
@@ -171,7 +171,7 @@ class AseLmdb(Source):
         )
 
     def _unread(self, row: dict[str, Any], structure: Structure) -> Iterator[str]:
-        """Refuse a row if a label of it is not read, and yield warnings about other entries like labels."""
+        """Refuse a row if a label of it is not read; yield warnings about other entries that look like labels."""
         own = ((name, value) for name, value in row.items() if name not in ("energy", "forces", "stress"))
         read = {*filter(None, [self.energy_key, self.alternative_energy_key]), *self.ignored_entries}
         entries = ((name, _plain(value)) for name, value in itertools.chain(own, _entries(row).items()))
@@ -187,10 +187,10 @@ class AseLmdb(Source):
 
 
 def _open(path: Path) -> lmdb.Environment:
-    """Return the environment of a shard, one per process; it closes when nobody holds it.
+    """Return the environment of a shard, one per process; it closes with its last reference.
 
     Raises:
-        InvalidStructure: the file is no LMDB.
+        InvalidStructure: not an LMDB file.
     """
     environment = _environments.get((os.getpid(), path))
     if environment is None:
@@ -205,7 +205,7 @@ def _open(path: Path) -> lmdb.Environment:
 
 
 def _rows(path: Path) -> _Rows:
-    """Return the largest row id and which ids below it are deleted, of a file whose pages are in order."""
+    """Return the largest row id and the deleted ids below it; the pages must have been checked."""
     check_pages(path)
     environment = _open(path)
     try:
@@ -219,7 +219,7 @@ def _rows(path: Path) -> _Rows:
         ) from error
     if not environment.stat()["entries"] and _has_pages(path, environment.stat()["psize"]):
         raise InvalidStructure(
-            f"{path}: holds no row that its root leads to, and {path.stat().st_size:,} bytes. The file is damaged; get "
+            f"{path}: its root leads to no row, but the file has {path.stat().st_size:,} bytes. It is damaged; get "
             "it again or remove it."
         )
     present = environment.stat()["entries"] - sum(value is not None for value in counters.values())
@@ -228,7 +228,7 @@ def _rows(path: Path) -> _Rows:
             f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}, so rows would be lost. "
             "The file is damaged; get it again or remove it."
         )
-    # a row that is gone is refused by its number; more that are gone than there are is a counter that is wrong
+    # a missing row is refused by its number; far more missing than present means a wrong counter
     if last - len(gone) > 2 * present + MAX_GONE:
         raise InvalidStructure(
             f"{path}: holds {present:,} rows where its counters say {last - len(gone):,}. The file is damaged; get "
@@ -238,7 +238,7 @@ def _rows(path: Path) -> _Rows:
 
 
 def _has_pages(path: Path, page_size: int) -> bool:
-    """Tell whether something was ever written after the two pages that point to the newest and the last root."""
+    """Return whether any page follows the two that point to the newest and the previous root."""
     with path.open("rb") as file:
         file.seek(2 * page_size)
         return any(file.read(page_size))
@@ -246,15 +246,15 @@ def _has_pages(path: Path, page_size: int) -> bool:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{abbreviated(value)} is no number of a row")
+        raise ValueError(f"{abbreviated(value)} is not a row number")
     return value
 
 
 def _natoms(folder: Path, rows: Callable[[Path], _Rows]) -> dict[Path, UInt[np.ndarray, " rows"]]:
-    """Return the number of atoms of each row of each shard in a folder, if metadata.npz says; a few bytes per row.
+    """Return the number of atoms of each row of each shard in a folder by metadata.npz, or {} without that file.
 
     Raises:
-        InvalidStructure: it cannot be read, or lists another number of rows than the shards have.
+        InvalidStructure: metadata.npz cannot be read, or its number of rows is not that of the shards.
     """
     path = folder / "metadata.npz"
     if not path.is_file():
@@ -271,14 +271,14 @@ def _natoms(folder: Path, rows: Callable[[Path], _Rows]) -> dict[Path, UInt[np.n
     if natoms.shape != (sum(counts),):
         raise InvalidStructure(
             f"{path}: lists {natoms.size:,} rows, and the {len(shards)} shards beside it hold {sum(counts):,}. "
-            "A shard may be missing; get them all, or remove metadata.npz."
+            "A shard may be missing; download all of them, or remove metadata.npz."
         )
     small = natoms.astype(np.min_scalar_type(int(natoms.max(initial=0))))
     return dict(zip(shards, np.split(small, np.cumsum(counts)[:-1]), strict=True))
 
 
 def _json(value: memoryview | bytes) -> Any:
-    """Return the value of a compressed JSON text, unpacking no more than a row can have."""
+    """Return the value of a compressed JSON text; refuse to unpack more than the largest row."""
     unpacking = zlib.decompressobj()
     text = unpacking.decompress(value, MAX_VALUE)
     if not unpacking.eof:
@@ -286,19 +286,19 @@ def _json(value: memoryview | bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError("it has lists or objects within each other, too deep to read") from error
+        raise ValueError("its lists or objects are nested too deeply") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {abbreviated(Counter(name for name, _ in pairs).most_common(1)[0][0])} stands twice")
+        raise ValueError(f"the key {abbreviated(Counter(name for name, _ in pairs).most_common(1)[0][0])} occurs twice")
     return found
 
 
 def _decode(value: memoryview | bytes | None) -> dict[str, Any]:
     if value is None:
-        raise InvalidStructure("is not there, and not in the list of deleted rows either")
+        raise InvalidStructure("is missing, but not in the list of deleted rows")
     try:
         row = _json(value)
     except (zlib.error, ValueError) as error:
@@ -314,13 +314,13 @@ def _entries(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("key_value_pairs", "data"):
         value = row.get(name) or {}
         if not isinstance(value, dict):
-            raise InvalidStructure(f"{name} is {abbreviated(value)}, not names with values")
+            raise InvalidStructure(f"{name} is {abbreviated(value)}, not an object of names and values")
         found |= value
     return found
 
 
 def _plain(value: Any) -> Any:
-    """Return the numbers of an array as ASE writes it, anything else as it is."""
+    """Return the numbers of an array in ASE's encoding, any other value unchanged."""
     array = value.get("__ndarray__") if isinstance(value, dict) else None
     return array[2] if isinstance(array, list) and len(array) == 3 else value
 
@@ -354,5 +354,5 @@ def _energy(entries: dict[str, Any], key: str) -> float | None:
 
 def _name(entries: dict[str, Any], key: str) -> str:
     if not isinstance(entries.get(key), str | int | float):
-        raise InvalidStructure(f"there is no name or number {key!r} in its key-value pairs or data: {sorted(entries)}")
+        raise InvalidStructure(f"no name or number {key!r} in its key-value pairs or data: {sorted(entries)}")
     return str(entries[key])

@@ -1,6 +1,6 @@
 """DeePMD-kit systems: folders of type.raw, type_map.raw and set.*/*.npy, plain or of mixed type.
 
-Lengths [Å], energies [eV] and forces [eV/Å] are ours already. The virial [eV] is that of the frame and positive in
+Lengths [Å], energies [eV] and forces [eV/Å] need no conversion. The virial [eV] is of the whole frame and positive in
 compression: stress = -virial / volume. Arrays are mapped into memory, so a set may be larger than the machine.
 """
 
@@ -22,35 +22,35 @@ from data_pipeline.sources.source import Frame, Part, Source, resolve
 from data_pipeline.structure import NUMERIC, SYMBOLS, InvalidStructure, Structure
 
 VIRTUAL = -1
-"""Type of an atom that is not there: it fills up the frames of a mixed-type set to the same number of atoms."""
+"""Type of a padding atom: it fills the frames of a mixed-type set up to the same number of atoms."""
 
 _SET = re.compile(r"set\.\d+")
 _DECIDING = ("spin", "fparam", "aparam")
-"""Files on which the energies of a set depend, besides its atoms."""
+"""Files of quantities other than the atoms on which the energies of a set depend."""
 MAX_TEXT = 16 * 2**20
 """Largest file of types [bytes]: millions of atoms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepmdNpy(Source):
-    """Labelled frames in DeePMD-kit systems; force and virial are missing labels where their files are missing.
+    """Labelled frames in DeePMD-kit systems; force and virial are missing labels if their files are missing.
 
     A frame is called system:set:number. Its group is the system, a folder of one composition; a mixed-type system
     holds many compositions, and there the group is the composition within it.
     """
 
     deepmd_npy: tuple[str, ...]
-    """System folders, or folders searched below for systems; an environment variable is written ${NAME}."""
+    """System folders, or folders searched for systems at any depth; ${NAME} stands for an environment variable."""
     type_map: tuple[str, ...] = ()
-    """Elements of the types 0, 1, ... in systems that have no type_map.raw of their own."""
+    """Elements of the types 0, 1, ... in systems without a type_map.raw."""
 
     def parts(self) -> Sequence[Part]:
         """Return one part per set, in the order of the folders given, then of names.
 
         Raises:
-            FileNotFoundError: a folder is not there or holds no system, a system holds no set, or a path names an
+            FileNotFoundError: a folder is missing or holds no system, a system holds no set, or a path names an
                 environment variable that is not set.
-            InvalidStructure: a folder set.* is none by its name.
+            InvalidStructure: the name of a folder set.* is not set. and a number.
         """
         systems = _systems([resolve(name, field="deepmd_npy", folders=True) for name in self.deepmd_npy])
         common = os.path.commonpath([system.parent for system in systems]) if systems else ""
@@ -59,7 +59,7 @@ class DeepmdNpy(Source):
             sets = sorted(path for path in system.glob("set.*") if path.is_dir())
             if unknown := [path.name for path in sets if not _SET.fullmatch(path.name)]:
                 raise InvalidStructure(
-                    f"{system / unknown[0]}: is no set, whose name is set. and a number, and may be a copy; move "
+                    f"{system / unknown[0]}: is not named set. and a number, so it may be a copy of a set; move "
                     "it out of the system"
                 )
             if not sets:
@@ -85,7 +85,7 @@ class DeepmdNpy(Source):
         file = system / "type_map.raw"
         names = tuple(_words(file)) if file.is_file() else self.type_map
         if not names:
-            raise InvalidStructure(f"{system}: there is no type_map.raw; name the elements of the types with type_map")
+            raise InvalidStructure(f"{system}: no type_map.raw; name the elements of the types with type_map")
         if twice := [name for number, name in enumerate(names) if name in names[:number]]:
             raise InvalidStructure(
                 f"{file if file.is_file() else 'type_map'}: names {abbreviated(twice[0])} twice; name each once"
@@ -94,8 +94,8 @@ class DeepmdNpy(Source):
         unknown = [name for name in names if name not in numbers]
         if unknown:
             raise InvalidStructure(
-                f"{file if file.is_file() else 'type_map'}: {abbreviated(unknown[0])} is no chemical symbol; name an "
-                "element"
+                f"{file if file.is_file() else 'type_map'}: {abbreviated(unknown[0])} is not a chemical symbol; name "
+                "an element"
             )
         return np.array([numbers[name] for name in names])
 
@@ -111,7 +111,7 @@ class _Arrays(NamedTuple):
     virial: np.ndarray | None
     mixed: bool
     electrons: dict[str, np.ndarray]
-    """Charge or spin of a frame by the name of the file that says it."""
+    """Charge or spin of each frame, by the name of its file."""
 
 
 def _systems(roots: list[Path]) -> list[Path]:
@@ -138,7 +138,7 @@ def _load(folder: Path) -> _Arrays:
     frames = len(coord)
     energy = _array(folder / "energy.npy", frames, 1)
     if energy is None:
-        raise InvalidStructure(f"{folder / 'energy.npy'}: no such file, and frames without energy are of no use here")
+        raise InvalidStructure(f"{folder / 'energy.npy'}: no such file; frames without energy cannot be used")
     box = _array(folder / "box.npy", frames, 9) if periodic else None
     if periodic and box is None:
         raise InvalidStructure(f"{folder / 'box.npy'}: no such file; give the cells, or an empty file {system}/nopbc")
@@ -147,13 +147,13 @@ def _load(folder: Path) -> _Arrays:
         raise InvalidStructure(f"{folder / 'real_atom_types.npy'}: is of type {real_types.dtype}, not whole numbers")
     if real_types is None and num_atoms and types.min() < 0:
         raise InvalidStructure(
-            f"{system / 'type.raw'}: type {types.min()} of an atom is none; only real_atom_types.npy of a mixed system "
-            "may have -1, for an atom that is not there"
+            f"{system / 'type.raw'}: type {types.min()} is not valid; only real_atom_types.npy of a mixed system "
+            "may have -1, for a padding atom"
         )
     for name in _DECIDING:
         if (folder / f"{name}.npy").exists():
             raise InvalidStructure(
-                f"{folder / name}.npy: the energies depend on it, of which the network knows nothing; leave it out"
+                f"{folder / name}.npy: the energies depend on it, but the network does not know it; leave it out"
             )
     own = {file.stem: _array(file, None, None) for file in folder.glob("*.npy") if electrons(file.stem)}
     return _Arrays(
@@ -169,7 +169,7 @@ def _load(folder: Path) -> _Arrays:
 
 
 def _array(file: Path, frames: int | None, width: int | None) -> Shaped[np.ndarray, "frames width"] | None:
-    """Return a file's array as one row per frame, of any width if none is given, or None where there is no file."""
+    """Return a file's array as one row per frame, of any width if width is None; None if the file is missing."""
     if not file.is_file():
         return None
     try:
@@ -184,22 +184,22 @@ def _array(file: Path, frames: int | None, width: int | None) -> Shaped[np.ndarr
     if array.size != rows * wide or (frames is not None and rows != frames):
         raise InvalidStructure(
             f"{file}: has shape {array.shape}, expected ({'frames' if frames is None else frames}, {wide}) "
-            "by coord.npy and type.raw; the files are not of one system"
+            "by coord.npy and type.raw; the files belong to different systems"
         )
     return array.reshape(rows, wide)
 
 
 def _words(file: Path) -> list[str]:
     if file.stat().st_size > MAX_TEXT:
-        raise InvalidStructure(f"{file}: has more than {MAX_TEXT:,} bytes, so it is no list of types; copy it again")
+        raise InvalidStructure(f"{file}: has more than {MAX_TEXT:,} bytes, so it is not a list of types; copy it again")
     try:
         return file.read_text().split()
     except ValueError as error:
-        raise InvalidStructure(f"{file}: is no text ({error}); copy it again") from error
+        raise InvalidStructure(f"{file}: is not text ({error}); copy it again") from error
 
 
 def _unread(folder: Path, arrays: _Arrays) -> Iterator[str]:
-    """Refuse a set whose only forces, virial, cell or types stand in files of another name; warn of others."""
+    """Refuse a set whose only forces, virial, cell or types are in files with other names; warn of other such files."""
     have: dict[str, Any] = {
         "energy": arrays.energy,
         "forces": arrays.force,
@@ -209,17 +209,17 @@ def _unread(folder: Path, arrays: _Arrays) -> Iterator[str]:
     }
     right = {"energy": "energy", "forces": "force", "stress": "virial", "cell": "box", "types": "real_atom_types"}
     if arrays.box is None and (folder / "virial.npy").is_file():
-        yield f"{folder / 'virial.npy'}: is not read, because a system without cell (nopbc) has no stress"
+        yield f"{folder / 'virial.npy'}: not read, because a system without cell (nopbc) has no stress"
         have["stress"] = False
     for file in sorted(folder.glob("*.npy")):
         what = kind_of(file.stem) or geometry(file.stem) or ("types" if "type" in file.stem.lower() else "")
         if what not in right or file.stem in right.values():
             continue
-        hint = f"{file}: looks like {what}, and is not read; DeePMD-kit's name is {right[what]}.npy"
+        hint = f"{file}: looks like {what} but is not read; DeePMD-kit's name is {right[what]}.npy"
         if what == "stress" and "vir" not in file.stem.lower():
             hint += " for the virial [eV], -stress * volume"
         if have[what] is None:
-            raise InvalidStructure(f"{hint}, and there is none. Write it under that name, or remove the file.")
+            raise InvalidStructure(f"{hint}, which is missing. Write it under that name, or remove the file.")
         yield hint
 
 
@@ -227,7 +227,7 @@ def _frame(arrays: _Arrays, elements: np.ndarray, number: int, name: str) -> Str
     types = np.asarray(arrays.types[number], dtype=np.int64)
     real = types != VIRTUAL
     if types[real].size and not 0 <= types[real].min() <= types[real].max() < len(elements):
-        raise InvalidStructure(f"a type is outside 0-{len(elements) - 1}, the types that have a name")
+        raise InvalidStructure(f"a type is outside 0-{len(elements) - 1}, the named types")
     numbers = elements[types[real]]
     cell = np.zeros((3, 3)) if arrays.box is None else np.asarray(arrays.box[number], dtype=np.float64).reshape(3, 3)
     volume = abs(np.linalg.det(cell))

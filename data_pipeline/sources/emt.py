@@ -1,8 +1,8 @@
 """Alloys and surfaces of seven metals labelled with effective medium theory: a data set that needs no download.
 
 The labels are those of ASE's EMT (Jacobsen, Stoltze and Nørskov, Surf. Sci. 366, 394 (1996)). It is a cheap
-classical potential, not density functional theory: what is trained on it shows that the path works, and is of no use
-for materials.
+classical potential, not density functional theory: training on it tests the program, but the result is useless for
+materials.
 """
 
 import itertools
@@ -24,7 +24,7 @@ METALS = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92
 
 
 PART_FRAMES = 1024
-"""Frames that one process makes in one go."""
+"""Number of frames in a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class EmtAlloys(Source):
     num_frames: int
     """Number of frames to make."""
     seed: int = 0
-    """Every frame is a function of this and of its own number."""
+    """Random seed; a frame depends only on this and on its number."""
     max_strain: float = 0.05
     """Largest strain component, drawn uniformly from both signs."""
     max_rattle: float = 0.15
     """Largest standard deviation of the random displacements [Å], drawn uniformly."""
 
     def parts(self) -> Sequence[Part]:
-        """Return stretches of frames, which cycle over pairs of elements, compositions and kinds of structure."""
+        """Return ranges of frames, which cycle over pairs of elements, compositions and kinds of structure."""
         bounds = [*range(0, self.num_frames, PART_FRAMES), self.num_frames]
         return [
             Part(name=f"frames {first}-{last - 1}", size=last - first, read=partial(self._make, first, last))
@@ -72,7 +72,7 @@ class EmtAlloys(Source):
 
 
 def _recipes() -> list[tuple[str, str, str, int]]:
-    """Every (host, guest, kind, number of guest atoms), in a fixed order that mixes the pairs."""
+    """Return every (host, guest, kind, number of guest atoms), in a fixed order that mixes the pairs."""
     pairs = list(itertools.permutations(METALS, 2))
     kinds = [(kind, minority) for minority in (1, 2, 0) for kind in ("bulk", "vacancy", "slab", "primitive")]
     order = np.random.default_rng(0).permutation(len(pairs) * len(kinds))

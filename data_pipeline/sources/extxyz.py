@@ -1,10 +1,10 @@
-"""Extended XYZ: where the frames are, and each of them through ASE's parser with what that parser passes over.
+"""Extended XYZ: finds the frames, parses each with ASE and refuses errors that ASE's parser ignores.
 
 An extxyz file has no index and its frames are named by their number, so a file of more than one part is walked through
 once, line by line and without parsing, before it is read: 1,000 MB/s from memory against 12 MB/s for ASE's parser.
-Reading walks the same way and so finds what ASE passes over without a word: it stops at a blank line, and takes half a
-number for a number. Of a frame, ASE takes any text for pbc=True, the last of two values of one name, the first columns
-of a row that has more than Properties say, and half of a stress that is not symmetric.
+Reading walks the same way and so finds what ASE silently accepts: it stops at a blank line and reads part of a number
+as a number. In a frame, ASE reads any text as pbc=True, the last of two values with one name, the first columns of a
+row with more than Properties declare, and half of a stress that is not symmetric.
 """
 
 import contextlib
@@ -29,24 +29,24 @@ from data_pipeline.sources.source import Frames, errors_named, no_frames, reason
 from data_pipeline.structure import InvalidStructure
 
 PART_BYTES = 16 * 2**20
-"""A file is cut at the first frame after this much [bytes]: seconds of work for one process."""
+"""Size after which a file is cut at the next frame [bytes]: seconds of work for one process."""
 MAX_ATOMS = 10**6
-"""Largest number of atoms of a frame that is believed."""
+"""Largest number of atoms in a frame."""
 
 _PAIR = re.compile(
     r"""\s*+((?>\\.|"(?>\\.|[^"\\]+)*"|'(?>\\.|[^'\\]+)*'|\{(?>\\.|[^}\\]+)*\}|\[(?>\\.|[^\]\\]+)*\]|[^\s"'{\[\\]+)+)"""
 )
-"""A key with its value, quoted in any of the ways that ASE's parser knows."""
+"""A key with its value, in any quotation that ASE's parser reads."""
 _QUOTES = frozenset("\"'{}[]\\")
 _UNDERSCORE = re.compile(rb"(?<!\S)[-+]?\d+_[\d_.eE+-]+(?!\S)")
 _BOOLEANS = {word: word[0] in "Tt" for word in "T True TRUE true F False FALSE false".split()}
 _AROUND_EQUALS = re.compile(r"(?<!\s)\s++=\s*|=\s+")
 _PROPERTIES = "species:S:1:pos:R:3"
-"""Meaning that ASE gives to columns where Properties do not say."""
+"""ASE's default for frames without Properties."""
 
 
 def cuts(path: Path, part_bytes: int) -> list[tuple[int, int]]:
-    """Return byte and number of the frames at which a file is cut, and its size and number of frames at the end."""
+    """Return byte and number of each frame at which a file is cut; last, the file's size and number of frames."""
     places, number = [(0, 0)], -1
     with path.open("rb") as file:
         for number, (start, _) in enumerate(_frames(file, path, 0, None)):
@@ -56,7 +56,7 @@ def cuts(path: Path, part_bytes: int) -> list[tuple[int, int]]:
 
 
 def read_extxyz(path: Path, start: int, first: int, stop: int | None) -> Frames:
-    """Parse the frames of a byte range of an extxyz file, one at a time, so that a bad one does not end reading."""
+    """Parse the frames of a byte range of an extxyz file one at a time, so that a bad one does not end reading."""
     number = None
     with (
         errors_named(path, f"frames from {first}"),
@@ -68,14 +68,14 @@ def read_extxyz(path: Path, start: int, first: int, stop: int | None) -> Frames:
                 yield number, _atoms(lines)
             except InvalidStructure as error:
                 yield number, error
-            except Exception as error:  # ASE lets pass whatever its parsing raises
+            except Exception as error:  # ASE's parsing raises any type
                 yield number, InvalidStructure(reason_of(error))
     if number is None:
         raise no_frames(path)
 
 
 def _frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the byte where each frame begins, and its lines; `first` is the number of the first one.
+    """Yield the first byte and the lines of each frame; `first` is the number of the first one.
 
     Raises:
         InvalidStructure: a blank line between frames, a frame that does not begin with a number, or the end of the file
@@ -104,7 +104,7 @@ def _frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> I
         if len(lines) < int(header) + 2 or not lines[-1].endswith(b"\n"):
             raise InvalidStructure(
                 f"{path}, frame {number}: the file ends in the middle, so it may be truncated; repair it, remove it "
-                "from the source's files, or end it with a newline if it is complete."
+                "from the source's files, or add a newline at the end if it is complete."
             )
         yield start, lines
 
@@ -126,10 +126,10 @@ def _atoms(lines: list[bytes]) -> ase.Atoms:
 
 
 def entries_of(comment: str) -> dict[str, Any]:
-    """Return the entries of a comment line, with the values that ASE gives them, in a quarter of its time.
+    """Return the entries of a comment line with the same values as ASE, in a quarter of its time.
 
     Raises:
-        InvalidStructure: a name stands twice; ASE takes the last one.
+        InvalidStructure: a name occurs twice; ASE reads the last one.
     """
     entries: dict[str, Any] = {}
     if any(text in comment for text in (" =", "= ", "\t=", "=\t")):
@@ -145,23 +145,23 @@ def entries_of(comment: str) -> dict[str, Any]:
         found = {name: _value(name, value)} if plain else key_val_str_to_dict(pair)
         for each in found:
             if each in entries:
-                raise InvalidStructure(f"{each!r} stands there twice; leave the right one")
+                raise InvalidStructure(f"{each!r} occurs twice; keep the right one")
         entries |= found
     return entries
 
 
 def _pairs(comment: str) -> Iterator[str]:
-    """Yield each key with its value; a bracket or quote that is not closed is refused, as it takes what follows."""
+    """Yield each key with its value; refuse an unclosed bracket or quote, which would swallow the rest."""
     at = 0
     while match := _PAIR.match(comment, at):
         yield match[1]
         at = match.end()
     if rest := comment[at:].strip():
-        raise InvalidStructure(f"{rest[0]!r} opens what is not closed before the end of the line: {abbreviated(rest)}")
+        raise InvalidStructure(f"{rest[0]!r} is not closed before the end of the line: {abbreviated(rest)}")
 
 
 def _value(name: str, text: str) -> Any:
-    """Return what a text without quotes means: numbers, truth values or itself."""
+    """Return the value of a text without quotes: numbers, booleans or the text itself."""
     words = text.replace(",", " ").split()
     value: Any = text
     if text[0] in "+-.0123456789nNiI" and "_" not in text:  # Python reads 2_0 as 20
@@ -181,13 +181,11 @@ def _value(name: str, text: str) -> Any:
 
 
 def _check_names(entries: dict[str, Any]) -> None:
-    """Refuse the cell, periodicity and columns under names that are not read, and other spellings of periodicity."""
+    """Refuse cell, periodicity and columns under names that are not read, and other spellings of periodicity."""
     check_geometry(entries, "Lattice", "pbc")
     for name in entries:
         if name != "Properties" and name.lower() in ("properties", "property"):
-            raise InvalidStructure(
-                f"the columns stand under the name {name!r}, which is not read; call it 'Properties'"
-            )
+            raise InvalidStructure(f"the columns have the name {name!r}, which is not read; call it 'Properties'")
     if "pbc" in entries and not _is_periodicity(entries["pbc"]):
         raise InvalidStructure(
             f"pbc is {abbreviated(entries['pbc'])}, which is not read; write one T or F for each lattice vector, such "
@@ -196,7 +194,7 @@ def _check_names(entries: dict[str, Any]) -> None:
 
 
 def _is_periodicity(value: Any) -> bool:
-    """Return whether a value is one, or three, of true and false or of 1 and 0; lists are of truth values only."""
+    """Return whether a value is one or three booleans, or one or three of 1 and 0; lists may hold booleans only."""
     if isinstance(value, list):
         return len(value) == 3
     if isinstance(value, bool):
@@ -205,13 +203,13 @@ def _is_periodicity(value: Any) -> bool:
 
 
 def _check_columns(rows: list[bytes], properties: str) -> None:
-    """Refuse rows with more columns than are declared; one with fewer is refused by ASE.
+    """Refuse rows with more columns than declared; ASE refuses rows with fewer.
 
-    If no row has fewer, the number of all fields tells whether one has more: one split in place of one for each row.
+    If no row has fewer, the total number of fields tells whether one has more: one split instead of one per row.
     """
     if b"_" in b"".join(rows) and (found := _UNDERSCORE.search(b" ".join(rows))):
         raise InvalidStructure(
-            f"{found[0].decode()!r} is no number, and Python would read it as one; write it without _"
+            f"{found[0].decode()!r} is not a number, but Python would read it as one; write it without _"
         )
     fields = properties.split(":")
     names, width = fields[::3], sum(int(number) for number in fields[2::3])
@@ -219,7 +217,7 @@ def _check_columns(rows: list[bytes], properties: str) -> None:
     if len(fields) % 3 or found > width * len(rows):
         raise InvalidStructure(
             f"the rows have {found / max(len(rows), 1):g} columns and Properties declare {width} ({properties[:200]}); "
-            "declare all of them, or remove those that are too many"
+            "declare all of them, or remove the extra ones"
         )
     ase_names = ["pos" if name == "positions" else "Z" if name == "numbers" else name for name in names]
     for name, ase_name, kind in zip(names, ase_names, fields[1::3], strict=True):
@@ -229,7 +227,7 @@ def _check_columns(rows: list[bytes], properties: str) -> None:
             raise InvalidStructure(f"Properties declare the column {name!r} as {name}:{kind}, not as numbers (R)")
     twice = [name for name, number in Counter(ase_names).items() if number > 1]
     if twice:
-        raise InvalidStructure(f"Properties declare the column {twice[0]!r} twice; leave the right one")
+        raise InvalidStructure(f"Properties declare the column {twice[0]!r} twice; keep the right one")
     if "Z" in ase_names and "species" in ase_names:
         _check_species(rows, names, [int(number) for number in fields[2::3]])
 

@@ -1,12 +1,12 @@
-"""JSON files too large to load, as a stream: what is in memory is one record and the window that it was read through.
+"""Streaming of JSON files too large to load: memory holds one record and the window that it was read through.
 
-A window of text slides over the file, and Python's own scanner (C) decodes the value at its beginning; where the value
-is not complete yet, the window grows. On one core and an MPtrj of 34 MB that is 66 MB/s; ijson with its C backend makes
-51 MB/s of whole materials (memory grows with the longest trajectory) and 32 MB/s of bare events (before any value is
-built). It also takes NaN, which Python writes into JSON, for a value: one frame is refused and not the file.
+A window of text slides over the file, and Python's own scanner (C) decodes the value at its beginning; if the value is
+incomplete, the window grows. On one core and an MPtrj of 34 MB that is 66 MB/s; ijson with its C backend makes 51 MB/s
+of whole materials (memory grows with the longest trajectory) and 32 MB/s of bare events (before any value is built).
+The scanner also accepts NaN, which Python writes into JSON: one frame is refused, not the file.
 
-A byte is a character here (ASCII; other bytes are kept as surrogates), so that places in the text are places in the
-file, and reading can begin in the middle of it.
+Each byte is one character (ASCII; other bytes are kept as surrogates), so that positions in the text are positions in
+the file, and reading can begin in the middle.
 """
 
 import bz2
@@ -23,36 +23,36 @@ from typing import Any
 WINDOW = 1 << 20
 """Size of one read [bytes]."""
 MAX_VALUE = 64 << 20
-"""No record is larger than this [bytes]; whatever seems to be is damaged."""
+"""Largest record [bytes]; a larger one is taken to be damaged."""
 MAX_KEY = 256
-"""No key that reading can begin at is longer than this, white space and brackets included [bytes]."""
+"""Longest key at which reading can begin, with white space and brackets [bytes]."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _REST_OF_NUMBER = re.compile(r"[-+.eE\d]*\Z")
 
 
 def is_compressed(path: Path) -> bool:
-    """Return whether the file is unpacked while it is read; one cannot begin in the middle of it then."""
+    """Return whether the file is compressed, so that reading cannot begin in the middle."""
     return path.suffix in (".gz", ".bz2")
 
 
 def open_json(path: Path) -> io.BufferedIOBase:
-    """Open a JSON file, unpacking it by its suffix (.gz, .bz2)."""
+    """Open a JSON file and decompress it by its suffix (.gz, .bz2)."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     return bz2.open(path, "rb") if path.suffix == ".bz2" else path.open("rb")
 
 
 def plain_text(value: object) -> str:
-    """Return a decoded value as text, with the bytes that are not ASCII put together again."""
+    """Return a decoded value as text, with bytes that are not ASCII decoded."""
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class JsonReader:
-    """The place in a JSON file where the next value begins, and the means to go on from there.
+    """Reader of a JSON file, at the beginning of the next value.
 
-    Every method raises ValueError with the byte where the text is no JSON or ends too early, and lets through what
-    unpacking raises.
+    Every method raises ValueError with the byte where the text is not JSON or ends too early, and passes on errors of
+    decompression.
     """
 
     def __init__(self, file: io.BufferedIOBase, start: int = 0) -> None:
@@ -62,11 +62,11 @@ class JsonReader:
         self._offset = start
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
         self.repeated: str | None = None
-        """A key that stands twice in one object of the last value, of which the last one is kept; None if none does."""
+        """A key that occurs twice in one object of the last value (the second is kept), or None."""
 
     @property
     def byte(self) -> int:
-        """Where reading has come to [bytes from the beginning of the unpacked file]."""
+        """Position of the reader [bytes from the beginning of the unpacked file]."""
         return self._offset + self._at
 
     def value(self) -> Any:
@@ -77,14 +77,14 @@ class JsonReader:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except RecursionError as error:
-                raise ValueError(f"lists or objects within each other at byte {self.byte}, too deep to read") from error
+                raise ValueError(f"lists or objects at byte {self.byte} are nested too deeply") from error
             except json.JSONDecodeError as error:
                 byte = self._offset + error.pos
                 if len(self._text) - self._at > MAX_VALUE or not self._read():
                     raise ValueError(f"{error.msg} at byte {byte}") from error
                 continue
             except ValueError as error:  # Python refuses to read a very long number
-                raise ValueError(f"a whole number of thousands of digits behind byte {self.byte}") from error
+                raise ValueError(f"an integer of thousands of digits after byte {self.byte}") from error
             length = end - self._at
             # a number that is cut by the end of the window is a number too
             if not _REST_OF_NUMBER.match(self._text, end) or not self._read():
@@ -98,7 +98,7 @@ class JsonReader:
         return found
 
     def members(self, opening: str) -> Iterator[tuple[int, str]]:
-        """Yield byte and key of what is in the object `{` or list `[` that begins here; the caller takes each value."""
+        """Yield byte and key of each member of the object `{` or list `[` that begins here; the caller reads values."""
         closing = {"{": "}", "[": "]"}[opening]
         self._take(opening)
         if self._next_character() == closing:
@@ -115,7 +115,7 @@ class JsonReader:
                 return
 
     def enter_object_at(self, key: re.Pattern[str], stop: int) -> bool:
-        """Go on to the next match of a pattern for keys, as if the object began there; False if none is before stop."""
+        """Go to the next match of a key pattern, as if the object began there; False if there is none before stop."""
         while (match := key.search(self._text, self._at)) is None:
             self._at = max(self._at, len(self._text) - MAX_KEY)
             if self.byte >= stop or not self._read():
@@ -137,7 +137,7 @@ class JsonReader:
         return found
 
     def _next_character(self) -> str:
-        """Skip white space and return what is behind it, nothing at the end of the file."""
+        """Skip white space and return the next character, '' at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
             self._at = match.end() if match else self._at
@@ -147,7 +147,7 @@ class JsonReader:
                 return ""
 
     def _read(self) -> bool:
-        """Forget what has been used and read on: at least as much again as is left, lest long values take forever."""
+        """Drop the used part of the window and read on, at least as much as remains: long values take linear time."""
         left = self._text[self._at :]
         data = self._file.read(max(WINDOW, len(left)))
         self._text, self._offset, self._at = left + data.decode("ascii", "surrogateescape"), self.byte, 0

@@ -1,8 +1,8 @@
-"""Entries that look like labels under another name, and charges: what a source must not pass over without a word.
+"""Checks for labels under other names, other units and charges: a source must not ignore them silently.
 
-Files name their labels as their authors like: force, REF_forces, dft_energy, virial. An entry that looks like a label,
-by its name and by how many numbers it has, and is not read is refused where the frame has no other label of its kind;
-beside another one it is worth a warning, unless it says the same.
+Files name their labels as their authors like: force, REF_forces, dft_energy, virial. An entry that looks like a label
+by its name and number of values but is not read is refused if the frame has no other label of its kind; otherwise it
+causes a warning, unless it is equal to the label.
 """
 
 import functools
@@ -32,25 +32,25 @@ _OTHER = frozenset(
     "zero point adsorption interaction solvation ionization shift offset baseline barrier activation surface elastic "
     "thermal constant constants relaxed id name type".split()
 )
-"""Words that make another quantity of a name: max_force, energy_per_atom, stress_unit."""
+"""Words that turn a name into another quantity: max_force, energy_per_atom, stress_unit."""
 _CELL = frozenset("lattice latticevectors latticematrix cell cellvectors cellmatrix unitcell box".split())
 _PBC = frozenset("pbc pbcs periodic periodicity periodicboundaryconditions boundary".split())
 _CHARGE = frozenset("charge totalcharge totcharge netcharge systemcharge chargetotal qtot qtotal totalq q".split())
 _SPIN = frozenset("spin totalspin spinmultiplicity multiplicity mult".split())
 _CHARGE_TEXT = re.compile(r"([+-]?)(\d+(?:\.\d*)?)([+-]?)")
 _EDGES = tuple(frozenset(names.split()) for names in ("a b c", "ax bx cx", "ax by cz", "lx ly lz", "cella cellb cellc"))
-"""Names of numbers that together are a cell."""
+"""Names of numbers that form a cell together."""
 _MEASURED = re.compile(r"energ|forc|length|position|distance|coord|lattice|stress|virial")
 _UNITS = frozenset(
     "ev electronvolt a å ang angstrom angstroms ångström metal ev/a ev/å ev/ang ev/angstrom ev/a^3 ev/å^3 ev/å³ "
     "ev/ang^3 ev/angstrom^3 ev/a3 ev/a**3 ev/å**3 ev/angstrom**3 ev/ang**3".split()
 )
 _STRESS_UNITS = _UNITS | {"gpa", "kbar"}
-"""Units of stress that a source's stress_unit can name."""
+"""Units of stress that stress_unit of a source can be."""
 
 
 class Unread(NamedTuple):
-    """An entry that looks like a label and is not read."""
+    """An entry that looks like a label but is not read."""
 
     name: str
     kind: Kind
@@ -65,9 +65,9 @@ def unread_labels(
     """Return the entries that look like labels, without those whose names are read.
 
     Args:
-        entries: Names and values of all that the frame has.
+        entries: Names and values of all entries of the frame.
         num_atoms: Number of its atoms.
-        read: Names that are read, or known to be no labels.
+        read: Names that are read, or known not to be labels.
         stress: Whether the frame can have a stress.
     """
     found = []
@@ -88,7 +88,7 @@ def unread_labels(
 
 @functools.lru_cache(maxsize=4096)
 def kind_of(name: str) -> Kind | None:
-    """Return the label that a name speaks of, or None."""
+    """Return the kind of label that a name means, or None."""
     words = _words(name)
     if set(words) & _OTHER:
         return None
@@ -110,7 +110,7 @@ def _is_component(name: str) -> bool:
 
 
 def _numbers(value: Any) -> np.ndarray | None:
-    """Return a value as an array, None if it is no array of numbers."""
+    """Return a value as an array, or None if it is not an array of numbers."""
     if isinstance(value, str | bytes | dict | bool) or value is None:
         return None
     try:
@@ -127,18 +127,17 @@ def check_unread(
     named: Mapping[Kind, str | None],
     ignore: str = "",
 ) -> Iterator[str]:
-    """Refuse a frame whose only label of a kind is not read; yield a warning for what differs from the one that is.
+    """Refuse a frame whose only label of a kind is not read; yield a warning for one that differs from the label.
 
     Args:
         unread: The entries that look like labels.
-        labels: The label of each kind that is read; None where there is none.
-        options: Option of the source that names the entry, by kind, or by kind:virial for a virial; if there is one.
-        named: Entry that the option of a kind names, if it does: chosen among those there are, so that the others
-            are worth no warning.
-        ignore: Option of the source that says that an entry is no label; if there is one.
+        labels: The label of each kind that is read, or None.
+        options: Option of the source that names the entry, by kind, or by kind:virial for a virial.
+        named: Entry that the option of a kind names, or None: the user chose it, so the others cause no warning.
+        ignore: Option of the source that lists entries that are not labels; empty if it has none.
 
     Raises:
-        InvalidStructure: a label is missing, and an entry looks like it.
+        InvalidStructure: a label is missing, but an entry looks like it.
     """
     for entry in unread:
         option = options.get(f"{entry.kind}:virial" if "vir" in entry.name.lower() else entry.kind)
@@ -147,30 +146,30 @@ def check_unread(
             if option and entry.readable
             else f"write it as the file's own {entry.kind}, all components in one and with the sign of {entry.kind}"
         )
-        how += f", or say that it is none with --source.{ignore} '[{entry.name}]'" if ignore else ""
+        how += f", or mark it as not a label with --source.{ignore} '[{entry.name}]'" if ignore else ""
         label, name = labels[entry.kind], named.get(entry.kind)
         if label is None:
-            missing = f"there are no {entry.kind} under the name {name!r}" if name else f"no {entry.kind} would be read"
-            raise InvalidStructure(f"{missing}, and the entry {entry.name!r} looks like it: {how}")
+            missing = f"no {entry.kind} under the name {name!r}" if name else f"no {entry.kind} would be read"
+            raise InvalidStructure(f"{missing}, but the entry {entry.name!r} looks like it: {how}")
         if name is None and not _says_the_same(entry, np.asarray(label, dtype=np.float64).ravel()):
-            yield f"the entry {entry.name!r} looks like {entry.kind} too, differs from what is read, and is not: {how}"
+            yield f"the entry {entry.name!r} also looks like {entry.kind} and differs, but is not read: {how}"
 
 
 def _says_the_same(entry: Unread, label: np.ndarray) -> bool:
-    """Return whether an entry has the numbers of a label, for an array also in another unit, sign or order."""
+    """Return whether an entry has the same numbers as a label, for an array also in another unit, sign or order."""
     if entry.kind == "energy":
         return bool(np.isclose(entry.value[0], label[0], rtol=1e-6, atol=1e-6))
     one, other = (np.abs(values.astype(np.float64)) for values in (entry.value, label))
     if entry.kind == "stress" and len(one) > 1:  # of nine, the six of ASE's order
         one, other = (np.sort(v if len(v) == 6 else v[[0, 4, 8, 5, 2, 1]]) for v in (one, other))
     if len(one) != len(other):
-        return True  # a component of what is read
+        return True  # a component of the label that is read
     length = float(np.linalg.norm(one) * np.linalg.norm(other))
     return not one.any() and not other.any() if length == 0 else bool(one @ other / length > 1 - 1e-6)
 
 
 def say_once(said: set[str], place: str, warnings: Iterable[str]) -> None:
-    """Log warnings with their place, each the first time that it comes."""
+    """Log each warning once, with its place."""
     for warning in warnings:
         if warning not in said:
             logger.warning("%s: %s", place, warning)
@@ -178,7 +177,7 @@ def say_once(said: set[str], place: str, warnings: Iterable[str]) -> None:
 
 
 def energies_listed(entries: Iterable[tuple[str, Any]]) -> str:
-    """Return the entries that are an energy of any kind, with their values, for a message."""
+    """List the entries that are energies of any kind, with their values, for a message."""
     found = []
     for name, value in entries:
         array = _numbers(value)
@@ -191,18 +190,18 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
     """Refuse a cell or periodicity under a name that is not read.
 
     Args:
-        entries: Names and values of what the frame has.
-        cell: Name under which the format has the cell.
-        pbc: Name under which it has the periodicity.
+        entries: Names and values of the frame's entries.
+        cell: Name of the cell in this format.
+        pbc: Name of the periodicity in this format.
 
     Raises:
-        InvalidStructure: there is an entry that looks like one of them, and is not equal to the one that is read.
+        InvalidStructure: an entry looks like one of them, but is not equal to the one that is read.
     """
     for names in _EDGES if cell not in entries else ():
         found = {name: _numbers(value) for name, value in entries.items() if name.lower() in names}
         if len(found) == len(names) and all(value is not None and value.size == 1 for value in found.values()):
             raise InvalidStructure(
-                f"the cell stands under the names {', '.join(sorted(found))}, which are not read; call it {cell!r}"
+                f"the cell has the names {', '.join(sorted(found))}, which are not read; call it {cell!r}"
             )
     for name, value in entries.items():
         what, right = geometry(name), {"cell": cell, "pbc": pbc}
@@ -210,24 +209,24 @@ def check_geometry(entries: Mapping[str, Any], cell: str, pbc: str) -> None:
             continue
         array = _numbers(value)
         if what == "cell" and (array is None or array.size not in (3, 6, 9)):
-            continue  # unit_cell=conventional is a name and no cell
+            continue  # unit_cell=conventional is a name, not a cell
         beside = _numbers(entries.get(right[what])) if what == "cell" else entries.get(right[what])
         if beside is not None and np.array_equal(np.ravel(beside), np.ravel(value)):
             continue
-        raise InvalidStructure(f"the {what} stands under the name {name!r}, which is not read; call it {right[what]!r}")
+        raise InvalidStructure(f"the {what} has the name {name!r}, which is not read; call it {right[what]!r}")
 
 
 @functools.lru_cache(maxsize=4096)
 def geometry(name: str) -> str | None:
-    """Return whether a name speaks of the cell or its periodicity, or None."""
+    """Return 'cell' or 'pbc' if a name means one of them, else None."""
     plain = name.lower().replace("_", "").replace("-", "")
     return "cell" if plain in _CELL else "pbc" if plain in _PBC else None
 
 
 def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
-    """Refuse a frame that is charged or has unpaired electrons, by whatever name an entry says so.
+    """Refuse a frame that is charged or has unpaired electrons, under any name of the entry.
 
-    A spin is the multiplicity 2S + 1; 0 stands for one that was not set.
+    The spin is the multiplicity 2S + 1; 0 means not set.
 
     Raises:
         InvalidStructure: a charge other than zero, or a spin multiplicity other than 0 or 1.
@@ -240,21 +239,21 @@ def check_charge(entries: Mapping[str, Any], option: str = "") -> None:
             found[what] = array.item()
             names.append(name)
     if found != {"charge": 0, "spin": 1}:
-        keep = f". To train on it nevertheless, say {option}: keep (--source.{option} keep)" if option else ""
+        keep = f". To train on it nevertheless, set {option}: keep (--source.{option} keep)" if option else ""
         raise InvalidStructure(
-            f"has charge {found['charge']:g} and spin multiplicity {found['spin']:g} (by {', '.join(names)}), of which "
-            f"the network knows nothing: the same atoms would have several energies{keep}"
+            f"has charge {found['charge']:g} and spin multiplicity {found['spin']:g} (by {', '.join(names)}), which "
+            f"the network does not know: the same atoms would have several energies{keep}"
         )
 
 
 def _charge_of(value: Any) -> Any:
-    """Return the number that a text such as 1, +1 or 1- says, anything else as it is."""
+    """Return the number in a text such as 1, +1 or 1-, any other value unchanged."""
     match = _CHARGE_TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
     return value if match is None else float(match[2]) * (-1 if "-" in (match[1], match[3]) else 1)
 
 
 def check_units(entries: Mapping[str, Any]) -> None:
-    """Refuse a frame that says that its numbers are in other units than eV and Å.
+    """Refuse a frame whose entries declare units other than eV and Å.
 
     Raises:
         InvalidStructure: the message names the entry.
@@ -262,13 +261,13 @@ def check_units(entries: Mapping[str, Any]) -> None:
     for name, value in entries.items():
         if isinstance(value, str) and (known := _units_known(name)) and value.strip().lower() not in known:
             raise InvalidStructure(
-                f"{name} is {abbreviated(value)}, and numbers are read as eV and Å; convert them, and remove the entry"
+                f"{name} is {abbreviated(value)}, but numbers are read as eV and Å; convert them, and remove the entry"
             )
 
 
 @functools.lru_cache(maxsize=4096)
 def _units_known(name: str) -> frozenset[str]:
-    """Return the units that an entry may name; none if it speaks of no unit of what is read."""
+    """Return the units that an entry may name; an empty set if it is not a unit of anything read."""
     words = _words(name)
     others = [word for word in words if word not in ("unit", "units")]
     if len(others) == len(words) or (others and not _MEASURED.search(" ".join(others))):
@@ -278,6 +277,6 @@ def _units_known(name: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def electrons(name: str) -> str | None:
-    """Return whether a name speaks of the charge or the spin of all electrons, or None."""
+    """Return 'charge' or 'spin' if a name means that of all electrons, else None."""
     plain = name.lower().replace("_", "").replace("-", "")
     return "charge" if plain in _CHARGE else "spin" if plain in _SPIN else None

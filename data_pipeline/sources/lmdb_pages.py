@@ -1,12 +1,12 @@
-"""The pages of an LMDB file, checked before LMDB follows them.
+"""Check of the pages of an LMDB file before LMDB follows them.
 
-LMDB maps a file into memory and trusts its pages: a damaged offset or number of a page ends the process by a signal.
-Here the tree of keys is walked once with bounds on all that LMDB would follow, through the pages of keys alone; those
-of long values are never read. A walk costs about a microsecond for each key.
+LMDB maps a file into memory and trusts its pages: a damaged offset or page number kills the process by a signal. Here
+the tree of keys is walked once, with bounds on everything that LMDB would follow. Only pages of keys are read, never
+those of long values. A walk costs about a microsecond per key.
 
 A page begins with its number (8 bytes), two bytes of padding, its flags and the ends of its free space (2 bytes each).
-Behind that stand the places of its nodes, which grow from the end of the page. A node has the size of its value (in a
-branch the number of a page), flags and the size of its key, then key and value.
+The offsets of its nodes follow; the nodes themselves grow from the end of the page. A node has the size of its value
+(in a branch the number of a page), flags and the size of its key, then key and value.
 """
 
 import os
@@ -36,11 +36,11 @@ class _Tree(NamedTuple):
 
 
 def check_pages(path: Path) -> None:
-    """Walk the tree of an LMDB file, so that LMDB can read what is found in order.
+    """Walk the tree of an LMDB file, so that LMDB can read it safely.
 
     Raises:
-        InvalidStructure: the file is no LMDB, is shorter than it says, or a page would lead LMDB astray; named by file
-            and byte.
+        InvalidStructure: the file is not LMDB, is shorter than it declares, or a page would lead LMDB astray; the
+            message names file and byte.
     """
     with path.open("rb") as file:
         try:
@@ -71,7 +71,7 @@ def _description(file: int, byte: int, page_size: int | None) -> tuple[int, _Tre
         raise ValueError(f"it ends at byte {byte + len(page)}, within its description")
     magic, version, _, _, free, main, last, transaction = _META.unpack_from(page, _HEADER.size)
     if not _HEADER.unpack_from(page)[2] & _IS_META or (magic, version) != (_MAGIC, _VERSION):
-        raise ValueError(f"byte {byte} begins no description of version {_VERSION}")
+        raise ValueError(f"no description of version {_VERSION} at byte {byte}")
     size = _DATABASE.unpack(free)[0]
     _, flags, depth, _, _, _, entries, root = _DATABASE.unpack(main)
     if size not in _PAGE_SIZES or size != (page_size or size):
@@ -88,7 +88,7 @@ def _walk(file: int, tree: _Tree) -> None:
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"its pages are more than {MAX_DEPTH} deep within each other")
+            raise ValueError(f"its pages are nested more than {MAX_DEPTH} deep")
         below: list[int] = []
         for number in level:
             if not 2 <= number < tree.pages or number in seen:
@@ -97,16 +97,16 @@ def _walk(file: int, tree: _Tree) -> None:
             found, children = _nodes(os.pread(file, tree.page_size, number * tree.page_size), number, tree)
             keys, below = keys + found, below + children if children else below
             if len(seen) + len(below) > tree.pages:
-                raise ValueError(f"it leads to more pages than the {tree.pages} that it has")
+                raise ValueError(f"it leads to more than its {tree.pages} pages")
         if keys and below:
             raise ValueError("its keys lie at different depths")
         level = below
     if depth != tree.depth or keys != tree.entries:
-        raise ValueError(f"it leads to {keys:,} keys at depth {depth}, and says {tree.entries:,} at {tree.depth}")
+        raise ValueError(f"it leads to {keys:,} keys at depth {depth}, but declares {tree.entries:,} at {tree.depth}")
 
 
 def _nodes(page: bytes, number: int, tree: _Tree) -> tuple[int, list[int]]:
-    """Return the number of keys of a leaf and no pages, or none and the pages below a branch."""
+    """Return the number of keys and [] for a leaf, or 0 and the pages below for a branch."""
     byte = number * tree.page_size
     own, _, flags, lower, upper = _HEADER.unpack_from(page)
     if own != number or flags not in (_BRANCH, _LEAF):
@@ -117,26 +117,26 @@ def _nodes(page: bytes, number: int, tree: _Tree) -> tuple[int, list[int]]:
     if len(places) < (2 if flags == _BRANCH else 1):
         raise ValueError(f"the page at byte {byte} has {len(places)} nodes")
     if any(not upper <= place <= len(page) - _NODE.size for place in places):
-        raise ValueError(f"the page at byte {byte} has a node at {max(places)}, outside of {upper} to {len(page)}")
+        raise ValueError(f"the page at byte {byte} has a node at {max(places)}, outside {upper} to {len(page)}")
     nodes = [_NODE.unpack_from(page, place) for place in places]
     if flags == _BRANCH:
         ends = [place + _NODE.size + key for place, (_, _, _, key) in zip(places, nodes, strict=True)]
     else:
         ends = [_end(page, place, byte + place, node, tree) for place, node in zip(places, nodes, strict=True)]
     if max(ends) > len(page):
-        raise ValueError(f"a node of the page at byte {byte} ends at {max(ends)}, behind the page")
+        raise ValueError(f"a node of the page at byte {byte} ends at {max(ends)}, beyond the page")
     below = [low | high << 16 | kind << 32 for low, high, kind, _ in nodes]
     return (0, below) if flags == _BRANCH else (len(places), [])
 
 
 def _end(page: bytes, place: int, byte: int, node: tuple[int, int, int, int], tree: _Tree) -> int:
-    """Return where a node of a leaf ends in its page; a long value must lie in the file."""
+    """Return the end of a leaf's node in its page; a long value must lie within the file."""
     low, high, kind, key = node
     size, end = low | high << 16, place + _NODE.size + key
     if kind == 0:
         return end + size
     if kind != _LONG_VALUE:
-        raise ValueError(f"the node at byte {byte} is of kind {kind:#x}, which no row is")
+        raise ValueError(f"the node at byte {byte} is of kind {kind:#x}, not a row")
     start = int.from_bytes(page[end : end + 8], "little")
     if not 2 <= start < tree.pages or start * tree.page_size + _HEADER.size + size > tree.pages * tree.page_size:
         raise ValueError(f"the node at byte {byte} has {size:,} bytes on page {start}, not in the file")

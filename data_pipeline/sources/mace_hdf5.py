@@ -1,10 +1,9 @@
 """HDF5 files of MACE's preprocessing: groups config_batch_i/config_j, in its older and its newer layout.
 
 The older layout keeps labels and their weights beside the positions (energy, energy_weight, ...), the newer one in the
-groups properties and property_weights; "None" is what it writes for a value that is missing. Energies are total [eV],
-forces [eV/Å]; stress is ours already (eV/Å³, 1/V ∂E/∂ε, Voigt in ASE's order or 3×3), and virials [eV] are
--volume · stress. A weight of zero marks a label that is missing (the value beside it is a zero that was never
-computed), so it is a missing label here; other weights are of no concern to the data.
+groups properties and property_weights; it writes "None" for a missing value. Energies are total [eV], forces [eV/Å];
+stress needs no conversion (eV/Å³, 1/V ∂E/∂ε, Voigt in ASE's order or 3×3), and virials [eV] are -volume · stress. A
+weight of zero marks a missing label (its value is a zero that was never computed); other weights are ignored.
 
 HDF5 opens every small array of every frame by name, some 100 µs each: about 600 frames/s on one core.
 """
@@ -33,28 +32,28 @@ from data_pipeline.sources.source import Frame, Part, Source, below_common_folde
 from data_pipeline.structure import InvalidStructure, Structure, number_array
 
 PART_FRAMES = 4096
-"""Frames that one process reads in one go: the newer layout keeps a whole file in one batch."""
+"""Number of frames in a part: the newer layout keeps a whole file in one batch."""
 HARD_LINK = 0
-"""HDF5's number for a name that is an object itself (H5L_TYPE_HARD); others lead to another place."""
+"""HDF5's number for a name of an object itself (H5L_TYPE_HARD), not a link to another place."""
 MAX_NUMBERS = 10_000_000
-"""Numbers of the largest array of one frame that is believed."""
+"""Largest number of values in one array of a frame."""
 READ = frozenset(("energy", "forces", "stress", "virials"))
 ELECTRONS = ("charge", "total_charge", "spin", "total_spin")
-"""Entries that say whether a frame is charged or has unpaired electrons."""
+"""Entries with the charge or spin of a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaceHdf5(Source):
     """Labelled frames in files that mace_prepare_data wrote, in the order of file, batch and number.
 
-    A frame is called file:batch:number. The files say nothing of trajectories: the group is the chemical formula.
+    A frame is called file:batch:number. The files do not name trajectories: the group is the chemical formula.
     """
 
     mace_hdf5: tuple[str, ...]
-    """Files, or folders of *.h5 and *.hdf5 files; an environment variable is written ${NAME}."""
+    """Files, or folders of *.h5 and *.hdf5 files; ${NAME} stands for an environment variable."""
 
     def parts(self) -> Sequence[Part]:
-        """Return stretches of the batches.
+        """Return ranges of frames of each batch.
 
         Raises:
             FileNotFoundError: a file is missing, a folder holds none, or a path names an environment variable that is
@@ -106,7 +105,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _batches(file: Path) -> dict[int, int]:
-    """Return how many frames each batch holds; counting them does not read them."""
+    """Return the number of frames of each batch, without reading them."""
     with _open(file) as data:
         try:
             names = [name for name in map(str, data) if name.startswith("config_batch_")]
@@ -118,7 +117,7 @@ def _batches(file: Path) -> dict[int, int]:
             ) from error
     if not counts:
         raise InvalidStructure(
-            f"{file}: there is no group config_batch_0. Only the files of mace_prepare_data are read, not data sets "
+            f"{file}: no group config_batch_0. Only the files of mace_prepare_data are read, not data sets "
             "of finished graphs."
         )
     return dict(sorted(counts.items()))
@@ -148,7 +147,7 @@ def _frame(config: h5py.Group, id: str) -> Structure:
         listed = energies_listed(
             (name, _value(labels, name)) for name in map(str, labels) if not name.endswith("weight")
         )
-        raise InvalidStructure(f"there is no energy, or its weight is zero{'; there are ' + listed if listed else ''}")
+        raise InvalidStructure(f"no energy, or its weight is zero{'; the frame has ' + listed if listed else ''}")
     cell, pbc = _value(config, "cell"), _value(config, "pbc")
     if cell is None or pbc is None:
         others = [name for name in map(str, config) if geometry(name) and name not in ("cell", "pbc")]
@@ -176,7 +175,7 @@ def _frame(config: h5py.Group, id: str) -> Structure:
 
 
 def _check_unread(labels: h5py.Group, num_atoms: int, forces: Any, stress: Any) -> None:
-    """Refuse a frame whose only forces or stress stand under another name."""
+    """Refuse a frame whose only forces or stress have another name."""
     have: dict[Kind, Any] = {"energy": 0.0, "forces": forces, "stress": stress}
     names = [name for name in map(str, labels) if name not in READ and have.get(kind_of(name) or "energy") is None]
     unread = unread_labels(((name, _value(labels, name)) for name in names), num_atoms)
@@ -189,17 +188,17 @@ def _group(parent: h5py.Group, name: str) -> h5py.Group:
         _check_link(group, part)
         group = group[part]
         if not isinstance(group, h5py.Group):
-            raise KeyError(f"{name} is no group")
+            raise KeyError(f"{name} is not a group")
     return group
 
 
 def _value(group: h5py.Group, name: str) -> Any:
-    """Return an entry; None where there is none or it is the word None."""
+    """Return an entry, or None if it is missing or the word None."""
     if not _check_link(group, name, missing=True):
         return None
     entry = group[name]
     if not isinstance(entry, h5py.Dataset):
-        raise InvalidStructure(f"{name} is no array but a group")
+        raise InvalidStructure(f"{name} is a group, not an array")
     if entry.size is not None and entry.size > MAX_NUMBERS:
         raise InvalidStructure(f"{name} has {entry.size:,} numbers, more than a frame can have")
     value = entry[()]
@@ -207,16 +206,14 @@ def _value(group: h5py.Group, name: str) -> Any:
 
 
 def _check_link(group: h5py.Group, name: str, *, missing: bool = False) -> bool:
-    """Return whether there is an entry; refuse a link to another place, which may lead nowhere, or round in circles."""
+    """Return whether an entry exists; refuse a link, which may lead nowhere or in circles."""
     links, key = group.id.links, name.encode()
     if not links.exists(key):
         if missing:
             return False
-        raise KeyError(f"there is no {name}")
+        raise KeyError(f"no {name}")
     if links.get_info(key).type != HARD_LINK:
-        raise InvalidStructure(
-            f"{name} is a link to another place of the file, or to another file, and is not followed"
-        )
+        raise InvalidStructure(f"{name} is a link to another place, which is not followed")
     return True
 
 

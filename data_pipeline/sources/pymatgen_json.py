@@ -1,9 +1,9 @@
 """Corpora published as JSON of pymatgen's dictionaries: MPtrj, MatPES, Alexandria, and files like those of mlearn.
 
 pymatgen is not needed: a structure is a lattice matrix and sites with species and fractional coordinates, and those
-(not the Cartesian ones beside them) are what pymatgen itself goes by. Stress is what VASP prints in all of them: kbar,
-positive in compression; the six numbers come in either of two orders. What a corpus always has must be there: a record
-that lacks it is refused by name.
+(not the Cartesian ones beside them) are those that pymatgen itself uses. Stress is as VASP prints it: kbar, positive in
+compression; the six numbers come in either of two orders. A record without an entry that its corpus always has is
+refused by name.
 """
 
 import itertools
@@ -31,18 +31,18 @@ from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure, number
 VASP_KBAR = -STRESS_UNITS["kbar"]
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension: -0.1 GPa."""
 VASP_ORDER = np.array([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
-"""Where the components of a 3×3 stress are among VASP's six: xx, yy, zz, xy, yz, zx."""
+"""Indices of the components of a 3×3 stress among VASP's six: xx, yy, zz, xy, yz, zx."""
 VOIGT_ORDER = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 """The same for Voigt's six: xx, yy, zz, yz, xz, xy."""
 PART_BYTES = 64 << 20
-"""Part of one large file that a process reads in one go [bytes]."""
+"""Size of a part of one large file [bytes]."""
 
-_NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS)} | {"D": 1, "T": 1}  # to electrons all hydrogen
+_NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS)} | {"D": 1, "T": 1}  # electronically all hydrogen
 _MATERIAL = re.compile(r'"(?:mp|mvc)-\d+"\s*:\s*\{')
-"""The key of a material in MPtrj: no other key looks like it, and as a value it is not followed by a colon."""
+"""Key of a material in MPtrj: no other key looks like it, and a value is not followed by a colon."""
 
 _ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
-"""Exceptions that a record raises where its layout has a number, a list or an object and it has something else."""
+"""Exceptions caused by a record with another type where a number, list or object is expected."""
 
 Record = tuple[tuple[str, ...], Any]
 """The keys that lead to a record, and the record."""
@@ -52,14 +52,15 @@ Record = tuple[tuple[str, ...], Any]
 class MptrjJson(Source):
     """MPtrj as published (MPtrj_2022.9_full.json, 12 GB): {material: {frame: {structure, force, stress ...}}}.
 
-    The group is the material, the id the frame. The file is read in parts of 64 MiB: a part has the materials whose
+    The group is the material, the id the frame. The file is read in parts of 64 MiB: a part holds the materials whose
     keys begin in it.
     """
 
     mptrj_json: tuple[str, ...]
-    """Paths (.json, .json.gz or .json.bz2; only .json in several parts); an environment variable is written ${NAME}."""
+    """Paths (.json, .json.gz or .json.bz2; only .json in several parts); ${NAME} stands for an environment variable."""
     energy: Literal["uncorrected", "corrected"] = "uncorrected"
-    """Total energy to be trained on: VASP's own, or with the MP2020 corrections. The other one is kept beside it."""
+    """Total energy to train on: VASP's own, or with the MP2020 corrections. The other one is stored as the
+    alternative."""
 
     def parts(self) -> Sequence[Part]:
         """Return the parts of each file.
@@ -126,8 +127,8 @@ class AlexandriaJson(Source):
     """Chunks of Alexandria (alexandria_000.json.bz2 ...): {"entries": [ComputedStructureEntry, ...]}.
 
     Energy is the entry's own, without corrections. Forces are a property of the sites and stress is data.stress, 3×3;
-    either may be missing. That the stress has VASP's unit and sign is an assumption, not yet seen confirmed: compare
-    it with the volume dependence of the energy before training on it. The group is the formula, the id data.mat_id.
+    either may be missing. That the stress has VASP's unit and sign is an unconfirmed assumption: compare it with the
+    volume dependence of the energy before training on it. The group is the formula, the id data.mat_id.
     """
 
     alexandria_json: tuple[str, ...]
@@ -169,7 +170,7 @@ class MlearnJson(Source):
     """Files like those of mlearn: a list of {structure, outputs: {energy, forces, virial_stress}, group ...}.
 
     Stress is in VASP's order xx, yy, zz, xy, yz, zx, unit and sign. The group is formula and the record's own group
-    (AIMD-NVT, Vacancy, Elastic ...), since snapshots of one trajectory differ in neither; the id is file and number.
+    (AIMD-NVT, Vacancy, Elastic ...), because snapshots of one trajectory share both; the id is file and number.
     """
 
     mlearn_json: tuple[str, ...]
@@ -207,11 +208,11 @@ def _part(
 
 
 def _materials(reader: JsonReader, stop: int | None) -> Iterator[Record]:
-    """Yield the records of MPtrj, of the materials whose keys begin before stop, or of all that are left."""
+    """Yield the records of MPtrj's materials whose keys begin before stop, or of all others if stop is None."""
     if reader.byte > 0 and not reader.enter_object_at(_MATERIAL, sys.maxsize if stop is None else stop):
         return
     for byte, material in reader.members("{"):
-        # the part that begins behind this one looks for such a key, so that every other one would be lost to it
+        # the next part looks for such a key, so that any other would be lost
         if not _MATERIAL.fullmatch(f'"{material}":{{'):
             raise ValueError(f"{material!r} at byte {byte} is not the id of a material")
         if stop is not None and byte >= stop:
@@ -243,7 +244,7 @@ def _frames(
     records: Callable[[JsonReader], Iterator[Record]],
     convert: Callable[[tuple[str, ...], Any], Structure],
 ) -> Iterator[Frame]:
-    """Yield what becomes of each record from a byte of the file on; say where it ends when it cannot be read on."""
+    """Yield the frame of each record from a byte of the file on; raise with the place if the file is unreadable."""
     last = None
     with open_json(path) as file:
         file.seek(start)
@@ -254,7 +255,7 @@ def _frames(
                 keys, record = next(found, (None, None))
             except (ValueError, EOFError, OSError, zlib.error) as error:
                 place = f"byte {reader.byte}{' of the unpacked text' if is_compressed(path) else ''}"
-                after = f"after record {last}" if last else f"before the first record behind byte {start}"
+                after = f"after record {last}" if last else f"before the first record after byte {start}"
                 raise InvalidStructure(
                     f"{path}: cannot be read beyond {place}, {after} ({error}). The file may be truncated or damaged, "
                     "or of another layout; fetch it again or remove it from the source's files."
@@ -264,7 +265,7 @@ def _frames(
             last = "/".join(keys)
             try:
                 if reader.repeated is not None:
-                    raise InvalidStructure(f"the key {abbreviated(reader.repeated)} stands twice in one object")
+                    raise InvalidStructure(f"the key {abbreviated(reader.repeated)} occurs twice in one object")
                 frame = convert(keys, record)
             except _ODD as error:
                 why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -287,7 +288,7 @@ def _structure(
     subgroup: object = None,
     alternative_energy: float | None = None,
 ) -> Structure:
-    """Return a record's Structure, with the labels found for it; without a group, the formula is the group."""
+    """Return a record's Structure with the given labels; if group is None, the formula is the group."""
     lattice, sites = _entry(record, "structure", "lattice"), _entry(record, "structure", "sites")
     cell = _array(lattice, "matrix")
     check_geometry(lattice, "matrix", "pbc")
@@ -316,7 +317,7 @@ def _structure(
 
 
 def _check_unread(record: Any, sites: list[Any], labels: dict[Kind, Any]) -> None:
-    """Refuse a record whose only forces or stress stand under another name, in the sites or in its data."""
+    """Refuse a record whose only forces or stress have another name, in the sites or in its data."""
     if labels["forces"] is None or labels["stress"] is None:
         first = _optional(sites[0], "properties") if sites else None
         entries = [(name, [_optional(site, "properties", name) for site in sites]) for name in first or {}]
@@ -343,7 +344,7 @@ def _optional(record: Any, *path: str) -> Any:
 def _entry(record: Any, *path: str) -> Any:
     value = _optional(record, *path)
     if value is None:
-        raise InvalidStructure(f"there is no entry {'.'.join(path)}")
+        raise InvalidStructure(f"no entry {'.'.join(path)}")
     return value
 
 

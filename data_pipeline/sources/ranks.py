@@ -1,4 +1,4 @@
-"""Ranks: under MPI, ASE's readers let the first rank read and send what it reads to all; here each reads its own."""
+"""Reading with ASE under MPI: its readers let the first rank read and broadcast; here each rank reads its own files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ import ase.parallel
 
 @contextmanager
 def each_rank_for_itself() -> Iterator[None]:
-    """Let ASE read on each rank as if there were no other.
+    """Let ASE read on each rank independently.
 
-    Otherwise ranks that read different files at the same time all get the frames of the first, without a word.
+    Otherwise ranks that read different files at the same time silently get the frames of the first rank.
     """
     before = ase.parallel.world.comm
     ase.parallel.world.comm = ase.parallel.DummyMPI()

@@ -1,4 +1,4 @@
-"""Source: labelled frames in parts that can be read independently, and so by several processes."""
+"""Source: labelled frames in parts that several processes can read independently."""
 
 import contextlib
 import os
@@ -12,45 +12,46 @@ from data_pipeline.structure import InvalidStructure, Structure
 
 
 class MachineLearned(InvalidStructure):
-    """A step that the file itself says a force field predicted: no label, left out in any case, and counted."""
+    """A step that a force field predicted, according to the file: not a label, always left out and counted."""
 
 
 Frame = Structure | InvalidStructure
-"""A frame, or why it is refused: reading goes on after a refused frame, and the caller decides what that means."""
+"""A frame, or the reason why it is refused; reading continues after it, and the caller decides."""
 Frames = Iterator[tuple[int, ase.Atoms | InvalidStructure]]
-"""Number of each frame in a file that ASE reads, and the frame or why it cannot be read."""
+"""Number of each frame in a file that ASE reads, and the frame or the reason why it cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A stretch of a source that is read by one process, in order."""
+    """A range of a source that one process reads in order."""
 
     name: str
-    """Name, unique in its source and the same every time: a file below the source's folder, and which rows."""
+    """Name, unique in its source and reproducible: a file below the source's folder, and its rows."""
     size: int
-    """Size of what there is to read [bytes], for the progress bar."""
+    """Size to read [bytes], for the progress bar."""
     read: Callable[[], Iterator[Frame]]
-    """Yields the frames in order. It travels to other processes: a bound method or functools.partial, not a lambda."""
+    """Generator of the frames in order; pickled for other processes, so a bound method or functools.partial, not a
+    lambda."""
 
 
 class Source:
-    """What every source has: parts, and iteration over the frames of all of them.
+    """Interface of every source: parts, and iteration over the frames of all of them.
 
-    The parts depend on the files and the configuration only, never on who reads them. A frame that cannot be trained on
-    comes as the InvalidStructure that says why, with file and frame; a file that cannot be read on raises it.
+    The parts depend on the files and the configuration only, not on the processes. A frame that cannot be trained on is
+    yielded as an InvalidStructure with file, frame and reason; a file that cannot be read further raises it.
     """
 
     def parts(self) -> Sequence[Part]:
-        """Return the parts in order; small enough that several processes have work, large enough to be worth opening.
+        """Return the parts in order: small enough for several processes to share, large enough to be worth opening.
 
         Raises:
             FileNotFoundError: a file is missing, or its path names an environment variable that is not set.
-            InvalidStructure: a file is damaged where it must be read to find the parts.
+            InvalidStructure: a file that must be read to find the parts is damaged.
         """
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Structure]:
-        """Yield every frame once, in order; steps that are machine-learned are none.
+        """Yield every frame once, in order, without machine-learned steps.
 
         Raises:
             InvalidStructure: a frame is refused or a file cannot be read; the message names file and frame.
@@ -65,10 +66,10 @@ class Source:
 
 
 def resolve(name: str, *, field: str, folders: bool = False) -> Path:
-    """Return the path that a source's field names, with its environment variables filled in.
+    """Return the path in a source's field, with its environment variables expanded.
 
     Raises:
-        FileNotFoundError: a variable is not set, or there is no such file (or folder, where folders may be named).
+        FileNotFoundError: a variable is not set, or there is no such file (or folder, if folders is True).
     """
     path = Path(os.path.expandvars(name)).expanduser()
     if "$" in str(path):
@@ -82,7 +83,7 @@ def resolve(name: str, *, field: str, folders: bool = False) -> Path:
 
 
 def named_paths(names: Sequence[str], field: str) -> list[tuple[Path, str]]:
-    """Return the files that a source's field names, each with its name below the folder that is common to all.
+    """Return the files in a source's field, each with its name below the folder common to all.
 
     Raises:
         FileNotFoundError: a file is not there, or its path names an environment variable that is not set.
@@ -91,14 +92,14 @@ def named_paths(names: Sequence[str], field: str) -> list[tuple[Path, str]]:
 
 
 def below_common_folder(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Return each file with its name below the folder that is common to all."""
+    """Return each file with its name below the folder common to all."""
     folder = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     return [(path, os.path.relpath(path.absolute(), folder)) for path in paths]
 
 
 @contextlib.contextmanager
 def errors_named(path: Path, place: str) -> Iterator[None]:
-    """Turn whatever a reader raises into an error with a place."""
+    """Turn any error of a reader into one that names the place."""
     try:
         yield
     except InvalidStructure:
@@ -113,13 +114,13 @@ def errors_named(path: Path, place: str) -> Iterator[None]:
 def no_frames(path: Path) -> InvalidStructure:
     """Return the error for a file without frames."""
     return InvalidStructure(
-        f"{path}: the file holds no frames of the format that it was read as. Name its format (source.format), or "
+        f"{path}: the file holds no frames in the format used to read it. Name its format (source.format), or "
         "remove it from the source's files."
     )
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of a reader means, at most a few lines of it."""
+    """Return the reason in a reader's error, at most a few lines."""
     text = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}..."
     if isinstance(error, KeyError):
         return f"unknown element or entry {text}"

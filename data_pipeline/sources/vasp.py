@@ -1,13 +1,13 @@
-"""OUTCAR and vasprun.xml, step by step: what ASE takes for a label and is none.
+"""OUTCAR and vasprun.xml, step by step: refuses invalid labels that ASE accepts.
 
-ASE reads every ionic step alike. Here a step whose electrons did not converge is refused, as is one with a number that
-was too long to print (****); one that VASP's own force field predicted (ML_LMLFF) is left out and counted. A run that
-is unfinished gives its complete steps.
+ASE reads every ionic step alike. Here a step whose electrons did not converge is refused, as is one with a number too
+long to print (****); a step predicted by VASP's own force field (ML_LMLFF) is left out and counted. An unfinished run
+gives its complete steps.
 
-In an OUTCAR a prediction has "ML" in its headings. It stands before the electronic steps of a step that is calculated
-as well, so that the number in "Iteration" tells how many steps in between were only predicted. In a vasprun.xml a step
-without electronic steps is predicted; how many there were is compared with NELM, because the file does not say
-otherwise whether they converged.
+In an OUTCAR a prediction has "ML" in its headings. A calculated step has one too, before its electronic steps, so that
+the number in "Iteration" tells how many steps in between were only predicted. In a vasprun.xml a step without
+electronic steps is predicted; the number of electronic steps is compared with NELM, because the file does not state
+convergence.
 """
 
 import itertools
@@ -36,7 +36,7 @@ from data_pipeline.structure import InvalidStructure
 KBAR = -0.1 * ase.units.GPa
 """VASP's kbar, positive in compression, as stress [eV/Å³], positive in tension."""
 _HEADS = ("POTCAR:", "VRHFIN", "ions per type", "NIONS", "total number of electrons")
-"""Lines that only the head of a run has; behind the first step they are of another run."""
+"""Lines that only the head of a run has; after the first step they belong to another run."""
 _TABLE = "TOTAL-FORCE (eV/Angst)"
 _END = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 _LINES_BEHIND_END = 4
@@ -46,12 +46,12 @@ _NELECT = re.compile(r"^\s*NELECT\s*=\s*([\d.]+)", re.MULTILINE)
 _VALENCES = re.compile(r"^\s*ZVAL\s*=((?:[ \t]+[\d.]+)+)\s*$", re.MULTILINE)
 _COUNTS = re.compile(r"^\s*ions per type\s*=((?:[ \t]+\d+)+)\s*$", re.MULTILINE)
 MAX_CHARGE = 1e-2
-"""Difference between the electrons of the atoms and those of the run [e] that is rounding of what is printed."""
+"""Largest difference between the electrons of the atoms and those of the run [e] due to rounding in print."""
 _UNFINISHED = {
     expat.codes[message]
     for message in (expat.XML_ERROR_NO_ELEMENTS, expat.XML_ERROR_UNCLOSED_TOKEN, expat.XML_ERROR_PARTIAL_CHAR)
 }
-"""Errors of the parser that mean the end of the file; after others there is more of it."""
+"""Errors of the parser that mean the end of the file; others occur before it."""
 
 
 def read_outcar(path: Path) -> Frames:
@@ -66,7 +66,7 @@ def read_outcar(path: Path) -> Frames:
         if not first:
             raise no_frames(path)
         if sum("ions per type" in line for line in head) > 1:
-            raise InvalidStructure(f"{path}: begins with the heads of two runs. Give each run a file of its own.")
+            raise InvalidStructure(f"{path}: begins with the heads of two runs. Put each run in its own file.")
         most = _NELM.findall("".join(head))
         header = outcar.OutcarHeaderParser(parsers=[outcar.SpeciesTypes(), outcar.IonsPerSpecies()]).build(head)
         charge = _outcar_charge("".join(head))
@@ -100,7 +100,7 @@ def read_outcar(path: Path) -> Frames:
 
 
 def _head(file: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the lines before the first step, and the line that begins it."""
+    """Return the lines before the first step, and its first line."""
     head = []
     for line in file:
         if "Iteration" in line or _END in line:
@@ -110,7 +110,7 @@ def _head(file: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _blocks(file: Iterator[str], lines: list[str], path: Path) -> Iterator[list[str]]:
-    """Yield the lines up to each energy; those behind the last complete one are of an unfinished step."""
+    """Yield the lines up to each energy; lines after the last complete one belong to an unfinished step."""
     while True:
         step = of_one_frame(file, path)
         while not lines or _END not in lines[-1]:
@@ -126,7 +126,7 @@ def _blocks(file: Iterator[str], lines: list[str], path: Path) -> Iterator[list[
 
 
 def _iteration(lines: list[str]) -> tuple[int, int] | None:
-    """Return the numbers of the ionic and of the last electronic step."""
+    """Return the numbers of the ionic and of the last electronic step, or None."""
     found = [match for line in lines if "Iteration" in line and (match := _ITERATION.search(line))]
     return (int(found[-1][1]), int(found[-1][2])) if found else None
 
@@ -136,23 +136,21 @@ def _check_one_run(lines: list[str], path: Path, number: int) -> None:
     text = "".join(lines)
     if (found := next((word for word in _HEADS if word in text), None)) is not None:
         raise InvalidStructure(
-            f"{path}, frame {number}: the head of another run stands before it ({found!r}), as in files that were put "
-            "together. Give each run a file of its own."
+            f"{path}, frame {number}: the head of another run precedes it ({found!r}), as in concatenated "
+            "files. Put each run in its own file."
         )
 
 
 def _check_tables(lines: list[str], num_atoms: int) -> None:
-    """Refuse a table of positions and forces that has not a row for every ion; ASE reads as many as the head says."""
+    """Refuse a table of positions and forces without a row for every ion; ASE reads the number of rows in the head."""
     for start in (number for number, line in enumerate(lines) if _TABLE in line):
         rows = itertools.takewhile(lambda line: not line.startswith(" --"), itertools.islice(lines, start + 2, None))
         if (found := sum(1 for _ in rows)) != num_atoms:
-            raise InvalidStructure(
-                f"the table of positions and forces has {found} rows, and there are {num_atoms} ions"
-            )
+            raise InvalidStructure(f"the table of positions and forces has {found} rows for {num_atoms} ions")
 
 
 def _check_converged(lines: list[str], electronic: int, most: int | None) -> None:
-    """Refuse a step whose electronic steps ended by their number; VASP 5 has no line for that, VASP 6 has one."""
+    """Refuse a step that reached the limit of electronic steps; VASP 6 prints a line for that, VASP 5 does not."""
     ended = [line for line in lines if "aborting loop" in line]
     if ended and "because EDIFF is reached" not in ended[-1]:
         raise InvalidStructure(f"the electrons did not converge ({ended[-1].strip(' -' + chr(10))[:80]})")
@@ -161,7 +159,7 @@ def _check_converged(lines: list[str], electronic: int, most: int | None) -> Non
 
 
 def _calculated(lines: list[str]) -> list[str]:
-    """Return the lines without those of a prediction; refuse a stress that was too long to print."""
+    """Return the lines without those of a prediction; refuse a stress too long to print."""
     result, predicted = [], False
     for line in lines:
         predicted |= "ML FORCE on cell" in line
@@ -185,7 +183,7 @@ def _check_numbers(line: str, values: list[str]) -> None:
 
 
 def _outcar_charge(head: str) -> dict[str, float]:
-    """Return the charge by the number of electrons, as far as the file says it."""
+    """Return the charge from the numbers of electrons, or {} if the file lacks them or the frame is neutral."""
     electrons, valences, counts = (pattern.findall(head) for pattern in (_NELECT, _VALENCES, _COUNTS))
     if not electrons or not valences or not counts:
         return {}
@@ -207,7 +205,7 @@ def read_vasprun(path: Path) -> Frames:
                 if isinstance(error, StopIteration) or error.code in _UNFINISHED:
                     break
                 raise InvalidStructure(
-                    f"{path}, behind frame {number}: is no XML ({error}). The file is damaged; get it again, or remove "
+                    f"{path}, after frame {number}: not XML ({error}). The file is damaged; get it again, or remove "
                     "it from the source's files."
                 ) from error
             frame = run.begin(element) if event == "start" else run.end(element)
@@ -219,7 +217,7 @@ def read_vasprun(path: Path) -> Frames:
 
 
 class _Run:
-    """What a vasprun.xml says before its steps, and where reading is in it."""
+    """State of reading a vasprun.xml: its settings and atoms, and the position."""
 
     def __init__(self) -> None:
         self._settings: dict[str, str] = {}
@@ -228,11 +226,11 @@ class _Run:
         self._in_step = False
 
     def begin(self, element: ET.Element) -> None:
-        """Note that a step begins."""
+        """Record that a step begins."""
         self._in_step |= element.tag == "calculation"
 
     def end(self, element: ET.Element) -> ase.Atoms | InvalidStructure | None:
-        """Return the frame that is complete with this element."""
+        """Return the frame that this element completes, or None."""
         if element.tag in ("incar", "parameters"):
             self._settings |= {i.get("name", "").upper(): (i.text or "").strip() for i in element.iter("i")}
         elif element.tag == "atominfo":
@@ -274,13 +272,13 @@ class _Run:
         return atoms
 
     def _check(self, step: ET.Element, electronic: int) -> None:
-        """Refuse a step that did not converge, is charged, or has not a row for every atom."""
+        """Refuse a step that did not converge, is charged, or lacks a row for an atom."""
         if electronic == 0:
-            raise InvalidStructure("there is no electronic step in it, so nothing was calculated")
+            raise InvalidStructure("it has no electronic step, so nothing was calculated")
         most, algorithm = self._settings.get("NELM"), self._settings.get("ALGO", "").lower()
         if most is not None and electronic >= int(most) and not (int(most) == 1 and algorithm == "exact"):
             raise InvalidStructure(
-                f"the electrons took all {electronic} steps that NELM allows; the file does not say that they converged"
+                f"the electrons took all {electronic} steps that NELM allows; the file does not state convergence"
             )
         electrons = float(self._settings.get("NELECT", 0))
         if electrons and self._charge.get("valence"):
@@ -297,7 +295,7 @@ class _Run:
 
 
 def _rows(table: ET.Element, rows: int) -> Float64[np.ndarray, "rows 3"]:
-    """Return a table; VASP prints stars where a number is too long, and a missing row would become zeros."""
+    """Return a table; VASP prints stars for a number that is too long, and a missing row would become zeros."""
     try:
         values = np.array([[float(word) for word in (row.text or "").split()] for row in table], dtype=np.float64)
     except ValueError as error:
@@ -308,7 +306,7 @@ def _rows(table: ET.Element, rows: int) -> Float64[np.ndarray, "rows 3"]:
 
 
 def _species(info: ET.Element) -> tuple[list[str], float]:
-    """Return the symbol of each atom, and the number of electrons of all atoms (zero if it is not said)."""
+    """Return the symbol of each atom, and the number of electrons of all atoms (zero if unknown)."""
     species = [(row[0].text or "").strip() for row in info.findall("array[@name='atoms']/set/rc")]
     types = [[(cell.text or "").strip() for cell in row] for row in info.findall("array[@name='atomtypes']/set/rc")]
     valence = sum((int(row[0]) * float(row[3]) for row in types if len(row) > 3), 0.0)

@@ -166,7 +166,7 @@ def test_elements_in_one_proportion_are_named(make_manifest: Callable[..., Manif
 
 def test_empty_splits_are_named(make_manifest: Callable[..., Manifest]) -> None:
     assert facts(make_manifest(breathing(), val=[], test=[]))["warnings"] == [
-        "there are no frames in val and test; nothing can be measured there"
+        "no frames in val and test; nothing can be evaluated there"
     ]
 
 
@@ -175,7 +175,7 @@ def test_data_that_are_all_for_evaluation_are_described_by_all_frames(make_manif
     values = facts(make_manifest([], val=[], test=frames))
     trained = facts(make_manifest(frames, val=[], test=[]))
     assert values["mean_neighbors"] == trained["mean_neighbors"]
-    assert values["warnings"] == ["there are no frames in train and val; nothing can be measured there"]
+    assert values["warnings"] == ["no frames in train and val; nothing can be evaluated there"]
 
 
 def test_a_wrong_unit_given_to_the_source_is_caught_in_what_it_builds(

@@ -223,7 +223,7 @@ BAD_INPUT = {
     "infinite-force": (in_second_frame(ATOM, r"Cu\1\2\3\4 -inf\6"), "forces has a value that is not finite"),
     "nan-stress": (in_second_frame(r'stress="\S+', 'stress="nan'), "stress has a value that is not finite"),
     "nan-position": (in_second_frame(ATOM, r"Cu nan\2\3\4\5\6"), "positions has a value that is not finite"),
-    "missing-energy": (in_second_frame(r"energy=\S+ ", ""), "there is no energy.*energy_key"),
+    "missing-energy": (in_second_frame(r"energy=\S+ ", ""), "no energy.*energy_key"),
     "forces-of-wrong-shape": (
         in_second_frame("forces:R:3", "forces:R:2:rest:R:1"),
         r"forces has shape \(4, 2\), expected \(4, 3\)",

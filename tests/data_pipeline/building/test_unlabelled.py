@@ -49,7 +49,7 @@ def test_frames_without_labels_are_built_when_that_is_said(bare: Manifest) -> No
 
 
 def test_frames_without_labels_are_refused_otherwise(bare_file: Path, provenance: Provenance) -> None:
-    with pytest.raises(InvalidStructure, match="there is no energy in the calculator"):
+    with pytest.raises(InvalidStructure, match="no energy in the calculator"):
         built(bare_file, provenance)
 
 
@@ -62,7 +62,7 @@ def test_labels_that_are_there_are_not_looked_at(copper_file: Path, provenance: 
 
 
 def test_saying_where_the_labels_are_and_that_there_are_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="labels is 'none', and energy_key, stress_key says where they are"):
+    with pytest.raises(ValueError, match="labels is 'none', and energy_key, stress_key names them"):
         AseFiles(files=(), labels="none", energy_key="REF_energy", stress_key="REF_stress")
 
 

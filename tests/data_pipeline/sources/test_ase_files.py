@@ -146,7 +146,7 @@ def test_group_and_id_can_be_named(copper_frames: list[ase.Atoms]) -> None:
 @pytest.mark.parametrize("option", ["group_key", "id_key"])
 def test_a_name_that_is_not_there_is_an_error_that_lists_what_is(copper_file: Path, option: str) -> None:
     copper_file.write_text(copper_file.read_text().replace("energy=", "trajectory=t energy="))
-    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 0: there is no entry 'run'.*'trajectory'"):
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 0: no entry 'run'.*'trajectory'"):
         read(copper_file, **{option: "run"})
 
 
@@ -187,9 +187,9 @@ def test_an_empty_file_is_named(tmp_path: Path, format: str | None) -> None:
 
 def test_a_frame_without_energy_is_named(copper_file: Path) -> None:
     copper_file.write_text(copper_file.read_text().replace(" energy=-11.0", ""))
-    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 1: there is no energy.*energy_key"):
+    with pytest.raises(InvalidStructure, match=r"copper.extxyz, frame 1: no energy.*energy_key"):
         read(copper_file)
-    with pytest.raises(InvalidStructure, match=r"frame 0: there is no energy in atoms.info\['REF_energy'\]"):
+    with pytest.raises(InvalidStructure, match=r"frame 0: no energy in atoms.info\['REF_energy'\]"):
         read(copper_file, energy_key="REF_energy")
 
 

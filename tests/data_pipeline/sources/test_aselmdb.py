@@ -199,13 +199,13 @@ def test_either_energy_can_be_the_one_trained_on(write: Write) -> None:
     assert (structure.energy, structure.alternative_energy) == (-10.0, -12.5)
     (structure,) = read(path, energy_key="corrected")
     assert (structure.energy, structure.has_alternative_energy) == (-12.5, False)
-    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 1: there is no energy 'c'.*\['corrected', 'number'\]"):
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 1: no energy 'c'.*\['corrected', 'number'\]"):
         read(path, energy_key="c")
 
 
 @pytest.mark.parametrize("option", ["group_key", "id_key"])
 def test_a_name_that_is_not_there_is_an_error_that_lists_what_is(write: Write, option: str) -> None:
-    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 1: there is no name or number 'sid'.*\['number'\]"):
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 1: no name or number 'sid'.*\['number'\]"):
         read(write("a.aselmdb"), **{option: "sid"})
 
 
@@ -245,7 +245,7 @@ def test_a_flipped_byte_in_a_row_is_refused_and_the_next_ones_are_read(write: Wr
         (lambda row: {**{k: v for k, v in row.items() if k != "forces"}, "force": row["forces"]}, ".*entry 'force'"),
         (lambda row: {**row, "forces": None, "data": {"REF_forces": row["forces"]}}, ".*entry 'REF_forces'"),
         (lambda row: {**row, "stress": None, "data": {"virial": [1, 2, 3, 0, 0, 0]}}, ".*entry 'virial'"),
-        (lambda row: {**row, "energy": None, "data": {"E_tot": -3.5}}, r"there is no energy.*'E_tot' \(-3.5\)"),
+        (lambda row: {**row, "energy": None, "data": {"E_tot": -3.5}}, r"no energy.*'E_tot' \(-3.5\)"),
     ],
 )
 def test_a_row_that_is_no_frame_says_why(write: Write, change: Callable, message: str) -> None:
@@ -283,13 +283,13 @@ def test_an_energy_beside_the_one_that_is_read_is_a_warning(write: Write, caplog
     path = write("a.aselmdb", 2, REF_energy=-3.5)
     assert len(read(path)) == 2
     (record,) = caplog.records
-    assert "a.aselmdb, row 1: the entry 'REF_energy' looks like energy too" in record.getMessage()
+    assert "a.aselmdb, row 1: the entry 'REF_energy' also looks like energy" in record.getMessage()
 
 
 def test_a_row_that_is_gone_without_being_deleted_is_named(write: Write) -> None:
     path = write("a.aselmdb")
     alter(path, "2", lambda _: None)
-    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 2: is not there"):
+    with pytest.raises(InvalidStructure, match=r"a.aselmdb, row 2: is missing"):
         read(path)
 
 

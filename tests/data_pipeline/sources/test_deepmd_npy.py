@@ -129,7 +129,7 @@ def test_energies_may_be_a_column(system: Path) -> None:
 
 def test_names_of_types_can_be_given_where_the_system_has_none(system: Path) -> None:
     (system / "type_map.raw").unlink()
-    with pytest.raises(InvalidStructure, match=r"cuau: there is no type_map\.raw; name the elements"):
+    with pytest.raises(InvalidStructure, match=r"cuau: no type_map\.raw; name the elements"):
         read(system)
     assert read(system, type_map=("Ag", "Pt"))[0].numbers.tolist() == [47, 47, 78, 78]
 
@@ -178,7 +178,7 @@ def test_a_damaged_array_is_named(system: Path) -> None:
     [
         ("type.raw", "0 0 1 x", r"type\.raw: not a list of whole numbers"),
         ("type.raw", "0 0 1 2", r"frame 0: a type is outside 0-1"),
-        ("type_map.raw", "Cu Q", r"type_map\.raw: 'Q' is no chemical symbol"),
+        ("type_map.raw", "Cu Q", r"type_map\.raw: 'Q' is not a chemical symbol"),
     ],
 )
 def test_wrong_types_are_named(system: Path, file: str, text: str, message: str) -> None:
@@ -296,7 +296,7 @@ def test_a_set_whose_energies_depend_on_more_than_its_atoms_is_refused(tmp_path:
 def test_a_copy_of_a_set_is_refused(tmp_path: Path, name: str) -> None:
     deepmd(tmp_path)
     shutil.copytree(tmp_path / "set.000", tmp_path / name)
-    with pytest.raises(InvalidStructure, match=rf"{name}: is no set"):
+    with pytest.raises(InvalidStructure, match=rf"{name}: is not named set"):
         list(DeepmdNpy(deepmd_npy=(str(tmp_path),)))
 
 

@@ -59,7 +59,7 @@ def test_nan_is_a_value() -> None:
         ('[{"a": 1}', r"the text ends at byte 9, where , or \] should be"),
         ('[{"a": 1}, oops]', "Expecting value at byte 11"),
         ('[{"a": 1}] more', "'m' at byte 11, where the text should have ended"),
-        (f"[{'9' * 5000}]", "a whole number of thousands of digits behind byte 1"),
+        (f"[{'9' * 5000}]", "an integer of thousands of digits after byte 1"),
         ('{"a": 1}', r"\{ at byte 0, where \[ should be"),
         ("", r"the text ends at byte 0, where \[ should be"),
     ],

@@ -124,8 +124,8 @@ def test_labels_of_weight_zero_are_missing(write: Writer, tmp_path: Path, copper
 @pytest.mark.parametrize(
     ("labels", "weights", "message"),
     [
-        ({"forces": np.zeros((4, 3))}, {}, "there is no energy, or its weight is zero"),
-        ({"energy": -1.0}, {"energy": 0.0}, "there is no energy, or its weight is zero"),
+        ({"forces": np.zeros((4, 3))}, {}, "no energy, or its weight is zero"),
+        ({"energy": -1.0}, {"energy": 0.0}, "no energy, or its weight is zero"),
         ({"energy": -1.0}, {"frame": 0.0}, "the weight of the frame is zero"),
         ({"energy": np.zeros(2)}, {}, r"the energy has shape \(2,\)"),
         ({"energy": -1.0, "stress": np.zeros(7)}, {}, r"stress has shape \(7,\)"),
@@ -186,7 +186,7 @@ def test_files_that_cannot_be_read_are_named(write: Writer, tmp_path: Path, copp
         read(path)
     with h5py.File(path, "w") as file:
         file["config_0/node_attrs"] = np.zeros((4, 1))
-    with pytest.raises(InvalidStructure, match=r"train\.h5: there is no group config_batch_0"):
+    with pytest.raises(InvalidStructure, match=r"train\.h5: no group config_batch_0"):
         read(path)
 
 
@@ -225,7 +225,7 @@ def replaced(name: str, value: Any) -> Callable[[h5py.Group], None]:
         (renamed("forces", "force"), "entry 'force' looks like it"),
         (renamed("forces", "REF_forces"), "entry 'REF_forces' looks like it"),
         (renamed("stress", "Stress"), "entry 'Stress' looks like it"),
-        (renamed("energy", "E_tot"), r"there is no energy.*'E_tot' \(-10\)"),
+        (renamed("energy", "E_tot"), r"no energy.*'E_tot' \(-10\)"),
         (replaced("forces", np.ones((4, 3), dtype=bool)), "forces is of type bool"),
         (replaced("energy", True), "energy is of type bool"),
         (replaced("stress", np.arange(9.0)), "the stress is not symmetric"),
@@ -234,7 +234,7 @@ def replaced(name: str, value: Any) -> Callable[[h5py.Group], None]:
         (replaced("forces", h5py.SoftLink("forces")), "forces is a link"),
         (replaced("forces", h5py.SoftLink("nowhere")), "forces is a link"),
         (replaced("forces", h5py.ExternalLink("other.h5", "forces")), "forces is a link"),
-        (lambda group: (group.move("forces", "old"), group.create_group("forces")), "forces is no array but a group"),
+        (lambda group: (group.move("forces", "old"), group.create_group("forces")), "forces is a group, not an array"),
         (
             lambda group: (group.move("forces", "old"), group.create_dataset("forces", (10**7, 3), "f4", chunks=True)),
             "forces has 30,000,000 numbers",

@@ -244,23 +244,23 @@ def species(*contents: tuple[str, float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("corpus", "record", "message"),
     [
-        ("matpes", {}, "there is no entry energy"),
-        ("matpes", None, "there is no entry"),
-        ("matpes", matpes_document(energy=None), "there is no entry energy"),
+        ("matpes", {}, "no entry energy"),
+        ("matpes", None, "no entry"),
+        ("matpes", matpes_document(energy=None), "no entry energy"),
         ("matpes", matpes_document(energy="failed"), "energy is 'failed', not a number"),
         ("matpes", matpes_document(energy=float("nan")), "energy is nan, not a finite number"),
-        ("matpes", matpes_document(forces=None), "there is no entry forces"),
+        ("matpes", matpes_document(forces=None), "no entry forces"),
         ("matpes", matpes_document(forces=FORCES[:1]), "forces has shape"),
         ("matpes", matpes_document(forces=[["x"] * 3] * 2), "could not convert"),
         ("matpes", matpes_document(stress=STRESS.tolist()), r"stress has shape \(3, 3\), expected six numbers"),
-        ("matpes", matpes_document(matpes_id=None), "there is no entry matpes_id"),
+        ("matpes", matpes_document(matpes_id=None), "no entry matpes_id"),
         ("matpes", matpes_document(structure=species(("Na", 0.5), ("K", 0.5))), "partly empty or shared"),
         ("matpes", matpes_document(structure=species(("Na", 0.5))), "partly empty or shared"),
         ("matpes", matpes_document(structure=species(("Qq", 1.0))), "unknown element 'Qq'"),
-        ("matpes", matpes_document(structure=salt() | {"lattice": None}), "there is no entry structure.lattice"),
+        ("matpes", matpes_document(structure=salt() | {"lattice": None}), "no entry structure.lattice"),
         ("matpes", matpes_document(structure=salt() | {"sites": [{"abc": [0, 0, 0]}]}), "no entry 'species'"),
         ("matpes", matpes_document(structure=salt() | {"sites": 5}), "not iterable"),
-        ("alexandria", alexandria_entry(data={}), "there is no entry data.mat_id"),
+        ("alexandria", alexandria_entry(data={}), "no entry data.mat_id"),
         ("alexandria", alexandria_entry(data={"mat_id": "a", "stress": [1.0] * 6}), r"stress has shape \(6,\)"),
         ("mlearn", mlearn_record(outputs={"energy": 1.0, "forces": FORCES}), "no entry outputs.virial_stress"),
     ],
@@ -283,7 +283,7 @@ def test_a_frame_of_mptrj_that_lacks_an_entry_is_named(tmp_path: Path, entry: st
     del corpus["mvc-1"]["mvc-1-0-0"][entry]
     read = frames("mptrj", write(tmp_path / "MPtrj.json", corpus))
     assert [isinstance(frame, Structure) for frame in read] == [True, True, False, True]
-    assert re.search(rf"MPtrj.json, record mvc-1/mvc-1-0-0: there is no entry {entry}", str(read[2]))
+    assert re.search(rf"MPtrj.json, record mvc-1/mvc-1-0-0: no entry {entry}", str(read[2]))
 
 
 def read_until_it_breaks(corpus: str, path: Path) -> tuple[int, str]:
@@ -312,7 +312,7 @@ def test_a_file_cut_in_the_middle_is_told_with_the_last_record_and_the_byte(
     for length in range(0, len(packed), max(1, len(packed) // 40)):
         path.write_bytes(packed[:length])
         count, message = read_until_it_breaks(corpus, path)
-        after = f"after record {labels[count - 1]} " if count else "before the first record behind byte 0"
+        after = f"after record {labels[count - 1]} " if count else "before the first record after byte 0"
         assert re.search(
             rf"cut\.json{suffix}: cannot be read beyond byte \d+.*{after}.*truncated.*fetch it again", message
         )
@@ -411,16 +411,16 @@ def test_a_key_that_stands_twice_refuses_its_record_and_no_other(tmp_path: Path)
     first, second = (json.dumps(matpes_document(matpes_id=name)) for name in "ab")
     (tmp_path / "corpus.json").write_text(f'[{{"energy": -9, {first[1:]}, {second}]')
     refused, read = frames("matpes", tmp_path / "corpus.json")
-    assert "record 0: the key 'energy' stands twice" in str(refused)
+    assert "record 0: the key 'energy' occurs twice" in str(refused)
     assert read.id == "b"
     place = second.index('"abc"')
     (tmp_path / "corpus.json").write_text(f'[{second[:place]}"abc": [0, 0, 0], {second[place:]}]')
     (refused,) = frames("matpes", tmp_path / "corpus.json")
-    assert "the key 'abc' stands twice" in str(refused)
+    assert "the key 'abc' occurs twice" in str(refused)
 
 
 def test_lists_too_deep_for_the_parser_end_in_a_sentence(tmp_path: Path) -> None:
     text = json.dumps([matpes_document()]).replace('"bandgap": 0.0', f'"bandgap": {"[" * 100_000}{"]" * 100_000}')
     (tmp_path / "corpus.json").write_text(text)
-    with pytest.raises(InvalidStructure, match=r"corpus\.json: cannot be read beyond byte 1, .*too deep to read"):
+    with pytest.raises(InvalidStructure, match=r"corpus\.json: cannot be read beyond byte 1, .*nested too deeply"):
         frames("matpes", tmp_path / "corpus.json")

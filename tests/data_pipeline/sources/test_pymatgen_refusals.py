@@ -96,16 +96,16 @@ def test_a_key_that_stands_twice_refuses_its_record_and_no_other(tmp_path: Path)
     first, second = (json.dumps(matpes_document(matpes_id=name)) for name in "ab")
     (tmp_path / "corpus.json").write_text(f'[{{"energy": -9, {first[1:]}, {second}]')
     refused, read = frames("matpes", tmp_path / "corpus.json")
-    assert "record 0: the key 'energy' stands twice" in str(refused)
+    assert "record 0: the key 'energy' occurs twice" in str(refused)
     assert read.id == "b"
     place = second.index('"abc"')
     (tmp_path / "corpus.json").write_text(f'[{second[:place]}"abc": [0, 0, 0], {second[place:]}]')
     (refused,) = frames("matpes", tmp_path / "corpus.json")
-    assert "the key 'abc' stands twice" in str(refused)
+    assert "the key 'abc' occurs twice" in str(refused)
 
 
 def test_lists_too_deep_for_the_parser_end_in_a_sentence(tmp_path: Path) -> None:
     text = json.dumps([matpes_document()]).replace('"bandgap": 0.0', f'"bandgap": {"[" * 100_000}{"]" * 100_000}')
     (tmp_path / "corpus.json").write_text(text)
-    with pytest.raises(InvalidStructure, match=r"corpus\.json: cannot be read beyond byte 1, .*too deep to read"):
+    with pytest.raises(InvalidStructure, match=r"corpus\.json: cannot be read beyond byte 1, .*nested too deeply"):
         frames("matpes", tmp_path / "corpus.json")

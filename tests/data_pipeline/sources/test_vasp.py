@@ -153,7 +153,7 @@ def test_an_outcar_of_a_charged_cell_is_refused(outcar) -> None:
 
 def test_two_runs_in_one_outcar_are_refused(tmp_path: Path) -> None:
     three = HEAD.replace("Cu", "Au").replace("type =               2", "type =               3")
-    with pytest.raises(InvalidStructure, match=r"OUTCAR, frame 2: the head of another run stands before it"):
+    with pytest.raises(InvalidStructure, match=r"OUTCAR, frame 2: the head of another run precedes it"):
         frames_of(tmp_path / "OUTCAR", HEAD + calculated(1, -7.0) + calculated(2, -7.1) + three + calculated(1, -9.0))
     unfinished = calculated(2, -7.1)[:300]
     with pytest.raises(InvalidStructure, match=r"OUTCAR, frame 1: the head of another run"):
@@ -168,7 +168,7 @@ def test_a_step_whose_table_has_not_a_row_for_every_ion_is_refused_and_no_other(
     wrong = calculated(2, -7.1).replace(row, (rows - 1) * row)
     frames = frames_of(tmp_path / "OUTCAR", HEAD + calculated(1, -7.0) + wrong + calculated(3, -7.2))
     assert [isinstance(frame, Structure) for frame in frames] == [True, False, True]
-    assert f"has {rows} rows, and there are 2 ions" in str(frames[1])
+    assert f"has {rows} rows for 2 ions" in str(frames[1])
 
 
 def test_a_compressed_outcar_is_read_the_same_way(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_an_unfinished_vasprun_gives_its_complete_steps_and_a_damaged_one_an_err
     text = xml_run(xml_step(-10.0), xml_step(-9.5))
     assert summary(vasprun(text[: text.rindex("<energy>")])) == [-10.0]
     last = text.rindex("</structure>")
-    with pytest.raises(InvalidStructure, match=r"vasprun.xml, behind frame 0: is no XML \(mismatched tag"):
+    with pytest.raises(InvalidStructure, match=r"vasprun.xml, after frame 0: not XML \(mismatched tag"):
         vasprun(text[:last] + "</crystal>" + text[last:])
     with pytest.raises(InvalidStructure, match=r"vasprun.xml: the file holds no frames"):
         vasprun(text[: text.index("<calculation>")])

@@ -81,4 +81,4 @@ def test_labels_that_are_missing_and_splits_that_are_empty_have_no_figure(
     }
     write_data_report(Manifest(provenance=provenance, splits=splits, build_config={}), tmp_path)
     assert sorted(path.stem for path in tmp_path.glob("*.png")) == ["elements", "energy", "size"]
-    assert "There are no frames in val" in (tmp_path / "index.html").read_text()
+    assert "No frames in val" in (tmp_path / "index.html").read_text()
