@@ -1,4 +1,5 @@
-# Everything a person needs: `make quickstart`, `make test`, `make bench [BENCH=name]`, `make fuzz [FOR=600 SEED=1]`.
+# Everything a person needs: `make quickstart`, `make test`, `make docs`, `make bench [BENCH=name]`,
+# `make fuzz [FOR=600 SEED=1]`.
 # `make test-all` adds to `make test` what is long, for the night.
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FOR ?= 600
 SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test test-all lint bench fuzz clean
+.PHONY: install quickstart test test-all lint docs bench fuzz clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +36,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -313,7 +313,7 @@ def test_docstrings_of_fields_say_what_a_value_is_in_its_first_word() -> None:
 def test_every_yaml_is_named_by_a_page_or_a_test(path: Path) -> None:
     name = path.relative_to(REPOSITORY).as_posix()
     texts = [file.read_text() for file in (*PAGES, *(REPOSITORY / "tests").rglob("*.py"))]
-    listed = f"`{path.stem}`"  # in the README's list of recipes
+    listed = f"`{path.stem}`"  # in the list of recipes of docs/training.md
     assert any(name in text or (path.parent.name == "pretrain" and listed in text) for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""The README's commands and its lines of Python do what it says, in order, on the real data."""
+"""The README fits a page, and its commands and lines of Python do what it says, in order, on the real data."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import ase.build
 import pytest
 
-from launch.__main__ import main, parse
+import foundation
+from launch.__main__ import main
+from tests.conftest import REPOSITORY
+from tests.pages import blocks, commands, run_python
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 SMALLER = {
     "pretrain": """--fit.steps 2 --machine.devices 1 --fit.validate_every 2 --fit.checkpoint_every 2 --fit.log_every 1
@@ -17,46 +19,59 @@ SMALLER = {
 """What makes a command fit into a test; everything else is as written."""
 
 
-def commands(text: str) -> list[list[str]]:
-    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    foundation ")]
-    return [words[1:] for words in lines]
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_five_commands_and_the_python_run_as_written(
+def test_it_fits_a_page() -> None:
+    assert README.count("\n") <= 150
+    assert len(README.split()) <= 900
+
+
+def test_the_five_commands_run_as_written_and_with_the_option_of_the_text(
     tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOUNDATION_DATA", str(real_data))
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    five = commands(README.split("## The five commands")[1].split("\n## ")[0])
+    five = commands(section("Train"))
     assert [words[0] for words in five] == ["build", "inspect", "pretrain", "evaluate", "export"]
+    (option,) = re.findall(r"dotted options\s+over its file \(`(--[^`]*)`\)", section("Train"))
+    smaller = SMALLER | {"pretrain": [*option.split(), *SMALLER["pretrain"]]}
     for words in five:
-        assert main([*words, *SMALLER.get(words[0], [])]) == 0, words
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+        assert main([*words, *smaller.get(words[0], [])]) == 0, words
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64)
-    exec(snippet, {"atoms": atoms})
+    atoms.calc = foundation.Calculator(foundation.load(five[-1][-1]))
     assert abs(atoms.get_potential_energy()) < 100.0
-    assert atoms.get_forces().shape == (2, 3)
 
 
-def test_every_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    for words in commands(README):
-        parse(words)
+def test_the_lines_of_python_run_as_written(capsys: pytest.CaptureFixture) -> None:
+    (snippet,) = blocks(README, "python")
+    assert len([line for line in snippet.splitlines() if "atoms" in line and "import" not in line]) == 3
+    names = run_python(README)
+    assert names["atoms"].get_forces().shape == (2, 3)
+    assert -8.0 < names["atoms"].get_potential_energy() < -6.0  # two atoms of rock salt
+    assert str(names["atoms"].get_potential_energy()) in capsys.readouterr().out
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    tree = README.split("## The files")[1].split("Units are")[0]
-    for line in tree.splitlines():
-        words = line.split()
-        if not words:
-            continue
-        for name in (word for word in words if re.fullmatch(r"[\w/]+\.(py|yaml|md)|[\w/]+/", word)):
-            assert any(folder_.joinpath(name).exists() for folder_ in _folders()), name
-    for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (REPOSITORY / image).is_file()
+def test_every_measured_row_has_its_own_benchmark() -> None:
+    rows = re.findall(r"\| `make bench BENCH=(\w+)` \|", section("Measured"))
+    assert len(rows) == len(set(rows)) == 6
+    tables = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    for row in [line.split("|") for line in section("Measured").splitlines() if "BENCH=" in line]:
+        assert row[2].split()[0] in tables, row
 
 
-def _folders() -> list[Path]:
-    tops = [REPOSITORY / name for name in ("configs", "model_cards", "data_pipeline", "foundation", "launch", "tests")]
-    return [REPOSITORY, *tops, *(folder for top in tops for folder in top.iterdir() if folder.is_dir())]
+def test_what_fine_tunings_reach_is_what_the_card_says() -> None:
+    card = (REPOSITORY / "model_cards" / "sevennet-0-lpsc-reewc.md").read_text()
+    pages = section("Fine-tune without forgetting"), (REPOSITORY / "docs" / "fine-tuning.md").read_text()
+    numbers = {found for page in pages for found in re.findall(r"\| ([+−]?\d+(?:\.\d+)?(?: %)?) (?=\|)", page)}
+    assert {"84.2", "32.8", "+18 %", "+65 %"} <= numbers
+    assert [number for number in numbers if not re.search(rf"{re.escape(number)}[ \n]", card)] == []
+
+
+def test_every_room_is_in_the_table_of_the_house() -> None:
+    names = re.findall(r"`([\w/.]+)`", section("The house"))
+    rooms = {path.parent.name for path in REPOSITORY.glob("foundation/*/__init__.py")}
+    assert rooms <= {name.rstrip("/").split("/")[-1] for name in names}
+    assert {"configs/", "data_pipeline/", "launch/"} <= set(names)

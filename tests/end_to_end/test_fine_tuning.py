@@ -1,4 +1,4 @@
-"""The commands of the README's fine-tuning on real data: SevenNet-0, Li6PS5Cl, and a few frames of MPtrj."""
+"""The commands of docs/fine-tuning.md on real data: SevenNet-0, Li6PS5Cl, and a few frames of MPtrj."""
 
 import json
 from pathlib import Path
