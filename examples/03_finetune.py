@@ -10,7 +10,6 @@
 # was trained on.
 
 # %%
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from data_pipeline.store.manifest import Provenance
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
+from foundation.reports.forgetting_record import Forgetting
 from foundation.reports.forgetting_report import summary
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
@@ -109,5 +109,5 @@ finetune(
 # The page `runs/examples/finetune/forgetting/index.html` has figures and intervals. The numbers are in a file.
 
 # %%
-report = json.loads((FOLDER / "finetune" / "forgetting" / "forgetting.json").read_text())
+report = Forgetting.from_json(FOLDER / "finetune" / "forgetting" / "forgetting.json")
 print("\n".join(summary(report)))

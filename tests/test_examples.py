@@ -40,10 +40,10 @@ def _check_train(names: dict[str, Any], printed: str) -> None:
 
 
 def _check_finetune(names: dict[str, Any], printed: str) -> None:
-    sets = names["report"]["sets"]
-    assert [row["role"] for row in sets.values()] == ["target", "retained"]
-    assert sets["my-frames"]["change"]["energy_mae"]["value"] < -0.5
-    assert abs(sets["emt-alloys"]["change"]["force_mae"]["value"]) < 0.2
+    sets = names["report"].sets
+    assert [row.role for row in sets.values()] == ["target", "retained"]
+    assert sets["my-frames"].change["energy_mae"].value < -0.5
+    assert abs(sets["emt-alloys"].change["force_mae"].value) < 0.2
     assert (names["FOLDER"] / "finetune" / "forgetting" / "index.html").is_file()
 
 

@@ -247,7 +247,7 @@ def test_labels_beside_those_that_are_read_are_a_warning(system: Path, caplog: p
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "forces.npy: looks like forces" in said
     assert "dft_energy.npy: looks like energy" in said
-    assert "virial.npy: is not read" in said
+    assert "virial.npy: not read" in said
 
 
 @pytest.mark.parametrize(
