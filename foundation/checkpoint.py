@@ -19,6 +19,7 @@ from data_pipeline.store.shards import sha256
 from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
 from foundation.potential import Potential, check_weights
+from foundation.provenance import Provenance
 from foundation.untrusted import (
     CorruptFile,
     Layout,
@@ -67,53 +68,42 @@ MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset, 2: _from_
 """From each older schema version, what turns its config.json into the next one's."""
 
 
-_ABSENT = object()
-_DATASETS = list[dict[str, str | int | float | bool | None]]
-PROVENANCE = {
-    "method": str,
-    "datasets": _DATASETS,
-    "num_parameters": int,
-    "versions": dict[str, str],
-    "hardware": str,
-    "config": dict[str, Any],
-    "config.card": dict[str, str] | None,
-    "start": dict[str, Any],
-    "start.datasets": _DATASETS,
-    "rehearsal": dict[str, Any] | None,
-    "rehearsal.datasets": _DATASETS,
-}
-"""Entries of the provenance that are read again, where there are such; the rest is for people."""
-
-
 class CorruptCheckpoint(CorruptFile):
     """A folder that is not the potential that was saved; the message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Description:
+class Description:
     """Content of config.json."""
 
     schema_version: int
+    """Version of the format."""
     architecture: str
+    """Name of the architecture."""
     model: Any
-    """Of the class that the architecture has."""
+    """Configuration of the network, of the class that the architecture has."""
     elements: tuple[int, ...]
+    """Atomic numbers that the potential knows."""
     theories: tuple[str, ...]
+    """Levels of theory that it knows."""
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    """Type of its weights."""
     weights_sha256: str
+    """Checksum of its weights."""
     provenance: dict[str, Any]
+    """Origin of the potential as the file has it, with what is for people only."""
 
     def __post_init__(self) -> None:
         check_elements(self.elements)
         check_theories(self.theories)
         if not re.fullmatch(SHA256, self.weights_sha256):
             raise ValueError("weights_sha256 is no checksum")
-        for path, kind in PROVENANCE.items():
-            value: Any = self.provenance
-            for name in path.split("."):
-                value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
-            if value is not _ABSENT:
-                typed(kind, value, f"provenance.{path}")
+        _ = self.origin
+
+    @property
+    def origin(self) -> Provenance:
+        """Origin of the potential, as far as it is read."""
+        return typed(Provenance, self.provenance, "provenance")
 
 
 def save(potential: Potential, folder: Path, provenance: dict) -> None:
@@ -176,7 +166,7 @@ def load(folder: Path | str) -> Potential:
     """
     folder = find(folder)
     verify_checksums(folder)
-    (_, config), weights = _read(folder), folder / WEIGHTS
+    config, weights = describe(folder), folder / WEIGHTS
     if sha256(weights) != config.weights_sha256:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
     with refusing(weights, CorruptCheckpoint, f"not the weights that {CONFIG} describes ({{}}); download them again"):
@@ -191,7 +181,7 @@ def load(folder: Path | str) -> Potential:
     return potential.eval()
 
 
-def _build(config: _Description, layout: Layout) -> Potential:
+def _build(config: Description, layout: Layout) -> Potential:
     """Return a potential without its weights, if these are as many as the file has."""
     stored = sum(math.prod(shape) for _, shape in layout.values())
     model: Architecture = config.model
@@ -211,17 +201,12 @@ def _state(potential: Potential, layout: Layout) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_config(folder: Path) -> dict:
-    """Return a folder's config.json in the current schema.
+def describe(folder: Path) -> Description:
+    """Return a folder's config.json, of any schema in the current one.
 
     Raises:
         CorruptCheckpoint: it cannot be read, describes no potential, or was written by a newer version of the program.
     """
-    return _read(folder)[0]
-
-
-def _read(folder: Path) -> tuple[dict, _Description]:
-    """Return config.json in the current schema, as it is and as a typed description."""
     with refusing(folder / CONFIG, CorruptCheckpoint):
         config = typed(dict[str, Any], read_json(folder / CONFIG), "content")
         version = typed(int, config["schema_version"], "schema_version")
@@ -233,13 +218,13 @@ def _read(folder: Path) -> tuple[dict, _Description]:
             if old not in MIGRATIONS:
                 raise ValueError(f"there never was a schema {version}")
             config = MIGRATIONS[old](config)
-        known = {field.name for field in fields(_Description)}
+        known = {field.name for field in fields(Description)}
         # a migration may leave behind what it has made the new entries from
         described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
         require(described, ("architecture", "model"))
         kind = architecture_named(typed(str, described["architecture"], "architecture"))
         model = typed(kind, described["model"], "model")
-        return config, typed(_Description, described | {"model": model}, "")
+        return typed(Description, described | {"model": model}, "")
 
 
 def verify_checksums(folder: Path) -> None:

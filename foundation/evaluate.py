@@ -8,10 +8,10 @@ import torch
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
-from foundation.checkpoint import find, load, read_config
+from foundation.checkpoint import describe, find, load
 from foundation.datasets import left_out, refuse_unlabelled
 from foundation.evaluation.predictions import predict
-from foundation.reports.evaluation_report import write_report
+from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
 from foundation.surgery.theories import theory_of_data
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class EvaluateConfig:
     only one there is."""
 
 
-def evaluate(config: EvaluateConfig) -> dict:
+def evaluate(config: EvaluateConfig) -> Evaluation:
     """Predict a split, write evaluation.json, parity.png and index.html, and return what is in the first.
 
     Raises:
@@ -65,15 +65,15 @@ def evaluate(config: EvaluateConfig) -> dict:
     )
     for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):
         log.warning("%s", sentence)
-    facts = {
-        "dataset": manifest.provenance.name,
-        "split": config.split,
-        "manifest_fingerprint": manifest.fingerprint,
-        "level_of_theory": described,
-        "theory": potential.theories[theory],
-        "weights_sha256": read_config(model)["weights_sha256"],
-    }
-    return write_report(predictions, out, facts)
+    evaluated = Evaluated(
+        dataset=manifest.provenance.name,
+        split=config.split,
+        manifest_fingerprint=manifest.fingerprint,
+        level_of_theory=described,
+        theory=potential.theories[theory],
+        weights_sha256=describe(model).weights_sha256,
+    )
+    return write_report(predictions, out, evaluated)
 
 
 def report_folder(config: EvaluateConfig) -> Path:

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,20 @@ import torch
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.store import durable, lock
-from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
+from data_pipeline.store.manifest import Manifest, open_manifest
+from data_pipeline.store.manifest import Provenance as DataProvenance
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
-from foundation.finetuning.release import METHOD, card_section, interpolated
+from foundation.checkpoint import Description
+from foundation.evaluation.held_out import read
 from foundation.potential import Potential
+from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
+from foundation.reports.card_of_fine_tuning import card_section
+from foundation.reports.evaluation_report import Evaluation
+from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.surgery.theories import keep_theory
+from foundation.surgery.weight_interpolation import interpolate
 from foundation.untrusted import read_json, refusing, require, typed
 
 log = logging.getLogger(__name__)
@@ -88,30 +95,31 @@ def export(config: ExportConfig) -> Path:
 def _export(config: ExportConfig) -> Path:
     checkpoint.refuse_to_replace(config.out, "release")
     source = checkpoint.find(config.run)
-    settings = checkpoint.read_config(source)
-    provenance = settings["provenance"]
+    described = checkpoint.describe(source)
     with refusing(source / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
-        require(provenance, ("config", "method", "datasets", "num_parameters", "versions", "hardware"))
-        card = config.card or CardFacts(**(provenance["config"].get("card") or {}))
+        needed = ("config", "method", "datasets", "num_parameters", "versions", "hardware")
+        require(described.provenance, needed)
+        card = config.card or CardFacts(**described.origin.card)
+        _ = described.origin.run
     check_facts(card)
     potential = checkpoint.load(source)
     if config.alpha != 1:
-        potential, settings = interpolated(config.run, potential, settings, config.alpha)
+        potential, described = _interpolated(config, potential, described)
     if config.theory is not None:
         potential = keep_theory(potential, config.theory)
-    measured = _measured(config, settings)
-    golden_of, structures = _golden_structures(_golden_sources(config, provenance), potential, config.num_golden)
+    measured = _measured(config, described)
+    golden_of, structures = _golden_structures(_golden_sources(config, described.origin), potential, config.num_golden)
     with durable.whole_folder(lock.real(config.out)) as partial:
         if config.theory is None and config.alpha == 1:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 shutil.copyfile(source / name, partial / name)
         else:
-            made_from = settings["provenance"] if config.theory is None else _of_one_theory(potential, settings)
+            made_from = described.provenance if config.theory is None else _of_one_theory(potential, described)
             checkpoint.write_into(partial, potential, made_from)
-            settings = checkpoint.read_config(partial)
+            described = checkpoint.describe(partial)
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
-        facts = _card_facts(potential, settings) | measured
+        facts = _card_facts(potential, described) | measured
         facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
         (partial / checkpoint.CARD).write_text(render_card(card, facts))
         checkpoint.write_checksums(partial)
@@ -119,24 +127,56 @@ def _export(config: ExportConfig) -> Path:
     return config.out
 
 
-def _measured(config: ExportConfig, settings: dict) -> dict:
-    """Return the held-out errors that the card states: of a fine-tuning before and after, of all else after it."""
-    if settings["provenance"]["method"] == METHOD:
-        return {"finetuning": card_section(config.run, settings, config.theory, config.alpha)}
-    evaluation = _evaluation(config.run, settings["weights_sha256"])
-    if config.theory is not None and evaluation.get("theory") != config.theory:
+def _interpolated(config: ExportConfig, tuned: Potential, described: Description) -> tuple[Potential, Description]:
+    """Return what lies between the start of a fine-tuning and its result, as the run has measured it.
+
+    Raises:
+        FileNotFoundError: nothing was measured at alpha, or the start is gone.
+        ValueError: it is no fine-tuning, or what lies between is not what was measured.
+    """
+    run, alpha = config.run, config.alpha
+    if described.origin.method != FINE_TUNING:
+        raise ValueError(f"{run} is no fine-tuning, so that nothing lies between its start and its result: no alpha")
+    file = curve_file(run / "forgetting", alpha)
+    if not file.is_file():
+        there = ", ".join(f"{each:g}" for each in curve_files(run / "forgetting")) or "none"
+        raise FileNotFoundError(
+            f"{file}: the run has not measured what lies at alpha {alpha:g} (measured: {there}); name it in "
+            "forgetting.alphas and fine-tune again"
+        )
+    start = Path(described.origin.start.folder)
+    potential = interpolate(checkpoint.load(start), tuned, alpha)
+    sha256 = checkpoint.weights_sha256(potential)
+    if read(file).weights_sha256 != sha256:
         raise ValueError(
-            f"the report is of {evaluation.get('theory')}; measure the errors of {config.theory} with `foundation "
+            f"{file}: what lies at alpha {alpha:g} between {start} and {run} is not what was measured: another "
+            "potential is there now, or the run gave the start other reference energies"
+        )
+    between = Interpolated(alpha=alpha, weights_sha256=described.weights_sha256)
+    provenance = described.provenance | {"interpolated": asdict(between)}
+    return potential, replace(described, weights_sha256=sha256, provenance=provenance)
+
+
+def _measured(config: ExportConfig, described: Description) -> dict:
+    """Return the held-out errors that the card states: of a fine-tuning before and after, of all else after it."""
+    sha256 = described.weights_sha256
+    if described.origin.method == FINE_TUNING:
+        section = card_section(config.run, described.origin, sha256, config.theory, config.alpha)
+        return {"finetuning": section}
+    evaluation = _evaluation(config.run, sha256)
+    if config.theory is not None and evaluation.theory != config.theory:
+        raise ValueError(
+            f"the report is of {evaluation.theory}; measure the errors of {config.theory} with `foundation "
             f"evaluate --theory {config.theory}` to release it"
         )
-    return {"evaluation": evaluation, "errors": evaluation["errors"]}
+    return {"evaluation": evaluation, "errors": evaluation.errors}
 
 
-def _of_one_theory(potential: Potential, settings: dict) -> dict:
+def _of_one_theory(potential: Potential, described: Description) -> dict:
     """Return the provenance of a potential that one level of theory was kept of."""
-    return settings["provenance"] | {
+    return described.provenance | {
         "num_parameters": sum(p.numel() for p in potential.parameters()),
-        "kept_of": {"theories": settings["theories"], "weights_sha256": settings["weights_sha256"]},
+        "kept_of": {"theories": described.theories, "weights_sha256": described.weights_sha256},
     }
 
 
@@ -203,47 +243,45 @@ def verify_golden(folder: Path) -> None:
                     )
 
 
-def _golden_sources(config: ExportConfig, provenance: dict) -> list[tuple[Path, str | None]]:
+def _golden_sources(config: ExportConfig, origin: Provenance) -> list[tuple[Path, str | None]]:
     """Return the manifests and splits that golden structures may come from, the best first."""
     if config.data is not None:
         return [(config.data, None)]
-    settings = provenance["config"]
-    data = settings.get("data")
-    if data is None:
+    run = origin.run
+    if run.data is None:
         raise FileNotFoundError("the potential was not trained here: give the data of its golden structures (--data)")
-    found: list[tuple[Path, str | None]] = [(path, None) for path in _paths(data)]
-    found += [(Path(each["path"]), each["split"]) for each in settings.get("forgetting", {}).get("retained", ())]
-    rehearsal = settings.get("rehearsal")
-    return found + ([(path, rehearsal["split"]) for path in _paths(rehearsal["data"])] if rehearsal else [])
+    found: list[tuple[Path, str | None]] = [(path, None) for path in _paths(run.data)]
+    found += [(Path(each.path), each.split) for each in run.forgetting.retained]
+    return found + ([(path, run.rehearsal.split) for path in _paths(run.rehearsal.data)] if run.rehearsal else [])
 
 
-def _paths(data: str | list[dict]) -> list[Path]:
-    """Return the manifests of the data in a resolved configuration: one, or a list of data sets."""
-    return [Path(data)] if isinstance(data, str) else [Path(each["path"]) for each in data]
+def _paths(data: str | Sequence[DataRecord]) -> list[Path]:
+    """Return the manifests of the data in the record of a run: one, or several data sets."""
+    return [Path(data)] if isinstance(data, str) else [Path(each.path) for each in data]
 
 
-def _evaluation(run: Path, weights_sha256: str) -> dict:
+def _evaluation(run: Path, weights_sha256: str) -> Evaluation:
     file = run / "report" / "evaluation.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: a release states its held-out errors; measure them with "
             f"`foundation evaluate --model {run} --data <manifest> --split test`"
         )
-    evaluation = json.loads(file.read_text())
-    if evaluation["weights_sha256"] != weights_sha256:
+    evaluation = Evaluation.from_json(file)
+    if evaluation.weights_sha256 != weights_sha256:
         raise ValueError(f"{file}: this report is of other weights; evaluate {run} again")
     return evaluation
 
 
 def _golden_structures(
     sources: Sequence[tuple[Path, str | None]], potential: Potential, count: int
-) -> tuple[Provenance, list[Structure]]:
+) -> tuple[DataProvenance, list[Structure]]:
     """Return golden structures and whose they are: of the first data that have small ones, or else of the smallest.
 
     Without a split it is the test split, or the training split if there is none. A release is passed on, so data that
     may not be are left out.
     """
-    found: list[tuple[Provenance, list[Structure]]] = []
+    found: list[tuple[DataProvenance, list[Structure]]] = []
     for path, split in sources:
         manifest = open_manifest(path)
         if not manifest.provenance.redistributable:
@@ -280,20 +318,22 @@ def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) 
     return [structure for structure in found if structure.num_atoms <= MAX_GOLDEN_ATOMS] or found[:1]
 
 
-def _card_facts(potential: Potential, settings: dict) -> dict:
-    provenance = settings["provenance"]
-    copied = ("datasets", "num_parameters", "versions", "method")
+def _card_facts(potential: Potential, described: Description) -> dict:
+    origin = described.origin
     return {
-        **{name: provenance[name] for name in copied},
-        "rehearsed_datasets": (provenance.get("rehearsal") or {}).get("datasets", []),
-        "earlier_datasets": provenance.get("start", {}).get("datasets", []),
-        "hardware": provenance["hardware"],
-        "steps": provenance["config"].get("fit", {}).get("steps"),
-        "wall_time_s": provenance.get("wall_time_s"),
+        "datasets": list(origin.datasets),
+        "num_parameters": origin.num_parameters,
+        "versions": origin.versions,
+        "method": origin.method,
+        "rehearsed_datasets": list(origin.rehearsed),
+        "earlier_datasets": list(origin.start.datasets),
+        "hardware": origin.hardware,
+        "steps": origin.run.fit.steps,
+        "wall_time_s": origin.wall_time_s,
         "architecture": potential.network.describe(),
         "cutoff": potential.cutoff,
         "theories": potential.theories,
         "elements": [SYMBOLS[z] for z in potential.elements],
-        "weights_sha256": settings["weights_sha256"],
+        "weights_sha256": described.weights_sha256,
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

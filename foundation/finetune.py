@@ -40,10 +40,10 @@ from foundation.finetuning.rehearsal import (
     refuse_held_out,
     rehearsal_datasets,
 )
-from foundation.finetuning.release import METHOD, fisher_facts
 from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
+from foundation.provenance import FINE_TUNING
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_report import summary, write_forgetting
 from foundation.run_folder import RunFolder
@@ -218,7 +218,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     seed_everything(config.fit.seed)
     start = checkpoint.load(config.start)
     _check_theories(config, start, theories)
-    potential, facts = prepare_start(
+    potential, changes = prepare_start(
         start,
         config.start,
         statistics_by_theory(datasets, theories),
@@ -236,7 +236,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     penalty = _limit(config, potential, importance)
     retained = [each.dataset for each in held_out if each.role == "retained"]
     batches = first_batches(start, [*datasets, *retained])
-    count, largest = check_step_zero(start, potential, batches, same_references=facts["same_energies"])
+    count, largest = check_step_zero(start, potential, batches, same_references=changes.same_energies)
     if count:
         log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
     else:
@@ -247,12 +247,12 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
         rate_factors=rate_factors(potential, config.rate_factors),
         watched=retained,
     )
-    facts |= {
-        "method": METHOD,
-        "start": start_facts(config.start),
+    facts = {name: each for name, each in dataclasses.asdict(changes).items() if each is not None} | {
+        "method": FINE_TUNING,
+        "start": dataclasses.asdict(start_facts(config.start)),
         "rehearsal": rehearsal
         and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
-        "fisher": importance and fisher_facts(importance),
+        "fisher": importance and importance.facts(),
         "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
     }
     return _Prepared(

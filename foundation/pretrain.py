@@ -83,7 +83,8 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     if config.start is None:
         potential, begun = new_potential(config.model, statistics), {}
     else:
-        potential, begun = start_from(config.start, config.model, statistics), {"start": start_facts(config.start)}
+        potential = start_from(config.start, config.model, statistics)
+        begun = {"start": dataclasses.asdict(start_facts(config.start))}
     datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
     facts = fit(

@@ -92,11 +92,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, MAX_JSON), finite=False)
 
 
+class OpenRecord:
+    """Mark of a dataclass that is read from JSON of any version: other entries are passed over, defaults fill gaps."""
+
+
 def typed(kind: Any, value: Any, name: str) -> Any:
     """Return JSON values as a type: a dataclass, Literal, union, tuple, list, dict or scalar.
 
-    Lists become tuples where the type says so. A dataclass needs every field and has no others, a bool is no number,
-    and a float is finite.
+    Lists become tuples where the type says so. A dataclass needs every field and has no others unless it is an
+    OpenRecord, a bool is no number, and a float is finite.
 
     Args:
         kind: The type.
@@ -156,11 +160,17 @@ def _typed_dataclass(kind: Any, value: Any, name: str) -> Any:
     annotations = typing.get_type_hints(kind)
     hints = {each.name: annotations[each.name] for each in dataclasses.fields(kind)}
     prefix = name and f"{name}."
+    is_open, missing = issubclass(kind, OpenRecord), dataclasses.MISSING
+    needed = [
+        each.name
+        for each in dataclasses.fields(kind)
+        if not is_open or (each.default is missing and each.default_factory is missing)
+    ]
     surplus = [key for key in value if key not in hints]
-    if surplus:
+    if surplus and not is_open:
         raise ValueError(f"{prefix}{one_line(surplus[0])[:60]} is unknown")
-    require(value, hints, prefix)
-    values = {key: typed(hint, value[key], prefix + key) for key, hint in hints.items()}
+    require(value, needed, prefix)
+    values = {key: typed(hint, value[key], prefix + key) for key, hint in hints.items() if key in value}
     try:
         return kind(**values)
     except ValueError as error:

@@ -21,6 +21,7 @@ from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
 from foundation.report import ReportConfig, curves_folder
 from foundation.reports.escape import printable
+from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
 from foundation.reports.run_report import remarks, summary_table
 from foundation.reports.tradeoff_record import Tradeoff
@@ -147,19 +148,19 @@ def manifest(opened: Manifest) -> None:
     console.print(f"{len(elements)} elements in {where}: {' '.join(SYMBOLS[z] for z in elements)}")
 
 
-def errors(values: dict) -> None:
+def errors(found: Evaluation) -> None:
     """Print held-out errors beside the trivial predictors."""
-    table = Table(title=f"Errors on the {values['split']} split of {values['dataset']}", title_justify="left")
+    table = Table(title=f"Errors on the {found.split} split of {found.dataset}", title_justify="left")
     for name in ("", "potential", "trivial predictor", "ratio"):
         table.add_column(name, justify="right" if name else "left")
-    for row in rows(values["errors"]):
+    for row in rows(found.errors):
         table.add_row(*row)
     console.print(table)
 
 
-def evaluation(config: EvaluateConfig, values: dict) -> None:
+def evaluation(config: EvaluateConfig, found: Evaluation) -> None:
     """Print the outcome of an evaluation."""
-    errors(values)
+    errors(found)
     evaluation_page(config)
 
 

@@ -151,6 +151,10 @@ class Fisher:
         """Number of weights whose Fisher is zero, such as those of elements that the data do not have."""
         return sum(int((value == 0).sum()) for value in self.values.values())
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a card says of it, as JSON."""
+        return {name: getattr(self, name) for name in (*FACT_NAMES, "num_parameters", "num_unprotected")}
+
     def most_of_trace(self) -> tuple[str, float]:
         """Return the parameter that has most of the trace, and which part: a penalty as it is holds little else."""
         sums = {name: float(value.sum()) for name, value in self.values.items()}

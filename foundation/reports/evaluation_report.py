@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,18 +25,59 @@ from foundation.evaluation.quantities import (
 )
 from foundation.reports.escape import figure_text
 from foundation.reports.page import render_page, write_figure
+from foundation.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
 
 MAX_POINTS = 20000
 """Points drawn in a parity plot; more are thinned evenly."""
 
 
-def write_report(predictions: Predictions, folder: Path, facts: dict) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(OpenRecord):
+    """What was evaluated on what."""
+
+    dataset: str
+    """Name of the data set."""
+    split: str
+    """Split of it."""
+    manifest_fingerprint: str
+    """Fingerprint of its manifest."""
+    level_of_theory: str
+    """Level of theory of its labels, as it is described."""
+    theory: str | None = None
+    """Level of theory that was predicted."""
+    weights_sha256: str
+    """Checksum of the potential's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Evaluated):
+    """Content of evaluation.json."""
+
+    errors: dict[str, float]
+    """Held-out errors by name, and counts."""
+    by_element: dict[str, Any]
+    """Errors by symbol of the element and name, NaN where there are none; for the page."""
+    worst_frames: list[Any]
+    """Name and errors of the frames with the largest; for the page."""
+
+    @staticmethod
+    def from_json(file: Path) -> "Evaluation":
+        """Return the content of a file.
+
+        Raises:
+            CorruptFile: it is no report of an evaluation.
+        """
+        with refusing(file, CorruptFile, "not the report of an evaluation ({}); evaluate again"):
+            return typed(Evaluation, read_json(file), "")
+
+
+def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -> Evaluation:
     """Write the three files and return the contents of evaluation.json.
 
     Args:
         predictions: What the potential predicts, beside the labels.
         folder: Where the files go.
-        facts: What was evaluated on what, as JSON: model, data set, split, checksums.
+        evaluated: What was evaluated on what.
     """
     folder.mkdir(parents=True, exist_ok=True)
     errors = predictions.errors()
@@ -44,25 +86,25 @@ def write_report(predictions: Predictions, folder: Path, facts: dict) -> dict:
         "num_atoms": float(errors.num_atoms.sum()),
         "num_skipped": float(predictions.num_skipped),
     }
-    values = {
-        **facts,
-        "errors": counts | summary(errors),
-        "by_element": errors_by_element(errors),
-        "worst_frames": worst_frames(errors),
-    }
-    durable.write_whole(folder / "evaluation.json", json.dumps(values, indent=1) + "\n")
-    draw_parity(predictions, values["errors"], folder / "parity.png", f"{facts['dataset']}, {facts['split']} split")
+    found = Evaluation(
+        **asdict(evaluated),
+        errors=counts | summary(errors),
+        by_element=errors_by_element(errors),
+        worst_frames=worst_frames(errors),
+    )
+    durable.write_whole(folder / "evaluation.json", json.dumps(asdict(found), indent=1) + "\n")
+    draw_parity(predictions, found.errors, folder / "parity.png", f"{found.dataset}, {found.split} split")
     page = render_page(
         "evaluation_report.html",
         figures={"parity": folder / "parity.png"},
-        rows=rows(values["errors"]),
-        notes=notes(values["errors"]),
+        rows=rows(found.errors),
+        notes=notes(found.errors),
         quantities=QUANTITIES,
         of_atoms={key: QUANTITIES[key] for key in by_atoms()},
-        **values,
+        **asdict(found),
     )
     durable.write_whole(folder / "index.html", page)
-    return values
+    return found
 
 
 def errors_by_element(errors: FrameErrors) -> dict[str, dict[str, float | int]]:

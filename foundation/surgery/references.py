@@ -23,6 +23,7 @@ from data_pipeline.statistics.element_energies import element_energies
 from data_pipeline.structure import SYMBOLS
 from foundation.datasets import refuse_unlabelled
 from foundation.potential import Potential
+from foundation.provenance import EnergyErrors, MovedReference, MovedReferences, Residuals
 
 MAX_STRUCTURES = 1000
 """Structures that are predicted."""
@@ -35,8 +36,8 @@ def refit_references(
     elements: Sequence[int] | None = None,
     max_structures: int = MAX_STRUCTURES,
     seed: int = 0,
-) -> tuple[Float64[Tensor, "theories elements"], dict]:
-    """Return reference energies that suit data [eV], and a report of what moved, as JSON; the potential is left alone.
+) -> tuple[Float64[Tensor, "theories elements"], dict[str, MovedReferences]]:
+    """Return reference energies that suit data [eV], and what moved at each level; the potential is left alone.
 
     At each level of theory by itself, and only of elements that the data at this level have.
 
@@ -68,18 +69,16 @@ def refit_references(
         shifts[moving] = fit_shifts(fractions[:, moving], residuals)
         before = references[theory].numpy().copy()
         references[theory] += torch.from_numpy(shifts)
-        report[potential.theories[theory]] = {
-            "num_structures": len(residuals),
-            "elements": {
-                SYMBOLS[potential.elements[place]]: {
-                    "before": float(before[place]),
-                    "after": float(references[theory, place]),
-                    "moved": float(shifts[place]),
-                }
+        report[potential.theories[theory]] = MovedReferences(
+            num_structures=len(residuals),
+            elements={
+                SYMBOLS[potential.elements[place]]: MovedReference(
+                    before=float(before[place]), after=float(references[theory, place]), moved=float(shifts[place])
+                )
                 for place in np.flatnonzero(moving).tolist()
             },
-            "energy_error": {"before": _sizes(residuals), "after": _sizes(residuals - fractions @ shifts)},
-        }
+            energy_error=EnergyErrors(before=_sizes(residuals), after=_sizes(residuals - fractions @ shifts)),
+        )
     return references, report
 
 
@@ -147,10 +146,9 @@ def _residuals(
     return np.array(rows, dtype=np.float64), np.array(residuals, dtype=np.float64)
 
 
-def _sizes(residuals: Float64[np.ndarray, " structures"]) -> dict[str, float]:
-    """Return mean, mean absolute and root mean square of residuals [eV per atom]."""
-    return {
-        "mean": float(residuals.mean()),
-        "mae": float(np.abs(residuals).mean()),
-        "rmse": float(np.sqrt(np.square(residuals).mean())),
-    }
+def _sizes(residuals: Float64[np.ndarray, " structures"]) -> Residuals:
+    return Residuals(
+        mean=float(residuals.mean()),
+        mae=float(np.abs(residuals).mean()),
+        rmse=float(np.sqrt(np.square(residuals).mean())),
+    )

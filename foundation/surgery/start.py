@@ -25,10 +25,11 @@ from foundation import checkpoint
 from foundation.datasets import numbered_as_in
 from foundation.models import Architecture
 from foundation.potential import Potential
+from foundation.provenance import MovedReferences, StartChanges, StartFacts
 from foundation.surgery.elements import add_elements, nearest_element
 from foundation.surgery.references import refit_references
 from foundation.surgery.theories import add_theory
-from foundation.untrusted import refusing
+from foundation.untrusted import refusing, require
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ def prepare_start(
     *,
     references: Literal["keep", "refit"] = "keep",
     new_elements: Literal["refuse", "add"] = "refuse",
-) -> tuple[Potential, dict]:
-    """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it, as JSON.
+) -> tuple[Potential, StartChanges]:
+    """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it.
 
     A level of theory that it does not know is added, with the references of the start (the mean over its levels); so
     are new elements, if they may be, as in elements.py, and their references are always fitted to residuals.
@@ -104,14 +105,16 @@ def prepare_start(
         )
         potential = add_theory(potential, theory)
     datasets = numbered_as_in(potential, datasets, list(statistics))
-    reports = {}
-    if new:
-        reports["references_of_new_elements"] = _refit(potential, datasets, new)
-    if references == "refit":
-        reports["references"] = _refit(potential, datasets, None)
-        _warn_of_moves(reports["references"], start, folder)
-    same = not any(theory in start.theories for theory in reports.get("references", {}))
-    return potential.train(), {"new_elements": donors, "new_theories": added, "same_energies": same} | reports
+    of_new_elements = _refit(potential, datasets, new) if new else None
+    moved = _refit(potential, datasets, None) if references == "refit" else None
+    _warn_of_moves(moved or {}, start, folder)
+    return potential.train(), StartChanges(
+        new_elements=donors,
+        new_theories=tuple(added),
+        same_energies=not any(theory in start.theories for theory in moved or {}),
+        references_of_new_elements=of_new_elements,
+        references=moved,
+    )
 
 
 def _differences(theirs: Architecture, ours: Architecture) -> list[str]:
@@ -133,27 +136,28 @@ def _refuse_unknown(potential: Potential, folder: Path, statistics: Mapping[str,
             )
 
 
-def _refit(potential: Potential, datasets: Sequence[Dataset], elements: Sequence[int] | None) -> dict:
+def _refit(
+    potential: Potential, datasets: Sequence[Dataset], elements: Sequence[int] | None
+) -> dict[str, MovedReferences]:
     """Fit the references of elements to the residuals in place, and return the report."""
     energies, report = refit_references(potential, datasets, elements=elements)
     potential.get_buffer("reference_energies").copy_(energies)
     for theory, facts in report.items():
-        moved = ", ".join(f"{symbol} {values['moved']:+.3g}" for symbol, values in facts["elements"].items())
-        error = facts["energy_error"]
+        moved = ", ".join(f"{symbol} {each.moved:+.3g}" for symbol, each in facts.elements.items())
+        error = facts.energy_error
         log.info(
             "reference energies at %s [eV]: %s; the error of the energy goes from %.3g to %.3g eV per atom (root mean "
             "square over %d structures)",
-            *(theory, moved, error["before"]["rmse"], error["after"]["rmse"], facts["num_structures"]),
+            *(theory, moved, error.before.rmse, error.after.rmse, facts.num_structures),
         )
     return report
 
 
-def _warn_of_moves(report: dict, start: Potential, folder: Path) -> None:
+def _warn_of_moves(report: Mapping[str, MovedReferences], start: Potential, folder: Path) -> None:
     """Say where predictions have moved that the start made before."""
     for theory, facts in report.items():
-        known = {
-            symbol: v["moved"] for symbol, v in facts["elements"].items() if SYMBOLS.index(symbol) in start.elements
-        }
+        moved = {symbol: each.moved for symbol, each in facts.elements.items()}
+        known = {SYMBOLS[z]: moved[SYMBOLS[z]] for z in start.elements if SYMBOLS[z] in moved}
         if theory in start.theories and known:
             furthest = max(known, key=lambda symbol: abs(known[symbol]))
             log.warning(
@@ -173,22 +177,21 @@ def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " ele
     return torch.where(seen, fitted, known + (fitted - known)[seen].mean())
 
 
-def start_facts(folder: Path) -> dict:
-    """Return what a card has to say of the weights that a training began with, as JSON: all data they have seen.
+def start_facts(folder: Path) -> StartFacts:
+    """Return what a card has to say of the weights that a training began with: all data they have seen.
 
     Raises:
         CorruptCheckpoint: config.json does not say where the potential comes from.
     """
     folder_of_potential = checkpoint.find(folder)
-    config = checkpoint.read_config(folder_of_potential)
-    provenance = config["provenance"]
-    rehearsed = (provenance.get("rehearsal") or {}).get("datasets", [])
-    before = provenance.get("start", {}).get("datasets", [])
+    described = checkpoint.describe(folder_of_potential)
     with refusing(folder_of_potential / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
-        return {
-            "folder": str(folder),
-            "name": (provenance["config"].get("card") or {}).get("name", ""),
-            "method": provenance["method"],
-            "weights_sha256": config["weights_sha256"],
-            "datasets": provenance["datasets"] + rehearsed + before,
-        }
+        require(described.provenance, ("config", "method", "datasets"))
+    origin = described.origin
+    return StartFacts(
+        folder=str(folder),
+        name=origin.card.get("name", ""),
+        method=origin.method,
+        weights_sha256=described.weights_sha256,
+        datasets=origin.datasets + origin.rehearsed + origin.start.datasets,
+    )

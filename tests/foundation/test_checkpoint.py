@@ -106,7 +106,7 @@ def test_saving_replaces_an_older_potential_and_leaves_nothing_beside_it(potenti
 
 
 def test_provenance_is_kept(saved: Path) -> None:
-    assert checkpoint.read_config(saved)["provenance"] == {"made": "by a test"}
+    assert checkpoint.describe(saved).provenance == {"made": "by a test"}
 
 
 def test_a_run_folder_gives_the_potential_in_it(saved: Path) -> None:
@@ -371,7 +371,7 @@ def test_an_older_schema_goes_through_its_migration(saved: Path, monkeypatch: py
     monkeypatch.setitem(checkpoint.MIGRATIONS, 0, lambda config: config | {"elements": config["atoms"]})
     for version in (1, 2):
         monkeypatch.setitem(checkpoint.MIGRATIONS, version, lambda config: config)
-    assert checkpoint.read_config(saved)["elements"] == [13, 28, 29, 46, 47, 78, 79]
+    assert checkpoint.describe(saved).elements == (13, 28, 29, 46, 47, 78, 79)
 
 
 def assert_same_bits(ours: Potential, theirs: Potential, manifest: Manifest) -> None:
@@ -382,7 +382,7 @@ def assert_same_bits(ours: Potential, theirs: Potential, manifest: Manifest) -> 
 
 
 def test_the_architecture_is_named_and_an_unknown_one_refused(release: Path) -> None:
-    assert checkpoint.read_config(release)["architecture"] == "equivariant"
+    assert checkpoint.describe(release).architecture == "equivariant"
     change(release, lambda config: config.update(architecture="graph transformer"))
     checkpoint.write_checksums(release)
     with pytest.raises(CorruptCheckpoint, match="architecture 'graph transformer' is unknown; known are equivariant"):
@@ -395,7 +395,7 @@ def test_a_checkpoint_of_schema_2_is_equivariant(saved: Path, potential: Potenti
     checkpoint.write_checksums(saved)
     loaded = load(saved)
     assert loaded.network.config == potential.network.config
-    assert checkpoint.read_config(saved)["schema_version"] == 3
+    assert checkpoint.describe(saved).schema_version == 3
     assert_same_bits(potential, loaded, emt_manifest)
 
 
@@ -416,7 +416,7 @@ def test_a_checkpoint_of_schema_1_has_one_theory_and_one_data_set(
     expected = potential.get_buffer("reference_energies")
     assert torch.equal(loaded.get_buffer("reference_energies"), expected)
     assert_same_bits(potential, loaded, emt_manifest)
-    provenance = checkpoint.read_config(saved)["provenance"]
+    provenance = checkpoint.describe(saved).provenance
     dataset = {"name": "x", "level_of_theory": "PBE", **facts, "theory": "PBE", "repeat": 1.0}
     assert provenance == {"datasets": [dataset], "method": "pretraining"}
 

@@ -34,7 +34,7 @@ def test_a_published_model_becomes_a_folder_with_its_provenance(tmp_path: Path) 
     loaded, expected = foundation.load(folder), from_sevennet(file)
     assert loaded.theories == ("R2SCAN", "PBE")
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in expected.state_dict().items())
-    provenance = checkpoint.read_config(folder)["provenance"]
+    provenance = checkpoint.describe(folder).provenance
     assert provenance["method"] == "converted from SevenNet"
     assert provenance["converted_from"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert provenance["converted_from"]["sevenn"] == "0.9.4"
@@ -46,9 +46,9 @@ def test_a_published_model_becomes_a_folder_with_its_provenance(tmp_path: Path) 
 
 def test_nothing_is_invented_of_a_file_that_is_not_known(own: Path, tmp_path: Path) -> None:
     folder = convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "converted", theory="EMT"))
-    config = checkpoint.read_config(folder)
-    assert config["theories"] == ["EMT"]
-    (dataset,) = config["provenance"]["datasets"]
+    config = checkpoint.describe(folder)
+    assert config.theories == ("EMT",)
+    (dataset,) = config.provenance["datasets"]
     stated = {name: fact for name, fact in dataset.items() if fact != NOT_STATED}
     assert stated == {"theory": "EMT", "repeat": 1.0}
 

@@ -1,5 +1,6 @@
 """evaluate(): where reports go, what they are of, and what is refused."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.store.manifest import Manifest
-from foundation.checkpoint import load, read_config, save
+from foundation.checkpoint import describe, load, save
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.quantities import summary
@@ -40,25 +41,24 @@ def test_the_report_goes_to_the_run_and_says_what_it_is_of(run: Path, emt_manife
     values = evaluate(EvaluateConfig(model=run, data=emt_manifest.root))
     report = run / "report"
     assert sorted(path.name for path in report.iterdir()) == ["evaluation.json", "index.html", "parity.png"]
-    assert json.loads((report / "evaluation.json").read_text()) == values
-    assert values["dataset"] == "emt-test"
-    assert values["split"] == "test"
-    assert values["manifest_fingerprint"] == emt_manifest.fingerprint
-    assert values["weights_sha256"] == read_config(run / "potential")["weights_sha256"]
-    assert values["errors"]["num_frames"] == emt_manifest.split("test").statistics.num_frames
+    assert json.loads((report / "evaluation.json").read_text()) == dataclasses.asdict(values)
+    assert values.dataset == "emt-test"
+    assert values.split == "test"
+    assert values.manifest_fingerprint == emt_manifest.fingerprint
+    assert values.weights_sha256 == describe(run / "potential").weights_sha256
+    assert values.errors["num_frames"] == emt_manifest.split("test").statistics.num_frames
 
 
 def test_errors_are_those_of_the_potential_on_the_split(run: Path, emt_manifest: Manifest) -> None:
     values = evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="val", out=run / "val"))
     expected = summary(predict(load(run), emt_manifest, "val", edge_budget=20000).errors())
-    assert {key: values["errors"][key] for key in expected} == pytest.approx(expected, rel=1e-12)
+    assert {key: values.errors[key] for key in expected} == pytest.approx(expected, rel=1e-12)
     assert not (run / "report").exists()
 
 
 def test_small_batches_give_the_same_errors(run: Path, emt_manifest: Manifest) -> None:
     large, small = (
-        evaluate(EvaluateConfig(model=run, data=emt_manifest.root, edge_budget=budget))["errors"]
-        for budget in (20000, 10)
+        evaluate(EvaluateConfig(model=run, data=emt_manifest.root, edge_budget=budget)).errors for budget in (20000, 10)
     )
     assert small == pytest.approx(large, rel=1e-4)
 
@@ -101,6 +101,6 @@ def test_frames_of_unknown_elements_are_counted_in_the_log(
     save(Potential(EquivariantNetwork(MODEL, known, mean_neighbors=10.0), known, ("EMT",)), tmp_path / "narrow", {})
     with caplog.at_level(logging.WARNING):
         values = evaluate(EvaluateConfig(model=tmp_path / "narrow", data=emt_manifest.root, out=tmp_path / "report"))
-    number, total = int(values["errors"]["num_skipped"]), emt_manifest.split("test").statistics.num_frames
+    number, total = int(values.errors["num_skipped"]), emt_manifest.split("test").statistics.num_frames
     assert 0 < number < total
     assert f"emt-test (test): {number} of {total} frames are left out, the potential does not know Ag" in caplog.text

@@ -117,7 +117,7 @@ def test_the_card_states_the_measured_errors(run: Path, release: Path) -> None:
     assert text.startswith("# Three steps\n")
     assert f"{1000 * measured['energy_mae']:.1f}" in text
     assert f"{1000 * measured['force_mae']:.1f}" in text
-    assert checkpoint.read_config(release)["weights_sha256"] in text
+    assert checkpoint.describe(release).weights_sha256 in text
     assert "emt-test" in text
     assert "Al Ni Cu Pd Ag Pt Au" in text
 
@@ -241,7 +241,7 @@ def two_theories(run: Path, emt_manifest: Manifest) -> Path:
     potential = add_theory(load(run), "SCAN")
     for parameter in (p for name, p in potential.named_parameters() if name.endswith("theory_weight")):
         parameter.data[1] += 0.3
-    checkpoint.save(potential, run / "potential", checkpoint.read_config(run / "potential")["provenance"])
+    checkpoint.save(potential, run / "potential", checkpoint.describe(run / "potential").provenance)
     evaluate(EvaluateConfig(model=run, data=emt_manifest.root, theory="SCAN"))
     return run
 
@@ -260,10 +260,10 @@ def test_one_level_of_theory_is_released_alone(two_theories: Path) -> None:
     np.testing.assert_allclose(
         record["forces"], expected.forces.numpy(), atol=1e-6 * float(expected.forces.abs().max())
     )
-    provenance = checkpoint.read_config(out)["provenance"]
+    provenance = checkpoint.describe(out).provenance
     assert provenance["kept_of"]["theories"] == list(trained.theories)
     assert provenance["num_parameters"] == sum(p.numel() for p in released.parameters())
-    assert checkpoint.read_config(out)["weights_sha256"] in (out / "README.md").read_text()
+    assert checkpoint.describe(out).weights_sha256 in (out / "README.md").read_text()
 
 
 def test_the_report_has_to_be_of_the_theory_that_is_released(two_theories: Path) -> None:

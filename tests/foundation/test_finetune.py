@@ -92,7 +92,7 @@ def test_a_run_learns_the_target_reports_what_it_forgot_and_can_be_loaded(config
     assert (config.out / "forgetting" / "index.html").is_file()
     loaded = checkpoint.load(config.out)
     assert all(torch.equal(value, weights(loaded)[name]) for name, value in weights(tuned).items())
-    provenance = checkpoint.read_config(config.out / "potential")["provenance"]
+    provenance = checkpoint.describe(config.out / "potential").provenance
     assert provenance["method"] == "fine-tuning"
     assert provenance["start"]["datasets"][0]["name"] == "emt-test"
     rows = [row for row in read_rows(config.out / "logs") if row["kind"] == "validation"]

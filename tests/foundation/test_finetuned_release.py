@@ -137,8 +137,8 @@ def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
     release = export(ExportConfig(run=tuned, out=tmp_path / "release"))
     verify_golden(release)
     card = (release / "README.md").read_text()
-    config = checkpoint.read_config(tuned / "potential")
-    provenance, report = config["provenance"], Forgetting.from_json(tuned / "forgetting" / "forgetting.json")
+    config = checkpoint.describe(tuned / "potential")
+    provenance, report = config.provenance, Forgetting.from_json(tuned / "forgetting" / "forgetting.json")
     rehearsed = round(0.25 * emt_manifest.split("train").statistics.num_frames)
     moved = provenance["references"]["effective medium theory"]["elements"]["Cu"]["moved"]
     for expected in (
@@ -159,7 +159,7 @@ def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
         table(report),
         "| emt-target, target | test | effective medium theory |",
         "| emt-test, retained | test | effective medium theory |",
-        config["weights_sha256"],
+        config.weights_sha256,
     ):
         assert expected in card
     for leftover in ("{{", "{%", "Undefined", "None ", "nan", "\n\n\n", "trivial predictor"):
@@ -167,7 +167,7 @@ def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
 
 
 def _sha256(run: Path) -> str:
-    return checkpoint.read_config(run / "potential")["weights_sha256"]
+    return checkpoint.describe(run / "potential").weights_sha256
 
 
 def test_golden_structures_are_of_the_retained_set_if_nobody_may_pass_on_the_target(
@@ -237,7 +237,7 @@ def test_a_run_without_a_held_out_target_is_refused_and_one_without_a_retained_s
 
 def test_a_level_of_theory_is_released_alone_if_it_was_measured(run: Path) -> None:
     potential = add_theory(checkpoint.load(run), "SCAN")
-    checkpoint.save(potential, run / "potential", checkpoint.read_config(run / "potential")["provenance"])
+    checkpoint.save(potential, run / "potential", checkpoint.describe(run / "potential").provenance)
     change(run / "forgetting", "forgetting.json", lambda values: values["weights_sha256"].update(after=_sha256(run)))
     refused(run, r"no held-out set at SCAN was measured", theory="SCAN")
     theory = potential.theories[0]
@@ -255,7 +255,7 @@ def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
             start=tuned, data=target.root, out=out, fit=FIT, machine=CPU, optim=OPTIM, penalty=penalty, card=CARD
         )
     )
-    start = checkpoint.read_config(out / "potential")["provenance"]["start"]
+    start = checkpoint.describe(out / "potential").provenance["start"]
     assert [each["name"] for each in start["datasets"]] == ["emt-target", "emt-test", "emt-test"]
     refused(out, f"{target.root}: no structure .* whose licence allows to copy it")
     release = export(ExportConfig(run=out, out=tmp_path / "release", data=emt_manifest.root))
@@ -279,9 +279,9 @@ def test_what_lies_between_start_and_result_is_released_with_its_own_errors(
     card = (release / "README.md").read_text()
     assert f" → {after} (" in card
     assert f"| interpolated | start + 0.5 (result − start) in all weights; the result is `{_sha256(curved)}`." in card
-    settings = checkpoint.read_config(release)
-    assert f"`{settings['weights_sha256']}`" in card
-    assert settings["provenance"]["interpolated"] == {"alpha": 0.5, "weights_sha256": _sha256(curved)}
+    settings = checkpoint.describe(release)
+    assert f"`{settings.weights_sha256}`" in card
+    assert settings.provenance["interpolated"] == {"alpha": 0.5, "weights_sha256": _sha256(curved)}
 
 
 def test_what_was_not_measured_between_is_not_released(

@@ -126,8 +126,8 @@ def test_a_new_quantity_is_one_entry(
     found = predict(checkpoint.load(run), emt_manifest, "test", edge_budget=20000)
     aluminium = found.forces[found.numbers == 13]
     error, size = (np.sqrt(np.square(each).mean()) for each in (aluminium[:, 1] - aluminium[:, 0], aluminium[:, 0]))
-    assert values["errors"]["aluminium_rmse"] == pytest.approx(error, rel=1e-12)
-    assert values["errors"]["zero_aluminium_rmse"] == pytest.approx(size, rel=1e-12)
+    assert values.errors["aluminium_rmse"] == pytest.approx(error, rel=1e-12)
+    assert values.errors["zero_aluminium_rmse"] == pytest.approx(size, rel=1e-12)
     shown = [f"{1000 * error:.1f}", f"{1000 * size:.1f} (zero)", f"{error / size:.3f}"]
     cells = [ALUMINIUM_RMSE.title, *shown]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in (run / "report" / "index.html").read_text()

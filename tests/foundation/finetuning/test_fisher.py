@@ -83,7 +83,7 @@ def test_the_checksum_of_the_weights_is_that_of_the_checkpoint(
     fisher: Fisher, potential: Potential, tmp_path: Path
 ) -> None:
     checkpoint.save(potential, tmp_path / "potential", {})
-    assert fisher.weights_sha256 == checkpoint.read_config(tmp_path / "potential")["weights_sha256"]
+    assert fisher.weights_sha256 == checkpoint.describe(tmp_path / "potential").weights_sha256
     assert checkpoint.weights_sha256(checkpoint.load(tmp_path / "potential")) == fisher.weights_sha256
 
 

@@ -1,5 +1,6 @@
 """Hostile names come out of every output language as the text that they are: judged by parsers of these languages."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from markdown_it.token import Token
 from matplotlib.figure import Figure
 
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, rows
-from foundation.finetuning.release import method_rows
+from foundation.provenance import StartFacts
 from foundation.reports.card import CardFacts, render_card
+from foundation.reports.card_of_fine_tuning import method_rows
 from foundation.reports.escape import code, figure_text, markdown, printable
 from foundation.reports.page import render_page
-from tests.foundation.finetuning.test_release import PLAIN
 from tests.foundation.reports.test_card import FACTS
+from tests.foundation.reports.test_card_of_fine_tuning import PLAIN
 
 HOSTILE = (
     "x|y\n\n# Heading\n\n<script>alert(1)</script> <img src=x onerror=alert(1)> [a](javascript:alert(1)) "
@@ -117,8 +119,8 @@ def test_no_fact_of_a_card_becomes_markdown() -> None:
 
 
 def test_no_fact_of_a_fine_tuning_becomes_markdown() -> None:
-    start = {"name": HOSTILE, "method": HOSTILE, "weights_sha256": HOSTILE}
-    rows = method_rows({**PLAIN, "start": start, "new_theories": [HOSTILE]}, HOSTILE)
+    start = StartFacts(name=HOSTILE, method=HOSTILE, weights_sha256=HOSTILE)
+    rows = method_rows(replace(PLAIN, start=start, new_theories=(HOSTILE,)), HOSTILE)
     table = "| a | b |\n|---|---|\n" + "".join(f"| {what} | {how} |\n" for what, how in rows)
     types = [token.type for token in tokens(table)]
     assert types.count("td_open") == 2 * len(rows)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ import pytest
 
 from foundation.evaluation.predictions import Predictions
 from foundation.evaluation.quantities import QUANTITIES, summary
-from foundation.reports.evaluation_report import write_report
+from foundation.reports.evaluation_report import Evaluated, write_report
 
-FACTS = {
-    "dataset": "a <set> & more",
-    "split": "test",
-    "manifest_fingerprint": "0123456789abcdef" * 4,
-    "level_of_theory": "PBE",
-    "weights_sha256": "fedcba9876543210" * 4,
-}
+FACTS = Evaluated(
+    dataset="a <set> & more",
+    split="test",
+    manifest_fingerprint="0123456789abcdef" * 4,
+    level_of_theory="PBE",
+    weights_sha256="fedcba9876543210" * 4,
+)
 LABELS = {
     "all": ("forces", "stress"),
     "energy-and-forces": ("forces",),
@@ -58,12 +58,12 @@ def test_three_files_are_written_and_the_numbers_returned(tmp_path: Path, labels
     errors, folder = make_errors(labels), tmp_path / "deep" / "report"
     values = write_report(errors, folder, FACTS)
     assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "index.html", "parity.png"]
-    assert read_strictly(folder / "evaluation.json") == values
+    assert read_strictly(folder / "evaluation.json") == asdict(values)
     counts = {"num_frames": 5.0, "num_atoms": 20.0, "num_skipped": 2.0}
-    assert values["errors"] == counts | summary(errors.errors())
-    assert FACTS.items() <= values.items()
-    assert ("force_mae" in values["errors"]) == ("forces" in labels)
-    assert ("stress_mae" in values["errors"]) == ("stress" in labels)
+    assert values.errors == counts | summary(errors.errors())
+    assert asdict(FACTS).items() <= asdict(values).items()
+    assert ("force_mae" in values.errors) == ("forces" in labels)
+    assert ("stress_mae" in values.errors) == ("stress" in labels)
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
@@ -105,7 +105,7 @@ def test_labels_that_are_all_zero_have_no_ratio(tmp_path: Path) -> None:
     errors.stress[:, 0] = 0.0
     errors = replace(errors, energy=np.tile(errors.energy[:, :1], (1, 3)))
     values = write_report(errors, tmp_path, FACTS)
-    assert "softening" not in values["errors"]
+    assert "softening" not in values.errors
     page = (tmp_path / "index.html").read_text()
     assert all(f"<td>0.000 ({name})</td><td>–</td>" in page for name in ("zero", "composition only"))
 
@@ -120,4 +120,4 @@ def test_a_single_frame_is_enough(tmp_path: Path) -> None:
         has_forces=np.array([False]),
         has_stress=np.array([False]),
     )
-    assert write_report(single, tmp_path, FACTS)["errors"]["num_frames"] == 1.0
+    assert write_report(single, tmp_path, FACTS).errors["num_frames"] == 1.0

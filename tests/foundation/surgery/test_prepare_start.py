@@ -20,7 +20,9 @@ from foundation.interop.published import find_published
 from foundation.interop.sevennet import from_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
+from foundation.provenance import StartChanges
 from foundation.surgery.start import prepare_start
+from foundation.untrusted import typed
 
 CONFIG = EquivariantConfig(irreps="6x0e+2x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 METALS = (13, 28, 29, 46, 47, 78, 79)
@@ -69,7 +71,7 @@ def test_what_the_start_knows_is_left_as_it_is(few: Manifest) -> None:
     for (name, expected), found in zip(start.state_dict().items(), prepared.state_dict().values(), strict=True):
         assert torch.equal(found, expected), name
         assert found.data_ptr() != expected.data_ptr(), name
-    assert facts == {"new_elements": {}, "new_theories": [], "same_energies": True}
+    assert facts == StartChanges()
 
 
 @pytest.mark.parametrize("references", ["keep", "refit"])
@@ -77,8 +79,8 @@ def test_a_new_theory_leaves_the_old_one_alone_and_begins_as_the_start(few: Mani
     start = make()
     prepared, facts = prepare_start(start, START, *data(few, theory="other"), references=references)
     assert prepared.theories == ("EMT", "other")
-    assert facts["new_theories"] == ["other"]
-    assert facts["same_energies"]
+    assert facts.new_theories == ("other",)
+    assert facts.same_energies
     batch = some(few)
     assert_same(prepared, start, batch)
     at_other = dataclasses.replace(batch, theory=torch.ones_like(batch.theory))
@@ -89,12 +91,12 @@ def test_a_new_theory_leaves_the_old_one_alone_and_begins_as_the_start(few: Mani
 
 def test_references_refitted_at_a_new_theory_take_the_offset_away(few: Manifest) -> None:
     prepared, facts = prepare_start(make(), START, *data(few, theory="other"), references="refit")
-    error = facts["references"]["other"]["energy_error"]
-    assert error["after"]["rmse"] < 0.3 * error["before"]["rmse"]
+    error = (facts.references or {})["other"].energy_error
+    assert error.after.rmse < 0.3 * error.before.rmse
     frames = list(Frames(few, "train"))
     batch = collate(frames, 5.0, torch.float64, [1] * len(frames))
     residuals = (batch.energy - prepared.eval()(batch).energy) / batch.num_atoms
-    assert float(residuals.square().mean().sqrt()) == pytest.approx(error["after"]["rmse"], rel=1e-6)
+    assert float(residuals.square().mean().sqrt()) == pytest.approx(error.after.rmse, rel=1e-6)
 
 
 def test_references_refitted_at_a_theory_of_the_start_move_it_and_that_is_said(
@@ -103,14 +105,14 @@ def test_references_refitted_at_a_theory_of_the_start_move_it_and_that_is_said(
     start = make()
     with caplog.at_level(logging.INFO):
         prepared, facts = prepare_start(start, START, *data(few, theory="EMT"), references="refit")
-    assert not facts["same_energies"]
-    furthest = max(abs(each["moved"]) for each in facts["references"]["EMT"]["elements"].values())
+    assert not facts.same_energies
+    furthest = max(abs(each.moved) for each in (facts.references or {})["EMT"].elements.values())
     assert "knows the level of theory EMT already" in caplog.text
     assert f"{furthest:.3g} eV per atom" in caplog.text
     batch = some(few)
     assert (prepared.eval()(batch).energy - start(batch).energy).abs().max() > 0.1
     torch.testing.assert_close(prepared(batch).forces, start(batch).forces, rtol=0.0, atol=1e-12)
-    assert json.loads(json.dumps(facts)) == facts
+    assert typed(StartChanges, json.loads(json.dumps(dataclasses.asdict(facts))), "") == facts
 
 
 @pytest.mark.parametrize(
@@ -123,16 +125,16 @@ def test_a_new_element_gets_a_reference_and_the_others_stay(
     start = make(known, dtype)
     prepared, facts = prepare_start(start, START, *data(emt_manifest, theory="EMT"), new_elements="add")
     assert prepared.elements == METALS
-    assert facts["new_elements"] == {"Au": "Ag"}
-    assert facts["same_energies"]
+    assert facts.new_elements == {"Au": "Ag"}
+    assert facts.same_energies
     assert_same(prepared, start, some(emt_manifest, known, dtype), tolerance)
-    (moved,) = facts["references_of_new_elements"]["EMT"]["elements"].items()
+    (moved,) = (facts.references_of_new_elements or {})["EMT"].elements.items()
     silver, gold = (prepared.get_buffer("reference_energies")[0, METALS.index(z)] for z in (47, 79))
     assert moved[0] == "Au"
-    assert moved[1]["after"] == float(gold)
+    assert moved[1].after == float(gold)
     assert gold != silver
-    error = facts["references_of_new_elements"]["EMT"]["energy_error"]
-    assert error["after"]["rmse"] < error["before"]["rmse"]
+    error = (facts.references_of_new_elements or {})["EMT"].energy_error
+    assert error.after.rmse < error.before.rmse
 
 
 def test_an_element_that_is_not_to_be_added_is_refused_with_the_option_that_adds_it(emt_manifest: Manifest) -> None:
@@ -146,7 +148,7 @@ def test_of_several_data_sets_each_gets_its_own_references(few: Manifest, emt_ma
     sets = data(few, emt_manifest, one="other", two="EMT")
     prepared, facts = prepare_start(start, START, *sets, references="refit")
     assert prepared.theories == ("EMT", "other")
-    count = {name: facts["references"][name]["num_structures"] for name in ("EMT", "other")}
+    count = {name: (facts.references or {})[name].num_structures for name in ("EMT", "other")}
     assert count == {m: s.num_frames for m, s in sets[0].items()}
 
 
@@ -162,11 +164,11 @@ def test_sevennet_0_learns_the_zero_of_energy_of_other_data_and_keeps_its_own(
     lips = build(config)
     start = from_sevennet(find_published("sevennet-0"))
     prepared, facts = prepare_start(start, START, *data(lips, theory="lips"), references="refit")
-    report = facts["references"]["lips"]
-    assert set(report["elements"]) == {"Li", "P", "S"}
-    assert report["num_structures"] == 4
-    assert report["energy_error"]["before"]["rmse"] > 0.02
-    assert report["energy_error"]["after"]["rmse"] < 0.01
+    report = (facts.references or {})["lips"]
+    assert set(report.elements) == {"Li", "P", "S"}
+    assert report.num_structures == 4
+    assert report.energy_error.before.rmse > 0.02
+    assert report.energy_error.after.rmse < 0.01
     mptrj = AseFiles(files=(str(real_data / "mptrj-1k" / "mptrj-random-1k.xyz"),))
     frames = [frame for frame, _ in zip(mptrj, range(100), strict=False) if frame.num_atoms <= 12][:3]
     # stresses of relaxed crystals are small differences of large numbers

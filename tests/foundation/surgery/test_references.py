@@ -65,10 +65,10 @@ def test_another_zero_of_energy_is_found_whatever_its_size(moved: Manifest) -> N
     shift = (references - potential.get_buffer("reference_energies"))[0].numpy()
     fractions = compositions(moved)
     np.testing.assert_allclose(fractions @ shift, fractions @ SHIFTS, atol=1e-3)
-    errors = report["PBE"]["energy_error"]
-    assert errors["before"]["rmse"] > 50
-    assert errors["after"]["rmse"] < 1e-3
-    assert abs(errors["after"]["mean"]) < 1e-4
+    errors = report["PBE"].energy_error
+    assert errors.before.rmse > 50
+    assert errors.after.rmse < 1e-3
+    assert abs(errors.after.mean) < 1e-4
 
 
 def test_only_elements_of_the_data_move_and_the_report_says_by_how_much(moved: Manifest) -> None:
@@ -78,12 +78,12 @@ def test_only_elements_of_the_data_move_and_the_report_says_by_how_much(moved: M
     assert torch.equal(references[0], before[0])
     assert references[1, -1] == before[1, -1]
     assert list(report) == ["PBE"]
-    assert report["PBE"]["num_structures"] == moved.split("train").statistics.num_frames
-    assert list(report["PBE"]["elements"]) == ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
-    silver = report["PBE"]["elements"]["Ag"]
-    assert silver["before"] == float(before[1, 4])
-    assert silver["after"] == float(references[1, 4])
-    assert silver["moved"] == pytest.approx(silver["after"] - silver["before"])
+    assert report["PBE"].num_structures == moved.split("train").statistics.num_frames
+    assert list(report["PBE"].elements) == ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
+    silver = report["PBE"].elements["Ag"]
+    assert silver.before == float(before[1, 4])
+    assert silver.after == float(references[1, 4])
+    assert silver.moved == pytest.approx(silver.after - silver.before)
 
 
 def test_only_the_elements_that_may_move_do(moved: Manifest) -> None:
@@ -91,7 +91,7 @@ def test_only_the_elements_that_may_move_do(moved: Manifest) -> None:
     references, report = refit_references(potential, [Dataset(manifest=moved)], elements=[47, 92])
     changed = references != potential.get_buffer("reference_energies")
     assert changed.nonzero().tolist() == [[0, 4]]
-    assert list(report["PBE"]["elements"]) == ["Ag"]
+    assert list(report["PBE"].elements) == ["Ag"]
 
 
 def test_elements_that_cannot_be_told_apart_share_the_shift() -> None:
@@ -113,7 +113,7 @@ def test_a_seed_chooses_the_structures_and_the_potential_stays_as_it_is(moved: M
     before = {name: value.clone() for name, value in potential.state_dict().items()}
     data = [Dataset(manifest=moved)]
     runs = [refit_references(potential, data, max_structures=10, seed=seed) for seed in (0, 0, 1)]
-    assert runs[0][1]["PBE"]["num_structures"] == 10
+    assert runs[0][1]["PBE"].num_structures == 10
     assert torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[0][0], runs[2][0])
     assert potential.training

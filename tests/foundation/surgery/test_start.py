@@ -13,7 +13,7 @@ from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
-from foundation.checkpoint import load, read_config
+from foundation.checkpoint import describe, load
 from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
@@ -122,8 +122,8 @@ def test_a_second_stage_trains_on_at_its_theory_and_its_card_tells_of_the_first(
     # the bias of the theory that had no data has had no gradient
     assert layer.theory_weight[1].abs().max() > 100 * layer.theory_weight[0].abs().max()
     assert not torch.equal(after.network.readout[1].weight, before.network.readout[1].weight)
-    start = read_config(out / "potential")["provenance"]["start"]
-    assert start["weights_sha256"] == read_config(first / "potential")["weights_sha256"]
+    start = describe(out / "potential").provenance["start"]
+    assert start["weights_sha256"] == describe(first / "potential").weights_sha256
     assert [dataset["name"] for dataset in start["datasets"]] == ["emt-test"]
     evaluate(EvaluateConfig(model=out, data=few.root, theory="other"))
     export(ExportConfig(run=out, out=out / "release"))

@@ -1,12 +1,21 @@
 """What a card says of a fine-tuning: everything that was used, and nothing that was not."""
 
-import copy
+import dataclasses
 from typing import Any
 
-from foundation.finetuning.release import MOVED, method_rows
+from foundation.provenance import (
+    EnergyErrors,
+    Interpolated,
+    MovedReference,
+    MovedReferences,
+    Provenance,
+    Residuals,
+)
+from foundation.reports.card_of_fine_tuning import MOVED, method_rows
+from foundation.untrusted import typed
 
 SHA = "a" * 64
-PLAIN: dict[str, Any] = {
+WRITTEN: dict[str, Any] = {
     "start": {"folder": "runs/sevennet-0", "weights_sha256": SHA, "datasets": []},
     "new_elements": {},
     "new_theories": [],
@@ -23,7 +32,8 @@ PLAIN: dict[str, Any] = {
         "adapters": None,
     },
 }
-"""Provenance of a plain fine-tuning, as far as it is looked at."""
+"""Provenance of a plain fine-tuning in a file, as far as it is looked at."""
+PLAIN = typed(Provenance, WRITTEN, "provenance")
 PENALTY = {"weight": 1e5, "fisher": "runs/fisher.safetensors", "power": 0.5, "normalization": "tensor", "damping": 0.1}
 REHEARSAL = {
     "data": [{"path": "data/one"}, {"path": "data/two"}],
@@ -40,9 +50,8 @@ REHEARSAL = {
 
 
 def rows(settings: dict | None = None, **facts: Any) -> dict[str, str]:
-    provenance = copy.deepcopy(PLAIN) | facts
-    provenance["config"] |= settings or {}
-    return dict(method_rows(provenance, SHA))
+    config = WRITTEN["config"] | (settings or {})
+    return dict(method_rows(typed(Provenance, WRITTEN | facts | {"config": config}, "provenance"), SHA))
 
 
 def test_of_a_plain_fine_tuning_it_says_that_nothing_was_done() -> None:
@@ -101,7 +110,11 @@ def test_adapters_are_described() -> None:
 
 
 def test_new_elements_and_theories_and_moved_references_are_reported() -> None:
-    moved = {"PBE": {"num_structures": 1000, "elements": {"Rh": {"moved": -0.25}}}}
+    size = Residuals(mean=0.0, mae=0.1, rmse=0.2)
+    rhodium = MovedReference(before=-1.0, after=-1.25, moved=-0.25)
+    errors = EnergyErrors(before=size, after=size)
+    references = MovedReferences(num_structures=1000, elements={"Rh": rhodium}, energy_error=errors)
+    moved = {"PBE": dataclasses.asdict(references)}
     facts: dict[str, Any] = {
         "new_elements": {"Rh": "Pd"},
         "new_theories": ["SCAN"],
@@ -117,5 +130,5 @@ def test_new_elements_and_theories_and_moved_references_are_reported() -> None:
 
 
 def test_an_interpolation_says_what_it_lies_between() -> None:
-    found = rows(interpolated={"alpha": 0.5, "weights_sha256": "c" * 64})["interpolated"]
+    found = rows(interpolated=dataclasses.asdict(Interpolated(alpha=0.5, weights_sha256="c" * 64)))["interpolated"]
     assert found.startswith(f"start + 0.5 (result − start) in all weights; the result is `{'c' * 64}`.")

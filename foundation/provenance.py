@@ -1,0 +1,329 @@
+"""Origin of a potential: what of the provenance in its config.json, and of the record of its run, is read again.
+
+Both are written by every version of the program and say more than is read: other entries are for people and passed
+over, and an entry that an older version did not write has a default.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from foundation.untrusted import OpenRecord, typed
+
+FINE_TUNING = "fine-tuning"
+"""Method of a fine-tuned potential."""
+Facts = dict[str, str | int | float | bool | None]
+"""Facts of a data set for the card: its provenance, level of theory, counts and checksum."""
+
+
+def names_of(datasets: tuple[Facts, ...]) -> list[str]:
+    """Return the names of data sets."""
+    return [str(dataset["name"]) for dataset in datasets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedReference:
+    """Reference energy of an element that was estimated again."""
+
+    before: float
+    """Reference before [eV]."""
+    after: float
+    """Reference after [eV]."""
+    moved: float
+    """Difference of the two [eV]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """Sizes of the errors of energies."""
+
+    mean: float
+    """Mean [eV per atom]."""
+    mae: float
+    """Mean absolute error [eV per atom]."""
+    rmse: float
+    """Root mean square error [eV per atom]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyErrors:
+    """Errors of energies before and after references were estimated again."""
+
+    before: Residuals
+    """Errors with the old references."""
+    after: Residuals
+    """Errors with the new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedReferences:
+    """Reference energies at a level of theory that were estimated again."""
+
+    num_structures: int
+    """Number of structures that they were estimated from."""
+    elements: dict[str, MovedReference]
+    """References by symbol of the element."""
+    energy_error: EnergyErrors
+    """Errors on these structures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartChanges(OpenRecord):
+    """What was done to the start of a fine-tuning before the first step."""
+
+    new_elements: dict[str, str] = field(default_factory=dict)
+    """Elements that were added, and the element that each begins as."""
+    new_theories: tuple[str, ...] = ()
+    """Levels of theory that were added."""
+    same_energies: bool = True
+    """Whether what the start predicts at its levels of theory stays."""
+    references_of_new_elements: dict[str, MovedReferences] | None = None
+    """Reference energies of the new elements by level of theory; None without new elements."""
+    references: dict[str, MovedReferences] | None = None
+    """Reference energies that were estimated again by level of theory; None where they were kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFacts(OpenRecord):
+    """The weights that a training began with."""
+
+    folder: str = ""
+    """Folder of the potential."""
+    name: str = ""
+    """Name in its card."""
+    method: str | None = None
+    """How it was made."""
+    weights_sha256: str = ""
+    """Checksum of its weights."""
+    datasets: tuple[Facts, ...] = ()
+    """All data that its weights have seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalFacts(OpenRecord):
+    """Data of the pretraining that a fine-tuning went on training on."""
+
+    datasets: tuple[Facts, ...] = ()
+    """The data sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherData(OpenRecord):
+    """Data that a Fisher was computed on."""
+
+    name: str
+    """Name of the data set."""
+    split: str
+    """Split of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherFacts(OpenRecord):
+    """The Fisher of a penalty."""
+
+    data: tuple[FisherData, ...]
+    """Data that it was computed on."""
+    num_structures: int
+    """Number of structures that it is the mean over."""
+    num_above_threshold: int
+    """Number of structures left out for their loss."""
+    loss_threshold: float | None
+    """Loss above which they were left out; None if none were."""
+    num_parameters: int
+    """Number of weights."""
+    num_unprotected: int
+    """Number of weights whose Fisher is zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolated(OpenRecord):
+    """Place of a potential between the start and the result of a fine-tuning."""
+
+    alpha: float
+    """Part of the way from the start to the result."""
+    weights_sha256: str
+    """Checksum of the result's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord(OpenRecord):
+    """A data set in the record of a run."""
+
+    path: str
+    """Manifest, or its folder."""
+    split: str | None = None
+    """Split of it, where one is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord(OpenRecord):
+    """Section `fit` in the record of a run."""
+
+    steps: int | None = None
+    """Number of optimizer steps."""
+    seed: int = 0
+    """Seed of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalRecord(OpenRecord):
+    """Section `rehearsal` in the record of a run."""
+
+    data: str | tuple[DataRecord, ...]
+    """Manifest of the data, or several data sets."""
+    split: str
+    """Split of them."""
+    ratio: float
+    """Edge budget over the target's."""
+    weight: float
+    """Factor of the loss."""
+    mode: str
+    """How target and rehearsal take turns."""
+    labels: str = "data"
+    """Labels: `data` for their own, `start` for the start's predictions."""
+    loss: dict[str, Any] | None = None
+    """Loss of its own."""
+    elements: tuple[str, ...] = ()
+    """Symbols of elements, one of which a structure has to have."""
+    fraction: float = 1.0
+    """Fraction of the structures."""
+    method: str = "random"
+    """How they were chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingRecord(OpenRecord):
+    """Section `forgetting` in the record of a run."""
+
+    retained: tuple[DataRecord, ...] = ()
+    """Held-out data of the pretraining."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(OpenRecord):
+    """Configuration of a run, resolved: the content of its run.json."""
+
+    data: str | tuple[DataRecord, ...] | None = None
+    """Manifest of the data, or several data sets."""
+    fit: FitRecord = FitRecord()
+    """Length and seed."""
+    rehearsal: RehearsalRecord | None = None
+    """Rehearsal of a fine-tuning."""
+    forgetting: ForgettingRecord = ForgettingRecord()
+    """Held-out sets of a fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimRecord(OpenRecord):
+    """Section `optim` in the record of a run."""
+
+    optimizer: str
+    """Name of the optimizer."""
+    learning_rate: float
+    """Largest learning rate."""
+    schedule: str
+    """Name of the schedule."""
+    warmup_steps: int
+    """Number of steps of warm-up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyRecord(OpenRecord):
+    """Section `penalty` in the record of a run."""
+
+    weight: float
+    """Factor lambda."""
+    power: float = 1.0
+    """Power that the Fisher was taken to."""
+    normalization: str = "none"
+    """What the Fisher was divided by."""
+    damping: float = 0.0
+    """Share of its mean that was added to the Fisher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord(OpenRecord):
+    """Section `adapters` in the record of a run."""
+
+    rank: int
+    """Rank of each adapter."""
+    alpha: float
+    """Scale of each adapter."""
+    patterns: tuple[str, ...]
+    """Patterns that chose the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecord(RunRecord):
+    """Configuration of a fine-tuning, resolved."""
+
+    optim: OptimRecord
+    """Optimizer and schedule."""
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    """Factors of learning rates by pattern."""
+    penalty: PenaltyRecord | None = None
+    """Penalty on leaving the start."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that stayed as they were."""
+    adapters: AdapterRecord | None = None
+    """Low-rank adapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(StartChanges):
+    """Origin of a potential."""
+
+    method: str = ""
+    """How it was made."""
+    datasets: tuple[Facts, ...] = ()
+    """Data that it was trained on."""
+    num_parameters: int | None = None
+    """Number of parameters."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Version of each package that took part."""
+    hardware: str = ""
+    """Machine that it was made on."""
+    wall_time_s: float | None = None
+    """Duration of the run [s]."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Configuration of the run, resolved."""
+    start: StartFacts = StartFacts()
+    """Weights that a run began with."""
+    rehearsal: RehearsalFacts | None = None
+    """Rehearsed data of a fine-tuning."""
+    fisher: FisherFacts | None = None
+    """Fisher of a fine-tuning's penalty."""
+    num_trained: int | None = None
+    """Number of weights that a fine-tuning trained."""
+    interpolated: Interpolated | None = None
+    """Place between the start and the result of a fine-tuning; None at the result."""
+
+    def __post_init__(self) -> None:
+        _ = self.card
+
+    @property
+    def card(self) -> dict[str, str]:
+        """Facts for the card in the configuration of the run."""
+        return typed(dict[str, str] | None, self.config.get("card"), "config.card") or {}
+
+    @property
+    def run(self) -> RunRecord:
+        """Configuration of the run.
+
+        Raises:
+            ValueError: it is none; the message has the dotted name of an entry.
+        """
+        return typed(RunRecord, self.config, "config")
+
+    @property
+    def finetuning(self) -> FinetuneRecord:
+        """Configuration of the fine-tuning.
+
+        Raises:
+            ValueError: it is none; the message has the dotted name of an entry.
+        """
+        return typed(FinetuneRecord, self.config, "config")
+
+    @property
+    def rehearsed(self) -> tuple[Facts, ...]:
+        """Rehearsed data sets, if any."""
+        return self.rehearsal.datasets if self.rehearsal else ()
