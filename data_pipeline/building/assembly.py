@@ -1,9 +1,9 @@
-"""Assembly: staged frames become shards. Which frames a shard holds is plain arithmetic, so any process can write any.
+"""Assembly: staged frames become shards. The frames of a shard follow from arithmetic, so any process can write any.
 
-Shard k of a split holds the frames k·shard_frames and following of the split, in source order. A shard is done when its
-receipt is there: checksums, size and the sums of its statistics, from which the manifest is made. All sums over shards
-are taken in order, so the bytes do not depend on who wrote what. A writing process holds a block of frames and some
-150 bytes for each frame of its shard.
+Shard k of a split holds the frames k·shard_frames and following of the split, in source order. A shard is complete when
+its receipt exists: checksums, size and the sums of its statistics, from which the manifest is made. Sums over shards
+are taken in order, so the bytes do not depend on the process that wrote a shard. A writing process holds a block of
+frames and some 150 bytes per frame of its shard.
 """
 
 import hashlib
@@ -30,32 +30,32 @@ from data_pipeline.structure import Structure
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How frames are cut into blocks and shards."""
+    """Division of frames into blocks and shards."""
 
     cutoffs: tuple[float, ...]
     """Cutoffs at which edges were counted [Å]."""
     block_frames: int
-    """Frames per block."""
+    """Number of frames per block."""
     shard_frames: int
-    """Frames per shard."""
+    """Number of frames per shard."""
     positions: Precision
     """Precision of the positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """A shard to write: stretches of chunks, and which frames of them are meant."""
+    """A shard to write: ranges of chunks, and the frames to take from them."""
 
     name: str
     """File name."""
     split: int
-    """Place of its split in SPLITS."""
+    """Index of its split in SPLITS."""
     chunks: tuple[tuple[Path, int, int], ...]
     """The chunks that hold its frames, each with the numbers of its first frame and of the one after its last."""
     skip: int
-    """Frames of the split in the first of them that belong to the shard before."""
+    """Frames of the split in the first chunk that belong to the previous shard."""
     num_frames: int
-    """Frames of the shard."""
+    """Number of frames of the shard."""
 
 
 def plan_shards(frames: StagedFrames, splits: Int8[np.ndarray, " frames"], shard_frames: int) -> list[ShardPlan]:
@@ -83,7 +83,7 @@ def plan_shards(frames: StagedFrames, splits: Int8[np.ndarray, " frames"], shard
 
 
 def receipt_path(receipts: Path, name: str) -> Path:
-    """Return the path of a shard's receipt; it exists when the shard is complete."""
+    """Return the path of a shard's receipt, which exists once the shard is complete."""
     return receipts / f"{name}.json"
 
 
@@ -107,7 +107,7 @@ def write_shard(data: Path, receipts: Path, splits_file: Path, plan: ShardPlan, 
 
 
 def _receipt_text(shard: Shard, statistics: Statistics) -> str:
-    """Return a receipt: its content is a text in it, so that its checksum does not depend on how it is written."""
+    """Return a receipt with its content as a string, so that the checksum does not depend on JSON formatting."""
     content = json.dumps({"shard": asdict(shard), "statistics": statistics.to_json()})
     return json.dumps({"content": content, "sha256": hashlib.sha256(content.encode()).hexdigest()})
 
@@ -116,8 +116,8 @@ def _receipt(receipts: Path, plan: ShardPlan) -> tuple[Shard, Statistics]:
     """Read the receipt of a shard.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another shard.
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged or belongs to another shard.
     """
     path = receipt_path(receipts, plan.name)
     receipt = Record(parse_json(path.read_bytes()), str(path))
@@ -132,7 +132,7 @@ def _receipt(receipts: Path, plan: ShardPlan) -> tuple[Shard, Statistics]:
 
 
 def is_written(data: Path, receipts: Path, plan: ShardPlan) -> bool:
-    """Return whether an earlier call wrote a shard, and what it wrote is still what its receipt says."""
+    """Return whether an earlier call wrote a shard and its files still match the receipt."""
     try:
         shard, _ = _receipt(receipts, plan)
         path = data / plan.name

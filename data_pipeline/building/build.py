@@ -1,11 +1,11 @@
-"""Build: a source becomes shards and a manifest, by any number of processes, with the same bytes whoever does what.
+"""Build: a source becomes shards and a manifest, with the same bytes for any number of processes.
 
-Three steps: every part of the source is read and measured (staging.py), what is kept is decided over all frames
+Three steps: every part of the source is read and measured (staging.py), filters are applied over all frames
 (filters.py), the shards are written (assembly.py). Finished parts and shards are kept in `<out>.partial`, so that a
-build that was killed goes on; nothing appears under the target's name until everything is written. The price is that
-the frames are written twice, and take twice their space until the end; reading costs more in every format.
+killed build can continue; nothing appears under the target's name until everything is written. The price is that the
+frames are written twice and take twice their space until the end; reading costs more in every format.
 
-`mpirun -n N foundation build ...` deals parts and shards to N ranks that share the folder; each has its `workers`.
+`mpirun -n N foundation build ...` divides parts and shards among N ranks that share the folder; each has its `workers`.
 """
 
 import errno
@@ -33,7 +33,7 @@ from data_pipeline.building.filters import FilterConfig, check_ids, check_stress
 from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
 from data_pipeline.building.splits import SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, part_folders, stage_part
-from data_pipeline.building.workers import Task, dealt, work
+from data_pipeline.building.workers import Task, assign, work
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
 from data_pipeline.store import durable, lock
@@ -46,44 +46,46 @@ from data_pipeline.structure import InvalidStructure
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
-"""Environment variables that the process managers of MPI give their ranks (MPICH and SLURM, PMIx, Open MPI)."""
+"""Environment variables of ranks set by MPI's process managers (MPICH and SLURM, PMIx, Open MPI)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """How to build a data set from a source."""
+    """Options for building a data set from a source."""
 
     source: SourceConfig
-    """Where the frames come from."""
+    """Source of the frames."""
     provenance: Provenance
-    """Facts that a model trained on the data must be able to state."""
+    """Facts that a model trained on the data must state."""
     out: Path
     """Folder to write."""
     cutoffs: tuple[float, ...] = (5.0,)
-    """Cutoffs of the models to train [Å]: edges are counted at these, for planning and for the mean of neighbours."""
+    """Cutoffs of the models to train [Å]: edges are counted at these, for planning and for the mean number of
+    neighbours."""
     val_fraction: float = 0.1
     """Fraction of the groups, or of the frames, for validation."""
     test_fraction: float = 0.1
-    """Fraction of the groups, or of the frames, for the final evaluation; 1, and val_fraction 0, to train on none."""
+    """Fraction of the groups, or of the frames, for the final evaluation; 1 with val_fraction 0 for data that is not
+    trained on."""
     split_by: SplitBy = "group"
     """Unit of the split. group: whole groups, at random. order: the first frames of the source are train, the next val,
-    the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within each group,
-    so that every split has a part of it. With fewer than five groups, group deals blocks, with a warning, and the
-    manifest records blocks; groups that the source's group_key names stay whole, with a warning."""
+    the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within each group, so
+    that every split has a part of it. With fewer than five groups, group falls back to blocks, with a warning, and the
+    manifest records blocks; groups named by the source's group_key stay whole, with a warning."""
     split_seed: int = 0
-    """A group's split is a function of this and of the group's name alone."""
+    """Seed of the split; a group's split depends only on this and on its name."""
     block_frames: int = 256
-    """Frames per block: the unit of reading."""
+    """Number of frames per block, the unit of reading."""
     shard_frames: int = 65536
-    """Frames per shard."""
+    """Number of frames per shard."""
     positions: Precision = "float64"
     """Precision of the positions on disk: float32 rounds to 10⁻⁶ Å at 20 Å and saves 12 bytes an atom."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """Frames to leave out."""
     workers: int = 1
-    """Processes that read and write; under mpirun, of each rank."""
+    """Number of processes that read and write; under mpirun, per rank."""
     overwrite: bool = False
-    """Replace a data set that is already there."""
+    """Replace an existing data set."""
 
     def __post_init__(self) -> None:
         if not self.cutoffs or min(self.cutoffs) <= 0:
@@ -105,7 +107,7 @@ _OF_A_DATA_SET = re.compile(
 
 
 class DiskFull(OSError):
-    """There is no space for the data set; the message says where and how much is missing."""
+    """No space for the data set; the message says where and how much is missing."""
 
 
 def build(config: BuildConfig) -> Manifest:
@@ -113,13 +115,13 @@ def build(config: BuildConfig) -> Manifest:
 
     Raises:
         InUse: another build writes to the same target.
-        FileExistsError: the target is there and overwrite is False, it is not a data set, holds other files
-            too or holds the source.
+        FileExistsError: the target exists and overwrite is False, is not a data set, or holds other files or the
+            source.
         FileNotFoundError: a file of the source is missing.
-        InvalidStructure: a frame or the source is refused. As after every error or kill, what was done stays in
-            `<out>.partial` (unless there is nothing yet) and the same call goes on from there.
+        InvalidStructure: a frame or the source is refused. As after every error or kill, partial results stay in
+            `<out>.partial` (if there are any) and the same call continues from there.
         SourceChanged: a file of the source was written to while it was read; the same call starts over.
-        DiskFull: there is no space left.
+        DiskFull: no space left.
         ChildProcessError: a worker was killed.
     """
     place = _Place(config.out)
@@ -145,22 +147,22 @@ def build(config: BuildConfig) -> Manifest:
 
 
 def split_of(group: str, config: BuildConfig) -> str:
-    """Return the split of a group, where groups are what is dealt: a stable hash, so adding data never moves one."""
+    """Return the split of a group under split_by group: a stable hash, so adding data never moves a group."""
     return split_name(group, config.split_seed, config.val_fraction, config.test_fraction)
 
 
 def is_first_rank() -> bool:
-    """Return whether this process speaks for all: it is not under mpirun, or its first rank."""
+    """Return whether this process is not under mpirun, or is the first rank."""
     return all(os.environ.get(name, "0") == "0" for name in LAUNCHERS)
 
 
 class _Place:
-    """The folders of a build: `<out>` and, until it is complete, what is in `<out>.partial`."""
+    """Folders of a build: `<out>` and, until it is complete, those in `<out>.partial`."""
 
     def __init__(self, out: Path) -> None:
         self.lock, self.out = lock.beside(out), lock.real(out)
         self.partial = durable.partial_of(self.out)
-        # also as the files of a source are named, links not followed
+        # also in the form of a source's paths, where links are not followed
         self._own = (self.partial, out.absolute().parent / self.partial.name)
         self.state = self.partial / "state.json"
         self.staged, self.receipts, self.data = (self.partial / name for name in ("staged", "receipts", "data"))
@@ -168,7 +170,7 @@ class _Place:
         self.source: Snapshot = {}
 
     def is_own(self, path: Path) -> bool:
-        """Return whether a file in a folder of the source is the build's, or the lock of any."""
+        """Return whether a file in a folder of the source belongs to this build, or is a lock."""
         return path.name.endswith(lock.NAME) or any(path.is_relative_to(own) for own in self._own)
 
 
@@ -184,24 +186,24 @@ def _reading(config: BuildConfig) -> Reading:
 
 
 def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
-    """Check the target, and keep of an earlier attempt what is still good; return the parts of the source."""
+    """Check the target and keep valid results of an earlier attempt; return the parts of the source."""
     durable.put_back(place.out)
     if place.out.exists() and place.partial.exists() and not place.data.exists():
         shutil.rmtree(place.partial)  # killed when everything was in its place
     _check_target(config)
-    # before the parts are found: what is written from now on is noticed
+    # before the parts are listed: later writes are noticed
     place.source = snapshot(config.source, place.is_own)
     parts = list(config.source.parts())
     fingerprints = _fingerprints(config, parts, place)
     earlier = _state(place.state)
     if place.partial.exists() and earlier.get("reading") != fingerprints["reading"]:
-        logger.info("%s is from other files or settings, or incomplete: starting over", place.partial)
-        place.state.unlink(missing_ok=True)  # first, so that half of what is removed is never gone on with
+        logger.info("%s belongs to other files or settings, or is incomplete: starting over", place.partial)
+        place.state.unlink(missing_ok=True)  # first, so that a half removed folder is never continued
         shutil.rmtree(place.partial)
     elif earlier:
         drop_damaged(place.staged)
         done = sum(part_folder(place.staged, number).exists() for number in range(len(parts)))
-        logger.info("going on from %s: %d of %d parts are read", place.partial, done, len(parts))
+        logger.info("continuing from %s: %d of %d parts are read", place.partial, done, len(parts))
         if earlier["whole"] != fingerprints["whole"]:
             shutil.rmtree(place.receipts, ignore_errors=True)
             shutil.rmtree(place.data, ignore_errors=True)
@@ -216,11 +218,11 @@ def _prepare(config: BuildConfig, place: _Place) -> list[Part]:
 
 
 def _check_target(config: BuildConfig) -> None:
-    """Refuse a target that is there, unless it is a data set and nothing else, and is to be replaced."""
+    """Refuse an existing target, unless it holds a data set and nothing else, and overwrite is True."""
     if not config.out.exists():
         return
     if not config.overwrite:
-        raise FileExistsError(f"{config.out} already exists; choose another --out or say --overwrite true")
+        raise FileExistsError(f"{config.out} already exists; choose another --out or set --overwrite true")
     refuse_foreign(config.out, "data set", "manifest.json", _is_of_a_data_set)
 
 
@@ -237,10 +239,10 @@ def _check_source(place: _Place) -> None:
 
 
 def _fingerprints(config: BuildConfig, parts: Sequence[Part], place: _Place) -> dict[str, str]:
-    """Return what the staged parts depend on, and what the shards do, as hashes."""
+    """Return hashes of everything that the staged parts and the shards depend on."""
     names = [[part.name, part.size] for part in parts]
     source = [SCHEMA_VERSION, type(config.source).__name__, asdict(config.source), names, place.source]
-    # a frame that did not end the build did not need to be left out either, so `refuse` can change
+    # a build that got here refused nothing, so `refuse` may change
     reading = {key: value for key, value in asdict(_reading(config)).items() if key != "refuse"}
     values = {"reading": [source, reading], "whole": [source, _recorded(config)]}
     texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
@@ -248,7 +250,7 @@ def _fingerprints(config: BuildConfig, parts: Sequence[Part], place: _Place) -> 
 
 
 def _recorded(config: BuildConfig) -> dict:
-    """Return the configuration as it is recorded: where the data lie and who made them is no property of them."""
+    """Return the configuration to record, without paths and worker counts, which do not affect the data."""
     values = json.loads(json.dumps(asdict(config), default=str))
     for name in ("out", "overwrite", "workers"):
         del values[name]
@@ -256,14 +258,14 @@ def _recorded(config: BuildConfig) -> dict:
 
 
 class _Decided(NamedTuple):
-    """What the frames decided for the manifest."""
+    """Facts for the manifest that follow from all frames."""
 
     rejected: dict[str, int]
     split_by: SplitBy
 
 
 def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list[ShardPlan], _Decided]:
-    """Apply the filters, list what is left out, and say which frames each shard holds."""
+    """Apply the filters, write the list of rejected frames, and return the frames of each shard."""
     frames = StagedFrames(place.staged, len(parts))
     check_ids(frames)
     if config.filters.stress_check:
@@ -274,7 +276,9 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
     if rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
-        logger.warning("%d frames are left out: %s (rejects.jsonl says which and why)", sum(rejected.values()), reasons)
+        logger.warning(
+            "%d frames are left out: %s (listed in rejects.jsonl)", sum(rejected.values()), reasons
+        )
     plans = plan_shards(frames, splits.of_frames, config.shard_frames)
     trains = config.val_fraction + config.test_fraction < 1
     if not plans or (trains and plans[0].split != 0):
@@ -293,7 +297,7 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
 
 
 def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided: _Decided) -> Manifest:
-    """Write the manifest and give the data their name."""
+    """Write the manifest and rename the data to the target."""
     _check_source(place)
     manifest = Manifest(
         provenance=config.provenance,
@@ -309,7 +313,7 @@ def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Return what an earlier call noted; nothing if that is damaged."""
+    """Return the state of an earlier call; {} if it is missing or damaged."""
     try:
         state = Record(parse_json(path.read_bytes()), str(path)).only("reading", "whole", "sizes")
         return {"reading": state.text("reading"), "whole": state.text("whole"), "sizes": state.counts("sizes")}
@@ -319,21 +323,21 @@ def _state(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
-    """Say in an error what is left; remove what is left if it is nothing. A full disk gets its own error."""
+    """Add to an error where partial results are kept, delete an empty partial folder, and explain a full disk."""
     try:
         yield
     except SourceChanged:
         raise
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, InvalidStructure):
-            _check_source(place)  # half a file cannot be read, but that is not what is wrong with it
+            _check_source(place)  # a file that was being written is unreadable, and that is the error to report
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error = DiskFull(_disk_full(place, error))
         if not part_folders(place.staged):
             if alone:
                 shutil.rmtree(place.partial, ignore_errors=True)
             raise error from error.__cause__
-        kept = f"What is done stays in {place.partial}; the same command goes on from there."
+        kept = f"Partial results stay in {place.partial}; the same command continues from there."
         if isinstance(error, InvalidStructure | DiskFull | ChildProcessError | KeyboardInterrupt):
             raise type(error)(f"{error} {kept}".strip()) from error
         error.add_note(kept)
@@ -341,7 +345,7 @@ def _explained(place: _Place, *, alone: bool) -> Iterator[None]:
 
 
 def _disk_full(place: _Place, error: OSError) -> str:
-    """Say how much space is missing: staged frames and shards take the same, and both are needed at the end."""
+    """Return a message with the missing space: staged frames and shards take the same, and both exist at the end."""
     staged, written = (sum(p.stat().st_size for p in f.rglob("*.tar")) for f in (place.staged, place.data))
     sizes = _state(place.state).get("sizes", [])
     read = [size for number, size in enumerate(sizes) if part_folder(place.staged, number).exists()]
@@ -360,7 +364,7 @@ def _bytes(number: int | float) -> str:
 
 
 class _Ranks:
-    """The processes of an MPI launch, or this one alone. An error on one ends them all, and is shown once."""
+    """Processes of an MPI launch, or this one alone. An error on one ends all of them and is shown once."""
 
     def __init__(self, place: _Place) -> None:
         self._place, self._world = place, _world()
@@ -376,12 +380,12 @@ class _Ranks:
             unexpected = not isinstance(error, ValueError | OSError | KeyboardInterrupt)
             message = "".join(traceback.format_exception(error)) if unexpected else str(error)
             print(f"foundation: rank {self.rank}: {message}", file=sys.stderr, flush=True)
-        self._world.Abort(2)  # the others wait for this rank and would wait for ever
+        self._world.Abort(2)  # the others would wait for this rank forever
         os._exit(2)  # Abort may return before it takes effect, and the caller would show the error again
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other builds away from the target: the first rank does so for all."""
+        """Hold the lock of the target; the first rank does so for all."""
         with lock.hold(self._place.lock, self._place.out) if self.rank == 0 else nullcontext():
             yield
 
@@ -405,7 +409,7 @@ class _Ranks:
         self, label: str, function: Callable[..., None], tasks: Sequence[Task], sizes: Sequence[int], workers: int
     ) -> None:
         """Do every task on one of the ranks; the first shows the progress of its own share."""
-        mine = dealt(sizes, self.size)[self.rank]
+        mine = assign(sizes, self.size)[self.rank]
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         hidden = self.rank > 0 or not sys.stderr.isatty()
         with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
@@ -423,5 +427,5 @@ def _world() -> Any:
     try:
         from mpi4py import MPI
     except ImportError as error:
-        raise FileNotFoundError("launched by mpirun, but mpi4py is not there: pip install mpi4py mpich") from error
+        raise FileNotFoundError("launched by mpirun, but mpi4py is not installed: pip install mpi4py mpich") from error
     return MPI.COMM_WORLD

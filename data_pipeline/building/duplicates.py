@@ -17,19 +17,19 @@ from data_pipeline.structure import Structure
 
 NUM_PROJECTIONS = 4
 PAIRS_AT_ONCE = 4_000_000
-"""Pairs of the window that are held at once: bounds memory where many frames are alike."""
+"""Number of pairs held at once, which bounds memory when many frames are alike."""
 _SLACK = 1e-9
-"""Rounding of the projections: far above it, far below any tolerance that makes sense."""
+"""Allowance for rounding of the projections: far above rounding, far below any sensible tolerance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What two duplicates have in common, exactly or nearly."""
+    """Properties that two duplicates share, exactly or nearly."""
 
     key: int
-    """Hash of what has to be equal: atomic numbers in order, and which directions repeat."""
+    """Hash of what must be equal: atomic numbers in order, and the directions that repeat."""
     projections: Float64[np.ndarray, " projections"]
-    """Numbers that are nearly equal in frames that are."""
+    """Numbers that are nearly equal in nearly equal frames."""
     steepness: float
     """Largest change of a projection per length of a displacement or of a change of the cell [1/Å]."""
 
@@ -71,7 +71,7 @@ def same(first: Structure, second: Structure, tolerance: float) -> bool:
 
 
 def _coordinates(structure: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the periodic lattice vectors, positions as their multiples, and what is left in the other directions."""
+    """Return the periodic lattice vectors, positions as their multiples, and the remainder in the other directions."""
     lattice = structure.cell[structure.pbc]
     if len(lattice) == 0:
         return lattice, np.zeros((structure.num_atoms, 0)), structure.positions
@@ -87,12 +87,12 @@ def find_duplicates(
     tolerance: float,
     structure: Callable[[int], Structure],
 ) -> dict[int, int]:
-    """Return for each frame that repeats an earlier one that is kept, that one: the first of its kind is kept.
+    """Return, for each frame that duplicates an earlier kept one, the earlier one; the first of its kind is kept.
 
-    Frames are given in source order; structure(number) reads one. What is held is some 100 bytes a frame.
+    Frames are in source order; structure(number) reads one. Memory is some 100 bytes per frame.
     """
     pairs = [_repeated(group, projections) for group in _groups(keys)]
-    # copies to the last bit go first: a thousand of them are a thousand comparisons, not half a million
+    # exact copies first: a thousand of them take a thousand comparisons, not half a million
     copies = _decide(pairs, tolerance, structure)
     rest = np.ones(len(keys), dtype=bool)
     rest[list(copies)] = False
@@ -116,7 +116,7 @@ def _groups(keys: UInt64[np.ndarray, " frames"]) -> Iterator[Int64[np.ndarray, "
 def _repeated(
     group: Int64[np.ndarray, " members"], projections: Float64[np.ndarray, "frames projections"]
 ) -> Int64[np.ndarray, "pairs 2"]:
-    """Return each frame whose projections occurred before in the group, after the first that has them."""
+    """Return pairs (first frame with the same projections, frame) for projections that repeat in the group."""
     _, first, kind = np.unique(projections[group], axis=0, return_index=True, return_inverse=True)
     firsts = first[kind.reshape(-1)]
     pairs = np.stack([group[firsts], group], axis=1)
@@ -131,7 +131,7 @@ def _near(values: Float64[np.ndarray, "frames projections"], window: float) -> I
     counts = ends - np.arange(len(order)) - 1
     first = 0
     while first < len(order):
-        # as many rows as have PAIRS_AT_ONCE pairs, but at least one
+        # rows with up to PAIRS_AT_ONCE pairs, but at least one row
         total = np.cumsum(counts[first : first + PAIRS_AT_ONCE])
         last = first + max(1, int(np.searchsorted(total, PAIRS_AT_ONCE, side="right")))
         size = counts[first:last]
@@ -144,7 +144,7 @@ def _near(values: Float64[np.ndarray, "frames projections"], window: float) -> I
 
 
 def _decide(pairs: Sequence[np.ndarray], tolerance: float, structure: Callable[[int], Structure]) -> dict[int, int]:
-    """Compare pairs of frames, the earlier one first; return each that repeats one that does not itself repeat."""
+    """Compare pairs, the earlier frame first; return each frame that duplicates one that is not itself a duplicate."""
     repeats: dict[int, int] = {}
     joined = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs])
     for first, second in joined[np.lexsort((joined[:, 0], joined[:, 1]))].tolist():

@@ -1,9 +1,9 @@
-"""Edge counts: how many edges each frame has at each cutoff, for a fraction of the price of finding them.
+"""Edge counts of each frame at each cutoff, at a fraction of the cost of finding the edges.
 
-A plan needs numbers, not edges. Of a small frame all squared distances to half of its periodic images come from one
-matrix product, and counting them takes a third of the time of vesin's cheapest list (17,000 and 6,000 frames/s on
-MPtrj at 5 Å; its sorted full list: 4,000). Where rounding could decide (a distance at a cutoff), where atoms nearly
-coincide, and for large frames, where the product would cost more, vesin counts.
+A plan needs numbers, not edges. In a small frame all squared distances to half of its periodic images are one matrix
+product, and counting them takes a third of the time of vesin's cheapest list (17,000 and 6,000 frames/s on MPtrj at 5
+Å; its sorted full list: 4,000). vesin counts when rounding could decide (a distance at a cutoff), when atoms nearly
+coincide, and for large frames, where the product would cost more.
 """
 
 from collections.abc import Sequence
@@ -17,28 +17,29 @@ from data_pipeline.graphs.neighbors import Cells, NeighborSearch
 from data_pipeline.structure import MIN_DISTANCE, InvalidStructure, Structure
 
 MAX_DISTANCES = 200_000
-"""Distances in one product, above which vesin is faster (about 250 atoms); also bounds memory."""
+"""Largest number of distances in one product: above, vesin is faster (about 250 atoms); also bounds memory."""
 SERIAL_DISTANCES = 40_000
-"""Distances in one call of the product: of more, OpenBLAS makes work for all cores that costs more than it saves."""
+"""Largest number of distances in one call of the product: above, OpenBLAS uses all cores, which costs more than it
+saves."""
 MAX_RADIUS = 200.0
-"""Distance of an atom from the middle of its frame [Å], above which the product's rounding could decide."""
+"""Largest distance of an atom from the middle of its frame [Å]: above, the product's rounding could decide."""
 TIE = 1e-9
-"""Squared distances so close to a squared cutoff [Å²] are not decided by the product, whose rounding is far smaller."""
+"""Distance from a squared cutoff [Å²] below which the product does not decide; its rounding is far smaller."""
 
 
 class Edges(NamedTuple):
-    """What is counted in one frame."""
+    """Edge counts of one frame."""
 
     counts: list[int]
-    """Directed edges at each cutoff."""
+    """Number of directed edges at each cutoff."""
     closest: float
     """Smallest distance of two atoms [Å] if it is below the largest cutoff, infinite otherwise."""
     num_isolated: int
-    """Atoms without a neighbour within the largest cutoff, if that was asked."""
+    """Number of atoms without a neighbour within the largest cutoff, if requested."""
 
 
 class EdgeCounter:
-    """Counts the directed edges of frames; with isolated, also the atoms that have none."""
+    """Counter of the directed edges of frames; with isolated, also of the atoms without edges."""
 
     def __init__(self, cutoffs: tuple[float, ...], *, isolated: bool = False) -> None:
         """Count edges at cutoffs [Å]."""
@@ -51,7 +52,7 @@ class EdgeCounter:
         self._search = NeighborSearch(max(cutoffs))
 
     def __call__(self, structures: Sequence[Structure]) -> list[Edges | InvalidStructure]:
-        """Return the counts of each frame, or why it has none: atoms at the same place, or too many in one place."""
+        """Return the counts of each frame, or the error: atoms at the same place, or too many in one place."""
         if not structures:
             return []
         cells = self._search.cells(structures)
@@ -65,11 +66,11 @@ class EdgeCounter:
         return result
 
     def _by_product(self, structures: Sequence[Structure], cells: Cells) -> list[Edges | None]:
-        """Count from all distances at once; None where that is not exact or not cheap."""
+        """Count from all distances at once; None if that is not exact or not cheap."""
         num_atoms = np.array([s.num_atoms for s in structures])
         starts = np.cumsum(num_atoms) - num_atoms
         pbc = np.stack([s.pbc for s in structures])
-        # a cutoff as a fraction of the distance of the cell's faces: so many cells on each side can hold neighbours
+        # number of cells on each side that can hold neighbours: the cutoff over the distance of the cell's faces
         repeats = np.ceil(self._cutoffs[self._largest] * np.linalg.norm(cells.inverses, axis=1)) * pbc
         cheap = cells.usual & (num_atoms**2 * (2 * repeats + 1).prod(axis=1) <= 10 * MAX_DISTANCES)
         fractions = _times(np.concatenate([s.positions for s in structures]), cells.inverses, num_atoms)
@@ -94,7 +95,7 @@ class EdgeCounter:
         squares = np.einsum("ij,ij->i", positions, positions)
         if squares[:num_atoms].max() > MAX_RADIUS**2:
             return None
-        # what lies further out than the outermost atom and the cutoff has no neighbour in the cell
+        # beyond the outermost atom plus the cutoff there are no neighbours
         inside = squares < (squares[:num_atoms].max() ** 0.5 + self._cutoffs[self._largest]) ** 2 + TIE
         positions, squares = positions[inside], squares[inside]
         if num_atoms * len(positions) > MAX_DISTANCES:
@@ -119,7 +120,7 @@ class EdgeCounter:
             number = np.count_nonzero(np.less(distances, square - TIE, out=below))
             if number != np.count_nonzero(np.less(distances, square + TIE, out=below)):
                 return None
-            # each pair in the cell is there both ways, each pair with an image once
+            # each pair in the cell is counted both ways, each pair with an image once
             counts.append(int(2 * number - np.count_nonzero(below[:, :num_atoms])))
         return Edges(counts, closest**0.5 if closest < self._squares[self._largest] else np.inf, 0)
 
@@ -144,7 +145,7 @@ def _times(
 
 @lru_cache(maxsize=1024)
 def _half_of_images(first: int, second: int, third: int) -> Float64[np.ndarray, "images 3"]:
-    """Return no translation and one of each pair of opposite ones, up to so many steps in each direction."""
+    """Return the zero translation and one of each opposite pair, up to the given steps in each direction."""
     steps = np.stack(np.meshgrid(*(np.arange(-n, n + 1.0) for n in (first, second, third)), indexing="ij"), axis=-1)
     steps = steps.reshape(-1, 3)
     return steps[len(steps) // 2 :]

@@ -1,7 +1,7 @@
-"""Filters: which frames are left out and why. Decided over all frames at once, from the columns of the staged parts.
+"""Filters: frames to leave out, with reasons. Decided over all frames at once, from the columns of the staged parts.
 
-An energy can only be called an outlier against all others, and a duplicate is one of a pair; so nothing is decided
-while reading. What is held is a few columns of 8 bytes a frame at a time; with duplicates, some 100 bytes a frame.
+An energy is an outlier only relative to all others, and a duplicate is one of a pair; so nothing is decided while
+reading. Memory is a few columns of 8 bytes per frame; with duplicates, some 100 bytes per frame.
 """
 
 import json
@@ -23,15 +23,15 @@ from data_pipeline.store import durable
 from data_pipeline.structure import InvalidStructure, Structure
 
 IMPLAUSIBLE_STRESS = 10.0
-"""Stress [eV/Å³] (1,602 GPa) that hardly any calculation has: over four times the pressure in the Earth's centre."""
+"""Implausibly large stress [eV/Å³] (1,602 GPa): over four times the pressure in the Earth's centre."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which frames to leave out. Every one is listed in rejects.jsonl with the reason, and counted in the manifest."""
+    """Frames to leave out. Each is listed in rejects.jsonl with the reason, and counted in the manifest."""
 
     invalid: Literal["error", "reject"] = "error"
-    """Response to a frame that cannot be trained on (no energy, NaN, atoms at the same place): end the build, or leave
+    """Treatment of a frame that cannot be trained on (no energy, NaN, atoms at the same place): end the build, or leave
     it out."""
     max_force: float | None = None
     """Largest force on an atom [eV/Å]."""
@@ -42,9 +42,9 @@ class FilterConfig:
     min_distance: float | None = None
     """Smallest distance of two atoms [Å], below the largest cutoff; under 0.1 Å a frame is invalid in any case."""
     isolated_atoms: Literal["keep", "reject"] = "keep"
-    """Response to a frame with an atom that has no neighbour within the largest cutoff."""
+    """Treatment of a frame with an atom that has no neighbour within the largest cutoff."""
     duplicates: Literal["keep", "reject"] = "keep"
-    """Response to a frame with the same atoms, cell and positions as an earlier one that is kept."""
+    """Treatment of a frame with the same atoms, cell and positions as an earlier kept one."""
     duplicate_tolerance: float = 1e-3
     """Largest change of a cell element or of a position in a duplicate [Å]."""
     stress_check: bool = True
@@ -59,16 +59,16 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """The frames that are left out for one reason."""
+    """Frames that are left out for one reason."""
 
     reason: str
-    """Name of the reason: the option that asks for it."""
+    """Name of the reason: the option of the filter."""
     frames: Int64[np.ndarray, " rejected"]
     """Numbers of the frames, ascending."""
     values: np.ndarray
-    """Measured value of each; for a duplicate, the number of the frame that it repeats."""
+    """Measured value of each; for a duplicate, the number of the earlier frame."""
     detail: str
-    """Sentence with a place for the value."""
+    """Sentence with a placeholder for the value."""
 
 
 def check_ids(frames: StagedFrames) -> None:
@@ -80,7 +80,7 @@ def check_ids(frames: StagedFrames) -> None:
     hashes = frames.column("id")
     order = np.argsort(hashes, kind="stable")
     for place in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]).tolist():
-        # equal hashes of different names are possible, if unlikely
+        # equal hashes of different names are possible, but unlikely
         name, other = (frames.structure(int(order[place + step])).id for step in (0, 1))
         if name == other:
             raise InvalidStructure(f"two frames are called {name!r}; give the source an id_key that is unique")
@@ -99,13 +99,13 @@ def check_stress(frames: StagedFrames) -> None:
         raise InvalidStructure(
             f"the stress looks like kbar or GPa given as eV/Å³: {number:,} of {len(stress):,} frames have a component "
             f"above {IMPLAUSIBLE_STRESS:g} eV/Å³ (1,602 GPa); the median of their largest components is "
-            f"{np.median(stress):.3g}. Set the source's unit (--source.stress_unit kbar), or say "
+            f"{np.median(stress):.3g}. Set the source's unit (--source.stress_unit kbar), or set "
             "--filters.stress_check false if it is right."
         )
 
 
 def decide(frames: StagedFrames, filters: FilterConfig) -> list[Rejection]:
-    """Return what is left out, each frame for the first reason that applies in the order of FilterConfig's options."""
+    """Return the rejected frames, each for the first reason that applies in the order of FilterConfig's options."""
     kept = np.ones(int(frames.first_frame[-1]), dtype=bool)
     result: list[Rejection] = []
     if len(kept) == 0:
@@ -131,7 +131,7 @@ def decide(frames: StagedFrames, filters: FilterConfig) -> list[Rejection]:
         reject("isolated_atoms", lambda v: v > 0, frames.column("isolated"), detail)
     if filters.max_energy_residual is not None:
         bound = filters.max_energy_residual
-        detail = "the energy is {:.4f} eV per atom off the sum of the element energies; the limit is " + f"{bound:g}"
+        detail = "the energy is {:.4f} eV per atom from the sum of the element energies; the limit is " + f"{bound:g}"
         reject("max_energy_residual", lambda v: np.abs(v) > bound, _energy_residuals(frames, kept, bound), detail)
     if filters.duplicates == "reject":
         result.append(_duplicates(frames, kept, filters.duplicate_tolerance))
@@ -144,8 +144,8 @@ def _energy_residuals(
     """Return each frame's energy per atom above the sum of its element energies [eV].
 
     One absurd energy bends a least-squares fit for every frame that shares an element. So the fit is repeated without
-    the frames that are beyond both the limit and five times the median residual, until no more changes. Elements of
-    which no frame is left keep the energy that they had.
+    the frames beyond both the limit and five times the median residual, until nothing changes. Elements without
+    remaining frames keep their energy.
     """
     fitted, residual, energies = kept, np.zeros(len(kept)), None
     for _ in range(20):
@@ -211,7 +211,7 @@ def _duplicates(frames: StagedFrames, kept: Bool[np.ndarray, " frames"], toleran
 
 
 def write_rejects(path: Path, frames: StagedFrames, parts: list[Part], rejections: list[Rejection]) -> dict[str, int]:
-    """Write one line per frame that is left out, in source order, and return how many there are of each reason."""
+    """Write one line per rejected frame, in source order, and return the number of frames per reason."""
     counts: Counter[str] = Counter()
     places = np.concatenate([np.zeros(0, dtype=np.int64), *(r.frames for r in rejections)])
     owners = np.repeat(np.arange(len(rejections)), [len(r.frames) for r in rejections])

@@ -1,7 +1,7 @@
 """Several data sets as one: a manifest that names the shards of others, so that nothing is copied and sums just add.
 
-It is for parts of one corpus, or corpora of one level of theory and one energy convention. What differs in either keeps
-its own manifest and trains beside the others, with its own element references.
+For parts of one corpus, or corpora of one level of theory and one energy convention. Data sets that differ in either
+keep their own manifests and are trained on together, each with its own element references.
 """
 
 import logging
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Which data sets to merge into one."""
+    """Data sets to merge into one."""
 
     manifests: tuple[Path, ...]
     """Manifests, or their folders, in the order in which they are read."""
     out: Path
     """Folder to write: a manifest and one index per split. The shards stay where they are and must not move away."""
     name: str
-    """Short name of the whole."""
+    """Short name of the merged data set."""
 
 
 def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
@@ -42,7 +42,7 @@ def merge(manifests: Sequence[Path], out: Path, name: str) -> Manifest:
 
     Raises:
         InUse: another process writes to the same target.
-        FileExistsError: the target is there, or a data set to merge lies in `<out>.partial`.
+        FileExistsError: the target exists, or a data set to merge lies in `<out>.partial`.
         FileNotFoundError: a manifest, a shard or an index is missing.
         ValueError: fewer than two, not on a local disk, the same shard twice, an index that differs from its checksum,
             or data sets that differ in cutoffs, level of theory or energy convention.
@@ -80,18 +80,18 @@ def _local(path: Path) -> Path:
 
 def _check(parts: list[Manifest]) -> None:
     if len(parts) < 2:
-        raise ValueError(f"merging takes two manifests or more, there is {len(parts)}")
+        raise ValueError(f"merging takes two manifests or more, not {len(parts)}")
     beside = "train them together as two data sets, each with a `theory` of its own, instead of merging them"
     _agree(parts, "edge cutoffs [Å]", lambda part: part.split("train").statistics.cutoffs, "build one of them again")
     _agree(parts, "level of theory", lambda part: part.provenance.level_of_theory, beside)
     _agree(parts, "energy convention", lambda part: part.provenance.energy_convention, beside)
-    _agree(parts, "labels (True: there are some)", lambda part: part.labelled, "keep them apart")
+    _agree(parts, "labels (True: labelled)", lambda part: part.labelled, "keep them apart")
     owner: dict[str, Manifest] = {}
     for part in parts:
         for shard in (shard for split in part.splits.values() for shard in split.shards):
             if shard.sha256 in owner:
                 other = owner[shard.sha256]
-                raise ValueError(f"{part.root / shard.name} is in {other.root} too; its frames would count twice")
+                raise ValueError(f"{part.root / shard.name} is also in {other.root}; its frames would count twice")
             owner[shard.sha256] = part
 
 
@@ -109,14 +109,14 @@ def _warn_of_leaks(parts: list[Manifest]) -> None:
     if len(rules) > 1 or any("order" in rule for rule in rules):
         log.warning(
             "warning: the data sets were split by different rules (seed or fractions) or in the order of their frames, "
-            "so a group that is in two of them can be in train of one and in test of the other"
+            "so a group in two of them can be in train of one and in test of the other"
         )
 
 
 def _split_rules(build_config: dict) -> set[tuple]:
     if "merged" in build_config:
         return set().union(*(_split_rules(part["build_config"]) for part in build_config["merged"]))
-    dealt = build_config.get("split_by", "group")  # absent in what was built before there was a choice
+    dealt = build_config.get("split_by", "group")  # missing in data sets built before the option existed
     return {(dealt, *(build_config.get(key) for key in ("split_seed", "val_fraction", "test_fraction")))}
 
 
@@ -141,10 +141,10 @@ def _merge_split(parts: list[Manifest], name: str, folder: Path, target: Path) -
 
 
 def _seen_from(target: Path, part: Manifest, shard: Shard) -> Shard:
-    # both resolved: the system follows `..` from where a link leads to, not from where it stands
+    # both resolved: the system follows `..` from the target of a link, not from the link
     path = (part.root / shard.name).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {part.root} names this shard, and it is not there")
+        raise FileNotFoundError(f"{path}: {part.root} names this shard, but it is missing")
     return replace(shard, name=Path(os.path.relpath(path, target)).as_posix())
 
 

@@ -1,4 +1,4 @@
-"""Files of a source: a build reads them for hours, and what is overwritten meanwhile is not to be half old, half new.
+"""Files of a source: read for hours by a build, during which none may be overwritten.
 
 Size and times of every file are noted before the first is read. The time of change is among them because a program can
 set the time of modification, but not that one.
@@ -19,17 +19,17 @@ class SourceChanged(ValueError):
 
 
 def snapshot(settings: Any, is_own: Callable[[Path], bool]) -> Snapshot:
-    """Return what is there of the files that the settings of a source name, without the build's own."""
+    """Return a snapshot of the files that a source's settings name, without the build's own."""
     return {
         str(path): _stamp(path) for path in _files(settings) if not is_own(path) and not path.name.endswith("-lock")
     }
 
 
 def refuse_changes(before: Snapshot) -> None:
-    """Compare the files of a source with what they were.
+    """Compare the files of a source with their snapshot.
 
     Raises:
-        SourceChanged: one is gone or was written to. Files that were not there before were not read either.
+        SourceChanged: one is gone or was written to. Files that were missing before were not read either.
     """
     for name, stamp in before.items():
         path = Path(name)
@@ -37,7 +37,7 @@ def refuse_changes(before: Snapshot) -> None:
         if happened:
             raise SourceChanged(
                 f"{name} {happened} while it was read, so the frames may be half of the old and half of the new file. "
-                "The same command starts over; wait until nobody writes to the source."
+                "The same command starts over; wait until nothing writes to the source."
             )
 
 

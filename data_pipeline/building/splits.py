@@ -1,8 +1,8 @@
-"""Splits: which frames are trained on, validated and kept for the end; whole groups, or contiguous blocks of frames.
+"""Splits: frames for training, validation and testing; whole groups, or contiguous blocks of frames.
 
-Whole groups, dealt by a hash of their names, keep what is alike together, and adding data never moves one. A handful
-of groups cannot be dealt so: a single one, such as molecular dynamics of one material, is all train or all test. There
-each group gives its first frames to train, the next to val and the last to test.
+Whole groups, assigned by a hash of their names, keep similar frames together, and adding data never moves a group. A
+handful of groups cannot be split so: a single one, such as molecular dynamics of one material, would be all train or
+all test. Then each group gives its first frames to train, the next to val and the last to test.
 """
 
 from typing import Literal
@@ -20,15 +20,15 @@ SplitBy = Literal["group", "order", "blocks"]
 """Unit of a split: whole groups by a hash of their names, or contiguous blocks of frames, in the source's order, of
 everything or of each group."""
 MIN_GROUPS = 5
-"""Groups from which on a hash deals them."""
+"""Number of groups from which a hash assigns them."""
 FAR = 2.0
-"""Factor between the frames of a split and what was asked for that is worth a warning."""
+"""Factor between the actual and the requested frames of a split above which a warning is given."""
 TINY = 1e-9
-"""Fraction below which nothing was asked for: 1 - 0.9 - 0.1 is not quite zero."""
+"""Fraction below which nothing was requested: 1 - 0.9 - 0.1 is not quite zero."""
 
 
 class Splits:
-    """Which frames are kept, and how they are dealt to the splits."""
+    """Assignment of the kept frames to the splits."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class Splits:
         *,
         group_key: str | None = None,
     ) -> None:
-        """Deal the frames.
+        """Assign the frames.
 
         Args:
             frames: All frames that were read.
-            rejections: Those that are left out.
+            rejections: Frames that are left out.
             val_fraction: Fraction for validation.
             test_fraction: Fraction for the final evaluation.
-            split_by: What is dealt.
-            group_key: Entry that the source was told to take groups from; None where groups are its own choice.
+            split_by: Unit of the split.
+            group_key: Entry that the user named for groups; None if the source chose them.
         """
         self._frames, self._group_key = frames, group_key
         self._fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
@@ -60,9 +60,9 @@ class Splits:
         first_frames = _first_of_groups(group, kept) if divided else []
         self._few = first_frames if len(first_frames) < MIN_GROUPS else []
         self.by: SplitBy = "blocks" if self._few and group_key is None else split_by
-        """Unit that was dealt: blocks in place of groups where there are too few of them and nobody named them."""
+        """Unit that was used: blocks instead of groups if there are too few and no group_key."""
         self.of_frames: Int8[np.ndarray, " frames"] = np.full(len(group), REJECTED, dtype=np.int8)
-        """Split of every frame by its place in SPLITS; REJECTED for one that is left out."""
+        """Split of every frame as index in SPLITS; REJECTED for one that is left out."""
         if self.by == "group":
             position = group[kept] / 2.0**64
             dealt = np.where(position < test_fraction, 2, np.where(position < test_fraction + val_fraction, 1, 0))
@@ -72,16 +72,16 @@ class Splits:
         self.of_frames[kept] = dealt
 
     def remarks(self) -> list[str]:
-        """Return what is dealt otherwise than one would expect, a sentence each."""
+        """Return a sentence for each deviation from the requested split."""
         found = [self._about_groups()] if self._few else []
         counts = [int(np.count_nonzero(self.of_frames == number)) for number in range(len(SPLITS))]
         total = max(1, sum(counts))
         for name, count, asked in zip(SPLITS, counts, self._fractions, strict=True):
             if asked > TINY and not asked / FAR <= count / total <= asked * FAR:
-                remedy = "; another --split_seed deals the groups anew" if self.by == "group" else ""
+                remedy = "; another --split_seed assigns the groups anew" if self.by == "group" else ""
                 found.append(
-                    f"{name} has {count:,} of {total:,} frames, {count / total:.3g} of all, and {asked:.3g} were asked "
-                    f"for by val_fraction and test_fraction{remedy}"
+                    f"{name} has {count:,} of {total:,} frames, {count / total:.3g}, not the {asked:.3g} requested "
+                    f"by val_fraction and test_fraction{remedy}"
                 )
         return found
 
@@ -91,18 +91,18 @@ class Splits:
         number = "one group" if len(names) == 1 else f"{len(names)} groups"
         if self.by == "group":
             return (
-                f"the source's group_key {self._group_key} names {number} ({listed}), too few to be dealt as asked: "
+                f"the source's group_key {self._group_key} names {number} ({listed}), too few to split as requested: "
                 "each is in one split as a whole. --split_by blocks divides every group in the order of its frames"
             )
         return (
-            f"the frames are of {number} ({listed}), too few to be dealt whole: split by blocks, of each group the "
+            f"the frames are of {number} ({listed}), too few to be kept whole: split by blocks, in each group the "
             "first frames are train, the next val, the last test, so frames beside a border are alike. The source's "
-            "group_key names other groups, where it has one"
+            "group_key, if it has one, names other groups"
         )
 
 
 def split_name(group: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """Return the split of a group that is dealt whole: a stable hash, so that adding data never moves a group."""
+    """Return the split of a whole group: a stable hash, so that adding data never moves a group."""
     position = hash_of(group, seed) / 2**64
     if position < test_fraction:
         return "test"
@@ -110,7 +110,7 @@ def split_name(group: str, seed: int, val_fraction: float, test_fraction: float)
 
 
 def _first_of_groups(group: UInt64[np.ndarray, " frames"], kept: Bool[np.ndarray, " frames"]) -> list[int]:
-    """Return the first frame of each group that is kept; of MIN_GROUPS at most, to look through large data once."""
+    """Return the first frame of each kept group, of MIN_GROUPS at most, in one pass over large data."""
     found = list[int]()
     places = np.flatnonzero(kept)
     while len(places) and len(found) < MIN_GROUPS:
@@ -122,7 +122,7 @@ def _first_of_groups(group: UInt64[np.ndarray, " frames"], kept: Bool[np.ndarray
 def _in_blocks(
     group: UInt64[np.ndarray, " kept"], val_fraction: float, test_fraction: float
 ) -> Int8[np.ndarray, " kept"]:
-    """Return the split of every frame where each group is cut, at whole frames, into train, val and test."""
+    """Return the split of every frame, with each group cut at whole frames into train, val and test."""
     _, of_frame, sizes = np.unique(group, return_inverse=True, return_counts=True)
     place = np.empty(len(group), dtype=np.int64)
     place[np.argsort(of_frame, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,10 +1,10 @@
-"""Staging: one part of a source, read once and measured, in files that the rest of the build works from.
+"""Staging: one part of a source, read once and measured, in files for the rest of the build.
 
 Reading is the expensive step and the only one that needs the source's own order, so its result is kept: the frames in
-blocks, as in a shard, and beside them one small array for each thing that is decided over all frames (energy, largest
-force, hash of the name ...). A build that was killed goes on from the parts that are complete: a part appears under its
-name by one rename of its folder. What a reading process holds is one block of frames, some 20 MB for the arrays of a
-chunk, and whatever the reader itself needs. On disk the staged frames take as much as the shards made from them.
+blocks, as in a shard, and beside them one small array for each quantity of decisions over all frames (energy, largest
+force, hash of the name ...). A killed build continues from the complete parts: a part appears under its name by one
+rename of its folder. A reading process holds one block of frames, some 20 MB for the arrays of a chunk, and the memory
+of the reader itself. On disk the staged frames take as much as the shards made from them.
 """
 
 import hashlib
@@ -36,31 +36,31 @@ logger = logging.getLogger(__name__)
 
 BLOCK_FRAMES = 256
 SUMS = "sums.json"
-"""File of a staged part: checksums of the others, written last."""
+"""File with the checksums of the other files of a staged part, written last."""
 CHUNK_FRAMES = 65_536
-"""Frames of one file of a staged part: bounds what a process holds, whatever the size of the part."""
+"""Number of frames in one file of a staged part; bounds memory for parts of any size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a staged part depends on besides its source."""
+    """Settings that a staged part depends on, apart from its source."""
 
     cutoffs: tuple[float, ...]
     """Cutoffs at which edges are counted [Å]."""
     positions: Precision
     """Precision of the positions."""
     split_seed: int
-    """Seed of the hash that deals groups to splits."""
+    """Seed of the hash that assigns groups to splits."""
     isolated_atoms: bool
     """Whether to look for atoms without neighbours."""
     duplicates: bool
-    """Whether to take the fingerprints that duplicates are found by."""
+    """Whether to compute fingerprints, by which duplicates are found."""
     refuse: bool
-    """Whether a frame that cannot be trained on ends the build (True) or is noted and left out."""
+    """Whether a frame that cannot be trained on ends the build (True) or is recorded and left out."""
 
 
 def part_folder(staged: Path, number: int) -> Path:
-    """Return the folder of a staged part; it exists when the part is complete."""
+    """Return the folder of a staged part, which exists once the part is complete."""
     return staged / f"part-{number:06d}"
 
 
@@ -73,7 +73,7 @@ def stage_part(staged: Path, number: int, part: Part, reading: Reading) -> None:
     """Read a part, measure its frames and write both into the folder of staged parts.
 
     Raises:
-        InvalidStructure: a frame is refused and this ends the build, or the source cannot be read on.
+        InvalidStructure: a frame is refused and ends the build, or the source cannot be read further.
     """
     # of its small files, what a power cut takes is found missing by the checksums and read again
     with durable.whole_folder(part_folder(staged, number), flush=False) as folder:
@@ -87,13 +87,13 @@ def stage_part(staged: Path, number: int, part: Part, reading: Reading) -> None:
 
 
 def _sums(folder: Path) -> dict[str, str | int]:
-    """Return the checksum of every file of a part; of a tar file its size, since its index has those of its blocks."""
+    """Return the checksum of every file of a part; for a tar file its size, as its index has checksums of blocks."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
     return {path.name: path.stat().st_size if path.suffix == ".tar" else sha256(path) for path in files}
 
 
 def drop_damaged(staged: Path) -> None:
-    """Remove what is no complete part, or not as it was written, so that it is read again."""
+    """Remove incomplete or changed parts, so that they are read again."""
     for folder in part_folders(staged):
         try:
             whole = parse_json((folder / SUMS).read_bytes()) == _sums(folder)
@@ -104,7 +104,7 @@ def drop_damaged(staged: Path) -> None:
         except (OSError, ValueError):
             whole = False
         if not whole:
-            logger.warning("%s: incomplete or damaged, it is read again", folder)
+            logger.warning("%s: incomplete or damaged; reading it again", folder)
             durable.remove(folder)
 
 
@@ -115,7 +115,7 @@ class _Accepted(NamedTuple):
 
 
 def _accepted(part: Part, reading: Reading, refused: TextIO) -> Iterator[_Accepted]:
-    """Yield the frames that can be trained on; note the others or raise why they cannot."""
+    """Yield the frames that can be trained on; record the others, or raise their error."""
     count = EdgeCounter(reading.cutoffs, isolated=reading.isolated_atoms)
     for batch in batched(enumerate(_read(part, reading)), BLOCK_FRAMES):
         structures = {number: _rounded(frame, reading) for number, frame in batch if isinstance(frame, Structure)}
@@ -139,13 +139,13 @@ _HOW_TO_LEAVE_OUT = "(--filters.invalid reject leaves such frames out)"
 def _read(part: Part, reading: Reading) -> Iterator[Frame]:
     for frame in part.read():
         if reading.refuse and isinstance(frame, InvalidStructure) and not isinstance(frame, MachineLearned):
-            # at once: what the reader would say at the end of a file of such frames says less
+            # at once: the reader's error at the end of a file of such frames says less
             raise InvalidStructure(f"{frame} {_HOW_TO_LEAVE_OUT}") from frame
         yield frame
 
 
 def _rounded(frame: Structure, reading: Reading) -> Structure:
-    """Return the frame with positions as precise as they will be on disk: what is counted is what is trained on."""
+    """Return the frame with positions rounded as on disk, so that edges are counted as in training."""
     if reading.positions == "float64":
         return frame
     return replace(frame, positions=frame.positions.astype(np.float32).astype(np.float64))
@@ -163,7 +163,7 @@ def _write_chunk(path: Path, blocks: Iterable[Sequence[_Accepted]], reading: Rea
 
 
 def _measured(block: Sequence[_Accepted], structures: Sequence[Structure], reading: Reading) -> dict[str, np.ndarray]:
-    """Return one array per thing that is decided over all frames; a label that is missing is -1."""
+    """Return one array per quantity of decisions over all frames; a missing label is -1."""
     num_atoms = np.array([s.num_atoms for s in structures])
     starts = np.concatenate([[0], np.cumsum(num_atoms)[:-1]])
     forces = np.concatenate([s.forces for s in structures]).astype(np.float64)
@@ -196,7 +196,7 @@ def _measured(block: Sequence[_Accepted], structures: Sequence[Structure], readi
 
 
 def hash_of(name: str, seed: int | None = None) -> int:
-    """Return the first 64 bits of the SHA-256 of a name, with a seed before it if there is one."""
+    """Return the first 64 bits of the SHA-256 of a name, preceded by the seed if given."""
     text = name if seed is None else f"{seed}:{name}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -237,13 +237,13 @@ class StagedFrames:
         return int(np.searchsorted(self.first_frame, frame, side="right")) - 1
 
     def structure(self, frame: int) -> Structure:
-        """Read one frame; the last blocks read are kept."""
+        """Read one frame; the latest blocks are cached."""
         chunk = self.chunk_of(frame)
         block, place = divmod(int(frame - self.first_frame[chunk]), BLOCK_FRAMES)
         return self._block(chunk, block)[place]
 
     def number_in_part(self, frame: int) -> int:
-        """Return which frame of its part it is, those that were refused counted."""
+        """Return the frame's number in its part, refused frames included."""
         chunk = self.chunk_of(frame)
         return int(self._numbers(chunk)[frame - self.first_frame[chunk]])
 
@@ -254,7 +254,7 @@ class StagedFrames:
 def selected_frames(
     path: Path, places: Int[np.ndarray, " frames"]
 ) -> Iterator[tuple[Structure, Int[np.ndarray, " cutoffs"]]]:
-    """Yield frames of a chunk, given by ascending places in it, with their edge counts."""
+    """Yield frames of a chunk, given by ascending indices in it, with their edge counts."""
     index = BlockIndex.load(index_path(path))
     with safe_open(index_path(path), framework="numpy") as file:
         edges = file.get_tensor("frame_edges")
@@ -270,7 +270,7 @@ def _columns_path(path: Path) -> Path:
 
 
 def batched(items: Iterator, size: int) -> Iterator[list]:
-    """Yield lists of the size given; the last one may be shorter."""
+    """Yield lists of the given size; the last one may be shorter."""
     batch = []
     for item in items:
         batch.append(item)

@@ -1,8 +1,9 @@
-"""Crew: the local processes of one rank, working through tasks that are given out as they become free.
+"""Pool of local worker processes of one rank, which take tasks as they become free.
 
 Workers come from a fork server, a process without threads that has imported everything once: forking this process, with
-the threads of torch, BLAS or MPI in it, could deadlock, and starting an interpreter each takes seconds. A script that
-builds with several workers needs the usual `if __name__ == "__main__":`. A worker ends when its parent does, however.
+the threads of torch, BLAS or MPI in it, could deadlock, and starting an interpreter for each takes seconds. A script
+that builds with several workers needs the usual `if __name__ == "__main__":`. A worker ends with its parent, even a
+killed one.
 """
 
 import multiprocessing
@@ -17,17 +18,17 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 Task = tuple[Any, ...]
-"""The arguments of one call."""
+"""Arguments of one call."""
 
 
-def dealt(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Deal tasks to so many ranks, the largest first and to whoever has least; return the tasks of each."""
-    result: list[list[int]] = [[] for _ in range(hands)]
-    loads = [0] * hands
+def assign(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Assign tasks to ranks, the largest first and to the rank with the least work; return the tasks of each."""
+    result: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
     for task in sorted(range(len(sizes)), key=lambda task: (-sizes[task], task)):
-        hand = loads.index(min(loads))
-        result[hand].append(task)
-        loads[hand] += max(sizes[task], 1)
+        rank = loads.index(min(loads))
+        result[rank].append(task)
+        loads[rank] += max(sizes[task], 1)
     return result
 
 
@@ -65,18 +66,18 @@ def work(function: Callable[..., None], tasks: Sequence[Task], workers: int) -> 
 
 
 def _death(children: Iterable[BaseProcess]) -> str:
-    """Say which worker has died of what, of those that did not end because another one had died."""
+    """Return a message with the workers that died and the cause, without those ended because another died."""
     died = [(each.pid, each.exitcode) for each in children if each.exitcode not in (None, 0, -signal.SIGTERM)]
     said = [f"process {pid} died of {signal.Signals(-code).name}" for pid, code in died if code < 0]
     said += [f"process {pid} ended with exit code {code}" for pid, code in died if code > 0]
     return (
         f"a worker process was killed{': ' if said else ''}{', '.join(said)}; the memory of the machine may not "
-        "suffice for so many --workers: build with fewer."
+        "suffice for this number of --workers: build with fewer."
     )
 
 
 def _follow_parent() -> None:
-    """End with the parent, even if it is killed; leave an interrupt from the keyboard to it."""
+    """End with the parent, even if it is killed; leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

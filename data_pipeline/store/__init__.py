@@ -1,1 +1,1 @@
-"""Store: blocks of structures in shards, their indexes and the manifest, on disk or behind a URL."""
+"""Store: blocks of structures in shards, their indexes and the manifest, on disk or at a URL."""

@@ -1,4 +1,4 @@
-"""Block: frames as one safetensors buffer, the member of a shard and the unit of reading.
+"""Block: frames as one safetensors buffer, a member of a shard and the unit of reading.
 
 A member is a block of frames, not a frame: tar pads every member to 512 bytes and costs a header, which triples the
 size of small frames and takes most of the decoding time. The price is that shuffling works on blocks and windows of
@@ -23,13 +23,13 @@ Precision = Literal["float64", "float32"]
 
 
 class CorruptShard(ValueError):
-    """A shard whose bytes are not those that were written; the message names file and block."""
+    """A shard with other bytes than were written; the message names file and block."""
 
 
 def encode_block(structures: Sequence[Structure], positions: Precision = "float64") -> bytes:
     """Return frames as one safetensors buffer: concatenated arrays, the atoms of each frame, and JSON names.
 
-    Positions in float32 round to 2⁻²⁴ of their value, 10⁻⁶ Å at 20 Å, and save 12 bytes an atom.
+    Positions in float32 round to 2⁻²⁴ of their value, 10⁻⁶ Å at 20 Å, and save 12 bytes per atom.
     """
     arrays = {
         "num_atoms": np.array([s.num_atoms for s in structures], dtype=np.int32),
@@ -58,10 +58,10 @@ def _label_mask(structure: Structure) -> int:
 
 
 class Block(Sequence[Structure]):
-    """The frames of one buffer. Arrays are kept as they are; a frame becomes a Structure when it is asked for."""
+    """The frames of one buffer. Arrays are kept unchanged; a frame becomes a Structure on access."""
 
     def __init__(self, buffer: bytes) -> None:
-        """Take the buffer apart.
+        """Decode the buffer.
 
         Raises:
             CorruptShard: the buffer is not a block.
@@ -109,7 +109,7 @@ class Block(Sequence[Structure]):
 
 
 def _contradictions(arrays: dict[str, np.ndarray], *names: object) -> Iterator[str]:
-    """Yield what is wrong with arrays that are not those of frames; a checksum does not tell who wrote them."""
+    """Yield the problems of arrays that cannot be frames; a checksum does not tell the author of the bytes."""
     num_atoms = arrays.get("num_atoms", np.zeros(0))
     if num_atoms.dtype != np.int32 or num_atoms.ndim != 1 or len(num_atoms) == 0 or num_atoms.min() < 1:
         yield "num_atoms is not one positive int32 for each frame"
@@ -128,7 +128,7 @@ def _contradictions(arrays: dict[str, np.ndarray], *names: object) -> Iterator[s
         yield f"numbers are not atomic numbers from 1 to {MAX_ATOMIC_NUMBER}"
     for texts in names:
         if not isinstance(texts, list) or len(texts) != len(num_atoms) or not all(isinstance(t, str) for t in texts):
-            yield f"ids and groups are not a text for each of {len(num_atoms)} frames"
+            yield f"ids and groups are not one text for each of {len(num_atoms)} frames"
 
 
 _ARRAYS: dict[str, tuple[tuple[str, ...], Literal["frames", "atoms"], tuple[int, ...]]] = {
@@ -142,4 +142,4 @@ _ARRAYS: dict[str, tuple[tuple[str, ...], Literal["frames", "atoms"], tuple[int,
     "labels": (("uint8",), "frames", ()),
     "alternative_energy": (("float64",), "frames", ()),
 }
-"""Types of each array of a block, what it has one entry for, and the shape of an entry."""
+"""Types of each array of a block, the unit of its entries (frames or atoms), and the shape of an entry."""

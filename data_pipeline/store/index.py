@@ -1,7 +1,7 @@
-"""Index of a split: where its blocks are and what its frames cost, which is all that planning needs.
+"""Index of a split: the places of its blocks and the costs of its frames, which is all that planning needs.
 
-Per block there are sums, some fifty bytes in memory, so that a corpus of 10⁸ frames is planned from 20 MB; per frame
-there are the atoms and edges, which stay on disk until a window of frames is packed.
+Per block it holds sums, some fifty bytes in memory, so that a corpus of 10⁸ frames is planned from 20 MB; per frame it
+holds atoms and edges, which stay on disk until a window of frames is packed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,37 +18,37 @@ from data_pipeline.store import durable
 from data_pipeline.store.block import CorruptShard
 
 Counts = tuple[Int32[np.ndarray, " frames"], Int32[np.ndarray, "frames cutoffs"]]
-"""Atoms of each frame, and its directed edges at each planning cutoff."""
+"""Number of atoms of each frame, and of its directed edges at each planning cutoff."""
 MAX_BYTES = 2**50
-"""Bytes of a shard at most: above it, sums of offsets and sizes could wrap around."""
+"""Largest shard [bytes]: above, sums of offsets and sizes could overflow."""
 FRAME_BYTES, ATOM_BYTES = 100, 25
-"""Bytes that a frame and an atom take in a block at least: cell, energy and stress; number, positions and forces."""
+"""Minimum size of a frame and of an atom in a block [bytes]: cell, energy and stress; number, positions and forces."""
 READ_FRAMES = 65536
-"""Frames whose counts are in memory together while they are looked through."""
+"""Number of frames whose counts are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockIndex:
-    """Where blocks are and what they cost, one entry per block in reading order."""
+    """Places and costs of blocks, one entry per block in reading order."""
 
     shard: Int32[np.ndarray, " blocks"]
-    """Number of the shard that holds each block."""
+    """Index of the shard of each block."""
     offset: Int64[np.ndarray, " blocks"]
     """First byte of each block's buffer in its shard."""
     size: Int64[np.ndarray, " blocks"]
-    """Bytes of each block's buffer."""
+    """Size of each block's buffer [bytes]."""
     checksum: UInt32[np.ndarray, " blocks"]
     """CRC-32 of each block's buffer."""
     num_frames: Int32[np.ndarray, " blocks"]
-    """Frames of each block."""
+    """Number of frames of each block."""
     num_atoms: Int64[np.ndarray, " blocks"]
-    """Atoms of all frames of each block."""
+    """Number of atoms of all frames of each block."""
     max_atoms: Int32[np.ndarray, " blocks"]
-    """Atoms of the largest frame of each block."""
+    """Number of atoms of the largest frame of each block."""
     cost: Int64[np.ndarray, "blocks cutoffs"]
-    """Directed edges of all frames of each block; a frame without edges counts as one."""
+    """Number of directed edges of all frames of each block; a frame without edges counts as one."""
     max_edges: Int32[np.ndarray, "blocks cutoffs"]
-    """Directed edges of the largest frame of each block."""
+    """Number of directed edges of the largest frame of each block."""
 
     @staticmethod
     def empty(num_cutoffs: int) -> "BlockIndex":
@@ -72,20 +72,20 @@ class BlockIndex:
 
     @staticmethod
     def load(path: Path) -> "BlockIndex":
-        """Read what save() wrote.
+        """Read an index written by save().
 
         Raises:
             FileNotFoundError: the file is missing.
-            CorruptShard: it cannot be read.
+            CorruptShard: the file cannot be read.
         """
         return BlockIndex.parse(path.read_bytes(), str(path))
 
     @staticmethod
     def parse(content: bytes, where: str) -> "BlockIndex":
-        """Return the blocks in the content of an index file; `where` is what messages call the file.
+        """Return the blocks in the content of an index file; `where` names the file in messages.
 
         Raises:
-            CorruptShard: it is not an index, or one that no blocks can have.
+            CorruptShard: it is not an index, or its numbers are impossible.
         """
         arrays = _arrays(content, where)
         blocks = BlockIndex(**{name: arrays[name] for name in _DTYPES})
@@ -99,9 +99,9 @@ class BlockIndex:
         return BlockIndex(**{name: getattr(self, name)[first:last] for name in _DTYPES})
 
     def _contradictions(self) -> Iterator[str]:
-        """Yield what blocks of frames cannot be: sums and largest values are of one or more frames of one atom or more.
+        """Yield numbers that no blocks can have: sums and maxima are over at least one frame of at least one atom.
 
-        Bytes bound frames and atoms, so that whatever is made for each of them is bounded by what is on disk.
+        The bytes bound frames and atoms, so that all allocations are bounded by the size on disk.
         """
         frames, atoms = self.num_frames.astype(np.int64), self.num_atoms
         if (self.shard < 0).any() or (np.diff(self.shard) < 0).any():
@@ -135,7 +135,7 @@ _DTYPES: dict[str, type] = {field.name: np.int64 for field in fields(BlockIndex)
 
 
 class SplitIndex:
-    """The blocks of a split, and the counts of its frames on demand."""
+    """Blocks of a split, with the counts of its frames on demand."""
 
     def __init__(self, blocks: BlockIndex, counts: Callable[[int, int], Counts]) -> None:
         """Join blocks with a function that returns the counts of frames first to last - 1."""
@@ -156,9 +156,9 @@ class SplitIndex:
         return np.searchsorted(self.first_frame, frames, side="right") - 1
 
     def chosen(self, numbers: Int64[np.ndarray, " chosen"]) -> "SplitIndex":
-        """Return the index of some frames, in order, numbered from 0 on: blocks that have none of them are left out.
+        """Return the index of some frames, in order, numbered from 0; blocks without any of them are left out.
 
-        What the frames cost is read once and kept.
+        The costs of the frames are read once and kept.
         """
         present, block_frames = np.unique(self.block_of(numbers), return_counts=True)
         parts = []
@@ -179,7 +179,7 @@ class SplitIndex:
         num_atoms: Int32[np.ndarray, " frames"],
         num_edges: Int32[np.ndarray, "frames cutoffs"],
     ) -> "SplitIndex":
-        """Return the index of frames that are in one shard of which nothing is read."""
+        """Return the index of frames in one shard that is never read."""
         zeros = np.zeros(len(block_frames), dtype=np.int64)
         blocks = BlockIndex(
             shard=zeros.astype(np.int32),
@@ -193,7 +193,7 @@ class SplitIndex:
 
 
 class HeldCounts:
-    """Counts of frames that are in memory."""
+    """Counts of frames held in memory."""
 
     def __init__(self, counts: Counts) -> None:
         self._atoms, self._edges = counts
@@ -208,7 +208,7 @@ def summed(
     num_atoms: Int32[np.ndarray, " frames"],
     num_edges: Int32[np.ndarray, "frames cutoffs"],
 ) -> dict[str, np.ndarray]:
-    """Return what BlockIndex keeps of the counts of the frames of each block."""
+    """Return the arrays of BlockIndex that follow from the counts of each block's frames."""
     if len(block_frames) == 0:
         empty = BlockIndex.empty(num_edges.shape[1])
         return {name: getattr(empty, name) for name in ("num_atoms", "max_atoms", "cost", "max_edges")}
@@ -222,7 +222,7 @@ def summed(
 
 
 class StoredCounts:
-    """Counts of the frames of several shards, read from their index files when they are asked for."""
+    """Counts of the frames of several shards, read from their index files on demand."""
 
     def __init__(self, path_of: Callable[[int], Path], shard_frames: Sequence[int], num_cutoffs: int) -> None:
         self._path_of, self._num_cutoffs = path_of, num_cutoffs
@@ -264,10 +264,10 @@ def index_path(shard: Path) -> Path:
 
 
 def parse_counts(content: bytes, num_frames: int, where: str) -> Counts:
-    """Return the counts of the frames in the content of a shard's index; `where` is what messages call the file.
+    """Return the counts of the frames in the content of a shard's index; `where` names the file in messages.
 
     Raises:
-        CorruptShard: they are not there, or not of so many frames.
+        CorruptShard: they are missing, or not for num_frames frames.
     """
     arrays = _arrays(content, where)
     atoms, edges = (arrays.get(name, np.zeros(0)) for name in ("frame_atoms", "frame_edges"))

@@ -1,4 +1,4 @@
-"""Agreement of an index with its manifest: where the checksums hold, but one file was written with another in mind."""
+"""Agreement of an index with its manifest, for files with valid checksums that do not belong together."""
 
 from collections.abc import Sequence
 
@@ -25,30 +25,30 @@ def check_split(
         InvalidRecord: they disagree; the message names the entry of the manifest.
     """
     if len(blocks.shard) and blocks.shard[-1] >= len(frames):
-        raise InvalidRecord(f"{where}.shards are {len(frames)}, and its index has blocks in {blocks.shard[-1] + 1}")
+        raise InvalidRecord(f"{where}.shards are {len(frames)}, but its index has blocks in {blocks.shard[-1] + 1}")
     counted = np.bincount(blocks.shard, weights=blocks.num_frames, minlength=len(frames))
     ends = np.zeros(len(frames), dtype=np.int64)
     np.maximum.at(ends, blocks.shard, blocks.offset + blocks.size)
     for number, (size, expected) in enumerate(zip(sizes, frames, strict=True)):
         shard = f"{where}.shards[{number}]"
         if counted[number] != expected:
-            raise InvalidRecord(f"{shard}.num_frames is {expected}, and its index has {int(counted[number])} frames")
+            raise InvalidRecord(f"{shard}.num_frames is {expected}, but its index has {int(counted[number])} frames")
         if ends[number] > size:
-            raise InvalidRecord(f"{shard}.num_bytes is {size}, and its index has a block up to byte {ends[number]}")
+            raise InvalidRecord(f"{shard}.num_bytes is {size}, but its index has a block up to byte {ends[number]}")
     atoms, edges = int(blocks.num_atoms.sum()), blocks.cost.sum(axis=0).tolist()
     sums = f"{where}.statistics"
     if blocks.cost.shape[1] != len(statistics.cutoffs):
-        raise InvalidRecord(f"{sums}.cutoffs are {len(statistics.cutoffs)}, and its index has {blocks.cost.shape[1]}")
+        raise InvalidRecord(f"{sums}.cutoffs are {len(statistics.cutoffs)}, but its index has {blocks.cost.shape[1]}")
     if atoms != statistics.num_atoms:
-        raise InvalidRecord(f"{sums}.num_atoms is {statistics.num_atoms}, and its index has {atoms} atoms")
+        raise InvalidRecord(f"{sums}.num_atoms is {statistics.num_atoms}, but its index has {atoms} atoms")
     for number, (cost, total) in enumerate(zip(edges, statistics.num_edges, strict=True)):
         # a frame without edges costs one
         if not total <= cost <= total + statistics.num_frames:
-            raise InvalidRecord(f"{sums}.num_edges[{number}] is {total}, and its index has a cost of {cost}")
+            raise InvalidRecord(f"{sums}.num_edges[{number}] is {total}, but its index has a cost of {cost}")
 
 
 def check_shard(blocks: BlockIndex, counts: Counts, expected: BlockIndex, where: str) -> None:
-    """Compare a shard's own index with what the index of its split says of it.
+    """Compare a shard's own index with the shard's entries in the index of its split.
 
     Args:
         blocks: Blocks of the shard's index.
@@ -63,4 +63,4 @@ def check_shard(blocks: BlockIndex, counts: Counts, expected: BlockIndex, where:
     for name, ours in (*vars(blocks).items(), *sums.items()):
         theirs = getattr(expected, name)
         if name != "shard" and not np.array_equal(ours, theirs):
-            raise InvalidRecord(f"{where}: {name} differs from what the index of the split has; build the data again")
+            raise InvalidRecord(f"{where}: {name} differs from the index of the split; build the data again")

@@ -1,7 +1,7 @@
-"""JSON from a file that may be damaged or hostile: strict text, then entries taken by name and type.
+"""JSON from a file that may be damaged or hostile: strict text, with entries read by name and type.
 
-Python's reader takes NaN, keeps the last of two equal keys, and lets `true` pass as 1. Here each of these is refused
-with the file and the path of the entry, such as splits.train.shards[3].num_frames.
+Python's reader accepts NaN, keeps the last of two equal keys, and reads `true` as 1. Here each of these is refused with
+the file and the path of the entry, such as splits.train.shards[3].num_frames.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 from data_pipeline.quoting import abbreviated
 
 MAX_DEPTH = 100
-"""Levels of lists and objects within each other; a merged data set adds four to those of its parts."""
+"""Largest nesting depth of lists and objects; a merged data set adds four to that of its parts."""
 MAX_COUNT = 2**53
-"""Largest count that is believed; above it sums are no longer exact in other readers of JSON."""
+"""Largest count; above it sums are no longer exact in other readers of JSON."""
 
 
 class InvalidRecord(ValueError):
-    """A JSON file that does not say what it should; the message names the file and the entry."""
+    """A JSON file with a wrong or missing entry; the message names file and entry."""
 
 
 def parse_json(content: bytes, *, finite: bool = True) -> Any:
@@ -28,10 +28,10 @@ def parse_json(content: bytes, *, finite: bool = True) -> Any:
 
     Args:
         content: The text.
-        finite: Whether to refuse NaN and infinities, which an option of a run may be.
+        finite: Whether to refuse NaN and infinities, which are valid in options of a run.
 
     Raises:
-        ValueError: it is not JSON, a number is not finite, a key is there twice, or it is nested too deep.
+        ValueError: it is not JSON, a number is not finite, a key occurs twice, or it is nested too deeply.
     """
     try:
         kept = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
@@ -40,7 +40,7 @@ def parse_json(content: bytes, *, finite: bool = True) -> Any:
         raise ValueError(_TOO_DEEP) from error
     _check_depth(value)
     if b"\\u" in content:
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text and cannot be printed
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text and cannot be printed
     return value
 
 
@@ -51,7 +51,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {abbreviated(twice)} is there twice")
+        raise ValueError(f"the key {abbreviated(twice)} occurs twice")
     return found
 
 
@@ -79,10 +79,10 @@ def _inside(item: dict | list) -> Iterable[Any]:
 
 
 class Record:
-    """An object of a JSON file whose entries are taken by name and type."""
+    """An object of a JSON file whose entries are read by name and type."""
 
     def __init__(self, value: object, where: str, path: str = "") -> None:
-        """Take an object; `where` is what messages call the file, `path` the place of the object in it.
+        """Wrap an object; `where` names the file in messages, `path` the place of the object in it.
 
         Raises:
             InvalidRecord: it is not an object.
@@ -93,7 +93,7 @@ class Record:
         self._entries: dict[str, Any] = value
 
     def refuse(self, name: str, problem: str) -> InvalidRecord:
-        """Return the error that says what is wrong with an entry."""
+        """Return the error for an entry with a problem."""
         return InvalidRecord(f"{self._where} ({self._place(name)} {problem})")
 
     def _place(self, name: str) -> str:
@@ -101,10 +101,10 @@ class Record:
         return f"{self._path}.{name}" if self._path else name
 
     def only(self, *names: str) -> "Record":
-        """Return the record itself if it has these entries and no others.
+        """Return the record itself if it has exactly these entries.
 
         Raises:
-            InvalidRecord: an entry is missing, or there is one that nobody reads.
+            InvalidRecord: an entry is missing or unknown.
         """
         for name in names:
             self.raw(name)
@@ -124,14 +124,14 @@ class Record:
         return self._entries[name]
 
     def text(self, name: str, pattern: str = r"(?s).*", kind: str = "a text") -> str:
-        """Return a text of a pattern; `kind` is what messages call such a text."""
+        """Return a text that matches a pattern; `kind` names it in messages."""
         value = self.raw(name)
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise self.refuse(name, f"is {abbreviated(value)}, not {kind}")
         return value
 
     def count(self, name: str, least: int = 0) -> int:
-        """Return a whole number that is not below the least."""
+        """Return a whole number of at least `least`."""
         value = self.raw(name)
         if not _is_count(value, least):
             raise self.refuse(name, f"is {abbreviated(value)}, not a count of {least} or more")
@@ -145,7 +145,7 @@ class Record:
         return value
 
     def counts(self, name: str, length: int | None = None) -> list[int]:
-        """Return a list of counts, of a length if one is given."""
+        """Return a list of counts, of the length if one is given."""
         values = self._list(name, length)
         for place, value in enumerate(values):
             if not _is_count(value, 0):
@@ -153,7 +153,7 @@ class Record:
         return values
 
     def numbers(self, name: str, length: int | None = None) -> list[float]:
-        """Return a list of numbers, of a length if one is given."""
+        """Return a list of numbers, of the length if one is given."""
         values = self._list(name, length)
         for place, value in enumerate(values):
             if not _is_number(value):
@@ -161,7 +161,7 @@ class Record:
         return values
 
     def rows(self, name: str, length: int) -> list[list[float]]:
-        """Return a square of numbers, row by row."""
+        """Return a square matrix of numbers, row by row."""
         self._list(name, length)
         squares = Record({f"{name}[{n}]": row for n, row in enumerate(self.raw(name))}, self._where, self._path)
         return [squares.numbers(f"{name}[{n}]", length) for n in range(length)]
@@ -197,5 +197,5 @@ def _is_count(value: object, least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # a whole number beyond the floats would overflow later, under another name
+    # an integer beyond the floats would overflow later, under another name
     return type(value) is float or (type(value) is int and abs(value) <= 10**300)

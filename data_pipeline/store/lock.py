@@ -1,12 +1,11 @@
-"""Lock: what a process writes to belongs to it, and a second process is told whose it is.
+"""Lock: one process writes to a place, and a second one is told who holds it.
 
-A byte-range lock of POSIX on a small file. The kernel lets go of it when its process ends, however it ends, so no lock
-is ever stale; on NFS, Lustre and their like the server keeps it for all nodes, and lets go when it has given up the
-node of the holder. Forked processes do not inherit it: loader workers may outlive a killed run by a second, and a lock
-of flock() would live on in them. The price is that a process which closes any descriptor of the file has let go of the
-lock, so the file is opened here only.
+A POSIX byte-range lock on a small file. The kernel releases it when its process ends in any way, so no lock is ever
+stale; on NFS, Lustre and the like the server keeps it for all nodes, and releases it when it gives up the holder's
+node. Forked processes do not inherit it: loader workers may outlive a killed run by a second, and a flock() would live
+on in them. The price is that closing any descriptor of the file releases the lock, so the file is opened only here.
 
-The file says who holds it and is removed in the end; that of a killed process stays, and the next one takes it over.
+The file names the holder and is removed at the end; that of a killed process stays, and the next one takes it over.
 """
 
 import datetime
@@ -27,16 +26,16 @@ log = logging.getLogger(__name__)
 
 NAME = ".lock"
 PATIENCE_HERE, PATIENCE_ELSEWHERE = 5.0, 120.0
-"""Longest wait for a holder [s]: a process of this machine that was killed is gone in a moment; of a node that died,
-the server of a file system keeps the locks for a minute or two."""
+"""Longest wait for a holder [s]: a killed process of this machine is gone in a moment; a file server keeps the locks of
+a dead node for a minute or two."""
 POLL_SECONDS = 0.05
 HELD = (errno.EACCES, errno.EAGAIN)
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 MAX_SHOWN = 200
-"""Characters of a command that a message shows."""
+"""Longest command in a message [characters]."""
 
 _held: dict[str, tuple[int, int]] = {}
-"""Descriptor, and process that holds it, of each lock, by path."""
+"""Descriptor and holding process of each lock, by path."""
 
 
 class InUse(BlockingIOError):
@@ -44,57 +43,55 @@ class InUse(BlockingIOError):
 
 
 class Lost(FileNotFoundError):
-    """What this process was writing to was deleted, moved or replaced."""
+    """The file or folder that this process was writing to was deleted, moved or replaced."""
 
 
 def inside(folder: Path) -> Path:
-    """Return the file by which a folder is locked that stays in its place while it is written to."""
+    """Return the lock file of a folder that keeps its name while it is written to."""
     return folder / NAME
 
 
 def beside(path: Path) -> Path:
-    """Return the file by which a file or folder is locked that gets its name only in the end, by a rename.
+    """Return the lock file of a file or folder that gets its name only at the end, by a rename.
 
     Raises:
-        ValueError: it has no name, as the root has none.
+        ValueError: the path is the root, which has no name.
     """
     path = real(path)
     return path.with_name(f".{path.name}{NAME}")
 
 
 def real(path: Path) -> Path:
-    """Return where a path leads to, with a name even if it was given as `.` or `..`.
+    """Return the resolved path, with a name even if it was given as `.` or `..`.
 
     Raises:
         ValueError: it is the root of the file system.
     """
     resolved = path.resolve()
     if not resolved.name:
-        raise ValueError(f"{path} is the root of the file system, in whose place nothing can be written; choose a name")
+        raise ValueError(f"{path} is the root of the file system, which cannot be written; choose a name")
     return resolved
 
 
 @contextmanager
 def hold(file: Path, what: Path) -> Iterator[None]:
-    """Hold a lock, while something is written to.
+    """Hold a lock while writing.
 
-    A file system without locks is said in the log, and that a second process would then not be noticed.
+    On a file system without locks, a warning is logged that a second process would not be noticed.
 
     Args:
-        file: The file of the lock: inside() or beside() what is written to. Its folder is made if it is not there.
-        what: What is written to, for messages.
+        file: Lock file: inside() or beside() the path to write. Its folder is made if it is missing.
+        what: Path to write, for messages.
 
     Raises:
-        InUse: another process holds it, or this one does already.
-        NotADirectoryError: what should be its folder is a file.
+        InUse: another process or this one already holds it.
+        NotADirectoryError: its folder is a file.
         OSError: the file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(
-            f"{file.parent} is a file, so nothing can be written in it; choose a folder"
-        ) from error
+        raise NotADirectoryError(f"{file.parent} is a file, not a folder; choose a folder") from error
     descriptor, key = _waited_for(file, what), os.path.realpath(file)
     _held[key] = descriptor, os.getpid()
     try:
@@ -109,20 +106,20 @@ def hold(file: Path, what: Path) -> Iterator[None]:
 
 
 def refuse_in_use(file: Path, what: Path) -> None:
-    """Refuse what another process is writing to, without taking it.
+    """Raise an error if another process is writing there, without taking the lock.
 
     Raises:
-        InUse: another process holds it, or this one does.
+        InUse: another process or this one holds it.
     """
     if file.is_file():
         os.close(_waited_for(file, what))
 
 
 def refuse_lost(file: Path, what: Path) -> None:
-    """Refuse to write on where the file of a lock that this process holds is gone.
+    """Raise an error if the lock file held by this process is gone.
 
     Raises:
-        Lost: it is gone, or another one is in its place.
+        Lost: it is gone or replaced.
     """
     descriptor, owner = _held.get(os.path.realpath(file), (-1, -1))
     if owner == os.getpid() and not _leads_to(file, descriptor):
@@ -130,27 +127,27 @@ def refuse_lost(file: Path, what: Path) -> None:
 
 
 def _waited_for(file: Path, what: Path) -> int:
-    """Return a descriptor of the file, locked; whoever holds it may just be ending, as after a kill."""
+    """Return a locked descriptor of the file; wait for a holder that may be ending, as after a kill."""
     if _held.get(os.path.realpath(file), (-1, -1))[1] == os.getpid():
-        raise InUse(f"{what} is being written to by this very process")
+        raise InUse(f"{what} is already being written to by this process")
     began, told = time.monotonic(), False
     while (descriptor := _taken(file, what)) is None:
         holder = _holder(file)
-        name = _in_words(holder)
+        name = _described(holder)
         patience = PATIENCE_HERE if holder.get("host") in (None, socket.gethostname()) else PATIENCE_ELSEWHERE
         if time.monotonic() - began > patience:
             raise InUse(f"{what} is in use by {name}: wait for it to end or end it, or choose another name")
         if not told:
-            log.warning("%s is in use by %s; waiting up to %g s in case that is just ending", what, name, patience)
+            log.warning("%s is in use by %s; waiting up to %g s in case it is ending", what, name, patience)
             told = True
         time.sleep(POLL_SECONDS)
     return descriptor
 
 
 def _taken(file: Path, what: Path) -> int | None:
-    """Return a descriptor of the file, locked, or None if another process has the lock."""
+    """Return a locked descriptor of the file, or None if another process has the lock."""
     while True:
-        # links are not followed: who put one there could have any file of ours overwritten
+        # links are not followed: one could make us overwrite any file of ours
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,11 +163,11 @@ def _taken(file: Path, what: Path) -> int | None:
             if error.errno != errno.ESTALE:
                 os.close(descriptor)
                 raise
-        os.close(descriptor)  # the holder has ended in between and taken the file away
+        os.close(descriptor)  # the holder ended in between and removed the file
 
 
 def _leads_to(file: Path, descriptor: int) -> bool:
-    """Return whether a descriptor is still that of the file under a name; NFS may remember names, but not counts."""
+    """Return whether a descriptor still belongs to the file of this name; NFS may cache names, but not link counts."""
     opened = os.fstat(descriptor)
     try:
         return opened.st_nlink > 0 and os.path.samestat(opened, os.lstat(file))
@@ -179,22 +176,22 @@ def _leads_to(file: Path, descriptor: int) -> bool:
 
 
 def say_who(descriptor: int) -> None:
-    """Write into the file of a lock, given by its descriptor, who holds it: this process."""
+    """Write this process as the holder into a lock file, given by its descriptor."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     values = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "command": " ".join(sys.argv)}
-    with suppress(OSError):  # a full disk does not keep from holding the lock
+    with suppress(OSError):  # the lock holds even on a full disk
         os.ftruncate(descriptor, 0)
         os.write(descriptor, (json.dumps(values) + "\n").encode())
         os.fsync(descriptor)
 
 
 def holder_of(file: Path) -> str:
-    """Return in words who holds a lock, by what its file says."""
-    return _in_words(_holder(file))
+    """Describe the holder of a lock from its file."""
+    return _described(_holder(file))
 
 
 def _holder(file: Path) -> dict[str, Any]:
-    """Return what the file says of its holder; nothing if that is just being written, or is no such thing."""
+    """Return the holder's record in the file; {} if it is incomplete or not a record."""
     try:
         with file.open("rb") as opened:
             values = json.loads(opened.read(1 << 16))
@@ -203,7 +200,7 @@ def _holder(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _in_words(holder: dict[str, Any]) -> str:
+def _described(holder: dict[str, Any]) -> str:
     if not {"host", "pid", "since"} <= holder.keys():
         return "another process"
     words = f"process {holder['pid']} on {holder['host']} since {holder['since']}"

@@ -1,4 +1,4 @@
-"""Manifest: what a data set is, in one JSON file: shards, checksums, splits, licence, level of theory, statistics."""
+"""Manifest of a data set, one JSON file: shards, checksums, splits, licence, level of theory, statistics."""
 
 import contextlib
 import hashlib
@@ -20,28 +20,30 @@ from data_pipeline.store.shards import read_block, sha256
 SCHEMA_VERSION = 2
 _OLD = f"older than {SCHEMA_VERSION}; build the data again"
 MANIFEST_BYTES = 32 * 2**20
-"""Largest manifest.json that is read [bytes]: of 10⁹ frames in 15,000 shards it has 4 MB, and what is read takes up to
-twenty times its size in memory."""
+"""Largest manifest.json [bytes]: that of 10⁹ frames in 15,000 shards has 4 MB, and parsing takes up to twenty times its
+size in memory."""
 INDEX_HEADER_BYTES, INDEX_FRAME_BYTES, INDEX_CUTOFF_BYTES = 65536, 60, 16
-"""Bounds of an index file: the names of its arrays, and per frame what a block and a frame take [bytes]."""
+"""Bounds of the parts of an index file [bytes]: names of its arrays, and per frame its block, itself and each
+cutoff."""
 SPLIT = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 SHARD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar"
-"""Plain names, the same file on every system and in every URL: nothing else is joined to a folder or an address."""
+"""Pattern of shard names: plain, the same file on every system and in every URL; nothing else is joined to a folder or
+URL."""
 MERGED_SHARD = rf"(?![/\\])([^/\x00-\x1f]{{1,255}}/){{0,100}}{SHARD}"
-"""A shard of a merged data set lies in another folder of the same disk, under a path from the manifest's folder."""
+"""Pattern of the shards of a merged data set: paths from the manifest's folder to other folders of the same disk."""
 SHA256 = r"[0-9a-f]{64}"
 NO_LICENCE = ("none", "noassertion", "no licence", "no license", "not stated", "unknown")
-"""Beginnings of a text that says of data that they have no licence; the first two are SPDX's words."""
+"""Beginnings of texts that mean no licence; the first two are SPDX's words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a data set comes from; a model trained on it quotes this in its card."""
+    """Origin of a data set, quoted in the card of a model trained on it."""
 
     name: str
     """Short name of the data set."""
     licence: str
-    """Licence of the data (SPDX identifier where there is one; none or NOASSERTION if nobody may pass them on)."""
+    """Licence of the data (SPDX identifier if it has one; none or NOASSERTION if they must not be passed on)."""
     level_of_theory: str
     """Functional, code and pseudopotentials of the labels."""
     energy_convention: str
@@ -49,14 +51,14 @@ class Provenance:
     citation: str
     """Citation of the data."""
     source: str
-    """Where the data can be had."""
+    """Place to get the data."""
 
     @property
     def redistributable(self) -> bool:
-        """Whether frames may be copied into what is published, as far as the text of the licence tells.
+        """Whether frames may be published, judging by the text of the licence.
 
-        Not if there is none: it begins with "no" in some form (none, NOASSERTION, not stated) or with "unknown", or
-        says "not for redistribution".
+        False without a licence: an empty text, one that begins with "no" in some form (none, NOASSERTION, not stated)
+        or with "unknown", or one that contains "not for redistribution".
         """
         licence = self.licence.strip().casefold()
         return bool(licence) and not licence.startswith(NO_LICENCE) and "not for redistribution" not in licence
@@ -71,16 +73,16 @@ class Shard:
     sha256: str
     """Checksum of the file."""
     num_bytes: int
-    """Size of the file."""
+    """Size of the file [bytes]."""
     num_frames: int
-    """Frames in the shard."""
+    """Number of frames in the shard."""
     index_sha256: str
     """Checksum of the shard's index file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of a data set that is used for one purpose: train, val or test."""
+    """Part of a data set for one purpose: train, val or test."""
 
     shards: tuple[Shard, ...]
     """Shards, in order."""
@@ -95,42 +97,42 @@ class Manifest:
     """A data set on disk."""
 
     provenance: Provenance
-    """Where it comes from."""
+    """Origin of the data."""
     splits: dict[str, Split]
     """The splits by name."""
     build_config: dict
     """The resolved configuration that built it."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Frames that the build left out, by reason; rejects.jsonl names each."""
+    """Number of frames that the build left out, by reason; rejects.jsonl names each."""
     root: Path = field(default=Path(), compare=False)
     """Folder of the manifest and its shards; of a remote data set, the folder of the local copies."""
     remote: RemoteFolder | None = field(default=None, compare=False)
-    """Where a remote data set comes from."""
+    """Address of a remote data set, else None."""
 
     @property
     def labelled(self) -> bool:
-        """Whether its frames have labels: its source, or that of every part of a merged one, was read for them."""
+        """Whether its frames have labels: labels were read from its source, or from those of all merged parts."""
         return _labelled(self.build_config)
 
     def split(self, name: str) -> Split:
         """Return a split by name.
 
         Raises:
-            InvalidRecord: there is no such split.
+            InvalidRecord: no such split.
         """
         if name not in self.splits:
             names = ", ".join(sorted(self.splits))
             place = self.remote.url if self.remote else self.root
-            raise InvalidRecord(f"{place}: there is no split {name!r}; there are {names}")
+            raise InvalidRecord(f"{place}: no split {name!r}; it has {names}")
         return self.splits[name]
 
     def index(self, split: str) -> SplitIndex:
-        """Read the blocks of a split; the counts of its frames stay on disk until they are asked for.
+        """Read the blocks of a split; the counts of its frames stay on disk until they are needed.
 
         Raises:
             FileNotFoundError: the index file is missing.
-            CorruptShard: the index file is not the one of the manifest.
-            InvalidRecord: what the manifest says of the split is not what the index holds.
+            CorruptShard: the index file does not match the manifest.
+            InvalidRecord: the index contradicts the manifest.
         """
         part, statistics = self.split(split), self.split(split).statistics
         name = split_index_path(self.root, split).name
@@ -142,11 +144,11 @@ class Manifest:
 
     @property
     def place(self) -> str:
-        """Manifest in messages: its address, or its path."""
+        """Name of the manifest in messages: its URL or path."""
         return f"{self.remote.url if self.remote else self.root}/manifest.json"
 
     def read_file(self, name: str, sha256: str) -> tuple[Path, bytes]:
-        """Return the path and the content of a file of the data set, compared with its checksum.
+        """Return path and content of a file of the data set, after checking its checksum.
 
         Raises:
             CorruptShard: the file is not the one of the manifest.
@@ -162,7 +164,7 @@ class Manifest:
         return path, content
 
     def _largest_index(self) -> int:
-        """Return the bytes that no index file of the data set exceeds: blocks of one frame each, and their counts."""
+        """Return an upper bound of the bytes of an index file: blocks of one frame each, and their counts."""
         frames = max((split.statistics.num_frames for split in self.splits.values()), default=0)
         cutoffs = max((len(split.statistics.cutoffs) for split in self.splits.values()), default=0)
         return INDEX_HEADER_BYTES + frames * (INDEX_FRAME_BYTES + INDEX_CUTOFF_BYTES * cutoffs)
@@ -172,7 +174,7 @@ class Manifest:
         return [self.root / shard.name for shard in self.split(split).shards]
 
     def read_block(self, split: str, blocks: BlockIndex, number: int) -> Block:
-        """Read a block of a split by its number; `blocks` are those of its index.
+        """Read a block of a split by its number; `blocks` is its index.
 
         Raises:
             CorruptShard: the bytes are not those that were written, or the shard ends early.
@@ -185,7 +187,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything but the folder: two manifests with the same fingerprint hold the same data."""
+        """SHA-256 of everything but the folder: manifests with the same fingerprint hold the same data."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:
@@ -225,7 +227,7 @@ class Manifest:
         }
 
     def to_text(self) -> str:
-        """Return the content of manifest.json: one line for each top-level entry, since sums are no prose."""
+        """Return the content of manifest.json: one line for each top-level entry, as sums are not read by people."""
         lines = [f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in self.to_json().items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -242,7 +244,7 @@ def split_index_path(root: Path, split: str) -> Path:
 
 
 class _ShardIndexes:
-    """Index files of the shards of a split, each compared with checksum and split when it is first asked for."""
+    """Index files of the shards of a split, each compared with checksum and split at first use."""
 
     def __init__(self, manifest: Manifest, shards: tuple[Shard, ...], blocks: BlockIndex) -> None:
         self._manifest, self._shards, self._blocks = manifest, shards, blocks
@@ -260,31 +262,31 @@ class _ShardIndexes:
             self._checked[number] = _identity(path)
         elif self._manifest.remote is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.utime(path)  # what is used stays when copies make room
+                os.utime(path)  # recently used copies stay when room is made
         return path
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return what differs once a file is another one; a copy of a remote file is touched whenever it is used."""
+    """Return what identifies a file; a copy of a remote file is touched at every use."""
     try:
         status = path.stat()
-    except FileNotFoundError:  # a copy that made room
+    except FileNotFoundError:  # a copy that was removed to make room
         return (0, 0)
     return status.st_ino, status.st_size
 
 
 def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Manifest:
-    """Read a manifest from its file or its folder, on disk or at a URL such as https://host/folder or s3://bucket/folder.
+    """Read a manifest from its file or folder, on disk or at a URL such as https://host/folder or s3://bucket/folder.
 
     Args:
         path: The file or the folder.
-        cache: Where copies of a remote data set are kept, by default in the user's cache folder.
-        cache_bytes: How much is kept there at most, of all remote data sets together [bytes].
+        cache: Folder for copies of a remote data set, by default in the user's cache folder.
+        cache_bytes: Largest total size of copies of all remote data sets [bytes].
 
     Raises:
-        FileNotFoundError: there is no manifest.
-        OSError: it cannot be reached.
-        ValueError: it is not a manifest, or one of a newer schema.
+        FileNotFoundError: no manifest there.
+        OSError: the URL cannot be reached.
+        ValueError: it is not a manifest, or its schema is newer.
     """
     # a Path has one slash where the URL had two
     url = re.fullmatch(r"([a-z][a-z0-9+]+):/{1,2}([^/].*)", str(path))
@@ -307,7 +309,7 @@ def open_manifest(path: Path | str, *, cache: Path | None = None, cache_bytes: i
 def _read(file: Path) -> bytes:
     size = file.stat().st_size
     if size > MANIFEST_BYTES:
-        raise InvalidRecord(f"{file}: not a manifest ({size:,} bytes, where {MANIFEST_BYTES:,} are the most)")
+        raise InvalidRecord(f"{file}: not a manifest ({size:,} bytes, more than {MANIFEST_BYTES:,})")
     return file.read_bytes()
 
 
@@ -329,7 +331,7 @@ def _parsed(file: str, content: bytes, root: Path, remote: RemoteFolder | None =
     rejected = record.record("rejected")
     merged = _check_build_config(record.record("build_config"))
     if merged and remote is not None:
-        raise InvalidRecord(f"{file}: it was merged, and its shards are on another disk; open its parts instead")
+        raise InvalidRecord(f"{file}: a merged data set with shards on another disk; open its parts instead")
     shard_name = (MERGED_SHARD, "the path of a shard from here") if merged else (SHARD, "the file name of a shard")
     return Manifest(
         provenance=Provenance(**{name: provenance.text(name) for name in facts}),
@@ -342,7 +344,7 @@ def _parsed(file: str, content: bytes, root: Path, remote: RemoteFolder | None =
 
 
 def _check_build_config(record: Record) -> bool:
-    """Check what is read of the configuration of a build, and return whether it is that of a merged data set."""
+    """Check the entries of a build's configuration that are read, and return whether the data set is merged."""
     if "source" in record.names():
         record.record("source")
     if "merged" not in record.names():
@@ -366,7 +368,7 @@ def _splits(record: Record, shard_name: tuple[str, str]) -> dict[str, Split]:
         )
         for number, shard in enumerate(split.shards):
             if shard.name in names:
-                raise values.refuse(f"shards[{number}].name", f"is {abbreviated(shard.name)}, which is there twice")
+                raise values.refuse(f"shards[{number}].name", f"is {abbreviated(shard.name)}, which occurs twice")
             names.add(shard.name)
         total = sum(shard.num_frames for shard in split.shards)
         if total != split.statistics.num_frames:

@@ -1,9 +1,8 @@
-"""Remote data sets: blocks fetched by byte range over http(s), s3 or what else fsspec knows, and kept on local disk.
+"""Remote data sets: blocks fetched by byte range over http(s), s3 or other protocols of fsspec, and kept on local disk.
 
-A block, some 250 kB, is what one request fetches: a training that draws on many shards would wait long for whole ones.
-Blocks are kept under a size limit, those used least recently make room, and any number of processes may share the
-folder: a file appears under its name only when it is complete, and every block is compared with the checksum of the
-index each time it is read, from wherever.
+One request fetches a block, some 250 kB: training on many shards would wait long for whole ones. Blocks are kept under
+a size limit, the least recently used are removed, and any number of processes may share the folder: a file appears
+under its name only when it is complete, and every block is compared with the checksum of the index at every read.
 """
 
 import asyncio
@@ -27,22 +26,22 @@ from data_pipeline.store.shards import decode_block
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 50 * 10**9
-"""Local copies of blocks, over all remote data sets, unless told otherwise [bytes]."""
+"""Default size limit of local copies of all remote data sets [bytes]."""
 TRIES = 5
 """Number of attempts at a request."""
 FIRST_PAUSE = 0.5
-"""Seconds before a request is repeated; twice as many before each further one."""
+"""Pause before a request is repeated [s], doubled before each further one."""
 PATIENCE = 60.0
-"""Seconds of silence, or of bytes that come too slowly, after which a connection counts as broken."""
+"""Time of silence, or of bytes that come too slowly, after which a connection counts as broken [s]."""
 RANGE_NOT_SATISFIABLE = 416
 FULL, EMPTIED = 0.9, 0.8
-"""When a scan finds the cache filled to the one fraction, files are removed down to the other."""
+"""Fractions of the limit: when a scan finds the cache filled to the first, files are removed down to the second."""
 SCAN_FRACTION = 0.01
-"""A process looks through the cache whenever it has written this fraction of the limit, so ten processes stay below."""
+"""Fraction of the limit after whose writing a process scans the cache, so that ten processes stay below the limit."""
 
 
 class DiskCache:
-    """Files on local disk under a size limit; those used least recently make room."""
+    """Files on local disk under a size limit; the least recently used are removed."""
 
     def __init__(self, folder: Path | None = None, num_bytes: int = CACHE_BYTES) -> None:
         """Use a folder, by default the user's cache folder. Nothing outside its foundation-blocks/ is touched.
@@ -51,13 +50,13 @@ class DiskCache:
             ValueError: the limit is not positive.
         """
         if num_bytes < 1:
-            raise ValueError(f"the cache needs room for some bytes, not {num_bytes}")
+            raise ValueError(f"the size limit of the cache must be positive, not {num_bytes}")
         parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") if folder is None else folder
         self.folder, self._limit = parent / "foundation-blocks", num_bytes
-        self._unscanned: float = num_bytes  # what others have written is not known
+        self._unscanned: float = num_bytes  # the writes of others are unknown
 
     def read(self, path: Path) -> bytes | None:
-        """Return a file and note that it was used; None if it cannot be had."""
+        """Return a file's content and mark it as used; None if it cannot be read."""
         try:
             os.utime(path)
             return path.read_bytes()
@@ -65,7 +64,7 @@ class DiskCache:
             return None
 
     def write(self, path: Path, content: bytes) -> None:
-        """Keep a file, complete or not at all.
+        """Write a file, completely or not at all.
 
         Raises:
             OSError: the folder cannot be written or is a link to elsewhere, or the disk is full.
@@ -81,14 +80,14 @@ class DiskCache:
         durable.write_whole(path, content, shared=True, flush=False)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the files used least recently if so many bytes more make the cache nearly full."""
+        """Remove the least recently used files if writing num_bytes more makes the cache nearly full."""
         found = []
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 path = Path(folder, name)
                 try:
                     status = path.stat()
-                except FileNotFoundError:  # another process has made room
+                except FileNotFoundError:  # another process removed it
                     continue
                 found.append((status.st_mtime_ns, status.st_size, path))
         total = num_bytes + sum(size for _, size, _ in found)
@@ -102,23 +101,23 @@ class DiskCache:
 
 
 class RemoteFolder:
-    """The folder of a data set at a URL, and the local copies of what was read of it."""
+    """Folder of a data set at a URL, with local copies of what was read."""
 
     def __init__(self, url: str, cache: DiskCache) -> None:
         self.url, self._cache = url.rstrip("/"), cache
         self._opened: tuple[int, Any, str] | None = None
         self.copies = cache.folder
-        """Local folder of the copies; open_manifest() makes it one of its own for each version of a data set."""
+        """Local folder of the copies; open_manifest() makes one for each version of a data set."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}
 
     def manifest(self, name: str, most: int) -> bytes:
-        """Return the manifest, a byte more than allowed if it is larger, and have a folder of copies for this one.
+        """Return the manifest, cut one byte after the limit, and set the folder of its copies.
 
         Raises:
             FileNotFoundError: it is not there.
-            ValueError: the server does not do what is needed: byte ranges.
+            ValueError: the server does not support byte ranges.
             OSError: it cannot be reached.
         """
         self._download(name, 0, 1)
@@ -127,7 +126,7 @@ class RemoteFolder:
         return content
 
     def fetch(self, name: str, sha256: str, most: int) -> tuple[Path, bytes]:
-        """Return the path of a local copy of a whole file of at most so many bytes, and its content, checksum held.
+        """Return path and content of the local copy of a whole file of at most `most` bytes, checksum verified.
 
         Raises:
             CorruptShard: the file is not the one of the manifest.
@@ -139,7 +138,7 @@ class RemoteFolder:
         if copy is not None and hashlib.sha256(copy).hexdigest() == sha256:
             return path, copy
         if copy is not None:
-            log.warning("%s: the checksum differs from the manifest's; it is fetched again", path)
+            log.warning("%s: the checksum differs from the manifest's; fetching it again", path)
         content = self._download(name, 0, most)
         if hashlib.sha256(content).hexdigest() != sha256:
             raise CorruptShard(f"{self.url}/{name}: the checksum differs from the manifest's; copy or build it again")
@@ -147,7 +146,7 @@ class RemoteFolder:
         return path, content
 
     def read_block(self, name: str, blocks: BlockIndex, number: int) -> Block:
-        """Read one block of a shard, from the local copy if there is a sound one.
+        """Read one block of a shard, from the local copy if it is valid.
 
         Raises:
             CorruptShard: the bytes are not those that were written, or the shard ends early.
@@ -161,7 +160,7 @@ class RemoteFolder:
             try:
                 return decode_block(copy, str(path), blocks, number)
             except CorruptShard as error:
-                log.warning("%s; it is fetched again", error)
+                log.warning("%s; fetching it again", error)
         content = self._download(name, offset, offset + size)
         block = decode_block(content, f"{self.url}/{name}", blocks, number)
         try:
@@ -171,27 +170,27 @@ class RemoteFolder:
         return block
 
     def _download(self, name: str, start: int, stop: int) -> bytes:
-        """Return a byte range of a file, less where the file ends before."""
+        """Return a byte range of a file, shorter if the file ends earlier."""
         where = f"{self.url}/{name}, bytes from {start}"
         try:
             content = self._persist(where, name, start, stop)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{where}: not there; copy or build the data set again") from error
+            raise FileNotFoundError(f"{where}: not found; copy or build the data set again") from error
         except ConnectionError:
             raise
         except Exception as error:
             if getattr(error, "status", None) == RANGE_NOT_SATISFIABLE:
-                return b""  # the file ends before
+                return b""  # the file ends earlier
             raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
         if len(content) > stop - start:
             raise ValueError(
                 f"{where}: the server ignores byte ranges (asked for {stop - start} bytes, it sent more). "
-                "Serve the data set with a server that knows them, or copy it to a local disk."
+                "Serve the data set with a server that supports them, or copy it to a local disk."
             )
         return content
 
     def _persist(self, where: str, name: str, start: int, stop: int) -> bytes:
-        """Make a request, again and again if what went wrong may pass."""
+        """Make a request; repeat it after errors that may pass."""
         for attempt in itertools.count(1):
             try:
                 filesystem, root = self._filesystem()
@@ -215,15 +214,15 @@ class RemoteFolder:
 
 
 class _BoundedAnswer(aiohttp.ClientResponse):
-    """An answer of which no more is read than was asked for, and only as long as it comes at a pace."""
+    """HTTP response of which no more is read than requested, and only if it does not come too slowly."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        """Wait for the head, which can come a byte at a time as well."""
+        """Wait for the head, which may also come too slowly."""
         async with asyncio.timeout(PATIENCE):
             return await super().start(connection)
 
     async def read(self) -> bytes:
-        """Return the body; of one longer than the range that was asked for, one byte more than that."""
+        """Return the body, cut one byte after the requested range if it is longer."""
         first, last = self.request_info.headers["Range"].removeprefix("bytes=").split("-")
         most, content, pace = int(last) - int(first) + 1, bytearray(), Pace(PATIENCE)
         async for chunk in self.content.iter_any():
@@ -236,7 +235,7 @@ class _BoundedAnswer(aiohttp.ClientResponse):
 
 
 def _client() -> dict[str, Any]:
-    """Return the settings of a client of http: nothing is decompressed, so what is bounded on the way stays so."""
+    """Return the settings of the HTTP client: nothing is decompressed, so bounds on the transfer hold."""
     return {
         "response_class": _BoundedAnswer,
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE),
@@ -246,7 +245,7 @@ def _client() -> dict[str, Any]:
 
 
 def _passing(error: Exception) -> bool:
-    """Return whether a request that failed is worth repeating: not if the answer was that it is wrong."""
+    """Return whether a failed request is worth repeating: not if the server refused it as wrong."""
     status = getattr(error, "status", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in (408, 425, 429)

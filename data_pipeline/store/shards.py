@@ -1,4 +1,4 @@
-"""Shards: blocks of frames in tar files that anyone can stream with WebDataset, each with a small index beside it.
+"""Shards: blocks of frames in tar files that WebDataset can stream, each with a small index beside it.
 
 The index holds the byte range and checksum of every block, and the number of atoms and edges of every frame: all that
 planning needs, so planning never opens a shard.
@@ -72,7 +72,7 @@ class ShardWriter:
 
 
 def read_block(path: Path, blocks: BlockIndex, number: int) -> Block:
-    """Read one block of a shard by its byte range and check its checksum.
+    """Read one block of a shard by its byte range and verify its checksum.
 
     Raises:
         CorruptShard: the bytes are not those that were written, or the shard ends early.
@@ -90,10 +90,10 @@ def read_block(path: Path, blocks: BlockIndex, number: int) -> Block:
 
 
 def decode_block(buffer: bytes, shard: str, blocks: BlockIndex, number: int) -> Block:
-    """Take the bytes of a block apart, checksum first; `shard` is what messages call the shard.
+    """Verify the checksum of a block and decode it; `shard` names the shard in messages.
 
     Raises:
-        CorruptShard: the bytes are not those that were written, or too few.
+        CorruptShard: the bytes are wrong or too few.
     """
     size, where = int(blocks.size[number]), f"{shard}, block at byte {int(blocks.offset[number])}"
     if len(buffer) != size:
@@ -105,7 +105,7 @@ def decode_block(buffer: bytes, shard: str, blocks: BlockIndex, number: int) -> 
     except CorruptShard as error:
         raise CorruptShard(f"{where}: {error}; build the data again") from error
     if len(block) != blocks.num_frames[number] or block.num_atoms.sum() != blocks.num_atoms[number]:
-        raise CorruptShard(f"{where}: it has other frames than its index says; build the data again")
+        raise CorruptShard(f"{where}: its frames differ from its index; build the data again")
     return block
 
 

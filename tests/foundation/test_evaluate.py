@@ -90,7 +90,7 @@ def test_wrong_inputs_are_named(run: Path, emt_manifest: Manifest, tmp_path: Pat
         evaluate(EvaluateConfig(model=tmp_path / "nowhere" / "run", data=emt_manifest.root))
     with pytest.raises(FileNotFoundError, match="no manifest there"):
         evaluate(EvaluateConfig(model=run, data=tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="there is no split 'exam'; there are test, train, val"):
+    with pytest.raises(ValueError, match="no split 'exam'; it has test, train, val"):
         evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="exam"))
 
 

@@ -114,7 +114,7 @@ def test_a_launcher_refuses_it_before_it_starts_a_process(
         run = ["pretrain", "--data", str(emt_manifest.root), "--out", str(tmp_path / "run")]
         command = [*run, "--fit.steps", "1", "--model.irreps", "4x0e"]
         assert main(["launch", "local", "--processes", "2", "--", *command]) == 2
-    assert "written to by this very process" in capsys.readouterr().err
+    assert "written to by this process" in capsys.readouterr().err
 
 
 def test_after_a_kill_a_run_starts_again_or_goes_on_at_once(emt_manifest: Manifest, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_a_source_without_frames_leaves_nothing(configure: Callable[..., BuildCo
 def test_an_existing_folder_is_not_touched(configure: Callable[..., BuildConfig], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious").write_text("years of work")
-    with pytest.raises(FileExistsError, match="data already exists; choose another --out or say --overwrite"):
+    with pytest.raises(FileExistsError, match="data already exists; choose another --out or set --overwrite"):
         build(configure())
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["precious"]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -350,7 +350,7 @@ def test_an_interrupted_build_keeps_the_old_data_and_goes_on_when_called_again(
     Interrupted.attempts.clear()
     source = Interrupted(num_frames=10)
     config = configure(source=source, overwrite=overwrite, block_frames=1, shard_frames=1)
-    with pytest.raises(KeyboardInterrupt, match=r"data\.partial; the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"data\.partial; the same command continues"):
         build(config)
     if before is None:
         assert [path.name for path in tmp_path.iterdir()] == ["data.partial"]
@@ -397,7 +397,7 @@ def test_overwrite_refuses_a_data_set_with_other_files_beside_it(
     build(configure())
     (tmp_path / "data" / "notes.txt").write_text("years of work")
     (tmp_path / "data" / "plots").mkdir()
-    with pytest.raises(FileExistsError, match=r"data holds what is of no data set .*notes\.txt, plots"):
+    with pytest.raises(FileExistsError, match=r"data holds other files .*notes\.txt, plots"):
         build(configure(overwrite=True, split_seed=3))
     assert (tmp_path / "data" / "notes.txt").read_text() == "years of work"
     assert not (tmp_path / "data.partial").exists()

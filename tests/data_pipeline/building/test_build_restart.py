@@ -387,7 +387,7 @@ def test_a_target_without_a_name_is_refused_with_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        error, match=r"already exists; choose another --out|no data set|lies in|root of the file system"
+        error, match=r"already exists; choose another --out|not a data set|lies in|root of the file system"
     ):
         build(configure(out=Path(out)))
 
@@ -462,7 +462,7 @@ def test_a_file_size_limit_or_a_full_disk_is_an_error_that_says_how_much_is_need
     largest = max(path.stat().st_size for path in (tmp_path / "undisturbed").glob("*.tar"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * largest, hard))
     try:
-        with pytest.raises(DiskFull, match=r"data\.partial: no space.*MB more are needed.*goes on from there"):
+        with pytest.raises(DiskFull, match=r"data\.partial: no space.*MB more are needed.*continues from there"):
             build(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -494,5 +494,5 @@ def test_a_full_disk_names_folder_and_space_and_the_build_goes_on_when_there_is_
     assert not config.out.exists()
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert "goes on from there" in str(caught.value)
+    assert "continues from there" in str(caught.value)
     assert checksums(build(config).root) == checksums(build(configure()).root)

@@ -199,7 +199,7 @@ def test_remote_data_sets_are_refused(tmp_path: Path, make: Make, address: str) 
 
 def test_one_is_not_enough_and_what_exists_stays(tmp_path: Path, make: Make) -> None:
     one, two = make("one", 1), make("two", 2)
-    with pytest.raises(ValueError, match="two manifests or more, there is 1"):
+    with pytest.raises(ValueError, match="two manifests or more, not 1"):
         merge([one], tmp_path / "merged", "whole")
     with pytest.raises(FileExistsError, match="already exists"):
         merge([one, two], one, "whole")
@@ -234,7 +234,7 @@ def test_splits_in_the_order_of_the_frames_are_said(
     tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     merge([make("one", 1, split_by="order"), make("two", 2, split_by="order")], tmp_path / "merged", "whole")
-    assert "in the order of their frames, so a group that is in two of them can be in train of one" in caplog.text
+    assert "in the order of their frames, so a group in two of them can be in train of one" in caplog.text
 
 
 def test_different_rules_of_splitting_are_said(tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -242,4 +242,4 @@ def test_different_rules_of_splitting_are_said(tmp_path: Path, make: Make, caplo
     merge([one, two], tmp_path / "pair", "pair")
     assert not caplog.records
     merge([tmp_path / "pair", other], tmp_path / "merged", "whole")
-    assert "a group that is in two of them can be in train of one and in test of the other" in caplog.text
+    assert "a group in two of them can be in train of one and in test of the other" in caplog.text

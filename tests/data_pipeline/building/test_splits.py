@@ -60,7 +60,7 @@ def test_one_material_is_divided_in_the_order_of_its_frames(
     assert open_manifest(manifest.root).build_config["split_by"] == "blocks"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "one group (Cu4), too few to be dealt whole: split by blocks" in record.getMessage()
+    assert "one group (Cu4), too few to be kept whole: split by blocks" in record.getMessage()
 
 
 def test_each_of_few_materials_is_in_every_split(built: Callable[..., Manifest]) -> None:
@@ -143,7 +143,7 @@ def test_a_split_that_is_empty_or_far_from_its_fraction_is_a_warning(
     sizes = {name: len(numbers) for name, numbers in places(manifest).items()}
     assert sizes["val"] == 0
     (message,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("val")]
-    assert "val has 0 of 14 frames, 0 of all, and 0.02 were asked for" in message
+    assert "val has 0 of 14 frames, 0, not the 0.02 requested" in message
     assert "another --split_seed" in message
 
 

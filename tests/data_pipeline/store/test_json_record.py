@@ -14,7 +14,7 @@ from data_pipeline.store.json_record import MAX_DEPTH, InvalidRecord, Record, pa
         ('{"a": -Infinity}', "-Infinity is not a number"),
         ('{"a": 1e999}', "'1e999' is too large"),
         ('{"a": ' + "9" * 5000 + "}", "5000 digits|limit"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is there twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' occurs twice"),
         ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), "levels deep"),
         ("[" * 200_000, "levels deep"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
@@ -39,7 +39,7 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 def test_a_key_twice_among_very_many_is_found_in_no_time() -> None:
     text = "{" + ",".join(f'"{n}":0' for n in range(200_000)) + ',"7":1}'
     start = time.process_time()
-    with pytest.raises(ValueError, match="the key '7' is there twice"):
+    with pytest.raises(ValueError, match="the key '7' occurs twice"):
         parse_json(text.encode())
     assert time.process_time() - start < 5
 

@@ -128,7 +128,7 @@ def test_of_many_that_take_and_remove_the_file_at_once_one_is_in_at_a_time(tmp_p
 def test_the_same_process_does_not_take_it_twice(tmp_path: Path) -> None:
     file = inside(tmp_path)
     with hold(file, tmp_path):
-        with pytest.raises(InUse, match="this very process"), hold(file, tmp_path):
+        with pytest.raises(InUse, match="already being written to by this process"), hold(file, tmp_path):
             pass
         other = context.Process(target=refuse_in_use, args=(file, tmp_path))
         other.start()

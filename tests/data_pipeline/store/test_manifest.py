@@ -152,7 +152,7 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path: Path) -> Non
 
 
 def test_an_unknown_split_names_those_there_are(emt_manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="no split 'valid'; there are test, train, val"):
+    with pytest.raises(ValueError, match="no split 'valid'; it has test, train, val"):
         emt_manifest.split("valid")
 
 
@@ -427,7 +427,7 @@ def test_a_manifest_that_says_one_frame_less_is_refused(manifest: Manifest) -> N
         open_manifest(file)
     edited(manifest, put(f"{TRAIN}/shards/0/num_bytes", 1000))
     edited(manifest, put(f"{TRAIN}/shards/0/num_frames", count + 1))
-    with pytest.raises(InvalidRecord, match=r"manifest\.json: splits\.train\.shards\[0\]\.num_bytes is 1000, and"):
+    with pytest.raises(InvalidRecord, match=r"manifest\.json: splits\.train\.shards\[0\]\.num_bytes is 1000, but"):
         open_manifest(file).index("train")
 
 

@@ -158,7 +158,7 @@ def test_a_refusal_is_not_tried_again(server: Server, reopen: Callable[..., Mani
 
 
 def test_what_is_not_there_is_named(server: Server, reopen: Callable[..., Manifest], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"{server.url}/other/manifest\.json.*: not there"):
+    with pytest.raises(FileNotFoundError, match=rf"{server.url}/other/manifest\.json.*: not found"):
         open_manifest(f"{server.url}/other", cache=tmp_path / "cache")
     frames = Frames(reopen(), "train")
     (server.folder / "train-000000.tar").unlink()
@@ -262,7 +262,7 @@ def test_a_remote_data_set_is_not_verified_as_a_whole(server: Server, reopen: Ca
 
 
 def test_a_cache_without_room_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the cache needs room"):
+    with pytest.raises(ValueError, match="size limit of the cache must be positive"):
         remote.DiskCache(tmp_path, 0)
 
 
@@ -332,4 +332,4 @@ def test_a_spoilt_copy_of_an_index_is_fetched_again(
         content = copy.read_bytes()
         copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert counts() == expected
-    assert caplog.text.count("it is fetched again") == 2
+    assert caplog.text.count("fetching it again") == 2

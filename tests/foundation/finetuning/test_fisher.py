@@ -238,7 +238,7 @@ def test_wrong_inputs_of_the_verb_are_named(
     for wrong, message in (
         ({"--model": str(tmp_path / "nowhere")}, "no potential there"),
         ({"--data": str(tmp_path / "nowhere")}, "no manifest there"),
-        ({"--split": "exam"}, "there is no split 'exam'"),
+        ({"--split": "exam"}, "no split 'exam'"),
         ({"--out": str(tmp_path)}, "--out is the file to write"),
         ({"--max-structures": "0"}, "max_structures must be at least 1"),
         ({"--theory": "PBE"}, "levels of theory are EMT"),

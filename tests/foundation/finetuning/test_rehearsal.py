@@ -225,7 +225,7 @@ def test_what_cannot_be_rehearsed_is_refused(
             rehearsal_datasets(RehearsalConfig(**{"data": emt_manifest.root, **options}), potential)
 
     refused("no manifest there", data=tmp_path)
-    refused("there is no split 'exam'", split="exam")
+    refused("no split 'exam'", split="exam")
     refused("split 'val' has no frames to rehearse; choose another", data=rebuilt.root, split="val")
     refused("the potential does not know Li, U; leave them out", elements=("Li", "Cu", "U"))
     refused("rehearsal.ratio must be positive, not 0", ratio=0.0)

@@ -158,7 +158,7 @@ def test_wrong_choices_are_refused(potential: Potential, dataset: Dataset) -> No
         squared_gradients(potential, [dataset], LOSS, max_structures=0)
     with pytest.raises(ValueError, match="loss_threshold must be positive, not -1"):
         squared_gradients(potential, [dataset], LOSS, loss_threshold=-1.0)
-    with pytest.raises(ValueError, match="there is no split 'exam'"):
+    with pytest.raises(ValueError, match="no split 'exam'"):
         squared_gradients(potential, [replace(dataset, split="exam")], LOSS)
 
 
