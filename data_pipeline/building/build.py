@@ -276,9 +276,7 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
     if rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())
-        logger.warning(
-            "%d frames are left out: %s (listed in rejects.jsonl)", sum(rejected.values()), reasons
-        )
+        logger.warning("%d frames are left out: %s (listed in rejects.jsonl)", sum(rejected.values()), reasons)
     plans = plan_shards(frames, splits.of_frames, config.shard_frames)
     trains = config.val_fraction + config.test_fraction < 1
     if not plans or (trains and plans[0].split != 0):

@@ -1,7 +1,8 @@
-"""Archives from elsewhere: unpacked member by member, into one folder and no larger than an archive of data can be.
+"""Downloaded archives: unpacked member by member, into one folder and up to a plausible size.
 
-The libraries' own extraction mends names in silence, follows links, and writes whatever a few kilobytes say that they
-hold. Here a member is a plain file or folder below the archive's own, each name once, or the archive is refused.
+The libraries' own extraction silently changes names, follows links, and writes any amount that a few kilobytes expand
+to. Here every member must be a plain file or folder below the archive's own, each name once; else the archive is
+refused.
 """
 
 import gzip
@@ -28,13 +29,13 @@ from data_pipeline.store import durable
 logger = logging.getLogger(__name__)
 
 LARGEST_RATIO, SMALLEST_BOUND = 100, 16 * 2**20
-"""Bytes that are unpacked of each byte of an archive at most, and of any archive at least: labelled frames as text
-shrink to a quarter or a tenth, zeros to a thousandth. None of the public corpora says how large it is unpacked."""
+"""Largest unpacked bytes per byte of an archive, and bound for small archives [bytes]: labelled frames as text shrink
+to a quarter or a tenth, zeros to a thousandth. No public corpus states its unpacked size."""
 MEMBER_BYTES = 512
-"""Bytes that a member counts besides its content: empty ones fill a disk as well."""
+"""Size counted for a member in addition to its content [bytes]: empty members fill a disk as well."""
 COPIED_BYTES = 2**20
 LARGEST_READ = 2**24
-"""Bytes that are unpacked at a time at most: names and extended headers are read whole."""
+"""Largest amount unpacked at a time [bytes]: names and extended headers are read whole."""
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -45,14 +46,14 @@ class _Member(NamedTuple):
 
 
 def unpack(archive: Path) -> Path:
-    """Unpack a .tar.gz or .zip beside itself, into a folder of its name, and return the folder.
+    """Unpack a .tar.gz or .zip into a folder of its name beside it, and return the folder.
 
-    A folder that is all there is in the archive, and that folder's only folder, and so on, are left out. The name
-    appears when everything is unpacked; a folder that is there already is taken as it is.
+    A folder that is the only content of the archive, or of such a folder, is left out. The name appears when everything
+    is unpacked; an existing folder is returned unchanged.
 
     Raises:
-        DownloadError: the archive is damaged, encrypted or larger than it can be; a member is a link or device, is
-            there twice, or would be written outside the folder; or the disk is full.
+        DownloadError: the archive is damaged, encrypted or implausibly large; a member is a link or device, occurs
+            twice, or would be written outside the folder; or the disk is full.
     """
     folder = archive.with_name(unpacked_name(archive.name))
     if folder.is_dir():
@@ -75,19 +76,19 @@ def unpack(archive: Path) -> Path:
             f"{archive}: cannot be unpacked ({str(error)[:300]}). Delete it to have it downloaded again."
         ) from error
     except OSError as error:
-        raise DownloadError(f"{archive}: unpacking failed ({error}). Make room and run the same again.") from error
+        raise DownloadError(f"{archive}: unpacking failed ({error}). Free space and run the same again.") from error
     finally:
         shutil.rmtree(unpacking, ignore_errors=True)
     return folder
 
 
 def unpacked_name(name: str) -> str:
-    """Return the name of an archive without .tar.gz or .zip, and other names as they are."""
+    """Return the name of an archive without .tar.gz or .zip, and other names unchanged."""
     return name.removesuffix(".tar.gz").removesuffix(".zip")
 
 
 class _RefusedError(Exception):
-    """A member that is not unpacked, or an archive with too much in it."""
+    """A refused member, or an archive that is too large."""
 
 
 _DAMAGE = (
@@ -98,8 +99,8 @@ _DAMAGE = (
     EOFError,
     zlib.error,
     lzma.LZMAError,
-    NotImplementedError,  # a compression that zipfile does not know
-    ValueError,  # what zipfile and tarfile make of wrong numbers and names in headers
+    NotImplementedError,  # a compression unknown to zipfile
+    ValueError,  # raised by zipfile and tarfile for wrong numbers and names in headers
     OverflowError,
     IndexError,
     RecursionError,  # headers of headers
@@ -108,7 +109,7 @@ _DAMAGE = (
 
 
 def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) -> None:
-    """Write the members below a folder, together no more than the bound."""
+    """Write the members below a folder, up to the bound in total."""
     written, seen = 0, dict[tuple[str, ...], bool]()
     for member in members:
         parts = _parts(member.name)
@@ -132,18 +133,18 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, bound: int) 
                     _refuse_above(bound, written, member.name)
                     target.write(chunk)
         except FileExistsError as error:
-            raise _RefusedError(f"member {abbreviated(member.name)} is there twice") from error
+            raise _RefusedError(f"member {abbreviated(member.name)} occurs twice") from error
 
 
 def _refuse_above(bound: int, written: int, name: str) -> None:
     if written > bound:
         raise _RefusedError(
-            f"member {abbreviated(name)} makes it more than {bound:,} bytes, which no archive of data holds"
+            f"member {abbreviated(name)} brings it above {bound:,} bytes, too much for an archive of data"
         )
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Return the folders and the file that a member's name stands for; none for the folder of the archive itself."""
+    """Return the folders and the file in a member's name; () for the folder of the archive itself."""
     unsafe = name.startswith("/") or "\\" in name or DRIVE.match(name) or not name.isprintable()
     parts = PurePosixPath(name).parts
     if unsafe or ".." in parts or max(map(len, parts), default=0) > 255 or len(parts) > 100:
@@ -154,7 +155,7 @@ def _parts(name: str) -> tuple[str, ...]:
 def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            # the name as it stands there: zipfile ends it at a NUL
+            # the raw name: zipfile ends it at a NUL
             name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
             if info.flag_bits & 0x41:
                 raise _RefusedError(f"member {abbreviated(name)} is encrypted; unpack it by hand")
@@ -174,28 +175,28 @@ def _tar_members(file: IO[bytes], bound: int) -> Iterator[_Member]:
                     return _refuse_rest(bounded, archive.offset)
                 if not (info.isreg() or info.isdir()):
                     raise _RefusedError(f"member {abbreviated(info.name)} is a link or device")
-                # kept by the library, and there may be millions
+                # the library keeps them all, and there may be millions
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 yield _Member(info.name, info.isdir(), partial(archive.extractfile, info))
 
 
 def _refuse_rest(content: "_Bounded", place: int) -> None:
-    """Read to the end, where gzip has its checksum: tarfile takes a damaged header for the end."""
+    """Read to the end, where gzip has its checksum: tarfile takes a damaged header as the end."""
     content.seek(place)
     while chunk := content.read(COPIED_BYTES):
         if chunk.strip(b"\0"):
-            raise _RefusedError(f"what is {content.place} is no member")
+            raise _RefusedError(f"the data {content.place} are not a member")
 
 
 class _Bounded(io.RawIOBase):
-    """What a compressed file holds, up to a number of bytes at a time and, seeking counted, altogether."""
+    """Content of a compressed file, bounded per read and in total, including seeking."""
 
     def __init__(self, file: gzip.GzipFile, bound: int) -> None:
         self._file, self._bound = file, bound
         self.place = "at its beginning"
 
     def read(self, size: int = -1) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return `size` bytes, fewer at the end."""
         if not 0 <= size <= LARGEST_READ:
             raise _RefusedError(f"a header {self.place} is larger than {LARGEST_READ:,} bytes")
         content = self._file.read(size)
@@ -203,14 +204,14 @@ class _Bounded(io.RawIOBase):
         return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place from the beginning, by unpacking what is before."""
+        """Go to an absolute position, by unpacking everything before it."""
         self._check(offset)
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._file.tell()
 
     def _check(self, place: int) -> None:
         if place > self._bound:
-            raise _RefusedError(f"{self.place} it has more than {self._bound:,} bytes, which no archive of data holds")
+            raise _RefusedError(f"{self.place} it has more than {self._bound:,} bytes, too much for an archive of data")

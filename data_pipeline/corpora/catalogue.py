@@ -1,7 +1,7 @@
-"""Public corpora by name: where their files lie, what they are, and which source reads them.
+"""Public corpora by name: addresses of their files, their provenance, and the source that reads them.
 
-Every entry says in `facts` where its own facts come from. A size or checksum that is not published is None: then the
-download cannot verify and says so. Only exact sizes are sizes; what documentation rounds is in the entry's `volume`.
+Every entry names the origin of its facts in `facts`. An unpublished size or checksum is None: then the download cannot
+be verified and logs so. Only exact sizes are given as size; rounded ones of documentation are in `volume`.
 """
 
 import glob
@@ -28,9 +28,9 @@ class RemoteFile:
     url: str
     """Address."""
     size: int | None = None
-    """Exact size [bytes]; None where it is not published."""
+    """Exact size [bytes]; None if unpublished."""
     checksum: str | None = None
-    """md5:... or sha256:...; None where it is not published."""
+    """md5:... or sha256:...; None if unpublished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Corpus:
     """A public data set."""
 
     name: str
-    """Its name here."""
+    """Name in this catalogue."""
     title: str
-    """Name in words, with the number of frames."""
+    """Full name, with the number of frames."""
     volume: str
-    """Size of the download, as its documentation says it."""
+    """Size of the download according to its documentation."""
     files: tuple[RemoteFile, ...]
-    """Files to download; empty where a program may not."""
+    """Files to download; empty if programs may not download them."""
     source: Mapping[str, Any]
     """Options of the source that reads it, that source's own field first; a tuple holds patterns of paths."""
     licence: str
@@ -56,32 +56,32 @@ class Corpus:
     energy_convention: str
     """Meaning of the energies."""
     homepage: str
-    """Where it is described."""
+    """Web page that describes it."""
     facts: str
-    """Where the facts of this entry come from."""
+    """Origin of the facts of this entry."""
     access: str = ""
-    """Way to the files where a program may not download them."""
+    """Instructions to get the files if programs may not download them."""
 
 
 def find_corpus(name: str) -> Corpus:
     """Return a corpus by its name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no corpus has this name.
     """
     if name not in CORPORA:
-        raise ValueError(f"no corpus is called {name!r}; there are {', '.join(CORPORA)}")
+        raise ValueError(f"unknown corpus {name!r}; choose one of {', '.join(CORPORA)}")
     return CORPORA[name]
 
 
 def fetch(corpus: Corpus, folder: Path) -> list[Path]:
-    """Download and unpack what of a corpus is not in the folder yet, and return the files and unpacked folders.
+    """Download and unpack the files of a corpus missing from the folder; return the files and unpacked folders.
 
     Raises:
-        DownloadError: a file cannot be had, or the corpus is only given out by hand.
+        DownloadError: a file cannot be downloaded, or the corpus must be downloaded by hand.
     """
     if not corpus.files:
-        raise DownloadError(f"{corpus.name} is not given out to programs. {corpus.access}")
+        raise DownloadError(f"{corpus.name} must be downloaded by hand. {corpus.access}")
     logger.info("%s: %s, %s, into %s", corpus.name, corpus.title, corpus.volume, folder)
     paths = []
     for file in corpus.files:
@@ -96,10 +96,10 @@ def fetch(corpus: Corpus, folder: Path) -> list[Path]:
 
 
 def corpus_build(name: str, folder: Path) -> tuple[SourceConfig, Provenance]:
-    """Return the source that reads a corpus in a folder, and what a model trained on it must say about it.
+    """Return the source that reads a corpus in a folder, and its provenance.
 
     Raises:
-        ValueError: there is no such corpus.
+        ValueError: unknown corpus.
         FileNotFoundError: its files are not in the folder.
     """
     corpus = find_corpus(name)
@@ -119,16 +119,16 @@ def corpus_build(name: str, folder: Path) -> tuple[SourceConfig, Provenance]:
 
 
 def make_source(options: Mapping[str, Any]) -> SourceConfig:
-    """Return the source whose own field, the first one, is the first of the options.
+    """Return the source whose first field is the first of the options.
 
     Raises:
-        ValueError: there is no such source.
+        ValueError: no source has this field.
     """
     own = next(iter(options))
     for source_class in get_args(SourceConfig):
         if fields(source_class)[0].name == own:
             return source_class(**options)
-    raise ValueError(f"no source has a field {own!r} of its own")
+    raise ValueError(f"no source begins with the field {own!r}")
 
 
 def _paths(corpus: Corpus, patterns: tuple[str, ...], folder: Path) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def _paths(corpus: Corpus, patterns: tuple[str, ...], folder: Path) -> tuple[str
         matches = sorted(glob.glob(pattern.replace("{folder}", glob.escape(str(folder))), recursive=True))
         if not matches:
             how = corpus.access or f"Download it with --corpus {corpus.name} --download."
-            raise FileNotFoundError(f"{pattern.replace('{folder}', str(folder))}: not there. {how}")
+            raise FileNotFoundError(f"{pattern.replace('{folder}', str(folder))}: not found. {how}")
         found += [str(Path(match)) for match in matches]
     return tuple(found)
 

@@ -1,9 +1,9 @@
-"""Downloads of files that are larger than a connection lasts: resumed, checked, and never half there.
+"""Downloads of files too large for one connection: resumed, verified, and never visible half complete.
 
-Bytes go to NAME.partial, and become NAME only when size and checksum hold. A broken connection is taken up where it
-broke, in this run or in a later one, with a Range request that the server answers only for the version of the file
-that the beginning came from (If-Range with its ETag, or else its date); a file that changed meanwhile starts anew.
-The whole is read once more for the checksum: about half a minute for 12 GB from a good disk.
+Bytes go to NAME.partial, which is renamed to NAME when size and checksum are right. A broken download is resumed, in
+this run or a later one, with a Range request that the server answers only for the same version of the file (If-Range
+with its ETag, or else its date); a file that changed meanwhile starts anew. The file is read once more for the
+checksum: about half a minute for 12 GB from a good disk.
 """
 
 import hashlib
@@ -24,21 +24,22 @@ from data_pipeline.store import durable
 
 CHUNK_BYTES = 2**20
 HEAD_TIMEOUTS = 3
-"""Timeouts in which the head of an answer must have come, redirections and several addresses of a host included."""
+"""Number of timeouts within which the head of an answer must arrive, including redirections and several addresses of a
+host."""
 LONGEST_WAIT = 60.0
 """Longest time between two attempts [s]."""
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
-"""Answers that may be different the next time."""
+"""HTTP status codes worth another attempt."""
 
 logger = logging.getLogger(__name__)
 
 
 class DownloadError(ValueError):
-    """A file that could not be had; the message says which, why and what to do."""
+    """A failed download; the message says which, why and what to do."""
 
 
 class _BrokenError(Exception):
-    """An attempt that failed and is worth another."""
+    """A failed attempt that is worth another."""
 
 
 def download(
@@ -51,23 +52,23 @@ def download(
     backoff: float = 1.0,
     timeout: float = 60.0,
 ) -> Path:
-    """Download a file, resuming what an earlier run left, and return its path.
+    """Download a file, resuming an earlier run, and return its path.
 
-    A file that is there already is only checked. Where no checksum is known, the SHA-256 of what came is recorded in
-    NAME.sha256, and compared the next time.
+    An existing file is only checked. If no checksum is known, the SHA-256 of the download is recorded in NAME.sha256
+    and compared the next time.
 
     Args:
         url: Address.
-        path: Where to put it.
+        path: Target file.
         size: Its size [bytes], if known.
         checksum: md5:... or sha256:..., if known.
-        tries: Attempts in a row that bring nothing new before giving up.
-        backoff: Wait after the first of those [s]; doubled after each further one, up to a minute.
-        timeout: Silence, or time in which less than 1 kB a second comes, after which a connection counts as broken [s].
+        tries: Number of consecutive attempts without progress before giving up.
+        backoff: Pause after the first of those [s], doubled after each further one, up to a minute.
+        timeout: Time of silence, or of less than 1 kB/s, after which a connection counts as broken [s].
 
     Raises:
-        DownloadError: the server refuses, stays silent or is too slow, nobody says how large the file is, it does not
-            fit on the disk, or size or checksum differ.
+        DownloadError: the server refuses, stays silent or is too slow, the file's size is unknown, it does not fit on
+            the disk, or size or checksum differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
@@ -86,7 +87,7 @@ def download(
 
 
 class _Partial:
-    """The beginning of a file, and the server's mark of the version that it is the beginning of."""
+    """The beginning of a file, and the server's identifier of its version."""
 
     def __init__(self, path: Path) -> None:
         self.file = durable.partial_of(path)
@@ -113,7 +114,7 @@ class _Partial:
 def _fill(
     partial: _Partial, url: str, size: int | None, *, resumable: bool, tries: int, backoff: float, timeout: float
 ) -> None:
-    """Attempt until the partial file is complete; an attempt that got further than all before starts the count anew."""
+    """Attempt until the partial file is complete; one that got further than all earlier ones resets the count."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task(partial.file.name.removesuffix(".partial"), total=size, completed=partial.num_bytes)
@@ -126,14 +127,14 @@ def _fill(
             try:
                 return _attempt(partial, url, size, resumable, timeout, report)
             except _BrokenError as error:
-                # a few bytes of each attempt are no progress: they would never end
+                # a few bytes per attempt are not progress: attempts would never end
                 worth = LEAST_RATE * (time.monotonic() - began)
                 failures = 1 if partial.num_bytes > furthest + worth else failures + 1
                 furthest, began = max(furthest, partial.num_bytes), time.monotonic()
                 if failures >= tries:
                     raise DownloadError(
-                        f"{url}: {error}; {tries} attempts brought nothing more. What came is kept in {partial.file} "
-                        f"({partial.num_bytes:,} bytes); the same command goes on from there."
+                        f"{url}: {error}; {tries} attempts without progress. The partial file is kept: {partial.file} "
+                        f"({partial.num_bytes:,} bytes); the same command continues from there."
                     ) from error
                 logger.warning("%s: %s; trying again", url, error)
                 time.sleep(min(backoff * 2 ** (failures - 1), LONGEST_WAIT))
@@ -147,13 +148,13 @@ def _attempt(
     timeout: float,
     report: Callable[[int, int | None], None],
 ) -> None:
-    """Ask once for what is missing and append it to the partial file.
+    """Request the missing bytes once and append them to the partial file.
 
     Raises:
         _BrokenError: the connection failed or ended too early.
         DownloadError: another attempt would be no better, or the disk is full.
     """
-    # a stored encoding would be undone on the way, and the checksum is that of the file as it is stored
+    # a stored encoding would be decoded in transfer, but the checksum is that of the stored file
     headers = {"Accept-Encoding": "identity"}
     if partial.num_bytes and (partial.version or resumable):
         headers["Range"] = f"bytes={partial.num_bytes}-"
@@ -170,8 +171,8 @@ def _attempt(
         raise DownloadError(f"{url}: {error}. Correct the address.") from error
     except OSError as error:
         raise DownloadError(
-            f"{partial.file}: writing failed ({error.strerror}). Make room or choose another folder: what came is kept "
-            f"({partial.num_bytes:,} bytes), and the same command goes on from there."
+            f"{partial.file}: writing failed ({error.strerror}). Free space or choose another folder: the file is kept "
+            f"({partial.num_bytes:,} bytes), and the same command continues from there."
         ) from error
     if total is not None and partial.num_bytes != total:
         if partial.num_bytes > total:
@@ -180,7 +181,7 @@ def _attempt(
 
 
 def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Response:
-    """Ask, and wait for the head of the answer; it can come a byte at a time, which no timeout of a socket ends."""
+    """Send the request and wait for the head of the answer; socket timeouts do not bound a slow head."""
     answers: list[requests.Response | Exception] = []
 
     def ask() -> None:
@@ -200,7 +201,7 @@ def _answer(url: str, headers: dict[str, str], timeout: float) -> requests.Respo
 
 
 def _accept(response: requests.Response, partial: _Partial, url: str, size: int | None) -> int | None:
-    """Read the answer's head, start anew if it is not the rest of what is there; return the size of the whole file."""
+    """Read the answer's head; start anew if it does not continue the partial file; return the file's whole size."""
     status = response.status_code
     if status in RETRIED_STATUS:
         raise _BrokenError(f"the server answers {status} ({response.reason})")
@@ -208,15 +209,15 @@ def _accept(response: requests.Response, partial: _Partial, url: str, size: int 
     version = _version(response)
     if status == 416 and total != partial.num_bytes:
         partial.discard()
-        raise _BrokenError("the file is now shorter than what is there of it")
+        raise _BrokenError("the file is now shorter than its partial download")
     if status not in (200, 206, 416):
         raise DownloadError(
-            f"{url}: the server answers {status} ({response.reason}). The file may have moved or need a permission: "
-            f"look it up, and put it into {partial.file.parent} yourself."
+            f"{url}: the server answers {status} ({response.reason}). The file may have moved or need permission: "
+            f"find it, and put it into {partial.file.parent} yourself."
         )
     if size is None and total is None:
         raise DownloadError(
-            f"{url}: neither the server nor the catalogue says how large the file is, so it could fill the disk. "
+            f"{url}: neither the server nor the catalogue gives the size of the file, so it could fill the disk. "
             f"Download it yourself into {partial.file.parent}."
         )
     if size is not None and total is not None and total != size:
@@ -232,13 +233,13 @@ def _accept(response: requests.Response, partial: _Partial, url: str, size: int 
     missing, free = (size or total or 0) - partial.num_bytes, shutil.disk_usage(partial.file.parent).free
     if missing > free:
         raise DownloadError(
-            f"{partial.file}: {missing:,} bytes are to come, and {free:,} are free. Make room or choose another folder."
+            f"{partial.file}: {missing:,} bytes are missing, {free:,} are free. Free space or choose another folder."
         )
     return total
 
 
 def _range(response: requests.Response) -> tuple[int, int | None]:
-    """Return the first byte of an answer and the size of the whole file, None if it is not said."""
+    """Return the first byte of an answer and the size of the whole file, None if unknown."""
     words = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     if words[1]:
         first = words[0].partition("-")[0]
@@ -248,7 +249,7 @@ def _range(response: requests.Response) -> tuple[int, int | None]:
 
 
 def _version(response: requests.Response) -> str | None:
-    """Return what If-Range accepts: a strong ETag, or else the date of the last change."""
+    """Return a value for If-Range: a strong ETag, or else the date of the last change."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
@@ -264,25 +265,25 @@ def _append(
     completed = partial.num_bytes
     pace = Pace(timeout, completed)
     with partial.file.open("ab") as file:
-        # read1 gives what is there; read would wait for a whole chunk, however slowly it comes
+        # read1 returns available bytes; read would wait for a whole chunk, however slow
         while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
             completed += len(chunk)
             if completed > most:
                 partial.discard()
-                raise DownloadError(f"{url}: the server sends more than the {most:,} bytes that the file has")
+                raise DownloadError(f"{url}: the server sends more than the file's {most:,} bytes")
             file.write(chunk)
             report(completed, most)
             pace.check(completed)
 
 
 def _verify(file: Path, path: Path, url: str, size: int | None, checksum: str | None) -> None:
-    """Compare a file with size and checksum, or with the checksum that was recorded when it came.
+    """Compare a file with size and checksum, or with the checksum recorded at its download.
 
     Raises:
         DownloadError: it differs.
     """
     advice = (
-        f"It was not kept; try again, and if it comes out the same, the file at {url} is not the one expected."
+        f"It was not kept; try again, and if the result is the same, the file at {url} is not the expected one."
         if file != path
         else "Delete it to have it downloaded again."
     )

@@ -1,23 +1,23 @@
-"""Pace of a transfer: a server that sends a byte now and then never falls silent, and never ends."""
+"""Pace of a transfer: a server that sends a byte now and then is never silent and never ends."""
 
 import time
 
 LEAST_RATE = 1000
-"""Bytes a second below which a connection counts as broken: 12 GB would take four months."""
+"""Rate below which a connection counts as broken [bytes/s]: 12 GB would take four months."""
 
 
 class Pace:
-    """Watches the bytes of one transfer, stretch of time by stretch."""
+    """Check of the rate of one transfer over successive intervals."""
 
     def __init__(self, seconds: float, completed: int = 0) -> None:
-        """Begin with so many bytes there, and look at the rate whenever so many seconds are over."""
+        """Begin at `completed` bytes; check the rate every `seconds`."""
         self._seconds, self._since, self._from = seconds, time.monotonic(), completed
 
     def check(self, completed: int) -> None:
-        """Note how many bytes are there.
+        """Record the number of bytes.
 
         Raises:
-            TimeoutError: over the last stretch they came too slowly.
+            TimeoutError: the rate over the last interval is too low.
         """
         elapsed = time.monotonic() - self._since
         if elapsed < self._seconds:

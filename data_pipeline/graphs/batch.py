@@ -1,11 +1,11 @@
-"""GraphBatch: structures with their neighbour lists, concatenated; and how one is made.
+"""GraphBatch: structures with their neighbour lists, concatenated; and functions to make one.
 
 A single structure is a batch of one. Neighbour lists are built on the fly by vesin rather than stored: the edges of a
 frame take some thirty times the bytes of its atoms, and vesin is faster than reading them from disk.
 
-All arrays of a batch lie in one buffer, at places that follow from a few sizes. So a worker process writes a batch with
-numpy to where the training process finds it, and one copy takes all of it out; the tensors are views. vesin takes four
-fifths of the time of a batch.
+All arrays of a batch lie in one buffer, at offsets that follow from a few sizes. So a worker process writes a batch
+with numpy into memory shared with the training process, and one copy takes all of it out; the tensors are views. vesin
+takes four fifths of the time of a batch.
 """
 
 import json
@@ -24,7 +24,7 @@ from data_pipeline.graphs.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
 
 ALIGNMENT = 64
-"""Every array of a batch starts at a multiple of so many bytes."""
+"""Alignment of every array of a batch [bytes]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,9 +38,9 @@ class GraphBatch:
     numbers: Int[Tensor, " atoms"]
     """Atomic numbers."""
     positions: Float64[Tensor, "atoms 3"]
-    """Cartesian positions [Å]; float64, because it is their differences that count, however large the cell."""
+    """Cartesian positions [Å]; float64, because only their differences count, in cells of any size."""
     cell: Float64[Tensor, "graphs 3 3"]
-    """Lattice vectors as rows [Å]; a zero row where there is none."""
+    """Lattice vectors as rows [Å]; a missing one is a zero row."""
     senders: Int[Tensor, " edges"]
     """Atom at the far end of each edge."""
     receivers: Int[Tensor, " edges"]
@@ -52,13 +52,13 @@ class GraphBatch:
     pairs: Int[Tensor, " edges"]
     """Pair of each edge: an edge and the one that runs the other way, which have the same length."""
     reverse: Int[Tensor, " edges"]
-    """The edge that is the same pair the other way."""
+    """Index of the opposite edge of the same pair."""
     pair_edges: Int[Tensor, " pairs"]
     """First edge of each pair, the one of its lower receiver; ascending."""
     graph_of_atom: Int[Tensor, " atoms"]
     """Structure that each atom belongs to, ascending."""
     num_atoms: Int[Tensor, " graphs"]
-    """Atoms of each structure."""
+    """Number of atoms of each structure."""
     energy: Float64[Tensor, " graphs"]
     """Labelled total energy [eV]."""
     forces: Float[Tensor, "atoms 3"]
@@ -70,9 +70,9 @@ class GraphBatch:
     has_stress: Bool[Tensor, " graphs"]
     """Whether a structure's stress is labelled."""
     theory: Int[Tensor, " graphs"]
-    """Number of the level of theory that each structure's labels were computed at."""
+    """Number of the level of theory of each structure's labels."""
     weight: Float64[Tensor, " graphs"]
-    """Factor of each structure's part of the loss."""
+    """Weight of each structure in the loss."""
     ids: tuple[str, ...] = ()
     """Names of the structures."""
 
@@ -103,7 +103,7 @@ class GraphBatch:
         return self.positions.index_select(0, senders) - self.positions.index_select(0, receivers) + translations
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GraphBatch":
-        """Return the batch on a device, with shifts, forces and stress in a float type; the rest is float64 always."""
+        """Return the batch on a device, with shifts, forces and stress in a float type; other floats stay float64."""
 
         def convert(name: str, tensor: Tensor) -> Tensor:
             changes = tensor.is_floating_point() and name not in ("energy", "weight", "positions", "cell")
@@ -146,7 +146,7 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
 
 
 def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
-    """Return the pairs of every structure, each pair once; they are mirrored for a whole batch at a time."""
+    """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
     if not structures:
         return []
     search, found = NeighborSearch(cutoff), []
@@ -176,7 +176,7 @@ def collate(
 ) -> GraphBatch:
     """Return the structures as one batch, with their edges within the cutoff [Å]; see GraphBatch.to for the float type.
 
-    Every structure is of level of theory 0 unless `theories` says otherwise.
+    Without `theories`, every structure is of level of theory 0.
 
     Raises:
         InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
@@ -190,22 +190,22 @@ def collate(
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLayout:
-    """Where the arrays of a batch are in its buffer."""
+    """Places of the arrays of a batch in its buffer."""
 
     num_atoms: int
-    """Atoms of all structures."""
+    """Number of atoms of all structures."""
     num_pairs: int
-    """Pairs of neighbours, each of two directed edges."""
+    """Number of pairs of neighbours, each of two directed edges."""
     num_graphs: int
-    """Structures."""
+    """Number of structures."""
     id_bytes: int
-    """Bytes of the names, as JSON."""
+    """Size of the names as JSON [bytes]."""
     float_type: str
-    """numpy's name of the type of shifts, forces and stress."""
+    """NumPy's name of the type of shifts, forces and stress."""
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
-        """First and last + 1 byte, type and shape of every array."""
+        """First byte, last byte + 1, type and shape of every array."""
         atoms, edges, graphs, real = self.num_atoms, 2 * self.num_pairs, self.num_graphs, self.float_type
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "senders": ("int64", (edges,)),
@@ -238,7 +238,7 @@ class BatchLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the buffer."""
+        """Size of the buffer [bytes]."""
         return self._places["ids"][1]
 
     def arrays(self, buffer: UInt8[np.ndarray, " bytes"]) -> dict[str, np.ndarray]:
@@ -249,7 +249,7 @@ class BatchLayout:
         }
 
     def batch(self, buffer: UInt8[Tensor, " bytes"]) -> GraphBatch:
-        """Return the batch in a buffer, its tensors views."""
+        """Return the batch in a buffer, with tensors as views."""
         tensors = {
             name: buffer[start:stop].view(getattr(torch, kind)).view(shape)
             for name, (start, stop, kind, shape) in self._places.items()
@@ -262,7 +262,7 @@ _ITEM_BYTES = {"int64": 8, "float64": 8, "float32": 4, "bool": 1, "uint8": 1}
 
 
 class Graphs:
-    """Structures with their edges, not yet concatenated: the size of the batch is known, its place is not."""
+    """Structures with their edges, not yet concatenated: the size of the batch is known, its buffer is not."""
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class Graphs:
         float_type: str = "float32",
         weights: Sequence[float] | None = None,
     ) -> None:
-        """Find the edges within the cutoff [Å]; theories are 0 and weights one unless given.
+        """Find the edges within the cutoff [Å]; by default theories are 0 and weights 1.
 
         Raises:
             InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
@@ -289,7 +289,7 @@ class Graphs:
         )
 
     def write(self, buffer: UInt8[np.ndarray, " bytes"]) -> None:
-        """Write the batch into a buffer of the size that the layout says."""
+        """Write the batch into a buffer of the layout's size."""
         arrays, structures = self.layout.arrays(buffer), self._structures
         arrays["ids"][:] = np.frombuffer(self._ids, np.uint8)
         arrays["row_pointers"][0] = 0

@@ -1,8 +1,8 @@
-"""Neighbour search: vesin where atoms and cells are of usual size, and a search that no geometry defeats elsewhere.
+"""Neighbour search: vesin for usual geometries, and a robust search for all others.
 
-vesin divides the cell into bins. Its bins overflow where a cell or a gap is thousands of cutoffs long, and its images
-take minutes where a cell is thin. A few products per batch tell such frames from all others. Theirs is a search over
-the bins that hold something, in the shortest lattice vectors; or an InvalidStructure, where no material is so dense.
+vesin divides the cell into bins. Its bins overflow if a cell or a gap is thousands of cutoffs long, and its images take
+minutes if a cell is thin. A few products per batch find such frames. They are searched over non-empty bins in the
+shortest lattice vectors, or refused with InvalidStructure if denser than any material.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,24 @@ from data_pipeline.graphs.sparse_search import sparse_pairs
 from data_pipeline.structure import MAX_DENSITY, MIN_DISTANCE, InvalidStructure, Structure
 
 MAX_BINS = 100_000
-"""Bins of vesin; where there would be more it makes them larger, in all directions by the same factor."""
+"""Largest number of bins of vesin; to stay below, it enlarges them in all directions by the same factor."""
 MAX_COORDINATE = 10_000.0
-"""Largest coordinate that vesin is given [Å]: it counts the cells from there to the origin one by one."""
+"""Largest coordinate passed to vesin [Å]: it counts the cells from there to the origin one by one."""
 MAX_IMAGES = 8
-"""Repetitions of a cell in one direction within the cutoff, above which vesin is slower than the other search."""
+"""Number of repetitions of a cell in one direction within the cutoff, above which vesin is slower than the other
+search."""
 MANY_PAIRS = 10_000_000
-"""Pairs of atoms and images that can be held at once (0.5 GB): up to here nobody asks how dense they are."""
+"""Number of pairs of atoms and images that can be held at once (0.5 GB); below it, density is not checked."""
 Pairs = tuple[Int64[np.ndarray, "pairs 2"], Int32[np.ndarray, "pairs 3"], Float64[np.ndarray, " pairs"]]
-"""Both atoms of every pair, whole lattice vectors from the first's cell to the second's, and lengths [Å]."""
+"""Both atoms of every pair, lattice vectors (integers) from the first's cell to the second's, and lengths [Å]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cells:
-    """Cells of some structures, each with a volume, and whether vesin can search in them."""
+    """Cells of some structures, each with a volume."""
 
     vectors: Float64[np.ndarray, "frames 3 3"]
-    """Lattice vectors as rows [Å]; unit vectors orthogonal to the others where nothing repeats."""
+    """Lattice vectors as rows [Å]; unit vectors orthogonal to the others for directions that do not repeat."""
     inverses: Float64[np.ndarray, "frames 3 3"]
     """Inverse matrices [1/Å]."""
     usual: Bool[np.ndarray, " frames"]
@@ -40,7 +41,7 @@ class Cells:
 
 
 class NeighborSearch:
-    """Finds the pairs of atoms closer than a cutoff, periodic images included, each pair once."""
+    """Search for the pairs of atoms closer than a cutoff, periodic images included, each pair once."""
 
     def __init__(self, cutoff: float) -> None:
         """Search within the cutoff [Å]."""
@@ -48,7 +49,7 @@ class NeighborSearch:
         self._list = vesin.NeighborList(cutoff=cutoff, full_list=False, sorted=False, n_threads=1)
 
     def cells(self, structures: Sequence[Structure]) -> Cells:
-        """Return the cells of structures, of which there is at least one."""
+        """Return the cells of at least one structure."""
         num_atoms = np.array([s.num_atoms for s in structures])
         pbc, vectors = np.stack([s.pbc for s in structures]), np.stack([s.cell for s in structures])
         for number in np.flatnonzero(~pbc.all(axis=1)).tolist():
@@ -73,7 +74,7 @@ class NeighborSearch:
     def _density(
         self, structure: Structure, vectors: Float64[np.ndarray, "3 3"], sides: Float64[np.ndarray, " 3"]
     ) -> float:
-        """Return the density where it is largest [1/Å³], in parts of the cell not much larger than the cutoff."""
+        """Return the largest density [1/Å³] of parts of the cell not much larger than the cutoff."""
         fractions = structure.positions @ np.linalg.inv(vectors)
         parts = np.maximum(np.floor(sides / self.cutoff), 1.0)
         widths = np.where(structure.pbc, 1.0 / parts, np.maximum(self.cutoff, sides / parts))
@@ -85,10 +86,10 @@ class NeighborSearch:
     def __call__(
         self, structure: Structure, cell: Float64[np.ndarray, "3 3"], *, usual: bool, copy: bool = True
     ) -> Pairs:
-        """Return the pairs of a structure in its cell, which Cells has; without copies they last until the next call.
+        """Return the pairs of a structure in its cell of Cells; without copy they are valid until the next call.
 
         Raises:
-            InvalidStructure: two atoms are at the same place, or so many in one place that nobody can hold their pairs.
+            InvalidStructure: two atoms are at the same place, or too many in one place to hold their pairs.
         """
         if usual:
             ends, shifts, distances = self._list.compute(
@@ -110,7 +111,7 @@ class NeighborSearch:
 def complete_cell(cell: Float64[np.ndarray, "3 3"], pbc: Bool[np.ndarray, " 3"]) -> Float64[np.ndarray, "3 3"]:
     """Replace the vectors of the directions that do not repeat by unit vectors orthogonal to those that do.
 
-    A neighbour search needs a cell with a volume; where nothing repeats, the length of a vector means nothing.
+    A neighbour search needs a cell with a volume; in directions that do not repeat, the length is arbitrary.
     """
     if pbc.all():
         return cell

@@ -1,8 +1,8 @@
-"""From a list that has each pair of atoms once to directed edges sorted by receiver, which know their pair.
+"""Conversion of a half neighbour list into directed edges sorted by receiver, each with the index of its pair.
 
-What depends on a pair's length only (radial functions, the weights of a convolution) is evaluated once per pair, half
-as often as there are edges. Searching for half the pairs and mirroring them takes no longer than searching for all,
-and makes both directions agree to the last bit.
+Quantities that depend only on a pair's length (radial functions, weights of a convolution) are evaluated once per pair,
+half as often as per edge. Mirroring half of the pairs takes no longer than searching for all, and makes both directions
+agree to the last bit.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ class Mirrored:
     pairs: Int64[np.ndarray, " edges"]
     """Pair of each edge."""
     reverse: Int64[np.ndarray, " edges"]
-    """The edge that is the same pair the other way."""
+    """Index of the opposite edge of the same pair."""
     pair_edges: Int64[np.ndarray, " pairs"]
     """First edge of each pair, ascending."""
     origin: Int64[np.ndarray, " pairs"]
-    """Place of each pair in the list that was mirrored."""
+    """Index of each pair in the mirrored list."""
     flipped: Bool[np.ndarray, " pairs"]
     """Whether a pair's first edge runs against the list's direction."""
 
     def signed(self, vectors: Shaped[np.ndarray, "pairs 3"]) -> Shaped[np.ndarray, "edges 3"]:
-        """Return for every edge the vector from first to second of its pair in the list, turned to its direction."""
+        """Return for every edge the vector from first to second of its pair in the list, with the sign of the edge."""
         forward = vectors[self.origin]
         forward[self.flipped] *= -1
         both = forward[self.pairs]
@@ -40,7 +40,7 @@ class Mirrored:
 
 
 def mirror(first: Int64[np.ndarray, " pairs"], second: Int64[np.ndarray, " pairs"], num_atoms: int) -> Mirrored:
-    """Return both directions of every pair (first, second) of so many atoms."""
+    """Return both directions of every pair (first, second) of num_atoms atoms."""
     num_pairs = len(first)
     # numpy sorts short integers in linear time
     key_type = np.uint16 if num_atoms <= 2**16 else np.int64

@@ -1,8 +1,8 @@
-"""Neighbours where atoms are few and far apart, or the cell is thin: what usual searches have no room or time for.
+"""Neighbour search for atoms far apart and thin cells, which usual searches cannot handle.
 
 Images are those of the shortest lattice vectors, so that a sheared cell has no more of them than a straight one. Bins
-are as wide as the cutoff, only those that hold something are there, and a gap counts as one empty bin however wide it
-is. Work and memory grow with the pairs alone. Pure numpy: about a millisecond for a small frame, five times vesin's.
+are as wide as the cutoff, empty ones are not stored, and a gap of any width counts as one empty bin. Work and memory
+grow with the number of pairs only. Pure numpy: about a millisecond for a small frame, five times vesin's.
 """
 
 import itertools
@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64
 from data_pipeline.structure import MAX_DENSITY, MIN_DISTANCE, InvalidStructure
 
 MAX_IMAGES = 1_000_000
-"""Images of atoms that are made, beyond those of a cell as wide as the cutoff."""
+"""Largest number of images of atoms, beyond those of a cell as wide as the cutoff."""
 MANY_CANDIDATES = 10_000_000
-"""Candidates that are tried without asking how dense the atoms are."""
+"""Number of candidates below which the density is not checked."""
 CHUNK = 300_000
-"""Candidates whose distances are computed at a time."""
+"""Number of candidates whose distances are computed at a time."""
 MARGIN = 1.001
 """Factor of the cutoff within which images are made and pairs are candidates; the distances decide."""
 MAX_SHIFT = 2**24
-"""Lattice vectors between two neighbours, above which float32 would round their number."""
+"""Largest number of lattice vectors between two neighbours, above which float32 would round it."""
 
 
 def sparse_pairs(
@@ -33,12 +33,12 @@ def sparse_pairs(
 ) -> tuple[Int64[np.ndarray, "pairs 2"], Int32[np.ndarray, "pairs 3"], Float64[np.ndarray, " pairs"]]:
     """Return both atoms of every pair closer than the cutoff [Å], the shift of the second, and the distances [Å].
 
-    The vector of a pair is positions[second] + shift·cell - positions[first]; each pair is there once. The search ends
+    The vector of a pair is positions[second] + shift·cell - positions[first]; each pair occurs once. The search ends
     early with atoms closer than MIN_DISTANCE. The vectors of directions that do not repeat must be unit vectors
     orthogonal to the others.
 
     Raises:
-        InvalidStructure: there are more pairs than in any material, or an atom is beyond counting of cells away.
+        InvalidStructure: more pairs than in any material, or neighbours more than MAX_SHIFT cells apart.
     """
     steps = shortest_lattice(cell, pbc)
     basis = steps @ cell
@@ -61,7 +61,7 @@ def sparse_pairs(
         near = squares < cutoff**2
         found.append((np.stack([first[near], second[near]], axis=1), shifts[near], np.sqrt(squares[near])))
         if squares.min(initial=np.inf) < MIN_DISTANCE**2:
-            break  # atoms at the same place are often many, and one pair of them is enough to be refused
+            break  # one pair at the same place is enough to refuse the structure, and there are often many
     ends, shifts, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     if np.abs(shifts).max(initial=0.0) > MAX_SHIFT:
         first, second = ends[np.abs(shifts).max(axis=1).argmax()].tolist()
@@ -72,11 +72,11 @@ def sparse_pairs(
 
 
 _LEADING = np.array([2.0**50, 2.0**25, 1.0])
-"""The sign of a shift times this is the sign of its first component that is not zero."""
+"""Weights whose product with a shift has the sign of its first nonzero component."""
 
 
 def shortest_lattice(cell: Float64[np.ndarray, "3 3"], pbc: Bool[np.ndarray, " 3"]) -> Float64[np.ndarray, "3 3"]:
-    """Return whole numbers whose product with a cell has the shortest vectors in the directions that repeat.
+    """Return integers whose product with a cell has the shortest vectors in the directions that repeat.
 
     Vectors are shortened by one another until no two or three of them make a shorter one (Minkowski's conditions in
     three dimensions; Nguyen and Stehlé, ACM Trans. Algorithms 5, 46 (2009)).
@@ -146,12 +146,12 @@ def _candidates(
 
 
 def _ranks(values: Float64[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
-    """Return whole numbers in the same order, from one on, with gaps of more than one empty place closed to one."""
+    """Return integers in the same order, from one, with longer gaps closed to one empty place."""
     unique, inverse = np.unique(values, return_inverse=True)
     return np.cumsum([1, *np.minimum(np.diff(unique), 2)]).astype(np.int64)[inverse]
 
 
 def _too_dense(measured: str) -> InvalidStructure:
     return InvalidStructure(
-        f"atoms or lattice vectors closer than in any material: {measured}; look at the cell and at its unit"
+        f"atoms or lattice vectors closer than in any material: {measured}; check the cell and its unit"
     )

@@ -1,1 +1,1 @@
-"""Loading: which process reads what and when, and batches that arrive finished."""
+"""Loading: the plan of who reads what and when, and delivery of finished batches."""

@@ -16,30 +16,30 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 
 CACHE_BYTES = 256 * 2**20
-"""Decoded blocks that a worker keeps. A window of micro-batches draws on 4 MB of blocks, and where a small data set is
-dealt to many lanes in fractions of blocks, on up to 128 MB."""
+"""Size of the decoded blocks that a worker keeps [bytes]. A window of micro-batches draws on 4 MB of blocks, or on up
+to 128 MB for a small data set split over many lanes in fractions of blocks."""
 
 Corrupt = Literal["error", "quarantine"]
-"""Reaction to a block that cannot be read: an error, or its frames are left out."""
+"""Treatment of a block that cannot be read: an error, or leaving out its frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A split of a data set as a part of what is trained on."""
+    """A split of a data set as part of the training data."""
 
     manifest: Manifest
     """The data set."""
     split: str = "train"
     """Name of one of its splits."""
     repeat: float = 1.0
-    """Number of times that a pass reads each frame; a fraction of the frames where it is below one."""
+    """Number of times that a pass reads each frame; below one, the fraction of frames read."""
     theory: int | None = None
-    """Number of the level of theory of its labels. Without it, it is the first, and all data sets without it have to be
-    described as of the same level; giving it says that those of the same number are compatible."""
+    """Number of the level of theory of its labels. None is the first, and all data sets with None must state the same
+    level in their provenance; data sets given the same number are declared compatible."""
     weight: float = 1.0
-    """Factor of its frames' part of the loss."""
+    """Weight of its frames in the loss."""
     subset: Subset | None = None
-    """Frames of the split that are read; all without it. The split's statistics stay those of all of its frames."""
+    """Frames of the split to read; None reads all. The statistics remain those of the whole split."""
 
     def __post_init__(self) -> None:
         if self.subset is not None:
@@ -52,7 +52,7 @@ class Dataset:
         return self.theory or 0
 
     def index(self) -> SplitIndex:
-        """Read the blocks that hold its frames; those of a subset are numbered from 0 on.
+        """Read the index of its frames; those of a subset are numbered from 0.
 
         Raises:
             FileNotFoundError: an index file is missing.
@@ -67,13 +67,13 @@ class Dataset:
 
 
 class BlockCache:
-    """The blocks that were read last, up to a number of bytes."""
+    """Cache of recently read blocks, up to a number of bytes."""
 
     def __init__(self, num_bytes: int = CACHE_BYTES) -> None:
         self._room, self._blocks = num_bytes, OrderedDict[Any, Block]()
 
     def get(self, key: Any, read: Callable[[], Block]) -> Block:
-        """Return a block, read if it is not there; those used least recently make room."""
+        """Return a block, read if it is not cached; the least recently used are dropped."""
         if key not in self._blocks:
             self._blocks[key] = read()
             self._room -= self._blocks[key].num_bytes
@@ -89,7 +89,7 @@ class Frames:
     def __init__(
         self, manifest: Manifest, split: str, cache: BlockCache | None = None, subset: Subset | None = None
     ) -> None:
-        """Open a split; several may share a cache. The frames of a subset are numbered from 0 on."""
+        """Open a split; several may share a cache. The frames of a subset are numbered from 0."""
         whole = manifest.index(split)
         self.index = whole if subset is None else whole.chosen(subset.numbers)
         self._manifest, self._split = manifest, split
@@ -122,14 +122,14 @@ class Frames:
 
 @dataclass(frozen=True, kw_only=True)
 class LostBlock:
-    """A block that could not be read and whose frames were left out."""
+    """An unreadable block whose frames were left out."""
 
     dataset: int
     """Number of the data set in the mixture."""
     number: int
-    """Number of the block among those that are read of its split."""
+    """Number of the block among those read of its split."""
     num_frames: int
-    """Frames that were left out."""
+    """Number of frames left out."""
     reason: str
     """The error, which names the file."""
 
@@ -145,11 +145,11 @@ class Mixture:
         self._lost: set[tuple[int, int]] = set()
 
     def take(self, numbers: Int[np.ndarray, " frames"]) -> tuple[list[Structure], list[Dataset], list[LostBlock]]:
-        """Return frames by number, the data set of each, and the blocks newly found to be lost.
+        """Return frames by number, the data set of each, and newly found lost blocks.
 
         Raises:
-            CorruptShard: a block is not what was written, and losing it was not allowed.
-            FileNotFoundError: the same of a shard that is missing.
+            CorruptShard: a block is damaged, and corrupt is 'error'.
+            FileNotFoundError: a shard is missing, and corrupt is 'error'.
         """
         structures, datasets, lost = [], [], []
         for number in numbers.tolist():

@@ -1,14 +1,14 @@
-"""Who reads what, when: a pure function of (indexes, seed, step), so that no two processes ever have to agree.
+"""Plan of the data stream: a pure function of (indexes, seed, step), so that processes never have to communicate.
 
 A run has a fixed number of lanes; an optimizer step is one micro-batch from each lane, whatever the number of
-processes. Every lane has the same number of steps in a pass, so the step alone says which pass and where in it, over
-all lanes every frame is read exactly as often per pass as asked, and the whole state of the stream is one integer.
+processes. Every lane has the same number of steps in a pass, so the step alone gives the pass and the place in it,
+every frame is read exactly as often per pass as requested, and the whole state of the stream is one integer.
 
-A pass deals units of frames to the lanes; the frames themselves are looked at only when a window that holds them is
-packed. So any step of 10⁸ frames on 1,024 lanes is planned in a second and some hundred bytes per block.
+A pass assigns units of frames to the lanes; single frames are considered only when their window is packed. So any step
+of 10⁸ frames on 1,024 lanes is planned in a second and some hundred bytes per block.
 
-The price of a common number of steps is a headroom of 1 % in the edge budget. Packing longest-first into a fixed
-number of bins is chosen over tighter packers because those make batches of giants and batches of dwarfs.
+The price of a common number of steps is a headroom of 1 % in the edge budget. Packing longest-first into a fixed number
+of bins was chosen over tighter packers because those separate batches of large frames from batches of small ones.
 """
 
 import heapq
@@ -27,23 +27,24 @@ PLAN_VERSION = 2
 HEADROOM = 0.99
 """Largest share of the budget that the mean micro-batch fills; with 100 steps in a pass the least is 0.98."""
 UNITS_PER_LANE = 64
-"""Blocks of a set are halved until a pass reads as many units per lane, so that lanes get equal loads."""
+"""Number of units per lane and pass up to which blocks of a set are halved, so that lanes get equal loads."""
 CHAPTER_UNITS = 8
-"""Units per lane that are dealt together, longest first."""
+"""Number of units per lane that are assigned together, longest first."""
 STRATUM_UNITS = 64
-"""Neighbouring units that are spread evenly over a pass, so that a pass does not follow the order of the corpus."""
+"""Number of neighbouring units that are spread evenly over a pass, so that it does not follow the order of the
+corpus."""
 WINDOW_FRAMES = 4096
-"""Frames that are packed into micro-batches together."""
+"""Number of frames that are packed into micro-batches together."""
 LISTED_ITEMS = 65536
-"""Units or frames that are in memory as Python integers at a time."""
+"""Number of units or frames held as Python integers at a time."""
 ATOM_SLACK = 1.1
-"""The atom budget is exceeded by up to a tenth: two budgets kept alike would leave both less well filled."""
+"""Factor by which the atom budget may be exceeded: two equally strict budgets would both be filled less well."""
 _ROTATION, _ORDER, _LANES, _BINS = range(4)
-"""First words of the seeds of what is drawn."""
+"""First words of the seeds of the random draws."""
 
 
 class Plan:
-    """The micro-batches of a training run: which frames each lane takes at each step."""
+    """Micro-batches of a training run: the frames of each lane at each step."""
 
     def __init__(
         self,
@@ -58,14 +59,15 @@ class Plan:
         """Prepare a plan.
 
         Args:
-            sets: The data sets, which are mixed evenly over a pass.
+            sets: Data sets, mixed evenly over a pass.
             lanes: Micro-batches per optimizer step.
-            edge_budget: Directed edges of a full micro-batch. The mean is 1 % below; with eight structures or more
-                in a micro-batch hardly any is above, with one or two it can be, since their number is fixed.
-            atom_budget: Atoms of a full micro-batch, exceeded by up to a tenth; not looked at when absent.
+            edge_budget: Number of directed edges of a full micro-batch. The mean is 1 % below; with eight or more
+                structures per micro-batch hardly any exceeds it, with one or two it can, because the number of
+                micro-batches is fixed.
+            atom_budget: Number of atoms of a full micro-batch, exceeded by up to a tenth; None sets no limit.
             seed: Seed of the order.
-            oversize: What happens to a frame that is larger than a budget: an error, a micro-batch of its own, or it
-                is left out (and counted in num_skipped).
+            oversize: Treatment of a frame larger than a budget: an error, a micro-batch of its own, or left out (and
+                counted in num_skipped).
 
         Raises:
             ValueError: fewer frames than lanes, a frame larger than a budget, or a number that is not positive.
@@ -88,20 +90,20 @@ class Plan:
         if frames < lanes:
             found = f"{float(frames):g} frames per pass ({self.num_skipped} skipped)"
             raise ValueError(f"{found} cannot fill {lanes} lanes; use fewer lanes")
-        # lanes and windows share the edges, which are the time of a step, alike; that of atoms comes with it
+        # lanes and windows get equal shares of the edges, which take the time of a step; atoms follow
         self._load = np.concatenate([units.sums[1] for units in self._units])
         self._first_frame = np.cumsum([0, *(planned.index.num_frames for planned in sets)])
         self._first_unit = np.cumsum([0, *(len(units.first) for units in self._units)])
-        # copies are the same again after so many passes: a step deep in a run is found without counting up to it
+        # copies repeat after this number of passes, so a late step is found without counting up to it
         self._period = math.lcm(*(units.repeat.denominator for units in self._units))
         self._first_step = [0]
-        # what was computed last
+        # latest results
         self._dealt: _Dealt | None = None
         self._windows: dict[int, _Window] = {}
 
     @property
     def settings(self) -> dict[str, int | str | None]:
-        """Everything but the data that decides the order: with another value a step has other frames."""
+        """Settings that decide the order, apart from the data: with another value a step has other frames."""
         return {
             "plan_version": PLAN_VERSION,
             "lanes": self.lanes,
@@ -113,7 +115,7 @@ class Plan:
         }
 
     def steps_of_pass(self, number: int) -> int:
-        """Return the number of steps of a pass; it is the same for all where every repeat is an integer."""
+        """Return the number of steps of a pass; it is the same for all passes if every repeat is an integer."""
         _, edges, atoms = self._totals(number)
         full = max(edges / self._budgets.edges, 0 if self._budgets.atoms is None else atoms / self._budgets.atoms)
         return max(1, math.ceil(full / (HEADROOM * self.lanes)))
@@ -128,9 +130,9 @@ class Plan:
         return periods * self._period + number, step - first[number]
 
     def micro_batch(self, step: int, lane: int) -> Int64[np.ndarray, " frames"]:
-        """Return the frames that a lane takes at a step; rarely, in a tiny set, none.
+        """Return the frames of a lane at a step; rarely, in a tiny set, none.
 
-        The frames of each set are numbered on from those of the set before.
+        The frames of each set are numbered on from those of the previous set.
         """
         number, place = self.locate(step)
         window = self._windows.get(lane)
@@ -140,12 +142,12 @@ class Plan:
         return window.frames[start:end]
 
     def _totals(self, number: int) -> tuple[int, int, int]:
-        """Return the frames, edges and atoms that a pass reads."""
+        """Return the numbers of frames, edges and atoms that a pass reads."""
         frames, edges, atoms = np.sum([units.totals(number) for units in self._units], axis=0).tolist()
         return frames, edges, atoms
 
     def _deal(self, number: int) -> "_Dealt":
-        """Deal the units of a pass, every copy at its own place in the pass."""
+        """Assign the units of a pass to lanes, every copy at its own place in the pass."""
         units, keys = [], []
         for place, (first, own) in enumerate(zip(self._first_unit, self._units, strict=False)):
             copies = own.copies(number)
@@ -157,7 +159,7 @@ class Plan:
             units.append(np.repeat((first + present).astype(np.int32), copies))
         order = np.concatenate(units)[np.argsort(np.concatenate(keys), kind="stable")]
         lane = _lane_of_each(self._load[order], self.lanes)
-        # the longest units of a pass would always go to the same lanes
+        # otherwise the longest units of a pass would always go to the same lanes
         lane = np.random.default_rng([_LANES, self.seed, number]).permutation(self.lanes)[lane]
         line = order[np.argsort(lane, kind="stable")]
         ends = np.concatenate([[0], np.cumsum(self._load[line])])
@@ -186,7 +188,7 @@ class Plan:
         return _Window(number, first, last, frames[np.argsort(bins, kind="stable")], ends)
 
     def _frames(self, dealt: "_Dealt", window: int) -> tuple[Int64[np.ndarray, " frames"], FrameCosts]:
-        """Return the frames of a window, and what they cost."""
+        """Return the frames of a window and their costs."""
         start, end = dealt.cuts[window : window + 2]
         frames, costs = [np.zeros(0, np.int64)], []
         for place in range(int(np.searchsorted(dealt.ends, start, side="right")) - 1, len(dealt.units)):
@@ -220,24 +222,24 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Dealt:
-    """The units of a pass in one line, lane after lane, and where it is cut.
+    """Units of a pass in one sequence, lane after lane, and its cuts.
 
-    The cuts between lanes and between windows are where their shares of the cost end, which is inside a unit, near
-    where the lane's own units end. With whole units some lanes and windows would be fuller than others: by a 64th in
-    a set of equal frames, which is more than the headroom.
+    Lanes and windows are cut where their shares of the cost end, inside a unit, near the end of the lane's own units.
+    With whole units some lanes and windows would be fuller than others: by a 64th in a set of equal frames, more than
+    the headroom.
     """
 
     number: int
     units: Int32[np.ndarray, " units"]
     ends: Int64[np.ndarray, " units_plus_one"]
-    """Cost of the units before each one, and of all."""
+    """Cumulative cost before each unit, and of all units."""
     cuts: Int64[np.ndarray, " windows_plus_one"]
-    """Where each window begins on the same scale, lane after lane, and where the last one ends."""
+    """Beginning of each window on the same scale, lane after lane, and the end of the last one."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The frames of a lane from one step of a pass to another, micro-batch after micro-batch."""
+    """Frames of a lane between two steps of a pass, micro-batch after micro-batch."""
 
     number: int
     first: int
@@ -265,21 +267,21 @@ def full_pass_batches(
 
 
 def _stratified_positions(num_units: int, rng: np.random.Generator) -> Float64[np.ndarray, " units"]:
-    """Return a position in [0, 1) for each unit: every run of neighbouring units is spread evenly."""
+    """Return a position in [0, 1) for each unit: every stretch of neighbouring units is spread evenly."""
     num_runs = -(-num_units // STRATUM_UNITS)
     strata = rng.permuted(np.tile(np.arange(STRATUM_UNITS), (num_runs, 1)), axis=1)
     return ((strata + rng.random(strata.shape)) / STRATUM_UNITS).reshape(-1)[:num_units]
 
 
 def _lane_of_each(load: Int64[np.ndarray, " units"], lanes: int) -> Int64[np.ndarray, " units"]:
-    """Return the lane of each unit: chapter after chapter, the longest of a chapter first, to the emptiest lane."""
+    """Return the lane of each unit: chapter by chapter, the longest unit first, to the lane with the least load."""
     num_chapters = max(1, len(load) // (CHAPTER_UNITS * lanes))
     chapter = np.arange(len(load)) * num_chapters // max(1, len(load))
     return _to_emptiest(load, np.lexsort((-load, chapter)), lanes)
 
 
 def _divided(load: Int64[np.ndarray, " frames"], rooms: Int64[np.ndarray, " parts"]) -> Int64[np.ndarray, " frames"]:
-    """Return the part of each frame of a unit that is cut: the longest first, to the part with most room left."""
+    """Return the part of each frame of a cut unit: the longest first, to the part with most room."""
     left, parts = rooms.tolist(), np.zeros(len(load), dtype=np.int64)
     for frame in np.argsort(-load, kind="stable").tolist():
         parts[frame] = place = left.index(max(left))
@@ -288,7 +290,7 @@ def _divided(load: Int64[np.ndarray, " frames"], rooms: Int64[np.ndarray, " part
 
 
 def _packed(costs: FrameCosts, num_bins: int, budgets: Budgets) -> Int64[np.ndarray, " frames"]:
-    """Return the bin of each frame: the longest first, to the emptiest bin; one that is too large stays alone."""
+    """Return the bin of each frame: the longest first, to the emptiest bin; a frame above the budget is alone."""
     if budgets.atoms is None:
         load = np.where(costs.too_large, costs.edges.sum() + 1, costs.edges)
         return _to_emptiest(load, np.argsort(-load, kind="stable"), num_bins)
@@ -312,8 +314,8 @@ def _packed(costs: FrameCosts, num_bins: int, budgets: Budgets) -> Int64[np.ndar
 def _to_emptiest(
     load: Int64[np.ndarray, " items"], order: Int64[np.ndarray, " items"], num_places: int
 ) -> Int64[np.ndarray, " items"]:
-    """Return the place of each item: in turn, each goes to the place that holds least so far."""
-    # one integer is both what a place holds and its number, which takes half the time of pairs
+    """Return the place of each item: in turn, each goes to the place with the least load."""
+    # one integer holds load and number of a place, which takes half the time of pairs
     heap = list(range(num_places))
     found = np.zeros(len(load), dtype=np.int64)
     for some in np.array_split(order, 1 + len(order) // LISTED_ITEMS):

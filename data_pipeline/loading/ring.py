@@ -1,13 +1,13 @@
-"""The ring: finished batches cross from worker processes to the training process through shared memory.
+"""Ring buffer: finished batches pass from worker processes to the training process through shared memory.
 
-Tasks are numbered and task t is prepared by worker t mod num_workers, so the order does not depend on who is faster
-and nobody has to be asked. Each worker has a few slots of shared memory, which it fills in turn; the training process
-copies a batch out, once, and hands the slot back. The worker writes to its slot with numpy what the tensors will be
-views of: no pickling of arrays, no file descriptors, no torch in the worker. Sent through PyTorch's DataLoader the same
-batches cost about a sixth more of the time of both processes.
+Tasks are numbered and task t is prepared by worker t mod num_workers, so the order does not depend on timing and needs
+no communication. Each worker has a few slots of shared memory, which it fills in turn; the training process copies a
+batch out, once, and returns the slot. The worker writes into its slot with numpy, and the tensors become views of it:
+no pickling of arrays, no file descriptors, no torch in the worker. With PyTorch's DataLoader the same batches cost both
+processes about a sixth more time.
 
-The memory is an anonymous mapping that the workers inherit by fork. It has no name, so nothing is left behind however
-the processes end, and it does not count against the 64 MB of /dev/shm that a container has by default.
+The memory is an anonymous mapping that the workers inherit by fork. It has no name, so nothing remains however the
+processes end, and it does not count against the default 64 MB of /dev/shm in a container.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ from data_pipeline.graphs.batch import BatchLayout, GraphBatch, Graphs
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
-"""A wait for one batch longer than this is logged."""
+"""Wait for one batch after which a warning is logged [s]."""
 ORPHAN_SECONDS = 1.0
-"""Time between two looks of a waiting worker whether its parent is still alive [s]."""
+"""Interval at which a waiting worker checks that its parent is alive [s]."""
 
 
 class WorkerDied(ChildProcessError, RuntimeError):
-    """A worker process was killed or crashed; the message says how and what to do."""
+    """A killed or crashed worker process; the message says how and what to do."""
 
 
 Prepare = Callable[[int], tuple[Graphs, Sequence[Any]]]
-"""Work of a worker: the number of a task becomes a batch, and remarks that the training process should see."""
+"""Work of a worker: turns the number of a task into a batch, and remarks for the training process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,43 +55,43 @@ class Job:
     """Numbered batches to prepare and deliver in order."""
 
     prepare: Prepare
-    """Makes the batch of a task."""
+    """Function that makes the batch of a task."""
     first: int
     """First task."""
     last: int | None
-    """Task to stop before; endless without one."""
+    """Task to stop before; None is endless."""
     name: Callable[[int], str]
     """Name of a task in messages."""
     num_workers: int
-    """Worker processes; with 0 the training process prepares its own batches."""
+    """Number of worker processes; with 0 the training process prepares its own batches."""
     num_slots: int
-    """Batches that each worker may be ahead of the training process."""
+    """Number of batches that each worker may be ahead of the training process."""
     slot_bytes: int
-    """Size of a slot; a larger batch goes through a pipe instead, slower."""
+    """Size of a slot [bytes]; a larger batch goes through a slower pipe."""
     pin_memory: bool
     """Whether batches are copied to page-locked memory, from which copies to an accelerator are asynchronous."""
 
     def tasks(self, worker: int = 0, num_workers: int = 1) -> Iterable[int]:
-        """Return the tasks, or those of one of several workers: the ones that leave its number as remainder."""
+        """Return the tasks, or those of one of several workers: task mod num_workers is the worker."""
         first = self.first + (worker - self.first) % num_workers
         return itertools.count(first, num_workers) if self.last is None else range(first, self.last, num_workers)
 
 
 @dataclass
 class Tally:
-    """What delivering has cost so far."""
+    """Costs of delivery so far."""
 
     waited: float = 0.0
     """Time that the training process spent waiting for batches [s]; without workers, preparing them."""
     num_large: int = 0
-    """Batches that did not fit a slot."""
+    """Number of batches that did not fit a slot."""
 
 
 def deliver(job: Job, tally: Tally) -> Generator[tuple[GraphBatch, Sequence[Any]], None, None]:
-    """Yield the batches of a job in order, each with its remarks, and count what that costs.
+    """Yield the batches of a job in order, each with its remarks, and record the costs.
 
     Workers start with the first batch and end when the iterator is exhausted, closed or dropped. An exception in a
-    worker is raised here as it was raised there.
+    worker is raised here again.
 
     Raises:
         WorkerDied: a worker was killed.
@@ -121,7 +121,7 @@ def _empty(layout: BatchLayout, job: Job) -> UInt8[Tensor, " bytes"]:
 
 
 class _Worker:
-    """A worker process as the training process sees it."""
+    """The training process's side of a worker process."""
 
     def __init__(self, number: int, job: Job) -> None:
         self._number, self._job, self._owner = number, job, os.getpid()
@@ -136,7 +136,7 @@ class _Worker:
         # forked, so that the memory and the index of the data are shared, not copied
         context = multiprocessing.get_context("fork")
         self._process = context.Process(target=_work, args=arguments, daemon=True, name=f"data-{number}")
-        # Ctrl-C, and what SLURM sends to all processes of a job, is for the training process, which then ends this one
+        # Ctrl-C and SLURM's signals to all processes are handled by the training process, which ends this one
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
         try:
             self._process.start()
@@ -144,12 +144,12 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # also at the end of the program, where multiprocessing itself would send SIGTERM and wait
         self._end = Finalize(self, _kill, args=(self._process,), exitpriority=0)
-        # only the worker has these ends now: when it dies, they close
+        # now only the worker holds these ends: when it dies, they close
         results.close()
         freed.close()
 
     def receive(self, task: int, tally: Tally) -> tuple[GraphBatch, Sequence[Any]]:
-        """Return the next batch of this worker, which is that of a task."""
+        """Return the next batch of this worker, that of the given task."""
         if not self._results.poll():
             started = time.perf_counter()
             self._wait(task)
@@ -164,7 +164,7 @@ class _Worker:
         raise message
 
     def _take(self, layout: BatchLayout, remarks: Sequence[Any], tally: Tally) -> tuple[GraphBatch, Sequence[Any]]:
-        """Copy a batch out of its slot and hand the slot back."""
+        """Copy a batch out of its slot and return the slot."""
         buffer = _empty(layout, self._job)
         if layout.num_bytes <= self._job.slot_bytes:
             buffer.numpy()[:] = self._slots[self._slot, : layout.num_bytes]
@@ -177,10 +177,10 @@ class _Worker:
         return layout.batch(buffer), remarks
 
     def _wait(self, task: int) -> None:
-        """Return when there is something to receive.
+        """Wait until there is something to receive.
 
         Raises:
-            WorkerDied: it has died.
+            WorkerDied: the worker has died.
         """
         timeout = None if self._warned else STALL_SECONDS
         ready = wait([self._results, self._process.sentinel], timeout)
@@ -205,12 +205,12 @@ class _Worker:
         hint = "The machine may have run out of memory: use fewer workers. " if how == "SIGKILL" else ""
         return WorkerDied(
             f"worker {self._number} (process {self._process.pid}) died of {how} while preparing "
-            f"{self._job.name(task)}. {hint}Start again where it was, a run with --fit.resume auto; without workers "
+            f"{self._job.name(task)}. {hint}Resume the run with --fit.resume auto; without workers "
             "(--machine.num_workers 0) what is wrong shows in the process itself"
         )
 
     def close(self) -> None:
-        """End the process, whatever it is doing: it writes nothing that a sudden end could spoil."""
+        """End the process at once: it writes nothing that a sudden end could damage."""
         if os.getpid() != self._owner:  # a forked copy of this object, collected in another worker
             return
         self._end()
@@ -256,9 +256,9 @@ def _work(
 
 
 def _slot_freed(freed: Connection, parent: int) -> bool:
-    """Return whether the training process has handed a slot back; False when it has ended.
+    """Wait for a slot that the training process returned; return False if that has ended.
 
-    The pipe may outlive the training process in others that it forked, so the end of the pipe alone does not tell.
+    Other forked processes may keep the pipe open after the training process, so its end alone proves nothing.
     """
     try:
         while not freed.poll(ORPHAN_SECONDS):

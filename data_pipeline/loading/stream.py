@@ -1,9 +1,8 @@
-"""Plan to GraphBatches: blocks are read by byte range, graphs are built in worker processes, steps arrive in order.
+"""Stream of GraphBatches from a plan: blocks are read by byte range, workers build graphs, steps arrive in order.
 
-The state is the step. Which worker prepares a micro-batch follows from its step and its lane, so neither the number of
-workers nor the number of ranks changes what is in a step; a worker keeps to its lanes where the numbers allow, because
-the lanes are what is read in order. Neighbour lists take four fifths of a worker's time, reading and decoding blocks
-a twelfth.
+The state is the step. The worker of a micro-batch follows from its step and lane, so neither the number of workers nor
+that of ranks changes the content of a step; a worker keeps its lanes if the numbers allow, because lanes are read in
+order. Neighbour lists take four fifths of a worker's time, reading and decoding blocks a twelfth.
 """
 
 import contextlib
@@ -29,16 +28,16 @@ from data_pipeline.store.manifest import Manifest
 log = logging.getLogger(__name__)
 
 SLOT_MARGIN = 1.5
-"""Size of a slot over that of a mean micro-batch of full budget; what of it is not used takes no memory."""
+"""Size of a slot over that of a mean full micro-batch; its unused part takes no memory."""
 
 ID_BYTES = 64
-"""Bytes of the name of a frame in a slot."""
+"""Size of a frame's name in a slot [bytes]."""
 
 
 class Batches:
-    """Numbered batches in order: what the steps of a stream and a full pass have in common.
+    """Numbered batches in order: common part of the steps of a stream and a full pass.
 
-    Worker processes start with each iteration and end with it; the counts are those of all iterations.
+    Worker processes start and end with each iteration; the counts add up over all iterations.
     """
 
     def __init__(self, job: Job) -> None:
@@ -52,17 +51,17 @@ class Batches:
 
     @property
     def num_large(self) -> int:
-        """Batches that did not fit the ring and came more slowly."""
+        """Number of batches that did not fit the ring and came more slowly."""
         return self._tally.num_large
 
     @property
     def num_quarantined_blocks(self) -> int:
-        """Blocks that could not be read."""
+        """Number of unreadable blocks."""
         return len(self._lost)
 
     @property
     def num_quarantined_frames(self) -> int:
-        """Frames of the blocks that could not be read, which are left out."""
+        """Number of frames left out because their blocks could not be read."""
         return sum(block.num_frames for block in self._lost.values())
 
     def _batches(self) -> Generator[GraphBatch, None, None]:
@@ -74,13 +73,13 @@ class Batches:
 
     def _quarantine(self, block: LostBlock) -> None:
         key = (block.dataset, block.number)
-        if key not in self._lost:  # several workers may come upon the same one
+        if key not in self._lost:  # several workers may find the same one
             self._lost[key] = block
             log.warning("%s. Its %d frames are left out.", block.reason, block.num_frames)
 
 
 class Steps(Batches):
-    """Optimizer steps, each the list of the micro-batches of a rank."""
+    """Optimizer steps, each a list of the micro-batches of a rank."""
 
     def __init__(self, job: Job, share: int) -> None:
         """Group the batches of a job by `share`."""
@@ -94,7 +93,7 @@ class Steps(Batches):
 
 
 class FullPass(Batches):
-    """A rank's share of batches that hold every frame of a split once over all ranks."""
+    """A rank's share of batches that together hold every frame of a split once."""
 
     def __len__(self) -> int:
         assert self._job.last is not None
@@ -105,7 +104,7 @@ class FullPass(Batches):
 
 
 class Stream:
-    """An endless, resumable stream of optimizer steps; each is the list of micro-batches that a rank serves."""
+    """An endless, resumable stream of optimizer steps; each is a list of a rank's micro-batches."""
 
     def __init__(
         self,
@@ -126,22 +125,22 @@ class Stream:
         """Prepare a stream.
 
         Args:
-            datasets: What to train on.
-            cutoff: Length of the longest edge [Å]; one of those that the data sets were built for.
-            lanes: Micro-batches per step, over all ranks.
-            edge_budget: Directed edges of a full micro-batch; see Plan.
-            atom_budget: Atoms of a full micro-batch; see Plan.
+            datasets: Training data.
+            cutoff: Length of the longest edge [Å]; one of the cutoffs that the data sets were built for.
+            lanes: Number of micro-batches per step, over all ranks.
+            edge_budget: Number of directed edges of a full micro-batch; see Plan.
+            atom_budget: Number of atoms of a full micro-batch; see Plan.
             seed: Seed of the order.
-            oversize: What happens to a frame larger than the budget; see Plan.
-            corrupt: What happens when a block cannot be read: an error, or its frames are left out and counted.
+            oversize: Treatment of a frame larger than the budget; see Plan.
+            corrupt: Treatment of an unreadable block: an error, or its frames are left out and counted.
             rank: Number of this process.
             world_size: Number of processes.
-            num_workers: Processes that prepare batches for this one; with 0 it does it itself.
+            num_workers: Number of processes that prepare batches for this one; with 0 it prepares them itself.
             pin_memory: Put batches in page-locked memory if there is an accelerator.
 
         Raises:
-            ValueError: no data sets, the world size does not divide the lanes, the cutoff was not among those of a
-                manifest, data sets of different levels of theory are not told apart, or what Plan refuses.
+            ValueError: no data sets, the world size does not divide the lanes, a manifest lacks the cutoff, data sets
+                of different levels of theory have no theory numbers, or Plan refuses.
         """
         _check_rank(rank, world_size)
         if lanes % world_size:
@@ -161,7 +160,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides what is in a step, by name, as JSON; see differences()."""
+        """Settings and data that decide the content of a step, by name, as JSON; see differences()."""
         parts: dict[str, Any] = {"number of data sets": len(self.datasets), "cutoff": self.cutoff}
         for number, dataset in enumerate(self.datasets, start=1):
             parts |= {
@@ -170,12 +169,12 @@ class Stream:
                 f"theory of data set {number}": dataset.theory_number,
                 f"weight of data set {number}": dataset.weight,
             }
-            if dataset.subset is not None:  # absent otherwise, as in checkpoints of before there were subsets
+            if dataset.subset is not None:  # missing otherwise, as in checkpoints older than subsets
                 parts[f"subset of data set {number}"] = dataset.subset.fingerprint
         return parts | self.plan.settings
 
     def from_step(self, first: int, last: int | None = None) -> Steps:
-        """Return the steps from first on, up to but without last; endless without one."""
+        """Return the steps from first up to last - 1; endless if last is None."""
         share = len(self.rank_lanes)
         job = Job(
             prepare=_Preparation(Mixture(self.datasets, self.corrupt), self._frames_of, self.cutoff),
@@ -183,7 +182,7 @@ class Stream:
             last=None if last is None else last * share,
             name=lambda task: f"step {task // share}",
             num_workers=self._num_workers,
-            # a step is taken out of the ring at once, so the next one has to fit beside it
+            # a whole step is taken out of the ring at once, so the next one has to fit beside it
             num_slots=max(4, 2 * -(-share // max(self._num_workers, 1))),
             slot_bytes=self._slot_bytes,
             pin_memory=self._pin_memory and torch.cuda.is_available(),
@@ -191,11 +190,11 @@ class Stream:
         return Steps(job, share)
 
     def prepare(self, frames: Int[np.ndarray, " frames"]) -> GraphBatch:
-        """Return a batch of frames by number, made as those of the steps are.
+        """Return a batch of frames by number, made like those of the steps.
 
         Raises:
-            CorruptShard: a block is not what was written, and losing it was not allowed.
-            FileNotFoundError: the same of a shard that is missing.
+            CorruptShard: a block is damaged, and corrupt is 'error'.
+            FileNotFoundError: a shard is missing, and corrupt is 'error'.
         """
         graphs, _ = _Preparation(self._mixture, lambda _: frames, self.cutoff)(0)
         buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
@@ -215,14 +214,14 @@ class Stream:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Return what differs between the fingerprint of a stream and that of a checkpoint, one phrase for each part."""
+    """Return the differences between the fingerprints of a stream and of a checkpoint, one phrase each."""
     absent = "absent"
     pairs = [(name, theirs.get(name, absent), ours.get(name, absent)) for name in {**theirs, **ours}]
     return [f"{name}: {_shown(old)} in the checkpoint, {_shown(new)} now" for name, old, new in pairs if old != new]
 
 
 def _shown(value: Any) -> str:
-    """Return a value, of a checksum only the beginning."""
+    """Return a value, shortened if it is a checksum."""
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
@@ -243,9 +242,9 @@ def full_pass(
 ) -> FullPass:
     """Return batches that hold every frame of a split, or of a subset of it, exactly once over all ranks.
 
-    With elements given, frames with any other element are left out: the caller sees how many from the count. A batch
-    may then be empty; so is that of a rank for which there is nothing left, because all ranks have to come to the end
-    of a loop together.
+    With elements given, frames with any other element are left out; the caller sees this from the number of frames. A
+    batch may then be empty; so may be the batches of a rank without frames, because all ranks must finish a loop
+    together.
 
     Raises:
         ValueError: no such split, frame, rank, or cutoff.
@@ -276,7 +275,7 @@ def full_pass(
 
 
 class _Preparation:
-    """What a worker does for a task: read its frames and find their neighbours."""
+    """Work of a worker for a task: read its frames and find their neighbours."""
 
     def __init__(
         self,
@@ -299,7 +298,7 @@ class _Preparation:
 
 
 def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
-    """Return the bytes of a slot that all but unusual micro-batches fit."""
+    """Return the size of a slot that fits all but unusual micro-batches [bytes]."""
     num_frames, num_atoms, num_edges = 0.0, 0.0, 1.0
     for planned in sets:
         blocks, repeat = planned.index.blocks, planned.repeat
@@ -318,14 +317,14 @@ def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
 
 
 def _check_theories(datasets: Sequence[Dataset]) -> None:
-    """Refuse to mix levels of theory without being told so."""
+    """Refuse to mix levels of theory without theory numbers."""
     if not datasets:
-        raise ValueError("there is nothing to train on: give at least one data set")
+        raise ValueError("no training data: give at least one data set")
     untold = [dataset.manifest.provenance for dataset in datasets if dataset.theory is None]
     for other, provenance in itertools.pairwise(untold):
         if other.level_of_theory != provenance.level_of_theory:
             raise ValueError(
-                f"{other.name!r} is of level of theory {other.level_of_theory!r} and {provenance.name!r} of "
+                f"{other.name!r} has the level of theory {other.level_of_theory!r} and {provenance.name!r} has "
                 f"{provenance.level_of_theory!r}: their energies cannot be learned as one. Give each data set its own "
                 "`theory`, or the same one if they are compatible after all."
             )
@@ -337,6 +336,6 @@ def _check_rank(rank: int, world_size: int) -> None:
 
 
 def _planned(dataset: Dataset, cutoff: float) -> PlannedSet:
-    """Return what the plan has to know of a data set."""
+    """Return the plan's view of a data set."""
     cutoff_number = dataset.manifest.split(dataset.split).statistics.cutoff_number(cutoff)
     return PlannedSet(dataset.index(), cutoff_number, dataset.repeat)

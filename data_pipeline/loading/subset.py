@@ -1,7 +1,7 @@
-"""Subset: some of the frames of a split, by number, as a part of what is trained on.
+"""Subset: some frames of a split, by number, as training data.
 
-The numbers are kept, 8 bytes a frame, and in a stream what each frame costs, as many again; the blocks without any of
-them are not read. A split does not have to be built again to train on a part of it.
+The numbers take 8 bytes per frame, and in a stream the costs of the frames as many again; blocks without any of them
+are not read. A split need not be rebuilt to train on a part of it.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ class Subset:
         """Take numbers in any order.
 
         Raises:
-            ValueError: there are none, one is negative, or one is given twice.
+            ValueError: none is given, one is negative, or one is given twice.
         """
         found = np.unique(np.asarray(numbers, dtype=np.int64))
         if len(found) == 0:
-            raise ValueError("a subset without frames: there would be nothing to read")
+            raise ValueError("a subset without frames; give at least one number")
         if found[0] < 0:
             raise ValueError(f"a subset has frame {found[0]}: frames are numbered from 0")
         if len(found) != len(numbers):
             raise ValueError(f"a subset has {len(numbers) - len(found)} frames twice: give each number once")
         found.flags.writeable = False
         self.numbers: Int64[np.ndarray, " chosen"] = found
-        """The numbers in order; not to be written to."""
+        """The numbers in order; read-only."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -50,12 +50,12 @@ class Subset:
         return hashlib.sha256(self.numbers.astype("<i8").tobytes()).hexdigest()
 
     def check(self, num_frames: int, place: str) -> None:
-        """Refuse to be a subset of so few frames; the place is for the message.
+        """Check that a set of num_frames frames holds all numbers; `place` names it in messages.
 
         Raises:
             ValueError: a number is too high.
         """
         if self.numbers[-1] >= num_frames:
             raise ValueError(
-                f"{place}: there is no frame {self.numbers[-1]} to choose, only {num_frames} frames, numbered from 0"
+                f"{place}: no frame {self.numbers[-1]} to choose, only {num_frames} frames, numbered from 0"
             )

@@ -1,11 +1,11 @@
-"""Units: what a plan deals, with what they cost and how often each pass reads them.
+"""Work units: the pieces that a plan assigns, their costs and their number of reads per pass.
 
 A unit is a block or, in a set too small to give every lane enough of them, a part of one. Everything here is per unit,
-some hundred bytes; frames are read from the index only where a sum over a block does not do: where a frame exceeds
-the budget, and where blocks are parted.
+some hundred bytes; frames are read from the index only if a sum over a block is not enough: when a frame exceeds the
+budget, and when blocks are divided.
 
 Repeats are exact over passes: unit i has floor((p + 1) r + u_i) - floor(p r + u_i) copies in pass p, the u_i evenly
-spaced in a fixed random order, and r is the decimal as written, so nothing is rounded however many passes there are.
+spaced in a fixed random order, and r is the decimal as written, so nothing is rounded in any number of passes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,41 +23,41 @@ Oversize = Literal["error", "alone", "skip"]
 
 @dataclass(frozen=True)
 class PlannedSet:
-    """A data set of a plan, and how often a pass reads it."""
+    """A data set of a plan, and its reads per pass."""
 
     index: SplitIndex
     """Index of its split."""
     cutoff_number: int
-    """Number of the model's cutoff among the index's."""
+    """Index of the model's cutoff among those of the index."""
     repeat: float = 1.0
     """Number of times that a pass reads each frame; 2.5 is twice and three times in turn, 0.1 once in ten passes."""
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a micro-batch may hold, and what happens to a frame that is larger by itself."""
+    """Capacity of a micro-batch, and treatment of a frame that exceeds it alone."""
 
     edges: int
-    """Directed edges of a full micro-batch."""
+    """Number of directed edges of a full micro-batch."""
     atoms: int | None
-    """Atoms of a full micro-batch; not looked at when absent."""
+    """Number of atoms of a full micro-batch; None sets no limit."""
     oversize: Oversize
     """Whether a larger frame is an error, a micro-batch of its own, or left out."""
 
     def exceeded(self, edges: Int[np.ndarray, " any"], atoms: Int[np.ndarray, " any"]) -> Bool[np.ndarray, " any"]:
-        """Return where a number of edges or of atoms is above the budget."""
+        """Return a mask of the numbers of edges or atoms above the budget."""
         over = edges > self.edges
         return over if self.atoms is None else over | (atoms > self.atoms)
 
 
 @dataclass(frozen=True, eq=False)
 class FrameCosts:
-    """What frames cost in a plan; a frame that is left out costs nothing."""
+    """Costs of frames in a plan; a frame that is left out costs nothing."""
 
     edges: Int64[np.ndarray, " frames"]
-    """Directed edges, at least one; a frame that is too large fills the budget."""
+    """Number of directed edges, at least one; a frame that is too large fills the budget."""
     atoms: Int64[np.ndarray, " frames"]
-    """Atoms; a frame that is too large fills the budget, if there is one."""
+    """Number of atoms; a frame that is too large fills the budget, if there is one."""
     too_large: Bool[np.ndarray, " frames"]
     """Frames that exceed a budget by themselves."""
 
@@ -91,11 +91,11 @@ def frame_costs(planned: PlannedSet, first: int, last: int, budgets: Budgets) ->
 
 
 class Units:
-    """The units of a set: which frames they hold, what they cost, how many copies a pass has."""
+    """Units of a set: their frames, costs and copies per pass."""
 
     def __init__(self, planned: PlannedSet, budgets: Budgets, at_least: int, rng: np.random.Generator) -> None:
-        """Cut a set into units, of which a pass reads so many if it has as many frames."""
-        # the decimal as it is written: 0.1 is once in ten passes, not once in 9.999...
+        """Split a set so that a pass reads at least `at_least` units, or single frames if there are fewer."""
+        # the decimal as written: 0.1 is once in ten passes, not once in 9.999...
         self.repeat = Fraction(str(planned.repeat))
         bounds = _bounds(planned.index.first_frame, at_least / self.repeat)
         sums, self.num_too_large = _sums(planned, budgets, bounds)
@@ -104,26 +104,26 @@ class Units:
         self.first: Int64[np.ndarray, " units"] = bounds[:-1][kept]
         self.last: Int64[np.ndarray, " units"] = bounds[1:][kept]
         self.sums: Int64[np.ndarray, "3 units"] = sums[:, kept]
-        """Frames, edges and atoms of each unit, as they count in a plan."""
+        """Numbers of frames, edges and atoms of each unit, as counted in a plan."""
         self._place = rng.permutation(len(kept))
         ordered = np.zeros((3, len(kept)), dtype=np.int64)
         ordered[:, self._place] = self.sums
         self._sums_before = np.concatenate([np.zeros((3, 1), np.int64), np.cumsum(ordered, axis=1)], axis=1)
 
     def copies(self, number: int) -> Int64[np.ndarray, " units"]:
-        """Return how often a pass reads each unit."""
+        """Return the number of times that a pass reads each unit."""
         (whole, start), (whole_next, start_next) = self._rotation(number), self._rotation(number + 1)
         return whole_next - whole + (self._place >= start_next).astype(np.int64) - (self._place >= start)
 
     def totals(self, number: int) -> Int64[np.ndarray, " 3"]:
-        """Return the frames, edges and atoms that a pass reads, without looking at its units."""
+        """Return the numbers of frames, edges and atoms that a pass reads, without looking at its units."""
         (whole, start), (whole_next, start_next) = self._rotation(number), self._rotation(number + 1)
         return (whole_next - whole) * self._sums_before[:, -1] + (
             self._sums_before[:, start] - self._sums_before[:, start_next]
         )
 
     def _rotation(self, number: int) -> tuple[int, int]:
-        """Return the reads of every unit before a pass, and the first place in the rotation that has one more."""
+        """Return the number of reads of every unit before a pass, and the first place in the rotation with one more."""
         reads = number * self.repeat
         whole = reads.numerator // reads.denominator
         # floor(reads + place / units) is one more than floor(reads) from this place on
@@ -131,7 +131,7 @@ class Units:
 
 
 def _bounds(first_frame: Int64[np.ndarray, " bounds"], at_least: Fraction) -> Int64[np.ndarray, " more_bounds"]:
-    """Return the first frames of units: blocks, halved until there are at least so many, down to single frames."""
+    """Return the first frames of units: blocks, halved down to single frames until there are at least at_least."""
     sizes = np.diff(first_frame)
     parts, largest = np.ones_like(sizes), int(sizes.max(initial=0))
     while parts.sum() < at_least and largest > 1:
@@ -145,7 +145,7 @@ def _bounds(first_frame: Int64[np.ndarray, " bounds"], at_least: Fraction) -> In
 def _sums(
     planned: PlannedSet, budgets: Budgets, bounds: Int64[np.ndarray, " bounds"]
 ) -> tuple[Int64[np.ndarray, "3 units"], int]:
-    """Return the frames, edges and atoms of each unit, and the number of frames that exceed a budget."""
+    """Return the numbers of frames, edges and atoms of each unit, and the number of frames above a budget."""
     blocks, cutoff = planned.index.blocks, planned.cutoff_number
     if len(bounds) - 1 == len(blocks.num_frames):
         sums = np.stack([blocks.num_frames.astype(np.int64), blocks.cost[:, cutoff], blocks.num_atoms])
@@ -164,7 +164,7 @@ def _sums(
 
 
 def _spans(chosen: Bool[np.ndarray, " units"], bounds: Int64[np.ndarray, " bounds"]) -> Iterator[tuple[int, int]]:
-    """Yield spans of units that hold every chosen one, each read at once and of some READ_FRAMES at most."""
+    """Yield spans of units that hold every chosen one, each read at once and of about READ_FRAMES at most."""
     numbers = np.flatnonzero(chosen)
     for same in np.split(numbers, np.flatnonzero(np.diff(bounds[numbers] // READ_FRAMES)) + 1):
         if len(same):

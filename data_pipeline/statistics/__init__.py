@@ -1,1 +1,1 @@
-"""Statistics: sums that merge, and what they say of a data set."""
+"""Statistics: sums that merge, and quantities of a data set derived from them."""

@@ -1,44 +1,44 @@
-"""Element energies by least squares, from sums over frames, with the same result whatever the zero of each element.
+"""Element energies by least squares from sums over frames, independent of the zero of each element's energy.
 
 A constant added to the energy of every atom of an element is added to that element's energy and changes nothing else.
 So nothing is regularised: a ridge towards the mean, harmless for energies of cohesion, is off by hundreds of eV for the
-totals of all-electron codes. The price is that an element of few atoms gets what its few frames say, noise included.
-What the compositions do not tell apart, as in one compound, stays where the centre of the fit is.
+totals of all-electron codes. The price is that an element with few atoms follows its few frames, noise included.
+Directions that the compositions do not determine, as in one compound, stay at the centre of the fit.
 """
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 TOLERANCE = 1e-11
-"""Smallest eigenvalue over the largest one that is a direction of the data: sums over 10⁶ frames round to 10⁻¹⁴."""
+"""Smallest ratio to the largest eigenvalue for a direction of the data: sums over 10⁶ frames round to 10⁻¹⁴."""
 SMALL_PART = 1e-3
-"""Part of an element in an open direction, over the largest part of any, that is rounding."""
+"""Share of an element in an undetermined direction, relative to the largest, below which it is rounding."""
 Matrix = Float64[np.ndarray, "elements elements"]
 Energies = Float64[np.ndarray, " elements"]
 
 
 def element_energies(gram: Matrix, projection: Energies, centre: Energies) -> Energies:
-    """Return the element energies [eV] that explain energies best, and of those the ones closest to a centre.
+    """Return the least-squares element energies [eV], closest to a centre among equally good ones.
 
     Minimises Σ_frames (x·e - y)² with x the fraction of each element and y the energy per atom. The distance from the
-    centre weighs each element by the size of its fractions.
+    centre weights each element by the size of its fractions.
 
     Args:
         gram: Sum over frames of x xᵀ.
         projection: Sum over frames of x y [eV].
-        centre: Energies of elements that the frames do not have, and of compositions that they do not tell apart [eV].
+        centre: Energies of elements missing from the frames, and of undetermined compositions [eV].
     """
     seen, scale, values, vectors = _directions(gram)
     kept = values > TOLERANCE * values.max(initial=0.0)
     energies = centre.copy()
-    for _ in range(2):  # the second time for what rounding left of energies much larger than their differences
+    for _ in range(2):  # the second time for rounding errors of energies much larger than their differences
         left = vectors.T @ (scale * (projection - gram @ energies)[seen])
         energies[seen] += scale * (vectors[:, kept] @ (left[kept] / values[kept]))
     return energies
 
 
 def undetermined(gram: Matrix) -> Bool[np.ndarray, " elements"]:
-    """Return which elements occur but have energies that the frames' compositions leave open."""
+    """Return a mask of elements that occur but whose energies the compositions do not determine."""
     seen, scale, values, vectors = _directions(gram)
     opened = scale[:, None] * vectors[:, values <= TOLERANCE * values.max(initial=0.0)]
     parts = np.abs(opened / np.abs(opened).max(axis=0, initial=0.0))

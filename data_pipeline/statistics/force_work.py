@@ -1,8 +1,8 @@
-"""Forces against energy: what tells a wrong sign or unit of forces without knowing anything about the material.
+"""Forces against energy: a test of sign and unit of forces that needs no knowledge of the material.
 
 Between two neighbouring frames of a trajectory in a cell at rest, the energy changes by minus the work of the forces on
-the displacements. The average of both ends is exact for harmonic motion and right to third order for any other. Where
-the "forces" are gradients, the ratio of the two is -1; where Hartree/Bohr are taken for eV/Å, it is 0.019.
+the displacements. The average of both ends is exact for harmonic motion and right to third order for any other. If the
+"forces" are gradients, the ratio of the two is -1; if Hartree/Bohr are taken for eV/Å, it is 0.019.
 """
 
 import itertools
@@ -15,23 +15,23 @@ from data_pipeline.graphs.neighbors import complete_cell
 from data_pipeline.structure import Structure
 
 MAX_PAIRS = 128
-"""Pairs compared in one call, evenly spaced: a verdict on a corpus needs no more. They cost some 3 ms."""
+"""Number of pairs compared in one call, evenly spaced: enough to judge a corpus. They cost some 3 ms."""
 MAX_CELL_CHANGE = 1e-4
-"""Largest change of a component of a lattice vector that is a cell at rest [Å]."""
+"""Largest change of a component of a lattice vector in a cell at rest [Å]."""
 MAX_DISPLACEMENT = 1.0
-"""Largest displacement of an atom [Å]; most pairs beyond some 0.5 Å are left out for the change of the work anyway."""
+"""Largest displacement of an atom [Å]; beyond some 0.5 Å, the change of the work excludes most pairs anyway."""
 NOISE = 5e-4
 """Energy change per atom that could be the noise of a self-consistent field [eV]."""
 MIN_WORK = 0.3
-"""Smallest work over its change from one end to the other, both of all atoms; below it the average is no integral."""
+"""Smallest ratio of work to its change between the ends, over all atoms; below, the average is not the integral."""
 
 
 def force_ratios(structures: Sequence[Structure]) -> Float64[np.ndarray, " pairs"]:
     """Return, for neighbouring frames of a group, minus the work of the forces over the energy change.
 
-    Pairs that say nothing are left out: other atoms, forces missing, another cell, an atom that moved further than
-    MAX_DISPLACEMENT, an energy change within the noise, forces that turn around between the two. Which pairs these are
-    does not depend on the unit or the sign of the forces.
+    Uninformative pairs are left out: different atoms, forces missing, another cell, an atom that moved further than
+    MAX_DISPLACEMENT, an energy change within the noise, forces that reverse between the two. This choice does not
+    depend on the unit or the sign of the forces.
     """
     pairs = [(one, two) for one, two in itertools.pairwise(structures) if comparable(one, two) and _at_rest(one, two)]
     if not pairs:
@@ -49,7 +49,7 @@ def force_ratios(structures: Sequence[Structure]) -> Float64[np.ndarray, " pairs
 
 
 def comparable(one: Structure, two: Structure) -> bool:
-    """Return whether two frames are of the same atoms, in the same group, and have forces."""
+    """Return whether two frames have the same atoms and group, and forces."""
     return (
         one.group == two.group
         and len(one.numbers) == len(two.numbers)
@@ -64,7 +64,7 @@ def force_work(
 ) -> tuple[Float64[np.ndarray, "atoms 2"], Float64[np.ndarray, " pairs"]]:
     """Return the work on each atom with the forces of either end [eV], and each pair's largest displacement [Å].
 
-    Displacements are those relative to the cell, to the nearest image in the directions that repeat.
+    Displacements are relative to the cell, to the nearest image in the directions that repeat.
     """
     num_atoms = np.array([one.num_atoms for one, _ in pairs])
     inverse, mean = np.repeat(np.linalg.inv(cells), num_atoms, axis=0), np.repeat(cells.mean(axis=1), num_atoms, axis=0)

@@ -1,7 +1,7 @@
-"""Histograms with bins that never change, so that those of two shards add up to the one of both together.
+"""Histograms with fixed bins, so that those of shards add up.
 
-A histogram is an array of integers; what its places mean is in Bins. Quantiles read from it are right to the width of a
-bin (0.1 eV/atom, 26 % of a force, 58 % of a stress), which is enough to see a wrong unit and costs no second pass.
+A histogram is an array of integers, described by Bins. Its quantiles are accurate to the width of a bin (0.1 eV/atom,
+26 % of a force, 58 % of a stress), enough to detect a wrong unit without a second pass.
 """
 
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from jaxtyping import Float, Float64, Int64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bins:
-    """Edges on the real line; place 0 counts what is below the first, the last place what is at or above the last."""
+    """Edges on the real line; bin 0 counts values below the first, the last bin those at or above the last."""
 
     quantity: str
-    """Quantity that is counted."""
+    """Name of the quantity."""
     unit: str
     """Its unit; empty for a pure number."""
     scale: Literal["linear", "log", "signed log", "count"]
-    """The axis on which the bins look evenly wide; a count is whole and its axis logarithmic."""
+    """Axis on which the bins are evenly wide; a count is an integer on a logarithmic axis."""
     edges: Float64[np.ndarray, " edges"]
     """Edges, ascending; an edge belongs to the bin above it."""
 
     @property
     def size(self) -> int:
-        """Number of places in a histogram."""
+        """Number of bins."""
         return len(self.edges) + 1
 
     def count(self, values: Float[np.ndarray, " values"]) -> Int64[np.ndarray, " bins"]:
-        """Return how many values fall into each place."""
+        """Return the number of values in each bin."""
         return np.bincount(np.searchsorted(self.edges, values, side="right"), minlength=self.size)
 
     def quantile(self, counts: Int64[np.ndarray, " bins"], fraction: float) -> float:
         """Return the value below which a fraction of the values lies, interpolated in its bin.
 
-        Beyond the outer edges nothing is known but the edge; below the first of a logarithmic axis is zero. Without
-        values it is NaN.
+        Beyond the outer edges it is the edge; below the first of a logarithmic axis it is zero. Without values it is
+        NaN.
         """
         total = int(counts.sum())
         if total == 0:
@@ -53,7 +53,7 @@ class Bins:
         return float(round(value)) if self.scale == "count" else value
 
     def number_from(self, counts: Int64[np.ndarray, " bins"], edge: float) -> int:
-        """Return how many values are at or above an edge; a value between two edges means the one below it."""
+        """Return the number of values at or above an edge; a value between two edges means the lower one."""
         return int(counts[np.searchsorted(self.edges, edge, side="right") :].sum())
 
 
@@ -61,7 +61,7 @@ def magnitudes(bins: Bins, counts: Int64[np.ndarray, " bins"]) -> tuple[Bins, In
     """Return a histogram on symmetric edges without the signs."""
     half = len(bins.edges) // 2
     folded = Bins(quantity=f"|{bins.quantity}|", unit=bins.unit, scale="log", edges=bins.edges[half:])
-    # the middle place holds both signs of what is too small to tell
+    # the middle bin holds both signs of values too small to tell apart
     return folded, np.concatenate([counts[half : half + 1], counts[half + 1 :] + counts[:half][::-1]])
 
 
@@ -78,7 +78,7 @@ BINS: dict[str, Bins] = {
         quantity="energy per atom",
         unit="eV",
         scale="linear",
-        # 0.1 eV where the energies of pseudopotential codes lie, and decades beyond for all-electron ones
+        # 0.1 eV in the range of pseudopotential codes, decades beyond for all-electron ones
         edges=np.concatenate([-20 * _decades(0, 4, 4)[:0:-1], np.arange(-200, 201) / 10, 20 * _decades(0, 4, 4)[1:]]),
     ),
     "force": Bins(quantity="force on an atom", unit="eV/Å", scale="log", edges=_decades(-4, 4, 10)),
@@ -108,4 +108,4 @@ BINS: dict[str, Bins] = {
 }
 """The histograms that Statistics keeps; changing one makes older manifests unreadable."""
 LATER = ("force_ratio",)
-"""Histograms that older manifests do not have: what they count was not measured when those were built."""
+"""Histograms missing from older manifests, which were built before they were introduced."""

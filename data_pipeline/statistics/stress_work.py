@@ -1,9 +1,9 @@
-"""Stress against energy: what tells a wrong sign or unit of stress without knowing anything about the material.
+"""Stress against energy: a test of sign and unit of stress that needs no knowledge of the material.
 
 Between two neighbouring frames of a trajectory, the energy changes by the work of the stress on the strain less the
 work of the forces on the displacements: dE = V σ:ε - F·dx, with σ positive in tension. The averages of both ends make
-this right to third order. Where the sign is turned, the ratio of the two sides is -1; where kbar are taken for eV/Å³,
-it is 1602. It costs two milliseconds a block where every frame is a neighbour of the one before.
+this right to third order. If the sign is reversed, the ratio of the two sides is -1; if kbar are taken for eV/Å³, it is
+1602. It costs two milliseconds per block in which every frame is a neighbour of the previous one.
 """
 
 import itertools
@@ -16,23 +16,23 @@ from data_pipeline.statistics.force_work import NOISE, comparable, force_work
 from data_pipeline.structure import Structure
 
 MAX_PAIRS = 64
-"""Pairs compared in one call, evenly spaced: a verdict on a corpus needs no more."""
+"""Number of pairs compared in one call, evenly spaced: enough to judge a corpus."""
 MAX_STRAIN = 0.1
-"""Largest component of the strain between two frames that are compared."""
+"""Largest component of the strain between two compared frames."""
 MIN_STRAIN = 1e-5
-"""Smallest largest component: below it the cell did not move."""
+"""Smallest value of the largest component: below it the cell is at rest."""
 MAX_DISPLACEMENT = 0.5
 """Largest displacement of an atom relative to the cell [Å]."""
 ANHARMONIC = 0.1
-"""The error of averaging over both ends, as a part of the change of work from one end to the other."""
+"""Error of averaging over both ends, as a fraction of the change of work between the ends."""
 
 
 def stress_ratios(structures: Sequence[Structure]) -> Float64[np.ndarray, " pairs"]:
     """Return, for neighbouring frames of a group, the work of the stress over the energy change it should explain.
 
-    Pairs that say nothing are left out: other atoms, labels missing, not periodic, the cell at rest or strained by more
-    than MAX_STRAIN, an atom that moved further than MAX_DISPLACEMENT, an energy change within the noise, a stress that
-    changes sign between the two. Which pairs these are does not depend on the unit or the sign of the stress.
+    Uninformative pairs are left out: different atoms, labels missing, not periodic, the cell at rest or strained by
+    more than MAX_STRAIN, an atom that moved further than MAX_DISPLACEMENT, an energy change within the noise, a stress
+    that changes sign between the two. This choice does not depend on the unit or the sign of the stress.
     """
     pairs = [(one, two) for one, two in itertools.pairwise(structures) if _comparable(one, two)]
     cells = np.array([(one.cell, two.cell) for one, two in pairs]).reshape(-1, 2, 3, 3)

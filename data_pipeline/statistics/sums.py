@@ -1,7 +1,7 @@
 """Statistics of a data set as sums that merge: element reference energies, force scale, neighbour counts, histograms.
 
-Only sums are kept. What a model needs, and what a person wants to see of the data, is derived from them, so that two
-shards, or two manifests, merge by addition: exactly for whatever is counted, to rounding for the sums of reals.
+Only sums are kept; everything else is derived from them. So two shards, or two manifests, merge by addition: exactly
+for counts, to rounding for sums of floats.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ class Statistics:
     num_force_frames: int = 0
     """Number of frames with forces."""
     num_zero_force_frames: int = 0
-    """Number of frames with forces all of which are exactly zero."""
+    """Number of frames whose forces are all exactly zero."""
     num_stress_frames: int = 0
     """Number of frames with stress."""
     num_zero_stress_frames: int = 0
@@ -49,9 +49,9 @@ class Statistics:
     energy_square_sum: float = 0.0
     """Sum of squared energies per atom [eV²]."""
     atoms_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
-    """Atoms of each element."""
+    """Number of atoms of each element."""
     frames_of_element: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
-    """Frames that hold each element."""
+    """Number of frames with each element."""
     composition_gram: Float64[np.ndarray, "elements elements"] = field(default_factory=lambda: np.zeros((SIZE, SIZE)))
     """Sum over frames of x xᵀ, with x the fraction of each element."""
     composition_energy: Float64[np.ndarray, " elements"] = field(default_factory=lambda: np.zeros(SIZE))
@@ -59,7 +59,7 @@ class Statistics:
     histograms: dict[str, Int64[np.ndarray, " bins"]] = field(
         default_factory=lambda: {name: np.zeros(bins.size, np.int64) for name, bins in BINS.items()}
     )
-    """Counts in the bins of histograms.BINS, without those that were not measured."""
+    """Counts in the bins of histograms.BINS, without histograms that were not measured."""
 
     def __post_init__(self) -> None:
         self.num_edges = list(self.num_edges) or [0] * len(self.cutoffs)
@@ -67,7 +67,7 @@ class Statistics:
     def add(self, structures: Sequence[Structure], num_edges: Int[np.ndarray, "frames cutoffs"]) -> None:
         """Add frames in reading order, with their edge counts at the cutoffs.
 
-        Neighbours in a trajectory are compared with each other, so that they belong into one call where possible.
+        Neighbours in a trajectory are compared with each other, so they should be in one call.
         """
         structures = list(structures)
         num_atoms = np.array([s.num_atoms for s in structures])
@@ -119,7 +119,7 @@ class Statistics:
         return self.histograms.get(name, np.zeros(BINS[name].size, np.int64))
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """Return the statistics of both data sets together.
+        """Return the statistics of both data sets combined.
 
         Raises:
             ValueError: the two counted edges at different cutoffs.
@@ -146,22 +146,22 @@ class Statistics:
             ValueError: no frame has forces.
         """
         if self.num_force_atoms == 0:
-            raise ValueError("no frame has forces, so there is no force scale; add labelled frames")
+            raise ValueError("no frame has forces, so the force scale is undefined; add labelled frames")
         return float(np.sqrt(self.force_square_sum / (3 * self.num_force_atoms)))
 
     def mean_neighbors(self, cutoff: float) -> float:
         """Return the mean number of neighbours of an atom within the cutoff [Å].
 
         Raises:
-            ValueError: edges were not counted at this cutoff, or there are no atoms.
+            ValueError: edges were not counted at this cutoff, or the data has no atoms.
         """
         number = self.cutoff_number(cutoff)
         if self.num_atoms == 0:
-            raise ValueError("there are no atoms, so there is no mean number of neighbours")
+            raise ValueError("no atoms, so the mean number of neighbours is undefined")
         return self.num_edges[number] / self.num_atoms
 
     def cutoff_number(self, cutoff: float) -> int:
-        """Return the place of a cutoff [Å] among those at which edges were counted.
+        """Return the index of a cutoff [Å] among those at which edges were counted.
 
         Raises:
             ValueError: it is not among them.
@@ -177,13 +177,13 @@ class Statistics:
         """Fit the energy per atom as a composition average of element energies and return those [eV].
 
         Least squares, so that a constant per atom of an element changes that element's energy and no residual. An
-        element never seen has the mean energy per atom; see element_energies.py for compositions that leave some open.
+        element that never occurs gets the mean energy per atom; see element_energies.py for undetermined compositions.
         """
         return reference_energies(self.composition_gram, self.composition_energy, self.num_frames)
 
     @property
     def undetermined_elements(self) -> tuple[int, ...]:
-        """Atomic numbers that occur only in compositions that do not tell them from others, ascending."""
+        """Atomic numbers whose energies the compositions do not determine, ascending."""
         return tuple(np.flatnonzero(undetermined(self.composition_gram)).tolist())
 
     def to_json(self) -> dict:
@@ -221,7 +221,7 @@ class Statistics:
         if elements != sorted(set(elements) & set(range(1, SIZE))):
             raise record.refuse("elements", f"are not ascending atomic numbers from 1 to {SIZE - 1}")
         bins = record.record("histograms")
-        # a manifest keeps what it was built with, so that its fingerprint stays
+        # a manifest keeps its original histograms, so that its fingerprint stays
         kept = [name for name in BINS if name in bins.names() or name not in LATER]
         bins.only(*kept)
         for name in kept:
@@ -245,7 +245,7 @@ class Statistics:
         return result
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
-        """Yield each sum that no frames can have beside the others, and what is wrong with it."""
+        """Yield each sum that contradicts the others, and the problem."""
         for name, most in _AT_MOST.items():
             if getattr(self, name) > getattr(self, most):
                 yield name, f"is {getattr(self, name)}, more than {most}, {getattr(self, most)}"
@@ -257,7 +257,7 @@ class Statistics:
             yield "atoms_of_element", f"adds up to {self.atoms_of_element.sum():.17g}, not num_atoms, {self.num_atoms}"
         frames = self.frames_of_element
         if (frames < 0).any() or (frames > np.minimum(self.num_frames, self.atoms_of_element)).any():
-            yield "frames_of_element", "has a negative entry or one of more frames or atoms than there are"
+            yield "frames_of_element", "has a negative entry, or one above the number of frames or atoms"
         # fractions of one frame add up to one, and so do their products
         gram, slack = self.composition_gram, _ROUNDING * self.num_frames
         if (gram < 0).any() or abs(gram.sum() - self.num_frames) > slack or np.abs(gram - gram.T).max() > slack:
@@ -290,18 +290,18 @@ _AT_MOST = {
     "num_stress_frames": "num_frames",
     "num_zero_stress_frames": "num_stress_frames",
 }
-"""Counts of a part, and the count of the whole that each cannot exceed."""
+"""Counts, and the count that each cannot exceed."""
 _COUNTED = {"energy": "num_frames", "size": "num_frames", "force": "num_force_atoms", "stress": "num_stress_frames"}
-"""Histograms that count everything there is of something, and the number of it."""
+"""Histograms that count every instance, and the field with the total."""
 _ROUNDING = 1e-6
-"""Relative error that sums over 10⁹ frames in any order stay far below."""
+"""Relative error far above that of sums over 10⁹ frames in any order."""
 _ADDITIVE = (*_SCALARS, "atoms_of_element", "frames_of_element", "composition_gram", "composition_energy")
 
 
 def reference_energies(
     gram: Float64[np.ndarray, "elements elements"], projection: Float64[np.ndarray, " elements"], num_frames: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Return element energies [eV] from sums over frames: x xᵀ, and x times the energy per atom, x the composition."""
+    """Return element energies [eV] from sums over frames of x xᵀ and of x times the energy per atom (x: fractions)."""
     # each x sums to one, so the projection does to the sum of the energies per atom
     mean = float(projection.sum()) / max(num_frames, 1)
     return element_energies(gram, projection, np.full(len(projection), mean))

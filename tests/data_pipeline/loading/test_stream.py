@@ -145,7 +145,7 @@ def test_an_unknown_cutoff_names_those_there_are(make_stream: Callable[..., Stre
 
 
 def test_an_unknown_split_names_those_there_are(make_stream: Callable[..., Stream]) -> None:
-    with pytest.raises(ValueError, match="no split 'training'; there are test, train, val"):
+    with pytest.raises(ValueError, match="no split 'training'; it has test, train, val"):
         make_stream(split="training")
 
 
@@ -273,10 +273,10 @@ def test_a_mixture_reads_every_set_as_often_as_asked_and_knows_each_frames_theor
 
 def test_levels_of_theory_are_not_mixed_without_saying_so(emt_manifest: Manifest, second_manifest: Manifest) -> None:
     datasets = [Dataset(manifest=emt_manifest), Dataset(manifest=second_manifest)]
-    message = "'emt-test' is of level .* and 'other' of 'something else'.*Give each data set its own `theory`"
+    message = "'emt-test' has the level .* and 'other' has 'something else'.*Give each data set its own `theory`"
     with pytest.raises(ValueError, match=message):
         Stream(datasets, cutoff=5.0, lanes=2, edge_budget=2000)
-    with pytest.raises(ValueError, match="nothing to train on"):
+    with pytest.raises(ValueError, match="no training data"):
         Stream([], cutoff=5.0, lanes=2, edge_budget=2000)
 
 

@@ -194,7 +194,7 @@ def test_subsets_that_are_none_are_refused(emt_manifest: Manifest) -> None:
         Subset([3, 3, 4, 4])
     count = len(Frames(emt_manifest, "val"))
     Dataset(manifest=emt_manifest, split="val", subset=Subset([count - 1]))
-    with pytest.raises(ValueError, match=rf"emt-test, split 'val': there is no frame {count} .* only {count} frames"):
+    with pytest.raises(ValueError, match=rf"emt-test, split 'val': no frame {count} .* only {count} frames"):
         Dataset(manifest=emt_manifest, split="val", subset=Subset([0, count]))
 
 
