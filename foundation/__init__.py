@@ -31,13 +31,13 @@ def __getattr__(name: str) -> object:
 
 
 def load(source: Path | str) -> "Potential":
-    """Return a potential, ready to predict: of a folder, of a SevenNet checkpoint (.pth), or "sevennet-0" by name.
+    """Return a potential, ready to predict, from a folder, a SevenNet checkpoint (.pth) or a name ("sevennet-0").
 
-    The names are those of the models that the sevenn package carries; it has to be installed for them.
+    Names are those of the models in the sevenn package, which must be installed.
 
     Raises:
-        FileNotFoundError: there is no such folder, file or model.
-        ValueError: what is there is damaged, refused, or newer than this program.
+        FileNotFoundError: no such folder, file or model.
+        ValueError: the file is damaged, refused, or newer than this program.
     """
     import torch
 

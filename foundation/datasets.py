@@ -1,4 +1,4 @@
-"""The data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
+"""Data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,12 @@ class DatasetConfig:
     path: Path = field(metadata=COMPARED)
     """Manifest, or its folder."""
     repeat: float = field(default=1.0, metadata=COMPARED)
-    """Number of times that a pass takes each of its frames; with 0.1, a tenth of them, others every time."""
+    """Number of times that a pass reads each of its frames; with 0.1, a different tenth of them every time."""
     theory: str | None = field(default=None, metadata=COMPARED)
-    """Name of its level of theory; data sets of the same name share reference energies. The manifest's own description
-    when absent."""
+    """Name of its level of theory; data sets of the same name share reference energies. None: the description in the
+    manifest."""
     weight: float = field(default=1.0, metadata=COMPARED)
-    """Factor of its frames' part of the loss; for a whole level of theory, the same for all of its data sets."""
+    """Weight of its frames in the loss; to weight a whole level of theory, set it for all of its data sets."""
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -35,18 +35,17 @@ def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], 
     """Open the data sets of a run, and return them with the names of their levels of theory.
 
     Raises:
-        FileNotFoundError: there is no manifest.
-        ValueError: no data set, one without training frames, or data sets at different levels of theory that are not
-            told apart by name.
+        FileNotFoundError: no manifest there.
+        ValueError: no data set, one without training frames, or data sets at different levels of theory without names.
     """
     configs = [DatasetConfig(path=data)] if isinstance(data, Path) else list(data)
     if not configs:
-        raise ValueError("data names no data set")
+        raise ValueError("data is empty: name at least one data set")
     manifests = [open_manifest(config.path) for config in configs]
     for config, manifest in zip(configs, manifests, strict=True):
         if manifest.split("train").statistics.num_frames == 0:
             raise ValueError(
-                f"{config.path}: no frame is in the training split, all are for evaluation; build the data set again "
+                f"{config.path}: no frames in the training split, all are for evaluation; build the data set again "
                 "with a smaller val_fraction or test_fraction to train on it"
             )
     descriptions = [manifest.provenance.level_of_theory for manifest in manifests]
@@ -66,7 +65,7 @@ def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], 
 
 
 def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
-    """Refuse structures that were built without labels, for whatever learns from labels or compares with them.
+    """Refuse data sets built without labels, where labels are needed for training or comparison.
 
     Raises:
         ValueError: a data set has no labels; the message names it.
@@ -75,18 +74,18 @@ def refuse_unlabelled(datasets: Sequence[Dataset]) -> None:
         if not dataset.manifest.labelled:
             raise ValueError(
                 f"{dataset.manifest.provenance.name} was built without labels (source.labels none), so there is "
-                "nothing to learn from or to compare with: it serves for rehearsal with labels from the start only "
+                "nothing to learn from or to compare with: use it only for rehearsal with labels from the start "
                 "(--rehearsal.labels start)"
             )
 
 
 def left_out(manifest: Manifest, split: str, number: int, known: Sequence[int]) -> list[str]:
-    """Return a sentence on the frames of a split that have an element which a potential does not know; none for none.
+    """Return a sentence on the frames of a split with elements that a potential does not know; [] if number is 0.
 
     Args:
         manifest: The data set.
         split: The split.
-        number: Frames that were left out.
+        number: Number of frames left out.
         known: Atomic numbers that the potential knows.
     """
     if number == 0:

@@ -1,4 +1,4 @@
-"""Potential: a network with reference energies, scale and derivatives; all that is above talks to it only."""
+"""Potential: a network with reference energies, scale and derivatives; higher layers use only this interface."""
 
 import functools
 import itertools
@@ -29,14 +29,14 @@ class UnknownElement(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What a potential says of a batch."""
+    """Predictions of a potential for a batch."""
 
     energy: Float64[Tensor, " graphs"]
     """Total energy [eV]."""
     forces: Float[Tensor, "atoms 3"]
     """Forces [eV/Å], minus the gradient of the energy."""
     stress: Float[Tensor, "graphs 3 3"]
-    """Stress [eV/Å³], positive in tension; zero where the cell encloses no volume."""
+    """Stress [eV/Å³], positive in tension; zero if the cell encloses no volume."""
     atom_energies: Float64[Tensor, " atoms"]
     """Energy of each atom [eV]; they add up to the total."""
 
@@ -44,21 +44,21 @@ class Prediction:
 class Potential(torch.nn.Module):
     """An interatomic potential: E = Σ_atoms (scale_z · network + reference_tz), forces and stress by differentiation.
 
-    The reference energies belong to a level of theory t: data computed at several of them are trained on together,
-    each structure with the references of its own. In training mode the derivatives can themselves be differentiated;
-    otherwise they come detached, also inside torch.no_grad().
+    The reference energies belong to a level of theory t: data at several levels can be trained on together, each
+    structure with the references of its level. In training mode the derivatives can themselves be differentiated;
+    otherwise they are detached, also inside torch.no_grad().
     """
 
     def __init__(self, network: EnergyModel, elements: tuple[int, ...], theories: tuple[str, ...]) -> None:
         """Wrap a network; references are zero and the scale one until set.
 
         Args:
-            network: What the energies of the atoms come from.
+            network: Network of the energies of the atoms.
             elements: Atomic numbers that the network knows, in its order.
             theories: Names of the levels of theory that its energies can be referred to.
 
         Raises:
-            ValueError: an element or a level of theory is there twice, or is none.
+            ValueError: an element or a level of theory occurs twice or is invalid.
         """
         super().__init__()
         check_elements(elements)
@@ -73,17 +73,17 @@ class Potential(torch.nn.Module):
 
     @property
     def cutoff(self) -> float:
-        """Atoms closer than this are neighbours [Å]."""
+        """Distance below which atoms are neighbours [Å]."""
         return self.network.cutoff
 
     @property
     def dtype(self) -> torch.dtype:
-        """Float type of the network; references, scale and sums over atoms are float64 always."""
+        """Float type of the network; references, scale and sums over atoms are always float64."""
         return next(self.network.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.network.parameters()).device
 
     def cast(self, dtype: torch.dtype) -> "Potential":
@@ -92,10 +92,10 @@ class Potential(torch.nn.Module):
         return self
 
     def compute_as(self, computation: Computation) -> None:
-        """Compute in another way from now on; the weights stay the same.
+        """Set the options of computing; the weights do not change.
 
         Raises:
-            ValueError: the network cannot do so; the message names the option.
+            ValueError: the network does not support one; the message names it.
         """
         self.network.compute_as(computation)
 
@@ -110,7 +110,7 @@ class Potential(torch.nn.Module):
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
         if torch.is_inference_mode_enabled() or batch.positions.is_inference():
-            # derivatives need what inference mode leaves out
+            # derivatives need records that inference mode leaves out
             with torch.inference_mode(False):
                 return self.forward(_with_derivatives(batch))
         with torch.enable_grad():
@@ -147,7 +147,7 @@ class Potential(torch.nn.Module):
         return self.get_buffer("scale")[elements] * network + self._references(batch, elements)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
-        """Return what the network knows of each atom's surroundings before it reads an energy from it: invariants.
+        """Return invariant features of each atom's environment, from which the network reads its energy.
 
         Raises:
             ValueError: the network has no features.
@@ -156,7 +156,7 @@ class Potential(torch.nn.Module):
         return self.network.features(batch, self._element_positions(batch.numbers))
 
     def composition_energy(self, batch: GraphBatch) -> Float64[Tensor, " graphs"]:
-        """Return the sum of each structure's reference energies [eV]: what its composition alone predicts.
+        """Return the sum of each structure's reference energies [eV], the prediction from composition alone.
 
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
@@ -165,10 +165,10 @@ class Potential(torch.nn.Module):
         return torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, references)
 
     def theory_number(self, theory: str | None) -> int:
-        """Return the place of a level of theory among the potential's; None stands for the only one.
+        """Return the index of a level of theory among the potential's; None means the only one.
 
         Raises:
-            ValueError: there is none of that name, or None is given and there are several.
+            ValueError: the name is unknown, or None is given and there are several.
         """
         if theory is None and len(self.theories) == 1:
             return 0
@@ -181,7 +181,7 @@ class Potential(torch.nn.Module):
 
     def _element_positions(self, numbers: Int[Tensor, " atoms"]) -> Int[Tensor, " atoms"]:
         positions = self.get_buffer("_position")[numbers]
-        # in training the elements are those of the manifest, and asking an accelerator would stall it every step
+        # in training the manifest guarantees the elements, and a check would stall an accelerator every step
         if not self.training and bool((positions < 0).any()):
             unknown = sorted(set(numbers[positions < 0].tolist()))
             raise UnknownElement(
@@ -192,10 +192,10 @@ class Potential(torch.nn.Module):
 
 
 def check_weights(potential: Potential) -> None:
-    """Refuse weights that predict nothing.
+    """Refuse weights that cannot predict.
 
     Raises:
-        ValueError: a number is infinite or none, or what is divided by or scaled with is not positive.
+        ValueError: a number is not finite, or a divisor or scale is not positive.
     """
     state = potential.state_dict()
     check_finite(state)
@@ -211,7 +211,7 @@ def _with_derivatives(batch: GraphBatch) -> GraphBatch:
 
 
 def _one_thread_in_a_fork() -> None:
-    """Compute with one thread in a forked process: it has none of the threads that OpenMP believes to be there."""
+    """Compute with one thread in a forked process: it lacks the threads that OpenMP assumes."""
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 
@@ -220,7 +220,7 @@ os.register_at_fork(after_in_child=_one_thread_in_a_fork)
 
 
 def new_potential(config: Architecture, statistics: Mapping[str, Statistics]) -> Potential:
-    """Return an untrained potential for data: references, scale and mean neighbours are the data's.
+    """Return an untrained potential with references, scale and mean number of neighbours of the training data.
 
     The scale is the root mean square force component times 1 Å.
 
@@ -229,7 +229,7 @@ def new_potential(config: Architecture, statistics: Mapping[str, Statistics]) ->
         statistics: The training data's, by level of theory.
 
     Raises:
-        ValueError: the data have no forces, no neighbours, or were not counted at the model's cutoff.
+        ValueError: the data have no forces or neighbours, or edges were not counted at the model's cutoff.
     """
     everything = functools.reduce(Statistics.__add__, statistics.values())
     elements, neighbors = everything.elements, everything.mean_neighbors(config.cutoff)
@@ -237,12 +237,12 @@ def new_potential(config: Architecture, statistics: Mapping[str, Statistics]) ->
         if sums.undetermined_elements:
             log.warning(
                 "warning: the training data at %s have %s in proportions that never change: their reference energies "
-                "are divided arbitrarily, and other compositions will be off.",
+                "are divided arbitrarily, and other compositions will be wrong.",
                 theory,
                 ", ".join(SYMBOLS[z] for z in sums.undetermined_elements),
             )
     if neighbors == 0:
-        raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å: there is nothing to learn")
+        raise ValueError(f"no two atoms of the training data are within {config.cutoff} Å; enlarge the cutoff")
     network = config.network(elements, len(statistics), DataFacts(mean_neighbors=neighbors))
     potential = Potential(network, elements, tuple(statistics))
     references = reference_energies(list(statistics.values()))[:, list(elements)]
@@ -254,8 +254,8 @@ def new_potential(config: Architecture, statistics: Mapping[str, Statistics]) ->
 def reference_energies(statistics: Sequence[Statistics]) -> Float64[np.ndarray, "theories elements"]:
     """Return the reference energy of every element at every level of theory [eV].
 
-    An element without data at one level takes its reference from the first level that has some, moved by the mean
-    difference between the two levels over the elements that both have.
+    An element without data at one level takes its reference from the first level with data, shifted by the mean
+    difference between the two levels over their common elements.
     """
     seen = np.array([sums.atoms_of_element > 0 for sums in statistics])
     fitted = np.array([sums.reference_energies() for sums in statistics])

@@ -1,7 +1,7 @@
-"""The laws that every potential obeys, as a check for a network of one's own: check_laws(potential).
+"""Check of the physical laws that every potential must obey, for your own network: check_laws(potential).
 
-Structures are made up: clusters, a slab and a crystal without any symmetry, of the potential's own elements, with
-distances that follow from its cutoff. All is computed in float64 on the CPU.
+Structures are generated: clusters, a slab and a crystal without any symmetry, of the potential's elements, with
+distances relative to its cutoff. Everything is computed in float64 on the CPU.
 """
 
 import copy
@@ -19,15 +19,15 @@ from data_pipeline.structure import Structure
 from foundation.potential import Potential, Prediction
 
 EXACT = 1e-10
-"""Largest deviation, relative to the largest value, of what differs by the order of sums only."""
+"""Largest deviation, relative to the largest value, of results that differ only by the order of sums."""
 SLOPE = 1e-5
-"""The same of derivatives from differences."""
+"""Largest relative deviation of derivatives from finite differences."""
 STEP = 1e-5
-"""Displacement [Å] and strain of the differences."""
+"""Displacement [Å] and strain of the finite differences."""
 AT_CUTOFF = 1e-6
 """Distance of a pair inside and outside the cutoff, as a fraction of it."""
 JUMP = 1e-4
-"""Largest change of energy and forces there, relative to what the pair does well inside."""
+"""Largest change of energy and forces there, relative to the pair's effect well inside the cutoff."""
 QUANTITIES = ("energy", "atom_energies", "forces", "stress")
 
 NEAREST = 0.3
@@ -39,14 +39,14 @@ OPEN = np.zeros((3, 3))
 
 
 def check_laws(potential: Potential, laws: Sequence[str] = (), seed: int = 0) -> dict[str, float]:
-    """Check what physics asks of a potential, and return by how much each law is missed.
+    """Check the physical laws of a potential and return the deviation from each.
 
     The laws are: rotation, mirror (only if the network claims parity), translation, permutation, extensivity, forces,
-    stress, smoothness and locality. A potential that gives every structure the same energy obeys them all, so it is
-    refused. Give the weights random values first: some are zero at the start.
+    stress, smoothness and locality. A potential with the same energy for every structure obeys them all, so it is
+    refused. Randomise the weights first: some are initially zero.
 
     Args:
-        potential: What to check; it is left alone. Wrap a network in Potential(network, elements, theories).
+        potential: Potential to check; it is not modified. Wrap a network in Potential(network, elements, theories).
         laws: Names of the laws to check; all if empty.
         seed: Seed of the structures.
 
@@ -55,11 +55,11 @@ def check_laws(potential: Potential, laws: Sequence[str] = (), seed: int = 0) ->
 
     Raises:
         AssertionError: a law does not hold; the message has its name and the measured deviation.
-        ValueError: there is no law of that name.
+        ValueError: unknown law.
     """
     unknown = [law for law in laws if law not in LAWS]
     if unknown:
-        raise ValueError(f"there is no law {unknown[0]!r}; the laws are {', '.join(LAWS)}")
+        raise ValueError(f"unknown law {unknown[0]!r}; the laws are {', '.join(LAWS)}")
     lab = _Lab(potential=copy.deepcopy(potential).cpu().cast(torch.float64).eval(), seed=seed)
     found = {}
     for name, (law, limit) in LAWS.items():
@@ -74,7 +74,7 @@ def check_laws(potential: Potential, laws: Sequence[str] = (), seed: int = 0) ->
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Lab:
-    """A potential, and structures to try on it."""
+    """A potential, and structures to test it with."""
 
     potential: Potential
     seed: int
@@ -105,7 +105,7 @@ class _Lab:
         return self.cluster(), self.slab(), self.crystal()
 
     def of(self, positions: Array3, cell: Array3) -> Structure:
-        """Return a structure of the potential's elements in turn, periodic where there is a lattice vector."""
+        """Return a structure of the potential's elements in turn, periodic along nonzero lattice vectors."""
         numbers = np.resize(self.potential.elements, len(positions))
         return Structure.checked(numbers=numbers, positions=positions, cell=cell, pbc=cell.any(axis=1), energy=0.0)
 
@@ -247,7 +247,7 @@ def _smoothness(lab: _Lab) -> float:
 
 
 def _locality(lab: _Lab) -> float:
-    """Move an atom: energies beyond the reach do not change, and those of its neighbours do."""
+    """Move an atom: energies beyond the reach do not change, those of its neighbours do."""
     potential = lab.potential
     step = 0.75 * potential.cutoff
     places = np.arange(2 * round(potential.network.reach / potential.cutoff) + 4)
@@ -274,4 +274,4 @@ LAWS: dict[str, tuple[Callable[[_Lab], float], float]] = {
     "smoothness": (_smoothness, JUMP),
     "locality": (_locality, 0.0),
 }
-"""The laws by name, each with the largest deviation that is allowed."""
+"""Laws by name, each with the largest allowed deviation."""

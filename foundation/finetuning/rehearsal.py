@@ -77,7 +77,7 @@ class RehearsalConfig:
         if self.seed < 0:
             raise ValueError(f"rehearsal.seed must not be negative, and is {self.seed}")
         if not isinstance(self.data, Path) and not self.data:
-            raise ValueError("rehearsal.data names no data set; leave rehearsal out instead")
+            raise ValueError("rehearsal.data is empty; leave rehearsal out instead")
 
 
 def rehearsal_datasets(config: RehearsalConfig, potential: Potential) -> list[Dataset]:

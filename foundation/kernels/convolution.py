@@ -1,10 +1,10 @@
-"""The equivariant convolution as a module: the choice of a backend, and the plain-torch one.
+"""The equivariant convolution as a module, with its choice of backend and the plain-torch implementation.
 
-Backends are the generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives)
-and plain torch, which runs anywhere and can be differentiated any number of times. In plain torch, the Clebsch-Gordan
-tensor is contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one
-batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of
-messages (edges × components × channels) in memory.
+Backends are generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives) and
+plain torch, which runs anywhere and has derivatives of any order. In plain torch, the Clebsch-Gordan tensor is
+contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one batched
+matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of messages
+(edges × components × channels) in memory.
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
@@ -32,7 +32,7 @@ Backend = Literal["auto", "c", "torch", "openequivariance"]
 
 
 class Convolution(torch.nn.Module):
-    """The operator for a fixed set of paths; it has no parameters."""
+    """The operator for a fixed set of paths, without parameters."""
 
     def __init__(self, paths: TensorProductPaths) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Convolution(torch.nn.Module):
         return self._assemble(self._plain(features, harmonics, weights, edges))
 
     def _plain(self, features: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex) -> list[Tensor]:
-        """Return the result of every path, in plain torch."""
+        """Return the result of every path, computed in plain torch."""
         paths, num_atoms, num_edges = self.paths, features.shape[0], edges.senders.shape[0]
         harmonics, weights = spread(edges, harmonics, weights, paths.odd_harmonics)
         receivers = edges.receivers()
@@ -89,7 +89,7 @@ class Convolution(torch.nn.Module):
         return self._couplings[key]
 
     def _assemble(self, outputs: list[Tensor]) -> Float[Tensor, "atoms outputs"]:
-        """Put the paths' results side by side, by output irrep."""
+        """Concatenate the paths' results by output irrep."""
         blocks: dict[o3.Irrep, list[Tensor]] = {}
         for path, output in zip(self.paths.paths, outputs, strict=True):
             blocks.setdefault(path.output, []).append(output)
@@ -97,9 +97,9 @@ class Convolution(torch.nn.Module):
 
 
 def backend_of(model: torch.nn.Module, device: torch.device) -> Backend:
-    """Return what computes a model's convolutions on a device, in its float type: what 'auto' comes to.
+    """Return the backend of a model's convolutions on a device in its float type, with 'auto' resolved.
 
-    A model without convolutions is plain torch.
+    For a model without convolutions it is plain torch.
 
     Raises:
         NoCompiler: the C backend is asked for and cannot be compiled.
@@ -111,8 +111,8 @@ def backend_of(model: torch.nn.Module, device: torch.device) -> Backend:
     return chosen_backend(module.backend, device.type, next(model.parameters()).dtype, module.paths.name)
 
 
-def backend_in_words(model: torch.nn.Module, device: torch.device) -> str:
-    """Return what computes a model's convolutions on a device, for a log.
+def describe_backend(model: torch.nn.Module, device: torch.device) -> str:
+    """Describe the backend of a model's convolutions on a device, for a log.
 
     Raises:
         NoCompiler: the C backend is asked for and cannot be compiled.
@@ -124,10 +124,10 @@ def backend_in_words(model: torch.nn.Module, device: torch.device) -> str:
 
 @torch.compiler.assume_constant_result
 def chosen_backend(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Backend:
-    """Return what computes a convolution (by its paths' name): the backend itself, or for 'auto' the best there is.
+    """Return the backend of a convolution (by its paths' name); 'auto' becomes the best available one.
 
     Raises:
-        ImportError: OpenEquivariance is asked for and not installed.
+        ImportError: OpenEquivariance is requested but not installed.
         NoCompiler: the C backend is asked for and cannot be compiled.
         ValueError: the backend does not work on the device.
     """

@@ -1,4 +1,4 @@
-"""The paths of an equivariant convolution: which input irrep meets which harmonic, and what results.
+"""The paths of an equivariant convolution: products of an input irrep and a harmonic, and their output irreps.
 
     out[i, c, u] = Σ_{e: receiver(e)=i} Σ_{a,b} CG_p[a, b, c] x[sender(e), a, u] Y[e, b] W[e, p, u]
 
@@ -25,13 +25,13 @@ class TensorProductPath:
     """One product of an input irrep with a spherical harmonic."""
 
     input: int
-    """Number of the input's irrep."""
+    """Index of the input irrep."""
     harmonic: int
-    """Number of the spherical harmonics' irrep."""
+    """Index of the irrep of the spherical harmonics."""
     output: o3.Irrep
-    """The irrep that results."""
+    """Irrep of the result."""
     channels: int
-    """Channels of the input irrep, and so of the result."""
+    """Number of channels of the input irrep, and so of the result."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class TensorProductPaths:
     @staticmethod
     @cache
     def named(name: str) -> "TensorProductPaths":
-        """Return the paths of a name."""
+        """Return the paths from their name."""
         return TensorProductPaths(*(o3.Irreps(part) for part in name.split(" | ")))
 
     @cached_property
     def name(self) -> str:
-        """The three irreps in a string, from which `named` makes the same paths."""
+        """String of the three irreps, from which `named` makes the same paths."""
         return f"{self.irreps_in} | {self.irreps_harmonics} | {self.irreps_allowed}"
 
     @cached_property
@@ -74,29 +74,29 @@ class TensorProductPaths:
 
     @cached_property
     def irreps_out(self) -> o3.Irreps:
-        """Irreps of the result: sorted, channels of the paths to the same irrep side by side."""
+        """Irreps of the result, sorted; the channels of paths to the same irrep are concatenated."""
         return o3.Irreps([(path.channels, path.output) for path in self.paths]).simplify()
 
     @cached_property
     def num_weights(self) -> int:
-        """Weights per edge."""
+        """Number of weights per edge."""
         return sum(path.channels for path in self.paths)
 
     @cached_property
     def odd_harmonics(self) -> tuple[bool, ...]:
-        """Which components of the harmonics change sign with the direction: those of odd degree, whatever the label."""
+        """Components of the harmonics that change sign with the direction: those of odd degree, for any label."""
         return tuple(item.ir.l % 2 == 1 for item in self.irreps_harmonics for _ in range(item.ir.dim))
 
     def of_input(self, number: int) -> list[int]:
-        """Return the numbers of the paths that start at an input irrep."""
+        """Return the indices of the paths of an input irrep."""
         return [p for p, path in enumerate(self.paths) if path.input == number]
 
     @cached_property
     def wigner(self) -> tuple[Float64[np.ndarray, "inputs harmonics outputs"], ...]:
         """The coupling of every path: sqrt(2l+1) times e3nn's Wigner 3j symbol, with l the degree of the output.
 
-        That is the 'component' normalisation of e3nn.o3.TensorProduct: unit variance in, unit variance out. As arrays,
-        because kernels may be generated while torch traces what is done with tensors.
+        That is the 'component' normalisation of e3nn.o3.TensorProduct: unit variance in, unit variance out. Arrays, not
+        tensors, because kernels may be generated while torch traces operations on tensors.
         """
         found = []
         for path in self.paths:
@@ -106,7 +106,7 @@ class TensorProductPaths:
 
     @cached_property
     def couplings(self) -> dict[int, Float[Tensor, "harmonics outputs_inputs"]]:
-        """The couplings of every input irrep that some path starts at; of equal blocks they are kept once."""
+        """Couplings of every input irrep with a path; equal ones of several blocks are stored once."""
         return {n: self.coupling(n) for n in range(len(self.irreps_in)) if self.of_input(n)}
 
     def coupling(self, number: int) -> Float[Tensor, "harmonics outputs_inputs"]:

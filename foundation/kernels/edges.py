@@ -1,4 +1,4 @@
-"""The indices of a batch's edges, as the convolution needs them."""
+"""Edge indices of a batch for the convolution."""
 
 from typing import NamedTuple
 
@@ -22,15 +22,15 @@ class EdgeIndex(NamedTuple):
     pairs: Int[Tensor, " edges"]
     """Pair of each edge."""
     reverse: Int[Tensor, " edges"]
-    """The edge that is the same pair the other way; -1 where there is none. A pair's first edge is the lower one."""
+    """Index of the opposite edge of the same pair, or -1. A pair's first edge is the lower one."""
     sender_order: Int[Tensor, " edges"]
-    """Edges sorted by sender; those of one sender ascending as far as they are first edges."""
+    """Edges sorted by sender; among those of one sender, first edges are ascending."""
     sender_pointers: Int[Tensor, " atoms_plus_one"]
     """The edges of sender j are sender_order[sender_pointers[j]] to sender_order[sender_pointers[j + 1]]."""
 
     @staticmethod
     def single(senders: Int[Tensor, " edges"], receivers: Int[Tensor, " edges"], num_atoms: int) -> "EdgeIndex":
-        """Return the index of edges (sorted by receiver) each of which is a pair by itself."""
+        """Return the index of edges (sorted by receiver) that are each a pair of their own."""
         start = senders.new_zeros(1)
         rows, columns = (torch.bincount(ends, minlength=num_atoms).cumsum(0) for ends in (receivers, senders))
         return EdgeIndex(
@@ -49,7 +49,7 @@ class EdgeIndex(NamedTuple):
         return torch.repeat_interleave(atoms, degrees, output_size=len(self.senders))
 
     def reversed(self) -> Bool[Tensor, " edges"]:
-        """Return whether each edge runs against its pair's direction."""
+        """Return a mask of edges that run against their pair's direction."""
         numbers = torch.arange(len(self.reverse), device=self.reverse.device)
         return (self.reverse >= 0) & (self.reverse < numbers)
 

@@ -1,7 +1,7 @@
-"""The convolution as an operator of torch: known to autograd, torch.compile and torch.export as one node.
+"""The convolution as a torch operator: one node for autograd, torch.compile and torch.export.
 
-`foundation::convolution` has a backward and a double backward, operators as well; both come from the form
-S(x, Y, W, g) = Σ out · g (see codegen.py). A third derivative is refused.
+`foundation::convolution` has a backward and a double backward, which are operators too; both follow from the form S(x,
+Y, W, g) = Σ out · g (see codegen.py). A third derivative is refused.
 """
 
 import torch
@@ -99,7 +99,7 @@ def _double_backward(ctx, *tangents: Tensor):
 
 def _third(ctx, *gradients: Tensor):
     raise NotImplementedError(
-        "the convolution has no third derivatives: forces and stress can be trained, their own derivatives cannot; "
+        "the convolution has no third derivatives: one can train on forces and stress, but not on their derivatives; "
         "use the torch backend for those"
     )
 

@@ -1,12 +1,12 @@
-"""Rows of a table added up with coefficients each: what interpolation between knots is, and its derivatives.
+"""Interpolation between knots, as sums of table rows with coefficients, and its derivatives.
 
     out[p] = Σ_j c[p, j] table[4 i_p + ROWS[j]]
 
 with four rows for each knot and i_p the knot below point p: a point has the rows of that knot and the second and third
 of the next. The form S(c, table, g) = Σ_p g[p] · out[p] is linear in all three, so its derivatives are three operators,
 each of which has the other two as its own: `interpolate` (∂S/∂g), `project` (∂S/∂c) and `scatter` (∂S/∂table), to any
-order. Points are visited in the order of their knots: the rows that a run of points shares then stay in the cache, and
-what is left is reading or writing one row per point.
+order. Points are visited in the order of their knots, so that the rows shared by successive points stay in the cache,
+and only one row per point is read or written.
 """
 
 import ctypes
@@ -29,11 +29,11 @@ SOURCE = Path(__file__).parent / "cpu" / "interpolation.c"
 
 
 ROWS = (0, 1, 2, 3, 5, 6)
-"""A point's rows of the table, from the first row of the knot below it on."""
+"""Offsets of a point's rows of the table from the first row of the knot below it."""
 
 
 class Places(NamedTuple):
-    """Where the points are among the knots."""
+    """Places of the points among the knots."""
 
     knot: Int[Tensor, " points"]
     """The knot below each point."""
@@ -44,7 +44,7 @@ class Places(NamedTuple):
 
     @staticmethod
     def of(knot: Int[Tensor, " points"], num_knots: int) -> "Places":
-        """Return the places of points above so many knots."""
+        """Return the places of points, given the knot below each."""
         ascending, order = torch.sort(knot, stable=True)
         pointers = torch.searchsorted(ascending, torch.arange(num_knots, device=knot.device))
         return Places(knot=knot, order=order, pointers=pointers)

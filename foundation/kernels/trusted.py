@@ -1,8 +1,8 @@
-"""Compiled code is loaded from places that nobody else can write: whoever writes a library runs as who loads it.
+"""Loading of compiled code, only from places that nobody else can write: a library acts as the user who loads it.
 
-The open file is checked and that same open file is loaded, so that nothing can be exchanged in between. Of the folders
-above, only one that everybody may write is refused, unless it is sticky as /tmp is: whoever exchanges a folder below
-cannot make one that belongs to the user.
+The open file is checked and loaded, so that nothing can be exchanged in between. Among the parent folders, only one
+writable by everybody is refused, unless it is sticky like /tmp: who exchanges a folder below cannot make one that
+belongs to the user.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
 class UntrustedCode(PermissionError):
-    """Somebody else could have written a compiled library; the message says where and what to do."""
+    """A compiled library that somebody else could have written; the message says where and what to do."""
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and those above that are missing, for this user alone, whatever the umask is.
+    """Make a folder and its missing parents for this user alone, with any umask.
 
     Raises:
         OSError: it cannot be made.
@@ -38,14 +38,14 @@ def make_private(folder: Path) -> None:
 
 
 def refuse_untrusted_folder(folder: Path, variable: str) -> None:
-    """Refuse a folder of compiled code that others can write, or one that holds what they can write.
+    """Refuse a folder of compiled code that others can write, or whose content they can write.
 
     Args:
         folder: The folder; links are followed.
-        variable: Environment variable that names another place for it.
+        variable: Environment variable with another place for it.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: it cannot be read.
         UntrustedCode: it is not this user's, or others can write it.
     """
     status = folder.stat()
@@ -54,16 +54,16 @@ def refuse_untrusted_folder(folder: Path, variable: str) -> None:
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise UntrustedCode(
-                f"{above}, in which {folder} lies, can be written by everybody, so the compiled code there is not run; "
+                f"{above}, in which {folder} lies, can be written by everybody, so its compiled code is not run; "
                 f"`chmod o-w {above}`, or set {variable} to a folder of your own"
             )
 
 
 def refuse_untrusted_extensions() -> None:
-    """Refuse the folder in which OpenEquivariance and DeepSpeed keep what torch compiles for them; make it if missing.
+    """Refuse the folder of extensions for OpenEquivariance and DeepSpeed if others can write it; make it if missing.
 
     Raises:
-        OSError: it cannot be made or looked at.
+        OSError: it cannot be made or read.
         UntrustedCode: something there is not this user's, or others can write it.
     """
     from torch.utils.cpp_extension import get_default_build_root
@@ -71,13 +71,13 @@ def refuse_untrusted_extensions() -> None:
     folder = Path(os.environ.get(EXTENSIONS_VARIABLE) or get_default_build_root())
     make_private(folder)
     refuse_untrusted_folder(folder, EXTENSIONS_VARIABLE)
-    if folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):  # others get to what lies in it
+    if folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):  # others can access its content
         for path in sorted(folder.rglob("*")):
             _refuse(path.lstat(), path, EXTENSIONS_VARIABLE)
 
 
 def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None:
-    """Load a compiled library; None if it is gone or its SHA-256 does not begin with the checksum of 32 digits or more.
+    """Load a compiled library; None if it is missing or its SHA-256 does not begin with the checksum.
 
     Raises:
         OSError: it cannot be opened, or is a link.
@@ -88,7 +88,7 @@ def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None
         inside = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _refuse(os.fstat(inside), file.parent, variable)
-            # without waiting for somebody to write, should it be a pipe
+            # without waiting for a writer, if it is a pipe
             opened = os.open(file.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
         finally:
             os.close(inside)
@@ -96,7 +96,7 @@ def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None
         return None
     except OSError as error:
         if file.is_symlink():
-            raise UntrustedCode(f"{file} is a link, which this program does not make; remove it") from error
+            raise UntrustedCode(f"{file} is a link, but this program makes none; remove it") from error
         raise
     status = os.fstat(opened)
     _refuse(status, file, variable)
@@ -107,19 +107,19 @@ def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None
     if not whole:
         os.close(opened)
         return None
-    # stays open: the loader takes another library of the same name, as of a descriptor used again, for this one
+    # stays open: the loader identifies libraries by name, and a reused descriptor would have the same one
     return ctypes.CDLL(f"/proc/self/fd/{opened}")
 
 
 def _refuse(status: os.stat_result, path: Path, variable: str) -> None:
-    advice = f"set {variable} to a folder of your own, for compiled code cannot be shared"
+    advice = f"set {variable} to a folder of your own, as compiled code cannot be shared"
     if status.st_uid != os.geteuid():
         raise UntrustedCode(
-            f"{path} belongs to user {status.st_uid}, not to you (user {os.geteuid()}), so the compiled code there is "
+            f"{path} belongs to user {status.st_uid}, not to you (user {os.geteuid()}), so its compiled code is "
             f"not run; {advice}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
         raise UntrustedCode(
-            f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), so the compiled code there is "
+            f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), so its compiled code is "
             f"not run; remove it, or `chmod go-w {path}` if only you have written it, or {advice}"
         )

@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 ModelConfig = EquivariantConfig | SymmetryFunctionsConfig
-"""The architectures that a YAML can name; told apart by their first field."""
+"""The architectures of a YAML file, distinguished by their first field."""
 ARCHITECTURES: dict[str, type[Architecture]] = {config.architecture: config for config in get_args(ModelConfig)}
-"""The same by the name that config.json gives them."""
+"""Architectures by their name in config.json."""
 
 
 def architecture_named(name: str) -> type[Architecture]:
     """Return the config class of an architecture.
 
     Raises:
-        ValueError: the name is unknown; the message has those that are known.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"the architecture {abbreviated(name)} is unknown; known are {', '.join(ARCHITECTURES)}")

@@ -1,7 +1,7 @@
-"""The contract of networks: EnergyModel, all that the program may ask of one, and Architecture, the same of its config.
+"""Contract of networks: EnergyModel, the interface of a network, and Architecture, that of its config.
 
 A new architecture is one file with a class for each of the two, and one more member of ModelConfig. The first field of
-its config has no default and a name that no other architecture uses: by that field a YAML says which one it means.
+its config has no default and a name unique among architectures, by which a YAML selects it.
 """
 
 from abc import ABC, abstractmethod
@@ -19,10 +19,10 @@ from foundation.nn.computation import Computation
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Facts of the training data that a new network is scaled by.
+    """Facts of the training data by which a new network is scaled.
 
-    A network keeps what it makes of them in buffers, which are stored with its weights. One whose weights are read from
-    a file takes the defaults.
+    A network keeps values derived from them in buffers, which are stored with its weights. One whose weights are read
+    from a file takes the defaults.
     """
 
     mean_neighbors: float = 1.0
@@ -30,11 +30,11 @@ class DataFacts:
 
 
 NO_FACTS = DataFacts()
-"""Of a network whose weights are read from a file."""
+"""Placeholder for a network whose weights are read from a file."""
 
 
 class Architecture(ABC):
-    """A network described before it is there: a frozen dataclass, whose fields are the hyperparameters."""
+    """Description of a network: a frozen dataclass of its hyperparameters."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     architecture: ClassVar[str]
@@ -45,7 +45,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def num_parameters(self, num_elements: int, num_theories: int = 1) -> int:
-        """Return the number of parameters of a network for so many elements and levels of theory, without building it.
+        """Return the number of parameters of a network for given numbers of elements and theories, without building it.
 
         A file that is smaller than this is refused before anything is allocated.
         """
@@ -60,7 +60,7 @@ class Architecture(ABC):
             facts: Facts of the training data.
 
         Raises:
-            ValueError: an atomic number is given twice, or is not an element's.
+            ValueError: an atomic number is given twice, or is invalid.
         """
 
 
@@ -68,12 +68,12 @@ class EnergyModel(torch.nn.Module, ABC):
     """A network that gives each atom of a batch an energy."""
 
     computation = Computation()
-    """Way of computing; set by compute_as()."""
+    """Options of computing, set by compute_as()."""
 
     @property
     @abstractmethod
     def config(self) -> Architecture:
-        """The architecture, with every choice made that was left to the data."""
+        """The architecture, with choices that depend on the data resolved."""
 
     @property
     def cutoff(self) -> float:
@@ -96,14 +96,14 @@ class EnergyModel(torch.nn.Module, ABC):
 
         Args:
             batch: The structures.
-            elements: Position of each atom's element among the elements that the network knows.
+            elements: Index of each atom's element among the elements that the network knows.
         """
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms features"]:
-        """Return the invariants of each atom's surroundings from which its energy is read; a network may have none.
+        """Return invariant features of each atom's environment, from which its energy is read; optional for a network.
 
         Raises:
-            ValueError: it has none.
+            ValueError: the network has no features.
         """
         raise ValueError(f"a network of the architecture {self.config.architecture} has no features of atoms")
 
@@ -121,18 +121,18 @@ class EnergyModel(torch.nn.Module, ABC):
 
     @abstractmethod
     def with_elements(self, elements: tuple[int, ...], sources: Sequence[int]) -> "EnergyModel":
-        """Return a network for other elements, each of which begins as one of those that this network knows.
+        """Return a network for other elements, each of which starts as a copy of one of this network's.
 
-        For structures of the elements that stay, it predicts the same.
+        For structures of the elements that remain, predictions are unchanged.
 
         Args:
             elements: Atomic numbers that it knows.
-            sources: For each, the position among this network's elements of the one that it begins as.
+            sources: For each, the index of its source among this network's elements.
         """
 
     @abstractmethod
     def with_theories(self, mixture: Float64[Tensor, "new old"]) -> "EnergyModel":
-        """Return a network for other levels of theory, each of which begins as a mixture of this network's.
+        """Return a network for other levels of theory, each of which starts as a mixture of this network's.
 
         Args:
             mixture: Weights of the old levels in each of the new ones.
@@ -140,8 +140,8 @@ class EnergyModel(torch.nn.Module, ABC):
 
     @abstractmethod
     def compute_as(self, computation: Computation) -> None:
-        """Compute in another way from now on; the weights stay the same.
+        """Set the options of computing; the weights do not change.
 
         Raises:
-            ValueError: the network cannot do so; the message names the option.
+            ValueError: the network does not support one; the message names it.
         """

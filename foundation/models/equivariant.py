@@ -43,7 +43,7 @@ from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
 from foundation.nn.recompute import recomputed
 
 INITIAL_GAIN = 0.5
-"""Size of the radial networks' inputs at the start; with one, the messages of five blocks add up to large forces."""
+"""Initial size of the radial networks' inputs; with 1, the messages of five blocks add up to large forces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,35 +54,36 @@ class EquivariantConfig(Architecture):
 
     irreps: str = field(metadata=DECIDES)
     """Hidden irreps, sorted, such as 128x0e+64x1e+32x2e. With odd ones (32x0e+32x1o+32x2e) energies are
-    exactly the same for mirror images; if all are marked even, as in SevenNet-0, three blocks or more can tell a chiral
-    structure from its mirror image."""
+    exactly the same for mirror images; if all are marked even, as in SevenNet-0, three or more blocks can distinguish a
+    chiral structure from its mirror image."""
     num_blocks: int = field(default=5, metadata=DECIDES)
     """Interaction blocks."""
     max_degree: int = field(default=2, metadata=DECIDES)
     """Highest degree of the spherical harmonics of edges."""
     unit_harmonics: bool = field(default=True, metadata=DECIDES)
-    """Spherical harmonics of an edge's direction; otherwise of its vector, so that they grow with its length (as in
-    SevenNet-0 of 22 May 2024)."""
+    """Whether spherical harmonics are of an edge's direction; otherwise they are of its vector and grow with its length
+    (as in SevenNet-0 of 22 May 2024)."""
     cutoff: float = field(default=5.0, metadata=DECIDES)
-    """Atoms closer than this are neighbours [Å]."""
+    """Distance below which atoms are neighbours [Å]."""
     num_basis: int = field(default=8, metadata=DECIDES)
-    """Radial basis functions."""
+    """Number of radial basis functions."""
     radial_sizes: tuple[int, ...] = field(default=(64, 64), metadata=DECIDES)
     """Hidden sizes of the radial networks."""
     cutoff_function: CutoffFunction = field(default="xplor", metadata=DECIDES)
     """Function that takes messages to zero at the cutoff."""
     cutoff_onset: float = field(default=4.5, metadata=DECIDES)
-    """Where the xplor function begins to fall [Å]."""
+    """Distance from which the xplor function falls [Å]."""
     cutoff_power: int = field(default=6, metadata=DECIDES)
     """Power of the polynomial function."""
     readout_channels: int = field(default=64, metadata=DECIDES)
-    """Channels between the two layers of the readout."""
+    """Number of channels between the two layers of the readout."""
     normalization: str = field(default="mean", metadata=DECIDES)
-    """Divisor of sums over neighbours: the 'mean' of neighbours (SevenNet) or its 'sqrt' (NequIP)."""
+    """Divisor of sums over neighbours: the mean number of neighbours ('mean', SevenNet) or its square root ('sqrt',
+    NequIP)."""
 
     theory_biases: bool | None = field(default=None, metadata=DECIDES)
     """Whether the network sees the level of theory: a bias of the even scalars for each, in both self-interactions of
-    every block and in the readout (SevenNet-MF). When absent, it does if there are several."""
+    every block and in the readout (SevenNet-MF). None: if there are several."""
 
     def __post_init__(self) -> None:
         irreps = parse_irreps(self.irreps)
@@ -161,10 +162,10 @@ class EquivariantNetwork(EnergyModel):
             config: The architecture.
             elements: Atomic numbers that the network knows.
             mean_neighbors: Mean number of neighbours of an atom of the training data, at the cutoff.
-            num_theories: Levels of theory of the data.
+            num_theories: Number of levels of theory of the data.
 
         Raises:
-            ValueError: an element is there twice, or is none.
+            ValueError: an element occurs twice or is invalid.
         """
         super().__init__()
         check_elements(elements)
@@ -179,7 +180,7 @@ class EquivariantNetwork(EnergyModel):
         self.irreps_harmonics = _harmonics(config)
         self.radial_basis = BesselBasis(config.num_basis, config.cutoff)
         self.embedding = Linear(o3.Irreps([(len(elements), "0e")]), scalars)
-        # the layer divides by the root of its inputs, of which a one-hot vector uses only one
+        # the layer divides by the root of the number of inputs, of which a one-hot vector uses only one
         features = len(elements) ** 0.5 * periodic_features(elements, scalars.dim)
         self.embedding.weight.data.copy_(features.flatten())
         denominator = mean_neighbors if config.normalization == "mean" else mean_neighbors**0.5
@@ -196,7 +197,7 @@ class EquivariantNetwork(EnergyModel):
 
     @property
     def config(self) -> EquivariantConfig:
-        """The architecture; whether there are biases of levels of theory is decided in it."""
+        """The architecture, with theory_biases resolved."""
         return self._config
 
     @property
@@ -226,8 +227,8 @@ class EquivariantNetwork(EnergyModel):
     def with_elements(self, elements: tuple[int, ...], sources: Sequence[int]) -> "EquivariantNetwork":
         """Return a network for other elements: the embedding gets a row for each, a copy of its source's.
 
-        The embedding is normalised by the number of elements. So all of its weights change, by one factor; that is
-        computed in float64 and rounded once: predictions move by that rounding.
+        The embedding is normalised by the number of elements, so all of its weights change by one factor. This is
+        computed in float64 and rounded once: predictions change by that rounding.
         """
         network = EquivariantNetwork(self.config, elements, 1.0, self._num_theories).to(self.embedding.weight)
         rows = self.embedding.weight.detach().double().view(len(self._elements), -1)[list(sources)]
@@ -236,10 +237,10 @@ class EquivariantNetwork(EnergyModel):
         return network.train(self.training)
 
     def with_theories(self, mixture: Float64[Tensor, "new old"]) -> "EquivariantNetwork":
-        """Return a network for other levels of theory: in each layer with biases, every bias is a mixture of the old.
+        """Return a network for other levels of theory: in each layer with biases, new biases are mixtures of the old.
 
-        The layers are normalised by a fan-in that counts the levels. So all of their weights change, by one factor
-        each; that is computed in float64 and rounded once: predictions move by that rounding.
+        The layers are normalised by a fan-in that counts the levels, so all of their weights change by one factor per
+        layer. This is computed in float64 and rounded once: predictions change by that rounding.
         """
         biases = bool(self.config.theory_biases) or len(mixture) > 1
         config = replace(self.config, theory_biases=biases)
@@ -254,10 +255,10 @@ class EquivariantNetwork(EnergyModel):
         return network.train(self.training)
 
     def _scale_messages(self) -> None:
-        """Make the radial networks' inputs of unit size at the start.
+        """Scale the radial networks' initial inputs to unit size.
 
-        The basis is of order 0.05 at the lengths of bonds. Left alone, forces start forty times smaller than energies,
-        and training learns energies from composition long before it learns any forces.
+        The basis is of order 0.05 at bond lengths. Unscaled, forces start forty times smaller than energies, and
+        training learns energies from composition long before any forces.
         """
         distances = torch.linspace(0.4, 1.0, 61)[:-1] * self.cutoff
         with torch.no_grad():
@@ -269,9 +270,9 @@ class EquivariantNetwork(EnergyModel):
                 block.radial.weights[0].mul_(INITIAL_GAIN / rms)
 
     def compute_as(self, computation: Computation) -> None:
-        """Compute in another way from now on; the weights stay the same.
+        """Set the options of computing; the weights do not change.
 
-        Outside training a radial table is made once for the weights there are, and no gradient flows back into these.
+        Outside training a radial table is made once for the current weights, and no gradient flows back into them.
         """
         config, num_knots = self.config, computation.radial_table
         set_layers(self, computation)
@@ -284,19 +285,19 @@ class EquivariantNetwork(EnergyModel):
 
         Args:
             batch: The structures.
-            elements: Position of each atom's element among the network's elements.
+            elements: Index of each atom's element among the network's elements.
         """
         hidden, energy = self.readout
         return energy(hidden(self.features(batch, elements), batch.theory[batch.graph_of_atom])).squeeze(1)
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms scalars"]:
-        """Return the even scalars that the last block makes of each atom, from which its energy is read."""
+        """Return the even scalars of each atom after the last block, from which its energy is read."""
         vectors = batch.pair_vectors().to(self.embedding.weight.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(
             self.irreps_harmonics, vectors, normalize=self.config.unit_harmonics, normalization="component"
         )
-        # rows of the unit matrix: torch's one_hot looks at the values, which a traced graph cannot
+        # rows of the unit matrix: torch's one_hot reads the values, which a traced graph cannot
         one_hot = torch.eye(len(self._elements), dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
         edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
@@ -316,8 +317,8 @@ class EquivariantNetwork(EnergyModel):
         edges: EdgeIndex,
         theory: Int[Tensor, " atoms"],
     ) -> Float[Tensor, "atoms outputs"]:
-        """Return what a block does, without keeping its inside."""
-        # outside training derivatives come detached: nobody asks for those of the weights
+        """Return the output of a block, without keeping its intermediate results."""
+        # outside training derivatives are detached, and those of the weights are not needed
         weights = list(block.parameters()) if self.training else []
         if not isinstance(basis, Tabulated):
             return recomputed(partial(block, edges=edges, theory=theory), weights, features, harmonics, basis)
@@ -328,7 +329,7 @@ class EquivariantNetwork(EnergyModel):
         return recomputed(part, weights, features, harmonics, basis.table, basis.coefficients)
 
     def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
-        """Return what each block's weights are made from: the one radial basis, or the block's table."""
+        """Return the input of each block's weights: the common radial basis, or the block's table."""
         if self._knots is None:
             return [self._basis(distances)] * len(self.blocks)
         if self._knots.lengths.device != distances.device:
@@ -348,10 +349,10 @@ class EquivariantNetwork(EnergyModel):
         tensors = [knots.lengths, self.radial_basis.wave_numbers]
         for block in self.blocks:
             tensors += [*block.radial.parameters(), block.get_buffer("denominator")]
-        # compared by value: a megabyte, and weights may be changed in ways that torch keeps no count of
+        # compared by value (a megabyte): torch does not track every change of weights
         made_from, tables = self._tables
         if len(made_from) != len(tensors) or not all(map(_same, made_from, tensors)):
-            # normal tensors, whoever asks first: they serve in derivatives as well
+            # normal tensors for any first caller: they serve in derivatives as well
             with torch.inference_mode(False), torch.no_grad():
                 made_from, tables = [tensor.clone() for tensor in tensors], make()
             self._tables = made_from, tables
@@ -372,7 +373,7 @@ def _even_scalars(irreps: o3.Irreps) -> o3.Irreps:
 
 
 def _harmonics(config: EquivariantConfig) -> o3.Irreps:
-    """Return the irreps of the spherical harmonics, whose parity is that of the degree where mirror symmetry counts."""
+    """Return the irreps of the spherical harmonics, with the parity of the degree if mirror symmetry is exact."""
     sign = -1 if config.parity else 1
     return o3.Irreps([(1, (degree, sign**degree)) for degree in range(config.max_degree + 1)])
 
@@ -382,7 +383,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def edge_index(batch: GraphBatch) -> EdgeIndex:
-    """Return a batch's edges as the convolution needs them: sorted by sender, they are the reverses of the rows."""
+    """Return a batch's edges for the convolution; sorted by sender, they are the reverses of the rows."""
     return EdgeIndex(
         row_pointers=batch.row_pointers,
         senders=batch.senders,

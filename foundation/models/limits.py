@@ -1,4 +1,4 @@
-"""Limits of a network's sizes: far beyond what is in use, and far below what a machine would choke on.
+"""Limits of a network's sizes, far above those in use and far below what a machine cannot handle.
 
 A size may come from a file that was downloaded, and is refused before anything of that size is built. The largest
 published networks of this family have 1,024 channels, 12 blocks and degree 6.
@@ -37,7 +37,7 @@ def parse_irreps(text: str) -> o3.Irreps:
     """Return the irreps of a string such as 128x0e+64x1o.
 
     Raises:
-        ValueError: the string is no list of irreps, or has more terms, channels or degrees than a network can have.
+        ValueError: the string is not a list of irreps, or has more terms, channels or degrees than a network can have.
     """
     if len(text) > 1000:
         raise ValueError(f"irreps of {len(text)} characters, the first {text[:40]!r}: at most 1000")
@@ -51,31 +51,31 @@ def parse_irreps(text: str) -> o3.Irreps:
 
 
 def check_elements(elements: Sequence[object]) -> None:
-    """Refuse what is no list of elements.
+    """Check a list of elements.
 
     Raises:
-        ValueError: there is none, one twice, or a number that is no element's.
+        ValueError: it is empty, an element occurs twice, or a number is not that of an element.
     """
     if not 0 < len(elements) <= MAX_ATOMIC_NUMBER:
         raise ValueError(f"elements: {len(elements)} of them; need 1 to {MAX_ATOMIC_NUMBER}")
     wrong = [number for number in elements if not (type(number) is int and 0 < number <= MAX_ATOMIC_NUMBER)]
     if wrong:
-        raise ValueError(f"elements: {repr(wrong[0])[:40]} is no atomic number (1 to {MAX_ATOMIC_NUMBER})")
+        raise ValueError(f"elements: {repr(wrong[0])[:40]} is not an atomic number (1 to {MAX_ATOMIC_NUMBER})")
     twice = [number for number in elements if elements.count(number) > 1]
     if twice:
-        raise ValueError(f"elements: {twice[0]} is there twice")
+        raise ValueError(f"elements: {twice[0]} occurs twice")
 
 
 def check_theories(theories: Sequence[str]) -> None:
-    """Refuse what is no list of names of levels of theory.
+    """Check a list of names of levels of theory.
 
     Raises:
-        ValueError: there is none, too many, one twice, or a name that is empty, too long or cannot be printed.
+        ValueError: it is empty or too long, or a name occurs twice, is empty, too long or cannot be printed.
     """
     if not 0 < len(theories) <= MAX_THEORIES:
         raise ValueError(f"theories: {len(theories)} of them; need 1 to {MAX_THEORIES}")
     for name in theories:
         if not (isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() and name.strip()):
-            raise ValueError(f"theories: {repr(name)[:40]} is no name of 1 to {MAX_NAME} printable characters")
+            raise ValueError(f"theories: {repr(name)[:40]} is not a name of 1 to {MAX_NAME} printable characters")
     if len(set(theories)) < len(theories):
-        raise ValueError("theories: a name is there twice")
+        raise ValueError("theories: a name occurs twice")

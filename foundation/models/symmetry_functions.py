@@ -1,13 +1,14 @@
 """The network of Behler and Parrinello (Phys. Rev. Lett. 98, 146401 (2007)): symmetry functions, one net per element.
 
-The baseline without messages and without equivariance: an atom sees as far as the cutoff and nothing but distances and
-angles. Symmetry functions are G2 and G4 of Behler, J. Chem. Phys. 134, 074106 (2011), with each triple counted once:
+The baseline without messages and without equivariance: an atom's energy depends on neighbours within the cutoff, by
+distances and angles only. Symmetry functions are G2 and G4 of Behler, J. Chem. Phys. 134, 074106 (2011), with each
+triple counted once:
 
     G2 = Σ_j exp(-η (r_ij - r_s)²) f(r_ij)
     G4 = 2^(1-ζ) Σ_j<k (1 + λ cos θ_jik)^ζ exp(-η (r_ij² + r_ik² + r_jk²)) f(r_ij) f(r_ik) f(r_jk)
 
-There is a G2 for each neighbour element and a G4 for each pair of them, so their number grows as the square of the
-elements: it is a network for a few elements. A level of theory is a bias of the first layer.
+It has a G2 for each neighbour element and a G4 for each pair of them, so their number grows as the square of the number
+of elements: it is a network for a few elements. A level of theory is a bias of the first layer.
 """
 
 import itertools
@@ -37,11 +38,11 @@ from foundation.nn.matrices import Matrices
 from foundation.nn.radial import polynomial_cutoff
 
 MAX_FUNCTIONS = 1024
-"""Largest number of symmetry functions of a kind, and largest of their parameters."""
+"""Largest number of symmetry functions of a kind, and largest value of their parameters."""
 FIRST, NUM_POINTS = 0.4, 24
 """Lower end of the integrals for typical values of symmetry functions, as a fraction of the cutoff, and points."""
 SMALLEST = 1e-3
-"""Smallest denominator of a symmetry function that the typical surroundings hardly have."""
+"""Smallest denominator of a symmetry function that is near zero in typical environments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class SymmetryFunctionsConfig(Architecture):
     angular_functions: tuple[tuple[float, float, float], ...] = field(default=(), metadata=DECIDES)
     """Widths η [1/Å²], exponents ζ (1, or 2 and more) and signs λ (1 or -1) of the G4 functions, three for each."""
     cutoff: float = field(default=6.0, metadata=DECIDES)
-    """Atoms closer than this are neighbours [Å]."""
+    """Distance below which atoms are neighbours [Å]."""
     cutoff_function: Literal["cosine", "polynomial"] = field(default="cosine", metadata=DECIDES)
     """Function that takes symmetry functions to zero at the cutoff: (1 + cos(π r / r_c)) / 2, or a polynomial."""
     cutoff_power: int = field(default=6, metadata=DECIDES)
@@ -103,15 +104,15 @@ class SymmetryFunctionsConfig(Architecture):
         """Return a network with random weights.
 
         Raises:
-            ValueError: an atomic number is given twice, or is not an element's; or there are too many parameters.
+            ValueError: an atomic number is given twice or is invalid, or there are too many parameters.
         """
         return SymmetryFunctionsNetwork(self, elements, num_theories, facts)
 
 
 class ElementLayer(Matrices):
-    """A linear layer with a weight and a bias for each element; all of them are applied, and each atom takes its own.
+    """A linear layer with a weight and a bias for each element; all are applied, and each atom takes its own.
 
-    That is more products than are needed, by a factor of the number of elements, and one matrix product in all.
+    This is one matrix product, with more operations than needed by a factor of the number of elements.
     """
 
     def __init__(self, num_elements: int, fan_in: int, fan_out: int) -> None:
@@ -122,7 +123,7 @@ class ElementLayer(Matrices):
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Channels in and out, the same for every element."""
+        """Input and output channels, the same for every element."""
         return [(self.weight.shape[1], self.weight.shape[2])] * self.weight.shape[0]
 
     def forward(
@@ -151,7 +152,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
             facts: Facts of the training data, for the size of the symmetry functions.
 
         Raises:
-            ValueError: an atomic number is given twice, or is not an element's; or there are too many parameters.
+            ValueError: an atomic number is given twice or is invalid, or there are too many parameters.
         """
         super().__init__()
         check_elements(elements)
@@ -198,13 +199,13 @@ class SymmetryFunctionsNetwork(EnergyModel):
         return blocks | {"block 0": ("layers.0.*", "theory_bias"), "readout": (f"layers.{last}.*",)}
 
     def compute_as(self, computation: Computation) -> None:
-        """Compute in another way from now on; the weights stay the same.
+        """Set the options of computing; the weights do not change.
 
         Raises:
-            ValueError: a radial table, recomputation or a kernel of the convolution is asked for.
+            ValueError: a radial table, recomputation or a kernel of the convolution is requested.
         """
         refused: dict[Option, str] = {
-            "radial_table": "symmetry functions are no networks, which could be tabulated",
+            "radial_table": "symmetry functions are not networks that could be tabulated",
             "recompute": "a Behler-Parrinello network has no interaction blocks",
         }
         if computation.backend != "torch":
@@ -258,7 +259,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
         num_kinds: int,
         num_atoms: int,
     ) -> Float[Tensor, "atoms sums"]:
-        """Return the sums over the terms of each atom, apart by kind."""
+        """Return the sums over the terms of each atom, separately by kind."""
         zeros = values.new_zeros(num_atoms * num_kinds, values.shape[1])
         return zeros.index_add(0, atoms * num_kinds + kinds, values).view(num_atoms, -1)
 
@@ -276,7 +277,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
         return cutoff_of(self.config, distances)
 
     def with_elements(self, elements: tuple[int, ...], sources: Sequence[int]) -> "SymmetryFunctionsNetwork":
-        """Return a network for other elements: each has the net and the functions of its source, and is seen as it."""
+        """Return a network for other elements: each has the net of its source, and counts as it in the functions."""
         config, source = self.config, torch.tensor(sources)
         network = config.network(elements, self._num_theories).to(self.get_parameter("layers.0.weight"))
         num_radial, num_angular = len(config.radial_functions), len(config.angular_functions)
@@ -311,7 +312,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
 def triples(
     batch: GraphBatch, vectors: Float[Tensor, "edges 3"], cutoff: float
 ) -> tuple[Int[Tensor, " triples"], Int[Tensor, " triples"]]:
-    """Return every two edges of an atom, once, whose far ends are neighbours too: the earlier and the later one."""
+    """Return all pairs of an atom's edges whose far ends are neighbours too, once: earlier and later edge."""
     edges = torch.arange(batch.num_edges, device=vectors.device)
     counts = batch.row_pointers[batch.receivers + 1] - edges - 1
     first = edges.repeat_interleave(counts)
@@ -323,7 +324,7 @@ def triples(
 
 
 def pair_numbers(left: Int[Tensor, " pairs"], right: Int[Tensor, " pairs"], num_elements: int) -> Int[Tensor, " pairs"]:
-    """Return the number of each unordered pair of elements, as torch.triu_indices() counts them."""
+    """Return the index of each unordered pair of elements, in the order of torch.triu_indices()."""
     low, high = torch.minimum(left, right), torch.maximum(left, right)
     return low * (2 * num_elements - low + 1) // 2 + high - low
 
@@ -354,7 +355,7 @@ def _angular(
 
 
 def typical_values(config: SymmetryFunctionsConfig, mean_neighbors: float) -> Float[Tensor, " functions"]:
-    """Return the values of G2 and G4 in a uniform gas beyond FIRST cutoffs with so many neighbours, of all elements."""
+    """Return the values of G2 and G4 in a uniform gas beyond FIRST cutoffs with mean_neighbors neighbours."""
     radial = torch.tensor(config.radial_functions, dtype=torch.float64)
     angular = torch.tensor(config.angular_functions, dtype=torch.float64).view(-1, 3)
     lengths = torch.linspace(FIRST, 1.0, NUM_POINTS + 1, dtype=torch.float64)[:-1] * config.cutoff

@@ -1,4 +1,4 @@
-"""Computation: how a network computes, which its weights say nothing of; one record, given to a network in one call."""
+"""Computation: options of computing that are independent of the weights, set on a network in one call."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,16 +14,17 @@ Option = Literal["backend", "precision", "radial_table", "recompute"]
 
 @dataclass(frozen=True, kw_only=True)
 class Computation:
-    """Way in which a network computes; the defaults are those of a potential that is loaded from a folder."""
+    """Options of how a network computes; the defaults are those of a potential loaded from a folder."""
 
     backend: Backend = "auto"
     """Implementation of the convolution."""
     precision: Precision = "float32"
-    """Of the matrix products in training. TF32 is a setting of the whole process, and every other choice ends it."""
+    """Precision of matrix products in training. TF32 is a setting of the whole process; every other choice turns it
+    off."""
     radial_table: int = 0
     """Number of distances at which radial networks are tabulated; 0 evaluates them at every pair of atoms."""
     recompute: bool = False
-    """Keep only what goes in and out of each block, and compute its inside again for derivatives."""
+    """Keep only inputs and outputs of each block, and recompute its inside for derivatives."""
 
     def __post_init__(self) -> None:
         check_num_knots(self.radial_table)
@@ -40,14 +41,14 @@ def set_layers(network: torch.nn.Module, computation: Computation) -> None:
 
 
 def refuse_options(computation: Computation, refused: dict[Option, str]) -> None:
-    """Refuse what a network cannot do.
+    """Refuse options that a network does not support.
 
     Args:
-        computation: What is asked for.
-        refused: Options that have to stay at their default, and the reason.
+        computation: The requested options.
+        refused: Options that must stay at their default, with the reason.
 
     Raises:
-        ValueError: another value is asked for; the message names the option and the reason.
+        ValueError: another value is requested; the message names the option and the reason.
     """
     for name, reason in refused.items():
         value, default = getattr(computation, name), getattr(Computation(), name)

@@ -1,4 +1,4 @@
-"""First features of the elements: alike for neighbours in the periodic table, from whom rare elements can learn."""
+"""Initial features of elements, similar for neighbours in the periodic table, so that rare elements learn from them."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 NOBLE_GASES = (2, 10, 18, 36, 54, 86, 118)
 GROUP_LENGTH, PERIOD_LENGTH = 3.0, 1.5
-"""Groups, and periods, by which two elements are apart before their first features are unlike."""
+"""Correlation lengths of the initial features, in groups and in periods."""
 
 
 def periodic_position(number: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from foundation.nn.radial import activation_scale
 
 
 class Gate(torch.nn.Module):
-    """Applies SiLU to even scalars, tanh to odd ones, and multiplies every other irrep by SiLU of extra even scalars.
+    """SiLU of even scalars, tanh of odd ones, and every other irrep multiplied by SiLU of an extra even scalar.
 
     Functions are scaled to unit second moment (e3nn.nn.Gate). The gates are the last even scalars of the input, in the
     order of the irreps that they multiply.
@@ -25,7 +25,7 @@ class Gate(torch.nn.Module):
             irreps_out: Sorted irreps of the result (e3nn sorts odd scalars before even ones).
 
         Raises:
-            ValueError: there are irreps to multiply but no even scalars.
+            ValueError: irreps to multiply, but no even scalars.
         """
         super().__init__()
         self.irreps_out = irreps_out.simplify()
@@ -41,7 +41,7 @@ class Gate(torch.nn.Module):
 
     @staticmethod
     def inputs(irreps_out: o3.Irreps) -> o3.Irreps:
-        """Return the irreps that a gate needs: those of its result, and one even scalar more for each to multiply."""
+        """Return the input irreps of a gate: those of its result, and one more even scalar for each to multiply."""
         gates = sum(item.mul for item in irreps_out if item.ir.l > 0)
         return o3.Irreps([(item.mul + gates, item.ir) if item.ir == o3.Irrep("0e") else item for item in irreps_out])
 

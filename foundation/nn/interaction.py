@@ -39,12 +39,12 @@ class InteractionBlock(torch.nn.Module):
         """Prepare a block.
 
         Args:
-            irreps_in: Irreps of the features that come in.
+            irreps_in: Irreps of the input features.
             irreps_harmonics: Irreps of the spherical harmonics.
-            irreps_hidden: Irreps wanted out; those that cannot be reached from irreps_in are left out.
+            irreps_hidden: Desired output irreps; those that cannot be reached from irreps_in are left out.
             radial_sizes: Sizes of the radial network without its last layer.
-            denominator: What the sum over neighbours is divided by.
-            num_theories: Levels of theory that have a bias in the two self-interactions.
+            denominator: Divisor of the sum over neighbours.
+            num_theories: Number of levels of theory with a bias in the two self-interactions.
         """
         super().__init__()
         paths = TensorProductPaths(irreps_in, irreps_harmonics, irreps_hidden)
@@ -64,7 +64,7 @@ class InteractionBlock(torch.nn.Module):
     def size(
         irreps_in: str, irreps_harmonics: str, irreps_hidden: str, radial_sizes: tuple[int, ...], num_theories: int
     ) -> tuple[o3.Irreps, int]:
-        """Return the irreps that come out of a block and how many parameters it has, without building it."""
+        """Return the output irreps of a block and its number of parameters, without building it."""
         inputs, hidden = o3.Irreps(irreps_in), o3.Irreps(irreps_hidden)
         paths = TensorProductPaths(inputs, o3.Irreps(irreps_harmonics), hidden)
         reachable = o3.Irreps([item for item in hidden if item.ir in paths.irreps_out]).simplify()
@@ -85,8 +85,8 @@ class InteractionBlock(torch.nn.Module):
         edges: EdgeIndex,
         theory: Int[Tensor, " atoms"] | None = None,
     ) -> Float[Tensor, "atoms outputs"]:
-        """Return the features after one exchange of messages."""
-        # the convolution is linear in its weights: dividing the few numbers they come from is dividing the sum
+        """Return the features after one message-passing step."""
+        # the convolution is linear in its weights: dividing the few numbers that make them divides the sum
         weights = radial_weights(self.radial, basis, self.get_buffer("denominator"))
         mixed = self.self_interaction_1(features, theory)
         summed = self.convolution(mixed, harmonics, weights, edges)
@@ -100,5 +100,5 @@ class InteractionBlock(torch.nn.Module):
 
 
 def _missing(irreps: o3.Irreps, present: o3.Irreps) -> list[int]:
-    """Return for each irrep the width of zeros that stands in for it; zero where it is present."""
+    """Return for each irrep the width of the zeros that replace it; 0 if it is present."""
     return [0 if item.ir in present else item.dim for item in irreps]

@@ -13,10 +13,11 @@ from foundation.nn.matrices import Matrices
 
 
 class Linear(Matrices):
-    """Mixes the channels of each irrep; irreps that the output has and the input lacks are left out of irreps_out.
+    """Linear mixing of the channels of each irrep; irreps that the input lacks are left out of irreps_out.
 
     The weight has e3nn's layout (o3.Linear): for each input irrep, each equal output irrep, a row-major matrix
-    (channels in, channels out); outputs are divided by the square root of all channels in ('element' normalisation).
+    (channels in, channels out); outputs are divided by the square root of the number of input channels ('element'
+    normalisation).
 
     With theories, even scalars of the output get a bias that depends on the level of theory: the one-hot vector of the
     theory is one more even scalar input, as in SevenNet-MF (Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)).
@@ -27,11 +28,11 @@ class Linear(Matrices):
 
         Args:
             irreps_in: Irreps of the features, each once.
-            irreps_out: Irreps wanted, each once.
-            num_theories: Levels of theory that have a bias; without any, the theory is not looked at.
+            irreps_out: Desired output irreps, each once.
+            num_theories: Number of levels of theory with a bias; with 0, the theory is ignored.
 
         Raises:
-            ValueError: an irrep occurs twice, or there are theories and no even scalars to bias.
+            ValueError: an irrep occurs twice, or there are theories but no even scalars to bias.
         """
         super().__init__()
         self.irreps_in = irreps_in.simplify()
@@ -60,27 +61,27 @@ class Linear(Matrices):
 
     @staticmethod
     def size(irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> int:
-        """Return how many parameters a linear map has, without building it."""
+        """Return the number of parameters of a linear map, without building it."""
         pairs = [(a.mul, b) for a in irreps_in.simplify() for b in irreps_out.simplify() if a.ir == b.ir]
         biases = sum(num_theories * output.mul for _, output in pairs if output.ir == o3.Irrep("0e"))
         return biases + sum(fan_in * output.mul for fan_in, output in pairs)
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Channels in and out of the matrices, one for each pair of equal irreps."""
+        """Input and output channels of the matrices, one for each pair of equal irreps."""
         return [(fan_in, fan_out) for _, _, fan_in, fan_out in self._blocks]
 
     def mixed_theories(self, mixture: Float64[Tensor, "new old"]) -> dict[str, Tensor]:
-        """Return the weights, in float64, of the same map with other levels of theory.
+        """Return float64 weights of the same map with other levels of theory.
 
         Args:
-            mixture: How the bias of each new level is made up of those of the old; where there are none, it is zero.
+            mixture: Coefficients of the old levels' biases in that of each new level; without old biases it is zero.
         """
         state = {}
         parts = list(self.weight.detach().double().split([a * b for _, _, a, b in self._blocks]))
         for place, (i, _, fan_in, fan_out) in enumerate(self._blocks):
             if self.irreps_in[i].ir == o3.Irrep("0e"):
-                # the channels in that the outputs are divided by include the levels of theory
+                # the divisor of the outputs counts the levels of theory among the input channels
                 growth = ((fan_in + len(mixture)) / (fan_in + self.num_theories)) ** 0.5
                 none = parts[place].new_zeros(mixture.shape[1], fan_out)
                 biases = self.theory_weight.detach().double() if self.num_theories else none

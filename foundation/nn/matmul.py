@@ -1,10 +1,10 @@
-"""The matrix products of the linear maps and the radial networks, in float32, TF32 or bfloat16.
+"""Matrix products of the linear maps and the radial networks, in float32, TF32 or bfloat16.
 
-A module of its own, without parameters, so that a run can choose for a whole model what the weights' file says nothing
-of. With bf16 both factors are rounded to bfloat16 (8 bits), their products are summed in float32, and so are the
-products of the gradient and of its gradient; geometry, convolution and sums over atoms stay as they are. That is so in
-training only: what is validated is what a release will say, in float32. Not autocast: that returns bfloat16 as well and
-chooses by operator, among them the geometry's.
+A separate module without parameters, so that a run can choose the precision of a whole model independently of its
+weights. With bf16 both factors are rounded to bfloat16 (8 bits) and their products summed in float32, also in the
+gradient and its gradient; geometry, convolution and sums over atoms are unchanged. This applies to training only:
+validation is in float32, like predictions of a release. Autocast would also return bfloat16, and would round operators
+of the geometry.
 """
 
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Matmul(torch.nn.Module):
 
 
 class _RoundedProduct(torch.autograd.Function):
-    """The product of factors rounded to bfloat16; rounding counts as the identity in the gradient, which is one too."""
+    """Product of factors rounded to bfloat16; the gradient is one too, and takes rounding as the identity."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ class _RoundedProduct(torch.autograd.Function):
         )
 
 
-def precision_in_words(precision: Precision, device: torch.device) -> str:
-    """Return what a precision amounts to on a device, for a log."""
+def describe_precision(precision: Precision, device: torch.device) -> str:
+    """Describe a precision on a device, for a log."""
     if precision == "bf16":
         return "factors rounded to bfloat16, sums in float32" + (", emulated" if device.type == "cpu" else "")
     if precision == "tf32":

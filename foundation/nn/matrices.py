@@ -1,4 +1,4 @@
-"""Layers whose weight is made of matrices, one after another: what an adapter is put on, and what Muon is for."""
+"""Layers whose weight is a sequence of matrices, for adapters and for Muon."""
 
 from abc import abstractmethod
 
@@ -12,7 +12,7 @@ class Matrices(torch.nn.Module):
 
     weight: torch.nn.Parameter
     adapter: torch.nn.Module | None
-    """Addition of fine-tuning: a module that maps the weight to the one that is used; None if nothing is added."""
+    """Adapter in fine-tuning: a module that maps the weight to the one used; None without an adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class Matrices(torch.nn.Module):
     @property
     @abstractmethod
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Channels in and out of the matrices, in the order in which they lie in the weight."""
+        """Input and output channels of the matrices, in their order in the weight."""
 
     def adapted(self) -> Float[Tensor, "*shape"]:
-        """Return the weight with what an adapter adds."""
+        """Return the weight with the adapter's addition."""
         return self.weight if self.adapter is None else self.adapter(self.weight)

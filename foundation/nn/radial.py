@@ -1,4 +1,4 @@
-"""Radial functions of an edge's length: basis, cutoff and the network that makes the convolution's weights."""
+"""Radial functions of an edge's length: basis, cutoff and the network of the convolution's weights."""
 
 import itertools
 import math
@@ -69,7 +69,7 @@ def xplor_cutoff(distances: Float[Tensor, " edges"], cutoff: float, onset: float
 
 
 class RadialLayer(Matrices):
-    """The weight of a layer of a radial network."""
+    """Weight of a layer of a radial network."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class RadialLayer(Matrices):
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Channels in and out of its one matrix."""
+        """Input and output channels of its one matrix."""
         return [(self.weight.shape[0], self.weight.shape[1])]
 
 
 class RadialNetwork(torch.nn.Module):
-    """Maps the radial basis of an edge to the convolution's weights; no biases.
+    """Network from the radial basis of an edge to the convolution's weights, without biases.
 
     Each layer is σ(x W / sqrt(fan in)) with σ scaled to unit second moment, the last one has no σ
     (e3nn.nn.FullyConnectedNet, whose parameter names and shapes it shares).
@@ -102,7 +102,7 @@ class RadialNetwork(torch.nn.Module):
         return [self.get_parameter(f"layer{number}.weight") for number in range(self._num_layers)]
 
     def _adapted(self, number: int) -> Float[Tensor, "fan_in fan_out"]:
-        """Return the weight of a layer, with what its adapter adds."""
+        """Return the weight of a layer, with its adapter's addition."""
         layer = self.get_submodule(f"layer{number}")
         assert isinstance(layer, RadialLayer)
         return layer.adapted()
@@ -112,12 +112,12 @@ class RadialNetwork(torch.nn.Module):
     ) -> Float[Tensor, "pairs weights"]:
         """Return the weights of every pair, divided by a number.
 
-        All factors go into the weight matrices, which are small beside the rows of pairs.
+        All factors are applied to the weight matrices, which are small compared with the rows of pairs.
         """
         return self.matmul(self.hidden(basis), self.last(divisor))
 
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
-        """Return what the last layer is applied to, up to the factor of the activation."""
+        """Return the input of the last layer, up to the factor of the activation."""
         values, scale = basis, 1.0
         for weight in map(self._adapted, range(self._num_layers - 1)):
             matrix = weight * (scale * weight.shape[0] ** -0.5)
@@ -125,7 +125,7 @@ class RadialNetwork(torch.nn.Module):
         return values
 
     def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:
-        """Return `hidden` of a basis, with first and second derivatives along, in the basis' float type."""
+        """Return `hidden` of a basis with its first and second derivatives, in the basis' float type."""
         stacked, scale = basis, 1.0
         for weight in map(self._adapted, range(self._num_layers - 1)):
             matrix = (weight * (scale * weight.shape[0] ** -0.5)).to(basis.dtype)
@@ -147,7 +147,7 @@ class RadialNetwork(torch.nn.Module):
 
 
 def product(left: Float[Tensor, "3 knots _"], right: Float[Tensor, "3 knots _"]) -> Float[Tensor, "3 knots _"]:
-    """Return the product of two functions that come with their first and second derivatives."""
+    """Return the product of two functions given with their first and second derivatives."""
     (a, a1, a2), (b, b1, b2) = left, right
     return torch.stack([a * b, a1 * b + a * b1, a2 * b + 2 * a1 * b1 + a * b2])
 

@@ -1,10 +1,10 @@
-"""A table of the convolution's weights over distance: radial networks are run at knots, and pairs are interpolated.
+"""Table of the convolution's weights over distance: radial networks are evaluated at knots and interpolated for pairs.
 
 The weights of a pair depend on its length alone. So a radial network can be evaluated, with two derivatives, at some
-hundred knots instead of at every pair, and a quintic Hermite interpolant between them (error O(h⁶), in its slope O(h⁵))
-does the rest; what flows back to the knots goes through the network once. That is no part of the architecture: the same
-weights run with a table and without. Cubic interpolation needed eight times as many knots for SevenNet-0's forces to be
-as good (1,024 for 2e-5 of the largest). tests/benchmarks/bench_table.py measures errors and speed.
+hundred knots instead of at every pair, with a quintic Hermite interpolant between them (error O(h⁶), in its slope
+O(h⁵)); gradients flow back through the network once, at the knots. The table is not part of the architecture: the same
+weights work with and without it. Cubic interpolation needed eight times as many knots for SevenNet-0's forces to be as
+good (1,024 for 2e-5 of the largest). tests/benchmarks/bench_table.py measures errors and speed.
 """
 
 import math
@@ -20,7 +20,7 @@ from foundation.nn.radial import BesselBasis, RadialNetwork, product
 
 MIN_KNOTS, MAX_KNOTS = 16, 2**16
 FIRST = 1e-4
-"""First knot [Å]. At zero the Bessel functions are 0/0; the first polynomial goes on to it."""
+"""First knot [Å]. At zero the Bessel functions are 0/0; the first polynomial extends to it."""
 BEND = 1.0
 """Knots are evenly spaced well below this length [Å] and geometrically well above: weights vary fastest between close
 atoms."""
@@ -29,28 +29,28 @@ SHARE_BEYOND = 0.1
 
 
 def check_num_knots(num_knots: int) -> None:
-    """Refuse a number of knots with which a table would have nothing to do with the network.
+    """Refuse a number of knots for which a table could not represent the network.
 
     Raises:
-        ValueError: it is neither zero, which stands for no table, nor from MIN_KNOTS to MAX_KNOTS.
+        ValueError: it is neither 0 (no table) nor from MIN_KNOTS to MAX_KNOTS.
     """
     if num_knots != 0 and not MIN_KNOTS <= num_knots <= MAX_KNOTS:
         raise ValueError(
-            f"a radial table has from {MIN_KNOTS} to {MAX_KNOTS:,} knots (256 are good), or 0: none; not {num_knots}"
+            f"a radial table has from {MIN_KNOTS} to {MAX_KNOTS:,} knots (256 recommended), or 0; not {num_knots}"
         )
 
 
 class Knots(NamedTuple):
-    """The lengths at which radial networks are tabulated, and what does not change in training there."""
+    """Lengths at which radial networks are tabulated, and the cutoff function there."""
 
     lengths: Float64[Tensor, " knots"]
-    """From about zero to just below the cutoff [Å]; numbers of float32."""
+    """Lengths from about zero to just below the cutoff [Å]; float32 numbers."""
     cutoff: Float64[Tensor, "3 knots 1"]
     """The cutoff function and its two derivatives [1/Å, 1/Å²]."""
 
     @staticmethod
     def of(num_knots: int, cutoff_function: Callable[[Tensor], Tensor], kink: float, cutoff: float) -> "Knots":
-        """Return so many knots, of which two are on both sides of where the second derivative jumps (the kink [Å])."""
+        """Return num_knots knots, two of them on both sides of the jump in the second derivative (the kink [Å])."""
         beyond = round(SHARE_BEYOND * num_knots) if kink < cutoff else 0
         start, stop = math.asinh(FIRST / BEND), math.asinh(kink / BEND)
         inner = BEND * torch.linspace(start, stop, num_knots - beyond, dtype=torch.float64).sinh()
@@ -68,12 +68,12 @@ class Knots(NamedTuple):
 
 
 class Tabulated(NamedTuple):
-    """The weights of pairs, as what they are interpolated from."""
+    """Weights of pairs in the form of a table and coefficients."""
 
     table: Float[Tensor, "rows weights"]
-    """Table that radial_table() made of a radial network."""
+    """Table of a radial network, made by radial_table()."""
     coefficients: Float[Tensor, "pairs 6"]
-    """Factors of the rows of the table that belong to a pair."""
+    """Coefficients of each pair's rows of the table."""
     places: Places
     """The knots around every pair."""
 
@@ -84,7 +84,7 @@ def radial_table(
     """Return four rows for each knot: a radial network divided by a number, two derivatives, and E of hermite().
 
     Its last layer is linear, so differences are taken before it, in float64; the one large product is in the network's
-    own type.
+    own float type.
     """
     basis = product(radial.with_derivatives(knots.lengths), knots.cutoff)
     hidden, h = network.hidden_with_derivatives(basis), knots.lengths.diff().unsqueeze(1)
@@ -103,8 +103,8 @@ def hermite(
 
         T₀ + h (D₀ a + D₁ b) + h² (C₀ p + C₁ q) + E s,    E = T₁ - T₀ - h (D₀ + D₁) / 2 - h² (C₀ - C₁) / 12,
 
-    the integral of the cubic Hermite interpolant of the slopes, and a bubble for what is then missing at the other end.
-    No two large numbers are subtracted, which is what would spoil the slopes in float32.
+    the integral of the cubic Hermite interpolant of the slopes, and a bubble for the remaining difference at the other
+    end. No two large numbers are subtracted, which would spoil the slopes in float32.
     """
     lengths = torch.minimum(distances, knots[-1])
     below = (torch.searchsorted(knots, lengths.detach(), right=True) - 1).clamp(0, len(knots) - 2)

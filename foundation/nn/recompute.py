@@ -1,11 +1,11 @@
-"""Activation checkpointing that survives the double backward: a part of a network keeps its inputs and nothing else.
+"""Activation checkpointing that works with double backward: a part of a network keeps only its inputs.
 
 Forces are a gradient taken inside the loss, so a step differentiates three times: the energy for the forces, then the
 loss through that gradient, then the loss through the energy. torch.utils.checkpoint saves no memory here: what it
 recomputes for the forces becomes part of the graph that the loss is differentiated through, and stays until the end.
-Here the gradient of a part is itself an operator that keeps only its own inputs, and is recomputed when the loss comes
-back through it. A step computes the part three times more and its gradient once more; it then holds the inside of one
-part at a time rather than of all of them. tests/benchmarks/bench_memory.py measures both.
+Here the gradient of a part is itself an operator that keeps only its own inputs, and is recomputed in the backward pass
+of the loss. A step computes the part three times more and its gradient once more; it then holds the inside of one part
+at a time instead of all. tests/benchmarks/bench_memory.py measures both.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from torch.autograd.function import once_differentiable
 def recomputed(
     part: Callable[..., Tensor], parameters: Sequence[Tensor], *inputs: Float[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
-    """Return part(*inputs) without keeping anything between; the same numbers, gradient and double backward.
+    """Return part(*inputs) without keeping intermediate results; the same numbers, gradient and double backward.
 
-    A gradient for the parameters can be had, but not one that is differentiated again; that one is for the inputs.
+    The gradient for the parameters cannot be differentiated again; that for the inputs can.
 
     Args:
-        part: What to compute; has to do the same each time.
-        parameters: Everything else that the result depends on and that may need a gradient: leaves of the graph.
+        part: Function to compute; must be deterministic.
+        parameters: All other tensors that the result depends on and that may need a gradient: leaves of the graph.
         inputs: Float tensors, all of them used.
     """
     return _Value.apply(part, len(inputs), *inputs, *[p for p in parameters if p.requires_grad])
@@ -71,7 +71,7 @@ class _Gradient(torch.autograd.Function):
         with torch.enable_grad():
             *inputs, gradient = _leaves(ctx.saved_tensors[: ctx.num_inputs + 1])
             first = torch.autograd.grad(ctx.part(*inputs), inputs, gradient, create_graph=True, materialize_grads=True)
-        # an input that is not used has a gradient of zero, whatever the others are
+        # an unused input has a gradient of zero
         used = [(value, tangent) for value, tangent in zip(first, tangents, strict=True) if value.requires_grad]
         values, tangents = zip(*used, strict=True)
         sources = (*inputs, gradient, *ctx.saved_tensors[ctx.num_inputs + 1 :])

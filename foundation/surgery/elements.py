@@ -1,7 +1,7 @@
-"""Elements added to a trained potential, without changing what it says of those it knows.
+"""Adding elements to a trained potential without changing its predictions for the others.
 
-A new element begins as a copy of a chemically similar one: its weights in the network, its scale and its references.
-A network may round its weights anew for another number of elements; then predictions move by that rounding.
+A new element starts as a copy of a chemically similar one: its weights in the network, its scale and its references. A
+network may round its weights anew for another number of elements; then predictions change by that rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ def add_elements(
     reference_energies: Float64[Tensor, "theories new"] | None = None,
     like: Mapping[int, int] | None = None,
 ) -> Potential:
-    """Return a potential that knows more elements, after those it has, and predicts the same for structures of these.
+    """Return a potential with more elements, after the existing ones, with unchanged predictions for those.
 
     Args:
-        potential: What to add to; it is left alone.
+        potential: The potential to extend; it is not modified.
         numbers: Atomic numbers of the new elements.
-        reference_energies: Their energies at each level of theory [eV], in the order of `numbers`; those of the
-            elements that they begin as when absent.
-        like: Atomic number of the element to begin as, of new elements for which it is not to be nearest_element().
+        reference_energies: Their energies at each level of theory [eV], in the order of `numbers`; None: those of their
+            source elements.
+        like: Atomic number of the source element, for new elements whose source is not nearest_element().
 
     Raises:
-        ValueError: a number is no element's, is known already or given twice; or `like` names an element that is not
-            new, or one to begin as that the potential does not know.
+        ValueError: a number is not that of an element, is already known or given twice; or `like` names an element that
+            is not new, or a source that the potential does not know.
     """
     like = dict(like or {})
     _check(potential, numbers, like)
@@ -48,7 +48,7 @@ def add_elements(
 
 
 def nearest_element(number: int, known: Sequence[int]) -> int:
-    """Return the chemically nearest of known elements: of the same group of the periodic table, or else by number."""
+    """Return the chemically nearest known element: in the same group of the periodic table, or else by number."""
     group, _ = periodic_position(number)
     return min(known, key=lambda z: (periodic_position(z)[0] != group, abs(z - number), z))
 
@@ -58,13 +58,13 @@ def _check(potential: Potential, numbers: Sequence[int], like: Mapping[int, int]
     if wrong or not numbers:
         raise ValueError(f"elements to add are atomic numbers in 1-{MAX_ATOMIC_NUMBER}, not {wrong or 'none at all'}")
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f"an element is given twice in {list(numbers)}")
+        raise ValueError(f"an element occurs twice in {list(numbers)}")
     known = [SYMBOLS[z] for z in numbers if z in potential.elements]
     if known:
-        raise ValueError(f"the potential knows {', '.join(known)} already")
+        raise ValueError(f"the potential already knows {', '.join(known)}")
     for new, donor in like.items():
         if new not in numbers or donor not in potential.elements:
             raise ValueError(
-                f"`like` says that {SYMBOLS[new]} begins as {SYMBOLS[donor]}: the first has to be one of the new "
+                f"`like` makes {SYMBOLS[new]} a copy of {SYMBOLS[donor]}: the first must be one of the new "
                 "elements and the second one that the potential knows"
             )

@@ -1,12 +1,12 @@
-"""Reference energies for data with another zero of energy, estimated from what a potential gets wrong about them.
+"""Reference energies for data with another zero of energy, estimated from a potential's residuals.
 
-Not the energies of the data are fitted to their compositions, as for an untrained potential, but the residuals, label
-minus prediction: what the network knows of binding stays, and only the difference between two conventions is left. The
-cost is one evaluation of the energies, without forces, of at most some structures.
+The residuals (label minus prediction) are fitted to the compositions, not the energies as for an untrained potential:
+what the network knows of binding stays, and only the difference between two conventions remains. The cost is one
+evaluation of the energies, without forces, of at most MAX_STRUCTURES structures.
 
-References are right to move where the data are at a level of theory, or follow an energy convention, that the potential
-was not trained on. Where they are not, every prediction for these elements at this level moves by its composition, old
-structures included: forgetting that no regularisation sees. The report therefore says by how much each element moved.
+References should move if the data are at a level of theory, or follow an energy convention, that the potential was not
+trained on. Otherwise every prediction for these elements at this level moves by its composition, old structures
+included: forgetting that no regularisation prevents. The report therefore lists the shift of each element.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from foundation.potential import Potential
 from foundation.provenance import EnergyErrors, MovedReference, MovedReferences, Residuals
 
 MAX_STRUCTURES = 1000
-"""Structures that are predicted."""
+"""Largest number of structures to predict."""
 
 
 def refit_references(
@@ -39,19 +39,18 @@ def refit_references(
 ) -> tuple[Float64[Tensor, "theories elements"], dict[str, MovedReferences]]:
     """Return reference energies that suit data [eV], and what moved at each level; the potential is left alone.
 
-    At each level of theory by itself, and only of elements that the data at this level have.
+    Each level of theory is fitted separately, only for elements in its data.
 
     Args:
-        potential: What the energies are predicted with.
+        potential: Potential that predicts the energies.
         datasets: Splits of data, with their level of theory.
-        elements: Atomic numbers of those that may move, for which all structures without them are passed over; all
-            when None.
-        max_structures: How many structures at each level to choose at random, if there are more.
+        elements: Atomic numbers that may move; structures without them are skipped. None: all.
+        max_structures: Largest number of structures per level, chosen at random.
         seed: Seed of the choice.
 
     Raises:
-        ValueError: there are no structures to choose from, or they have no labels.
-        UnknownElement: the data have an element that the potential does not know.
+        ValueError: no structures to choose from, or they have no labels.
+        UnknownElement: the data contain an element that the potential does not know.
     """
     if max_structures < 1:
         raise ValueError(f"max_structures must be at least 1, not {max_structures}")
@@ -87,8 +86,8 @@ def fit_shifts(
 ) -> Float64[np.ndarray, " elements"]:
     """Return the shift of each element's energy [eV] that explains energy residuals per atom [eV].
 
-    Least squares, with x the fraction of each element. Of elements that the compositions do not tell apart, as in a
-    trajectory of one material, each gets the one shift of all that explains most.
+    Least squares, with x the fraction of each element. Elements that the compositions do not distinguish, as in a
+    trajectory of one material, get the best common shift.
     """
     share = fractions.sum(axis=1)
     common = float(share @ residuals) / float(share @ share) if share.any() else 0.0
@@ -108,7 +107,7 @@ class _Choice:
         self._first = np.cumsum([0, *map(len, self._frames)])
         if self._first[-1] == 0:
             names = ", ".join(dataset.manifest.provenance.name for dataset in datasets)
-            raise ValueError(f"{names}: there are no structures to estimate reference energies from")
+            raise ValueError(f"{names}: no structures to estimate reference energies from")
         chosen = np.arange(self._first[-1])
         if elements is not None:
             each = itertools.chain.from_iterable(self._frames)

@@ -1,10 +1,10 @@
-"""Training that begins with the weights of a potential: what has to fit, and what becomes of the reference energies.
+"""Training that starts from a potential: compatibility checks, and the treatment of reference energies.
 
-The references and the scale of the start stay, because its weights are trained to what these leave: fitted again to
-other data they would move every prediction. Only a level of theory that the start does not know gets references of its
-own; its biases in the network begin as the mean of the others. In pretraining these references are fitted to the
-energies of the new data, which are broad. In fine-tuning they are the start's, to which at most the residuals are
-fitted: the energies of a single material say nothing of its elements, and what binds it would be counted twice.
+The references and the scale of the start stay, because its weights were trained relative to them: refitted to other
+data they would move every prediction. Only a level of theory unknown to the start gets new references; its biases in
+the network start as the mean of the others. In pretraining these references are fitted to the energies of the new data,
+which are broad. In fine-tuning they are the start's, refitted at most to the residuals: the energies of a single
+material do not determine its elements' energies, and its binding would be counted twice.
 """
 
 import copy
@@ -39,17 +39,17 @@ def start_from(folder: Path, model: Architecture, statistics: Mapping[str, Stati
 
     Args:
         folder: Released folder or finished run.
-        model: The architecture that the configuration of the training asks for.
+        model: The architecture in the configuration of the training.
         statistics: The training data's, by level of theory.
 
     Raises:
-        FileNotFoundError: there is no potential in the folder.
-        ValueError: the potential is of another architecture, or does not know an element of the data.
+        FileNotFoundError: no potential in the folder.
+        ValueError: the potential has another architecture, or does not know an element of the data.
     """
     potential = checkpoint.load(folder)
     different = _differences(potential.network.config, model)
     if different:
-        raise ValueError(f"{folder} is of another architecture than `model`: {'; '.join(different)}. Make them agree.")
+        raise ValueError(f"{folder} has another architecture than `model`: {'; '.join(different)}. Make them agree.")
     advice = "start from a potential that does, or build the data without these elements"
     _refuse_unknown(potential, folder, statistics, advice)
     for theory, sums in statistics.items():
@@ -72,27 +72,27 @@ def prepare_start(
 ) -> tuple[Potential, StartChanges]:
     """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it.
 
-    A level of theory that it does not know is added, with the references of the start (the mean over its levels); so
-    are new elements, if they may be, as in elements.py, and their references are always fitted to residuals.
-    What the start said of its elements at its levels of theory stays, with one exception: to refit the references at a
-    level that the start knows moves all predictions at this level for the elements of the data. It is right for data
-    that follow another energy convention than the level's name says, and forgetting otherwise.
+    An unknown level of theory is added, with the references of the start (the mean over its levels); so are new
+    elements, if allowed, as in elements.py, with references always fitted to residuals. Predictions of the start for
+    its elements at its levels stay, with one exception: refitting the references at a known level moves all predictions
+    at this level for the elements of the data. That is right for data with another energy convention than the level's
+    name states, and forgetting otherwise.
 
     Args:
-        start: The potential, which is left alone.
-        folder: Where it is from, for messages.
+        start: The potential, which is not modified.
+        folder: Its folder, for messages.
         statistics: The training data's, by level of theory, in the order of the numbers that `datasets` have.
         datasets: The training data.
-        references: Whether those of the elements in the data stay or are estimated again (references.py).
-        new_elements: What happens if the data have an element that the start does not know.
+        references: Whether references of the elements in the data are kept or refitted (references.py).
+        new_elements: Treatment of elements in the data that the start does not know.
 
     Raises:
-        ValueError: there is such an element, and it is not to be added.
+        ValueError: there is such an element, and it must not be added.
     """
     potential = copy.deepcopy(start)
     new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
     if new and new_elements == "refuse":
-        advice = "say --new_elements add, start from a potential that does, or build the data without these elements"
+        advice = "set --new_elements add, start from a potential that does, or build the data without these elements"
         _refuse_unknown(start, folder, statistics, advice)
     donors = {SYMBOLS[z]: SYMBOLS[nearest_element(z, start.elements)] for z in new}
     if new:
@@ -118,7 +118,7 @@ def prepare_start(
 
 
 def _differences(theirs: Architecture, ours: Architecture) -> list[str]:
-    """Return in words what two architectures differ in; None of ours follows from the data."""
+    """Return descriptions of the differences of two architectures; a None in ours follows from the data."""
     if theirs.architecture != ours.architecture:
         return [f"it is {theirs.architecture} there and {ours.architecture} here"]
     there = asdict(theirs)
@@ -154,14 +154,14 @@ def _refit(
 
 
 def _warn_of_moves(report: Mapping[str, MovedReferences], start: Potential, folder: Path) -> None:
-    """Say where predictions have moved that the start made before."""
+    """Log where predictions of the start have moved."""
     for theory, facts in report.items():
         moved = {symbol: each.moved for symbol, each in facts.elements.items()}
         known = {SYMBOLS[z]: moved[SYMBOLS[z]] for z in start.elements if SYMBOLS[z] in moved}
         if theory in start.theories and known:
             furthest = max(known, key=lambda symbol: abs(known[symbol]))
             log.warning(
-                "warning: %s knows the level of theory %s already: all that it predicts there for %s moves by up to "
+                "warning: %s already knows the level of theory %s: all its predictions there for %s move by up to "
                 "%.3g eV per atom (%s). Keep the references if the data follow its convention, or give them a `theory` "
                 "of their own.",
                 *(folder, theory, ", ".join(known), abs(known[furthest]), furthest),
@@ -169,7 +169,7 @@ def _warn_of_moves(report: Mapping[str, MovedReferences], start: Potential, fold
 
 
 def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " elements"]:
-    """Return references for a new level of theory [eV]: of elements without data, those of the start, moved alike."""
+    """Return references for a new level of theory [eV]; elements without data get those of the start, shifted alike."""
     elements = list(potential.elements)
     fitted = torch.from_numpy(sums.reference_energies()[elements])
     seen = torch.from_numpy(sums.atoms_of_element[elements] > 0)
@@ -181,7 +181,7 @@ def start_facts(folder: Path) -> StartFacts:
     """Return what a card has to say of the weights that a training began with: all data they have seen.
 
     Raises:
-        CorruptCheckpoint: config.json does not say where the potential comes from.
+        CorruptCheckpoint: config.json lacks the potential's provenance.
     """
     folder_of_potential = checkpoint.find(folder)
     described = checkpoint.describe(folder_of_potential)

@@ -1,6 +1,6 @@
-"""Levels of theory of a trained potential: keep one of them, or add one, without changing what the potential says.
+"""Levels of theory of a trained potential: keep one of them, or add one, without changing other predictions.
 
-A network may round its weights anew for another number of levels; then predictions in float32 move by that rounding.
+A network may round its weights anew for another number of levels; then predictions in float32 change by that rounding.
 """
 
 import logging
@@ -16,26 +16,25 @@ log = logging.getLogger(__name__)
 
 
 def theory_of_data(potential: Potential, described: str, named: str | None = None) -> int:
-    """Return the place among a potential's levels of theory of the one that data are at.
+    """Return the index of the level of theory of data among those of a potential.
 
     Args:
-        potential: Whose levels.
-        described: What the data set is described as, which need not be a name that the potential knows.
-        named: The level by the potential's name for it; when absent it is the described one if the potential knows
-            that, or else the only one there is.
+        potential: The potential.
+        described: Level in the data set's provenance, possibly unknown to the potential.
+        named: The potential's name of the level; None: the described one if the potential knows it, else its only one.
 
     Raises:
-        ValueError: the potential does not know the named level, or it has to be named which of several it is.
+        ValueError: the potential does not know the named level, or one of several must be named.
     """
     number = potential.theory_number(named or (described if described in potential.theories else None))
     if named is None and described not in potential.theories:
         known = potential.theories[number]
-        log.info("data described as %r are taken to be at %r, all that the potential knows", described, known)
+        log.info("data described as %r are taken to be at %r, the potential's only level", described, known)
     return number
 
 
 def keep_theory(potential: Potential, theory: str) -> Potential:
-    """Return a potential that knows one level of theory, at which it predicts the same.
+    """Return a potential with one level of theory and unchanged predictions at it.
 
     Raises:
         ValueError: the potential does not know the level.
@@ -52,19 +51,19 @@ def add_theory(
     like: str | None = None,
     reference_energies: Float64[Tensor, " elements"] | None = None,
 ) -> Potential:
-    """Return a potential that knows one more level of theory and predicts the same at those it has.
+    """Return a potential with one more level of theory and unchanged predictions at the others.
 
     Args:
-        potential: What to add to; it is left alone.
+        potential: The potential to extend; it is not modified.
         name: The new level.
-        like: The level whose biases and references the new one starts from; when absent, their mean over all levels.
-        reference_energies: Energies of the potential's elements at the new level [eV], if others.
+        like: The level whose biases and references the new one starts from; None: their mean over all levels.
+        reference_energies: Energies of the potential's elements at the new level [eV]; None: as for `like`.
 
     Raises:
-        ValueError: the potential knows the new level already, or does not know the one to start from.
+        ValueError: the potential already knows the new level, or does not know `like`.
     """
     if name in potential.theories:
-        raise ValueError(f"the potential has a level of theory {name} already")
+        raise ValueError(f"the potential already has a level of theory {name}")
     count = len(potential.theories)
     start = torch.full((1, count), 1.0 / count, dtype=torch.float64)
     if like is not None:
@@ -77,7 +76,7 @@ def add_theory(
 
 
 def _mixed(potential: Potential, theories: Sequence[str], mixture: Float64[Tensor, "new old"]) -> Potential:
-    """Return the potential with other levels of theory, each made up of the old ones."""
+    """Return the potential with other levels of theory, each a mixture of the old ones."""
     mixed = Potential(potential.network.with_theories(mixture), potential.elements, tuple(theories))
     mixed.get_buffer("scale").copy_(potential.get_buffer("scale"))
     references = potential.get_buffer("reference_energies")

@@ -1,7 +1,7 @@
-"""Potentials between the one that a fine-tuning began with and the one it made (WiSE-FT; Wortsman et al., CVPR 2022).
+"""Interpolation between the start and the result of a fine-tuning (WiSE-FT; Wortsman et al., CVPR 2022).
 
-All parameters are interpolated linearly. Fine-tuned weights often lie in the same basin as the start's, and what lies
-between may forget less than it loses; that costs no training, but is not certain: measure it.
+All parameters are interpolated linearly. Fine-tuned weights often lie in the same basin as the start's, and a potential
+between them may avoid more forgetting than it loses accuracy; this costs no training but is not certain: measure it.
 """
 
 import copy
@@ -19,19 +19,19 @@ def interpolate(start: Potential, tuned: Potential, alpha: float) -> Potential:
     Parameters and reference energies are interpolated; all other buffers are the same in both.
 
     Args:
-        start: The potential before the fine-tuning; it is left alone.
+        start: The potential before the fine-tuning; it is not modified.
         tuned: The same potential after it, adapters merged.
-        alpha: How far to go, from 0 to 1.
+        alpha: Position between the two, from 0 to 1.
 
     Raises:
-        ValueError: alpha is outside 0 to 1, or the two potentials differ in more than the weights.
+        ValueError: alpha is outside 0 to 1, or the potentials differ in more than the weights.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 (the start) to 1 (the tuned), not {alpha}")
     theirs = tuned.state_dict()
     differences = _differences(start, tuned)
     if differences:
-        raise ValueError(f"no potentials lie between these two: {'; '.join(differences)}")
+        raise ValueError(f"the two potentials cannot be interpolated: {'; '.join(differences)}")
     mixed = copy.deepcopy(start)
     with torch.no_grad():
         for name, ours in mixed.state_dict(keep_vars=True).items():
@@ -41,7 +41,7 @@ def interpolate(start: Potential, tuned: Potential, alpha: float) -> Potential:
 
 
 def _differences(start: Potential, tuned: Potential) -> list[str]:
-    """Return in words what keeps two potentials from being interpolated."""
+    """Return descriptions of the differences that prevent interpolation."""
     ours, theirs = _facts(start), _facts(tuned)
     different = [name for name in ours if ours[name] != theirs.get(name)]
     found = [f"{name} is {ours[name]} in the start and {theirs.get(name)} in the tuned" for name in different]

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.loading.datasets import Dataset
-from foundation.kernels.convolution import backend_in_words, backend_of
+from foundation.kernels.convolution import backend_of, describe_backend
 from foundation.nn.computation import Computation
-from foundation.nn.matmul import precision_in_words
+from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential
 from foundation.training.additions import NO_ADDITIONS, Additions
 from foundation.training.data import TrainingData
@@ -104,10 +104,10 @@ def _announce(
     potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: WholeCheckpoint | None
 ) -> str:
     """Log what computes a run and where it goes on, and return what computes the convolutions."""
-    convolution = backend_in_words(potential, trainer.strategy.root_device)
+    convolution = describe_backend(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
-        log.info("matrix products: %s", precision_in_words(config.precision, trainer.strategy.root_device))
+        log.info("matrix products: %s", describe_precision(config.precision, trainer.strategy.root_device))
         if checkpoint is not None:
             log.info("continuing from %s", checkpoint.path)
     return convolution

@@ -28,7 +28,7 @@ from jaxtyping import Int64
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.stream import Stream
 from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
-from foundation.kernels.convolution import backend_in_words
+from foundation.kernels.convolution import describe_backend
 from foundation.models import ModelConfig
 from foundation.potential import new_potential
 from foundation.training.fit import keep_freed_memory, seed_everything
@@ -192,7 +192,7 @@ class _Bench:
     def measured(self) -> Measured:
         """Measure everything; sizes grow, or the peak of one would hide that of the next."""
         probe, parameters = self.probe, [p for p in self.potential.parameters() if p.requires_grad]
-        convolution = backend_in_words(self.potential, self.device)
+        convolution = describe_backend(self.potential, self.device)
         self._trial("warm-up", probe.ladder[0])
         optimizer_seconds = min(self._seconds(self.optimizer.step) for _ in range(2))
         ladder = tuple(self._trial("", frames, repeats=2) for frames in probe.ladder)

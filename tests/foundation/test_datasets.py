@@ -111,14 +111,14 @@ def test_a_weight_that_is_not_positive_is_refused(weight: float) -> None:
 
 
 def test_no_data_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="names no data set"):
+    with pytest.raises(ValueError, match="data is empty"):
         open_datasets(())
 
 
 def test_a_data_set_that_is_all_for_evaluation_is_not_trained_on(tmp_path: Path, provenance: Provenance) -> None:
     source, out = EmtAlloys(num_frames=5), tmp_path / "held-out"
     build(BuildConfig(source=source, provenance=provenance, out=out, val_fraction=0.5, test_fraction=0.5))
-    with pytest.raises(ValueError, match="held-out: no frame is in the training split, all are for evaluation"):
+    with pytest.raises(ValueError, match="held-out: no frames in the training split, all are for evaluation"):
         open_datasets(out)
 
 

@@ -221,7 +221,7 @@ def test_a_target_with_an_element_that_the_start_does_not_know_is_refused_unless
 def test_an_empty_target_is_refused(config: FinetuneConfig, provenance: Provenance, tmp_path: Path) -> None:
     labels = {"energy": 0.1, "forces": np.zeros((4, 3)), "stress": np.zeros(6)}
     data = built([bulk("Cu", cubic=True)], labels, provenance, tmp_path, val_fraction=0.0, test_fraction=1.0)
-    refused(dataclasses.replace(config, data=data.root), "no frame is in the training split")
+    refused(dataclasses.replace(config, data=data.root), "no frames in the training split")
 
 
 def test_rehearsing_or_weighing_held_out_frames_is_refused(

@@ -3,20 +3,20 @@
 All kernels are derivatives of one form, linear in each of its arguments: S(x, Y, W, g) = Σ out · g. Forward is ∂S/∂g;
 backward is ∂S/∂(x, Y, W); double backward is the gradient of S(vx, Y, W, g) + S(x, vY, W, g) + S(x, Y, vW, g).
 
-How the sums are ordered decides the speed:
+The order of the sums decides the speed:
 
-- Per edge, couplings and harmonics are contracted first into M[a, c], 16 edges at a time. M is a hundred scalars that
-  all channels share, so the rest is vectors of channels times scalars.
+- Per edge, couplings and harmonics are contracted first into M[a, c], 16 edges at a time. M is a hundred scalars shared
+by all channels, so the rest is vectors of channels times scalars.
 - Sums over a row's edges (out, ∂/∂g) run with channels outside and edges inside: the outputs stay in registers.
-- What belongs to an edge (∂/∂x, ∂/∂Y, ∂/∂W) runs with edges outside: the receiver's gradient stays in the first-level
-  cache. With q[a] = Σ_c M[a, c] g[c], both ∂/∂W = Σ_a x[a] q[a] and ∂/∂x[a] = W q[a] are cheap.
+- Gradients per edge (∂/∂x, ∂/∂Y, ∂/∂W) run with edges outside: the receiver's gradient stays in the first-level cache.
+  With q[a] = Σ_c M[a, c] g[c], both ∂/∂W = Σ_a x[a] q[a] and ∂/∂x[a] = W q[a] are cheap.
 
 - An edge and its reverse share one row of harmonics and weights, and are worked on together: a row of weights is read
   once and its gradient written once, in order.
 
-Rows are independent, but a pair's first edge also adds to its sender's ∂/∂x. Either a thread has all rows that edges
-connect (a structure) to itself, or such sums go to one row per edge and are then added up by sender. The order of every
-sum is the same both ways, so any number of threads gives the same bits.
+Rows are independent, but a pair's first edge also adds to its sender's ∂/∂x. Either one thread has all rows connected
+by edges (a structure), or such sums go to one row per edge and are then added up by sender. The order of every sum is
+the same both ways, so any number of threads gives the same bits.
 """
 
 from dataclasses import dataclass
@@ -27,37 +27,37 @@ import numpy as np
 from foundation.kernels.couplings import TensorProductPaths
 
 REGISTERS = 32
-"""Vector registers of AVX-512 and NEON; with fewer (AVX2) the compiler keeps the rest in memory."""
+"""Number of vector registers of AVX-512 and NEON; with fewer (AVX2) the compiler keeps the rest in memory."""
 
 
 @dataclass(frozen=True)
 class _Entries:
-    """One path's place in the arrays, and its non-zero couplings."""
+    """Place of one path in the arrays, and its nonzero couplings."""
 
     number: int
     channels: int
     degrees: tuple[int, int, int]
-    """Components of input, harmonic and output."""
+    """Number of components of input, harmonic and output."""
     x: int
     y: int
     w: int
     out: int
-    """First column of the path in each array."""
+    """First columns of the path in each array."""
     stride: int
-    """Columns between components of the output."""
+    """Number of columns between components of the output."""
     odd: bool
     """Whether the harmonic changes sign with the edge's direction."""
     couplings: dict[tuple[int, int], list[tuple[int, float]]]
-    """For every (a, c) the (b, value) that are not zero."""
+    """Nonzero (b, value) for every (a, c)."""
     matrix: dict[tuple[int, int], int]
-    """Place of every (a, c) in M."""
+    """Index of every (a, c) in M."""
 
     def of_output(self, c: int) -> list[int]:
         return [a for a, other in self.couplings if other == c]
 
 
 def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
-    """Return the paths' places, grouped by input irrep."""
+    """Return the entries of the paths, grouped by input irrep."""
     x, y, out = paths.irreps_in.slices(), paths.irreps_harmonics.slices(), paths.irreps_out.slices()
     place = {item.ir: (part.start, item.mul) for item, part in zip(paths.irreps_out, out, strict=True)}
     used = dict.fromkeys(place, 0)
@@ -125,7 +125,7 @@ def _part(name: str) -> str:
 
 
 def _couple(flat: list[_Entries]) -> list[str]:
-    """M of 16 edges from their harmonics, edges side by side."""
+    """Return code for M of 16 edges from their harmonics, edges side by side."""
     lines = ["static void couple(const T *restrict y, T *restrict m) {", "for (int k = 0; k < EDGES; k += LANES) {"]
     for entry in flat:
         for key, terms in entry.couplings.items():
@@ -135,7 +135,7 @@ def _couple(flat: list[_Entries]) -> list[str]:
 
 
 def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
-    """Functions that add 16 edges to a row of out (or of ∂/∂g in the double backward), and one that calls them all."""
+    """Return functions that add 16 edges to a row of out (∂/∂g in the double backward), and one that calls all."""
     name = "double_sum" if double else "sum"
     arguments, passed = "const Batch *b, T *o", "b, o"
     lines, calls = [], []
@@ -202,7 +202,7 @@ def _double_terms(entry: _Entries) -> list[str]:
 
 
 def _pair_gradients(groups: list[list[_Entries]], *, double: bool) -> list[str]:
-    """Functions that write 16 pairs' gradients for one vector of channels, and one that calls them all."""
+    """Return functions that write 16 pairs' gradients for one vector of channels, and one that calls all."""
     name = "double_gradient" if double else "gradient"
     lines, calls = [], []
     for group in groups:
@@ -214,13 +214,13 @@ def _pair_gradients(groups: list[list[_Entries]], *, double: bool) -> list[str]:
 
 
 def _over_channels(function: str, passed: str, channels: int) -> list[str]:
-    """Return calls of a function for every vector of channels; what remains is a narrower one."""
+    """Return calls of a function for every vector of channels; the remainder is a narrower one."""
     lines = [f"for (long u = 0; u + LANES <= {channels}; u += LANES) {function}({passed}, u, LANES);"]
     return [*lines, f"if ({channels} % LANES) {function}({passed}, {channels} / LANES * LANES, {channels} % LANES);"]
 
 
 def _pair_body(group: list[_Entries], double: bool) -> list[str]:
-    """Both directions of a pair: side 0 is the first edge (from the sender), side 1 its reverse (from the receiver)."""
+    """Return code for both directions of a pair: side 0 is the first edge (from the sender), side 1 its reverse."""
     inputs, channels, first = group[0].degrees[0], group[0].channels, group[0].x
     lines = ["const T *w = b->w[k] + u, *mk = b->m + k; T *gw = b->gw[k] + u; V *gy = b->gy + k * DY;"]
     lines += ["const T *v = b->v[k] + u, *nk = b->n + k;"] if double else []
@@ -234,14 +234,14 @@ def _pair_body(group: list[_Entries], double: bool) -> list[str]:
         lines.append(f"V h{side}_{a} = ZERO;")
     for entry in group:
         lines += ["{", *_path_gradient(entry, double), "}"]
-    # a pair's whole sum is added at once, so that it may go through memory of its own and give the same bits
+    # a pair's whole sum is added at once, so that separate memory gives the same bits
     for side, a, where in places:
         lines.append(f"STORE(h{side} + {where}, LOAD(h{side} + {where}, lanes) + h{side}_{a}, lanes);")
     return lines
 
 
 def _path_gradient(entry: _Entries, double: bool) -> list[str]:
-    """∂/∂W and ∂/∂x from q[a] = Σ_c M[a, c] g[c] and, in the double backward, from z, the same of the tangents."""
+    """Return code for ∂/∂W and ∂/∂x from q[a] = Σ_c M[a, c] g[c] and, in the double backward, z of the tangents."""
     lines = [f"V s = ZERO; const V wp = LOAD(w + {entry.w}, lanes); AHEAD(w + {entry.w}, b->ahead[k], 0);"]
     lines += [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"] if double else []
     names = (("q", "mk"), ("z", "nk")) if double else (("q", "mk"),)
@@ -265,7 +265,7 @@ def _path_gradient(entry: _Entries, double: bool) -> list[str]:
 
 
 def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
-    """∂/∂Y[b] = Σ_(a, c) CG[a, b, c] Σ_u k[a] g[c], with k = W x (in the double backward W vx + vW x)."""
+    """Return code for ∂/∂Y[b] = Σ_(a, c) CG[a, b, c] Σ_u k[a] g[c], with k = W x (double backward: W vx + vW x)."""
     inputs, harmonics, outputs = entry.degrees
     lines = []
     for side in (0, 1):

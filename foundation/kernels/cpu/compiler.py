@@ -1,7 +1,7 @@
-"""C source to a loaded library: compiled once for this machine, kept in the user's cache.
+"""Compilation of C source to a loaded library: once per machine, kept in the user's cache.
 
-A cache entry is named by what it was made from (source, flags, compiler, processor) and by its own checksum, so any
-number of processes may write it at once and a damaged one is found out. Compiling takes some seconds, loading none.
+A cache entry is named by its origin (source, flags, compiler, processor) and its own checksum, so any number of
+processes may write it at once and a damaged one is detected. Compiling takes some seconds, loading none.
 """
 
 import atexit
@@ -23,17 +23,17 @@ from foundation.kernels import trusted
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
-"""Environment variable with the user's cache folder, where it is not ~/.cache."""
+"""Environment variable with the user's cache folder, if not ~/.cache."""
 COMPILERS = ("gcc", "clang", "cc")
 FLAGS = ("-O2", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast", "-w")
-"""No -ffast-math: the order of sums, and with it the bits of the result, is the source's."""
+"""Flags without -ffast-math: the source decides the order of sums, and so the bits of the result."""
 CHECKSUM = 32
-"""Digits of a checksum in the name of an entry."""
+"""Number of digits of a checksum in the name of an entry."""
 X86_FLAGS = ("-mprefer-vector-width=512",)
 
 
 class NoCompiler(RuntimeError):
-    """There is no C compiler here that can make the kernels; the message says what was tried."""
+    """No C compiler here can make the kernels; the message says what was tried."""
 
 
 @cache
@@ -41,7 +41,7 @@ def compiler() -> tuple[str, str]:
     """Return the path of the first C compiler found and the first line of its version.
 
     Raises:
-        NoCompiler: there is none.
+        NoCompiler: none was found.
     """
     for name in COMPILERS:
         path = shutil.which(name)
@@ -54,7 +54,7 @@ def compiler() -> tuple[str, str]:
 
 @cache
 def processor() -> str:
-    """Return what the compiler would compile for: the processor's model and features."""
+    """Return the target of the compiler: the processor's model and features."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -71,7 +71,7 @@ def vector_bits() -> int:
 
 
 def cache_folder() -> Path:
-    """Return where compiled kernels are kept: foundation/kernels in the user's cache folder."""
+    """Return the folder of compiled kernels: foundation/kernels in the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "foundation" / "kernels"
 
 
@@ -79,8 +79,8 @@ def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     """Return the library of a C source, from the cache or compiled now.
 
     Raises:
-        NoCompiler: there is no compiler, or it fails on the source.
-        UntrustedCode: somebody else could have written what lies in the cache.
+        NoCompiler: no compiler was found, or it fails on the source.
+        UntrustedCode: somebody else could have written to the cache.
     """
     path, version = compiler()
     flags = [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *defines]
@@ -90,13 +90,13 @@ def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
         loaded = trusted.load_library(entry, entry.stem.split("-")[1], CACHE_VARIABLE)
         if loaded is not None:
             return loaded
-        logger.warning("%s is damaged and is compiled again", entry)
+        logger.warning("%s is damaged; compiling it again", entry)
         entry.unlink(missing_ok=True)
     return _compile(path, flags, source, name)
 
 
 def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL:
-    """Compile into a temporary file, load it, and give it its name only then: another process may remove an entry."""
+    """Compile into a temporary file, load it, and only then rename it: another process may remove an entry."""
     folder = _writable_folder()
     trusted.refuse_untrusted_folder(folder, CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -111,14 +111,14 @@ def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL
         checksum = hashlib.sha256(library.read_bytes()).hexdigest()
         loaded = trusted.load_library(library, checksum, CACHE_VARIABLE)
         if loaded is None:
-            raise NoCompiler(f"{library} has changed since it was compiled a moment ago")
+            raise NoCompiler(f"{library} changed right after it was compiled; try again")
         durable.put_in_place(library, folder / f"{name}-{checksum[:CHECKSUM]}.so")
     return loaded
 
 
 @cache
 def _writable_folder() -> Path:
-    """Return the cache folder or, where it cannot be written, a temporary one for this process."""
+    """Return the cache folder or, if it cannot be written, a temporary one for this process."""
     folder = cache_folder()
     try:
         trusted.make_private(folder)
@@ -134,11 +134,11 @@ def _writable_folder() -> Path:
 
 @cache
 def _share_openmp() -> None:
-    """Make the kernels use the OpenMP runtime that torch has loaded: two would fight for the cores."""
+    """Make the kernels use the OpenMP runtime loaded by torch: two would compete for the cores."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return
     for library in sorted(set(re.findall(r"\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so[^/\s]*", maps))):
-        # what is loaded already, never another file that lies there by now
+        # the already loaded library, never another file now at its path
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)

@@ -44,7 +44,7 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def describe() -> str:
-    """Return what makes the kernels, in words."""
+    """Describe the compiled kernels, for a log."""
     return f"C, {compiler.vector_bits()}-bit vectors, {compiler.compiler()[1]}"
 
 
@@ -98,6 +98,6 @@ def _arrays(**tensors: Tensor) -> tuple[_Arrays, list[Tensor]]:
 
 
 def _edges(edges: EdgeIndex, num_atoms: int) -> _Edges:
-    """Return the edges as C has them."""
+    """Return the edges as the C struct."""
     pointers = {name: getattr(edges, name).data_ptr() for name in EdgeIndex._fields}
     return _Edges(num_atoms=num_atoms, num_edges=len(edges.senders), num_threads=torch.get_num_threads(), **pointers)

@@ -1,7 +1,7 @@
-"""The convolution on CUDA: OpenEquivariance's TensorProductConv, which brings its own two derivatives.
+"""The convolution on CUDA: OpenEquivariance's TensorProductConv, with its own two derivatives.
 
 It works on edges, so harmonics and weights of pairs are spread to both directions first. The deterministic algorithm is
-used: no atomics, the same bits every time.
+used: without atomics, with the same bits every time.
 """
 
 # an optional dependency that a CPU machine cannot install
@@ -28,10 +28,10 @@ def available() -> bool:
 def kernel(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Tensor, Tensor]:
     """Return OpenEquivariance's module, the order of its weights, and their signs.
 
-    Its Clebsch-Gordan coefficients may differ from e3nn's by the sign of a whole path; the weights make up for it.
+    Its Clebsch-Gordan coefficients may differ from e3nn's by the sign of a whole path; the weights compensate it.
 
     Raises:
-        UntrustedCode: somebody else could have written the extension that it has had compiled.
+        UntrustedCode: somebody else could have written its compiled extension.
     """
     refuse_untrusted_extensions()
     import openequivariance as oeq

@@ -235,7 +235,7 @@ def test_what_cannot_be_rehearsed_is_refused(
     refused("Xy is no chemical symbol", elements=("Cu", "Xy"))
     refused("X is no chemical symbol", elements=("X",))
     refused("rehearsal.seed must not be negative", seed=-1)
-    refused("names no data set", data=())
+    refused("rehearsal.data is empty", data=())
     potential.elements = (1,)
     refused("no structures of emt-test consist of elements that the potential knows")
 

@@ -66,10 +66,10 @@ def test_parameters_are_counted_without_a_network(changes: dict, num_theories: i
     ("elements", "message"),
     [
         ((), "0 of them"),
-        ((300,), "300 is no atomic number"),
-        ((0,), "0 is no atomic number"),
-        ((True,), "True is no atomic number"),
-        ((1, 8, 1), "1 is there twice"),
+        ((300,), "300 is not an atomic number"),
+        ((0,), "0 is not an atomic number"),
+        ((True,), "True is not an atomic number"),
+        ((1, 8, 1), "1 occurs twice"),
         (tuple(range(10**6)), "1000000 of them"),
     ],
 )

@@ -10,7 +10,7 @@ from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
-from foundation.nn.matmul import Matmul, precision_in_words
+from foundation.nn.matmul import Matmul, describe_precision
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, label_counts, loss
 
@@ -107,9 +107,9 @@ def test_tf32_is_asked_of_the_process_and_taken_back(potential: Potential) -> No
 
 def test_the_log_says_that_a_cpu_has_no_tf32_and_emulates_bf16() -> None:
     cpu = torch.device("cpu")
-    assert "no TF32" in precision_in_words("tf32", cpu)
-    assert "emulated" in precision_in_words("bf16", cpu)
-    assert precision_in_words("float32", cpu) == "float32"
+    assert "no TF32" in describe_precision("tf32", cpu)
+    assert "emulated" in describe_precision("bf16", cpu)
+    assert describe_precision("float32", cpu) == "float32"
 
 
 def test_the_choice_is_not_in_the_weights(potential: Potential) -> None:

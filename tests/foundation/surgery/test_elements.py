@@ -137,8 +137,8 @@ def test_wrong_elements_are_refused_by_name() -> None:
     for numbers, like, message in (
         ([], None, "not none at all"),
         ([119], None, r"in 1-118, not \[119\]"),
-        ([3, 3], None, "given twice"),
-        ([3, 79], None, "knows Au already"),
+        ([3, 3], None, "occurs twice"),
+        ([3, 79], None, "already knows Au"),
         ([3], {3: 11}, "Li begins as Na"),
         ([3], {29: 79}, "Cu begins as Au"),
     ):

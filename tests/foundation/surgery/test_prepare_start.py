@@ -139,7 +139,7 @@ def test_a_new_element_gets_a_reference_and_the_others_stay(
 
 def test_an_element_that_is_not_to_be_added_is_refused_with_the_option_that_adds_it(emt_manifest: Manifest) -> None:
     start = make((13, 28, 29, 46, 47, 78))
-    with pytest.raises(ValueError, match="start does not know Au, which the data at EMT have: say --new_elements add"):
+    with pytest.raises(ValueError, match="start does not know Au, which the data at EMT have: set --new_elements add"):
         prepare_start(start, START, *data(emt_manifest, theory="EMT"))
 
 

@@ -134,7 +134,7 @@ def test_training_mode_stays(say) -> None:
 
 def test_names_are_checked() -> None:
     potential = make(("PBE", "SCAN"))
-    with pytest.raises(ValueError, match="has a level of theory SCAN already"):
+    with pytest.raises(ValueError, match="already has a level of theory SCAN"):
         add_theory(potential, "SCAN")
     for wrong in (lambda: add_theory(potential, "HSE", like="LDA"), lambda: keep_theory(potential, "LDA")):
         with pytest.raises(ValueError, match="levels of theory are PBE, SCAN; name one, not LDA"):
