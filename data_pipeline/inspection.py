@@ -3,7 +3,7 @@
 No shard is opened, so the time is the same for 10³ frames and for 10⁸. Terminal and HTML page show these results.
 """
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.statistics.histograms import BINS, magnitudes
 from data_pipeline.statistics.sums import Statistics
-from data_pipeline.store.manifest import Manifest, Split
+from data_pipeline.store.manifest import Manifest, Provenance, Split
 from data_pipeline.structure import SYMBOLS
 
 PERIODIC_TABLE = """
@@ -73,25 +73,112 @@ def ordered_splits(manifest: Manifest) -> dict[str, Split]:
     return {name: manifest.splits[name] for name in names}
 
 
-def facts(manifest: Manifest) -> dict:
-    """Return the contents of a data set, as JSON."""
+@dataclass(frozen=True, kw_only=True)
+class SplitContents:
+    """Contents of a split."""
+
+    num_frames: int
+    """Number of frames."""
+    num_atoms: int
+    """Number of atoms."""
+    num_force_frames: int
+    """Number of frames with forces."""
+    num_zero_force_frames: int
+    """Number of these whose forces are all zero."""
+    num_stress_frames: int
+    """Number of frames with stress."""
+    num_zero_stress_frames: int
+    """Number of these whose stress is all zero."""
+    num_shards: int
+    """Number of shards."""
+    num_bytes: int
+    """Size of the shards."""
+    force_rms: float | None
+    """Root mean square of force components [eV/Å]; None without forces."""
+    num_elements: int
+    """Number of elements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Distribution of a quantity over all splits."""
+
+    quantity: str
+    """Name of the quantity."""
+    unit: str
+    """Its unit."""
+    count: int
+    """Number of values."""
+    quantiles: dict[str, float]
+    """Quantiles by their fraction, to two digits: bins are no finer than that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkCheck:
+    """Work of a label against the change of the energy, between neighbouring frames."""
+
+    num_pairs: int
+    """Number of pairs of frames."""
+    num_same_sign: int
+    """Number of pairs where the sign is right."""
+    num_same_size: int
+    """Number of pairs where the size is about right."""
+    median_size: float | None
+    """Median ratio of the two; None without pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Contents of a data set, and what looks wrong with it."""
+
+    provenance: Provenance
+    """Where the data come from."""
+    manifest_fingerprint: str
+    """Fingerprint of the manifest."""
+    num_frames: int
+    """Number of frames."""
+    num_atoms: int
+    """Number of atoms."""
+    num_bytes: int
+    """Size of the shards."""
+    mean_neighbors: dict[str, float]
+    """Mean number of neighbours by cutoff [Å], in training frames where there are some."""
+    splits: dict[str, SplitContents]
+    """Splits by name."""
+    distributions: dict[str, Distribution]
+    """Distributions by name, of all quantities that there are values of."""
+    frames_of_element: dict[str, int]
+    """Number of frames that hold each element, most frequent first."""
+    stress_check: WorkCheck
+    """Work of the stress; see stress_work.py."""
+    force_check: WorkCheck
+    """Work of the forces; see force_work.py."""
+    rejected: dict[str, int]
+    """Number of frames left out by reason."""
+    warnings: list[str]
+    """What looks wrong, a sentence each."""
+
+
+def inspect_manifest(manifest: Manifest) -> Inspection:
+    """Return what a data set holds and what looks wrong with it."""
     total = all_statistics(manifest)
     train = trained_on(manifest) or total
-    values = {
-        "provenance": asdict(manifest.provenance),
-        "manifest_fingerprint": manifest.fingerprint,
-        "num_frames": total.num_frames,
-        "num_atoms": total.num_atoms,
-        "num_bytes": sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards),
-        "mean_neighbors": {f"{cutoff:g}": train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
-        "splits": {name: _split_facts(split) for name, split in ordered_splits(manifest).items()},
-        "distributions": {name: _distribution(total, name) for name in BINS if total.histogram(name).any()},
-        "frames_of_element": _frames_of_elements(total),
-        "stress_check": stress_check(total),
-        "force_check": force_check(total),
-        "rejected": manifest.rejected,
-    }
-    return values | {"warnings": warnings(manifest, total, values)}
+    checks = stress_check(total), force_check(total)
+    return Inspection(
+        provenance=manifest.provenance,
+        manifest_fingerprint=manifest.fingerprint,
+        num_frames=total.num_frames,
+        num_atoms=total.num_atoms,
+        num_bytes=sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards),
+        mean_neighbors={f"{cutoff:g}": train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
+        splits={name: _split_contents(split) for name, split in ordered_splits(manifest).items()},
+        distributions={name: _distribution(total, name) for name in BINS if total.histogram(name).any()},
+        frames_of_element=_frames_of_elements(total),
+        stress_check=checks[0],
+        force_check=checks[1],
+        rejected=manifest.rejected,
+        warnings=warnings(manifest, total, *checks),
+    )
 
 
 def all_statistics(manifest: Manifest) -> Statistics:
@@ -105,27 +192,26 @@ def trained_on(manifest: Manifest) -> Statistics | None:
     return train if train.num_frames else None
 
 
-def _split_facts(split: Split) -> dict:
+def _split_contents(split: Split) -> SplitContents:
     statistics = split.statistics
-    return {
-        "num_frames": statistics.num_frames,
-        "num_atoms": statistics.num_atoms,
-        "num_force_frames": statistics.num_force_frames,
-        "num_zero_force_frames": statistics.num_zero_force_frames,
-        "num_stress_frames": statistics.num_stress_frames,
-        "num_zero_stress_frames": statistics.num_zero_stress_frames,
-        "num_shards": len(split.shards),
-        "num_bytes": sum(shard.num_bytes for shard in split.shards),
-        "force_rms": statistics.force_rms if statistics.num_force_atoms else None,
-        "num_elements": len(statistics.elements),
-    }
+    return SplitContents(
+        num_frames=statistics.num_frames,
+        num_atoms=statistics.num_atoms,
+        num_force_frames=statistics.num_force_frames,
+        num_zero_force_frames=statistics.num_zero_force_frames,
+        num_stress_frames=statistics.num_stress_frames,
+        num_zero_stress_frames=statistics.num_zero_stress_frames,
+        num_shards=len(split.shards),
+        num_bytes=sum(shard.num_bytes for shard in split.shards),
+        force_rms=statistics.force_rms if statistics.num_force_atoms else None,
+        num_elements=len(statistics.elements),
+    )
 
 
-def _distribution(total: Statistics, name: str) -> dict:
+def _distribution(total: Statistics, name: str) -> Distribution:
     bins, counts = BINS[name], total.histogram(name)
-    # two digits: bins are no finer than that
     quantiles = {f"{part:g}": float(f"{bins.quantile(counts, part):.2g}") for part in (0.01, 0.25, 0.5, 0.75, 0.99)}
-    return {"quantity": bins.quantity, "unit": bins.unit, "count": int(counts.sum()), "quantiles": quantiles}
+    return Distribution(quantity=bins.quantity, unit=bins.unit, count=int(counts.sum()), quantiles=quantiles)
 
 
 def _frames_of_elements(total: Statistics) -> dict[str, int]:
@@ -134,38 +220,38 @@ def _frames_of_elements(total: Statistics) -> dict[str, int]:
     return {SYMBOLS[z]: int(total.frames_of_element[z]) for z in order}
 
 
-def stress_check(total: Statistics) -> dict:
+def stress_check(total: Statistics) -> WorkCheck:
     """Return how well the stress explains the energy between neighbouring frames; see stress_work.py."""
     return _work_check(total, "stress_ratio", 1 / STRESS_FACTOR, STRESS_FACTOR)
 
 
-def force_check(total: Statistics) -> dict:
+def force_check(total: Statistics) -> WorkCheck:
     """Return how well the forces explain the energy between neighbouring frames; see force_work.py."""
     return _work_check(total, "force_ratio", 1 / FORCE_FACTOR, FORCE_FACTOR)
 
 
-def _work_check(total: Statistics, name: str, low: float, high: float) -> dict:
+def _work_check(total: Statistics, name: str, low: float, high: float) -> WorkCheck:
     bins, counts = BINS[name], total.histogram(name)
     size_bins, sizes = magnitudes(bins, counts)
     number = int(counts.sum())
     near = size_bins.number_from(sizes, low) - size_bins.number_from(sizes, high)
-    return {
-        "num_pairs": number,
-        "num_same_sign": bins.number_from(counts, float(size_bins.edges[0])),
-        "num_same_size": near,
-        "median_size": size_bins.quantile(sizes, 0.5) if number else None,
-    }
+    return WorkCheck(
+        num_pairs=number,
+        num_same_sign=bins.number_from(counts, float(size_bins.edges[0])),
+        num_same_size=near,
+        median_size=size_bins.quantile(sizes, 0.5) if number else None,
+    )
 
 
-def warnings(manifest: Manifest, total: Statistics, checks: dict) -> list[str]:
+def warnings(manifest: Manifest, total: Statistics, stress: WorkCheck, forces: WorkCheck) -> list[str]:
     """Return a sentence for each suspicious property of a data set, given the results of the two checks."""
     if not manifest.labelled:
         return [*_about_splits(manifest), "the frames were built without labels; their energies are zero"]
     return [
         *_about_splits(manifest),
         *_about_zeros(total),
-        *_about_stress(total, checks["stress_check"]),
-        *_about_work_of_forces(checks["force_check"]),
+        *_about_stress(total, stress),
+        *_about_work_of_forces(forces),
         *_about_forces(total),
         *_about_elements(manifest),
     ]
@@ -190,8 +276,8 @@ def _about_zeros(total: Statistics) -> list[str]:
     return found
 
 
-def _about_stress(total: Statistics, check: dict) -> list[str]:
-    pairs, found = check["num_pairs"], []
+def _about_stress(total: Statistics, check: WorkCheck) -> list[str]:
+    pairs, found = check.num_pairs, []
     if pairs < MIN_PAIRS:
         bins, counts = magnitudes(BINS["stress"], total.histogram("stress"))
         median = bins.quantile(counts, 0.5)
@@ -201,13 +287,14 @@ def _about_stress(total: Statistics, check: dict) -> list[str]:
                 f"({median:.3g} eV/Å³): right under extreme pressure, wrong if the unit is kbar or GPa"
             )
         return found
-    wrong_sign = pairs - check["num_same_sign"]
+    wrong_sign = pairs - check.num_same_sign
     if wrong_sign > 0.7 * pairs:
         found.append(
             f"the sign of the stress contradicts how the energy depends on the volume, in {wrong_sign:,} of {pairs:,} "
             "pairs of neighbouring frames: positive must mean tension; change the sign in the source and build again"
         )
-    median = check["median_size"]
+    median = check.median_size
+    assert median is not None
     if not 1 / STRESS_FACTOR < median < STRESS_FACTOR:
         factor, guess = min(UNITS.items(), key=lambda item: abs(np.log(item[0] / median)))
         cause = f", {guess}" if 0.5 < factor / median < 2 else ""
@@ -219,8 +306,8 @@ def _about_stress(total: Statistics, check: dict) -> list[str]:
     return found
 
 
-def _about_work_of_forces(check: dict) -> list[str]:
-    pairs, same_sign = check["num_pairs"], check["num_same_sign"]
+def _about_work_of_forces(check: WorkCheck) -> list[str]:
+    pairs, same_sign = check.num_pairs, check.num_same_sign
     if pairs < MIN_PAIRS:
         return []
     if 0.3 * pairs <= same_sign <= 0.7 * pairs:
@@ -228,7 +315,8 @@ def _about_work_of_forces(check: dict) -> list[str]:
             "the forces contradict how the energy changes: between neighbouring frames their work has the right sign "
             f"in only {same_sign:,} of {pairs:,} pairs; check that energies and forces belong to the same frames"
         ]
-    turned, size = same_sign < 0.3 * pairs, check["median_size"]
+    turned, size = same_sign < 0.3 * pairs, check.median_size
+    assert size is not None
     causes = ["the forces have the sign of gradients"] if turned else []
     if not 1 / FORCE_FACTOR < size < FORCE_FACTOR:
         factor, guess = min(FORCE_UNITS.items(), key=lambda item: abs(np.log(item[0] / size)))

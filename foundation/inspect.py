@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.inspection import facts
+from data_pipeline.inspection import Inspection, inspect_manifest
 from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.reports.data_report import write_data_report
 
@@ -20,7 +20,7 @@ class InspectConfig:
     """Folder for a page with figures: index.html, inspection.json and the figures as PNG; None writes no page."""
 
 
-def inspect(config: InspectConfig) -> tuple[Manifest, dict]:
+def inspect(config: InspectConfig) -> tuple[Manifest, Inspection]:
     """Return a data set and its facts, and write the page if asked.
 
     Raises:
@@ -30,5 +30,5 @@ def inspect(config: InspectConfig) -> tuple[Manifest, dict]:
     opened = open_manifest(config.data)
     if config.verify:
         opened.verify()
-    values = facts(opened) if config.out is None else write_data_report(opened, config.out)
-    return opened, values
+    found = inspect_manifest(opened) if config.out is None else write_data_report(opened, config.out)
+    return opened, found

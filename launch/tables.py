@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.inspection import MIN_PAIRS, PERIODIC_TABLE, all_statistics, ordered_splits, trained_on
+from data_pipeline.inspection import (
+    MIN_PAIRS,
+    PERIODIC_TABLE,
+    Inspection,
+    WorkCheck,
+    all_statistics,
+    ordered_splits,
+    trained_on,
+)
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
@@ -43,15 +51,15 @@ console = _Plain(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ el
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def inspection(config: InspectConfig, opened: Manifest, values: dict) -> None:
+def inspection(config: InspectConfig, opened: Manifest, found: Inspection) -> None:
     """Print the contents of a data set and what looks wrong with it."""
     manifest(opened)
     console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}")
-    _distributions(opened, values)
-    _periodic_table(values["frames_of_element"])
-    _work_check("stress", values["stress_check"], "3")
-    _work_check("forces", values["force_check"], "1.5")
-    for warning in values["warnings"]:
+    _distributions(opened, found)
+    _periodic_table(found.frames_of_element)
+    _work_check("stress", found.stress_check, "3")
+    _work_check("forces", found.force_check, "1.5")
+    for warning in found.warnings:
         console.print(Text.assemble(("warning: ", "bold yellow"), printable(warning)))
     if config.verify:
         console.print("every file has its checksum")
@@ -59,18 +67,18 @@ def inspection(config: InspectConfig, opened: Manifest, values: dict) -> None:
         console.print(f"page: {config.out / 'index.html'}")
 
 
-def _distributions(opened: Manifest, values: dict) -> None:
+def _distributions(opened: Manifest, found: Inspection) -> None:
     table = Table(title="Distributions over all splits", title_justify="left")
     for name in ("quantity", "1 %", "median", "99 %"):
         table.add_column(name, justify="left" if name == "quantity" else "right")
     table.add_column("histogram", no_wrap=True)
-    for name, row in values["distributions"].items():
+    for name, row in found.distributions.items():
         if name in ("stress_ratio", "force_ratio"):
             continue
         counts = np.sum([split.statistics.histogram(name) for split in opened.splits.values()], axis=0)
-        unit = f", {row['unit']}" if row["unit"] else ""
-        low, middle, high = (f"{row['quantiles'][fraction]:g}" for fraction in ("0.01", "0.5", "0.99"))
-        table.add_row(f"{row['quantity']}{unit}", low, middle, high, sparkline(counts))
+        unit = f", {row.unit}" if row.unit else ""
+        low, middle, high = (f"{row.quantiles[fraction]:g}" for fraction in ("0.01", "0.5", "0.99"))
+        table.add_row(f"{row.quantity}{unit}", low, middle, high, sparkline(counts))
     console.print(table)
 
 
@@ -104,15 +112,15 @@ def _periodic_table(frames: dict[str, int]) -> None:
     console.print(f"frames that hold an element: {', '.join(listed).replace(', …,', ' …')}")
 
 
-def _work_check(label: str, check: dict, factor: str) -> None:
-    pairs = check["num_pairs"]
+def _work_check(label: str, check: WorkCheck, factor: str) -> None:
+    pairs = check.num_pairs
     if pairs < MIN_PAIRS:
         console.print(f"{label} against energy: {pairs} pairs of neighbouring frames to compare, too few for a verdict")
         return
     console.print(
         f"{label} against energy: in {pairs:,} pairs of neighbouring frames the sign is right in "
-        f"{check['num_same_sign'] / pairs:.0%}, the size within a factor of {factor} in "
-        f"{check['num_same_size'] / pairs:.0%}"
+        f"{check.num_same_sign / pairs:.0%}, the size within a factor of {factor} in "
+        f"{check.num_same_size / pairs:.0%}"
     )
 
 

@@ -1,13 +1,21 @@
 """The page of a data set: inspection.json, figures and one HTML page that a person can read."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from data_pipeline.inspection import FORCE_FACTOR, MIN_PAIRS, STRESS_FACTOR, facts, ordered_splits
+from data_pipeline.inspection import (
+    FORCE_FACTOR,
+    MIN_PAIRS,
+    STRESS_FACTOR,
+    Inspection,
+    inspect_manifest,
+    ordered_splits,
+)
 from data_pipeline.statistics.histograms import BINS, Bins
 from data_pipeline.store import durable
 from data_pipeline.store.manifest import Manifest
@@ -25,20 +33,21 @@ _AROUND = {name: np.searchsorted(BINS[name].edges, (-10.0, 10.0)).tolist() for n
 """Places that a figure shows in any case."""
 
 
-def write_data_report(manifest: Manifest, folder: Path) -> dict:
+def write_data_report(manifest: Manifest, folder: Path) -> Inspection:
     """Write page, figures and inspection.json, and return the contents of the last."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = facts(manifest)
-    durable.write_whole(folder / "inspection.json", json.dumps(values, indent=1) + "\n")
-    draw_elements(values["frames_of_element"], folder / "elements.png")
-    drawn = [name for name in values["distributions"] if name not in _AROUND]
-    drawn += [f"{kind}_ratio" for kind in ("stress", "force") if values[f"{kind}_check"]["num_pairs"] >= MIN_PAIRS]
+    found = inspect_manifest(manifest)
+    durable.write_whole(folder / "inspection.json", json.dumps(asdict(found), indent=1) + "\n")
+    draw_elements(found.frames_of_element, folder / "elements.png")
+    drawn = [name for name in found.distributions if name not in _AROUND]
+    checks = {"stress_ratio": found.stress_check, "force_ratio": found.force_check}
+    drawn += [name for name, check in checks.items() if check.num_pairs >= MIN_PAIRS]
     for name in drawn:
         draw_distribution(manifest, name, folder / f"{name}.png")
     page = render_page(
         "data_report.html",
         figures={name: folder / f"{name}.png" for name in ("elements", *drawn)},
-        **values,
+        **asdict(found),
         share=_share,
         numeral=_numeral,
         factor=STRESS_FACTOR,
@@ -47,7 +56,7 @@ def write_data_report(manifest: Manifest, folder: Path) -> dict:
         min_pairs=MIN_PAIRS,
     )
     durable.write_whole(folder / "index.html", page)
-    return values
+    return found
 
 
 def _share(part: int, whole: int) -> str:

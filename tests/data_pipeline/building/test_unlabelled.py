@@ -10,7 +10,7 @@ from ase.build import bulk
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.merge import merge
-from data_pipeline.inspection import facts
+from data_pipeline.inspection import inspect_manifest
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
@@ -81,5 +81,5 @@ def test_merged_data_sets_without_labels_have_none(bare: Manifest, tmp_path: Pat
 
 
 def test_inspection_says_that_there_are_no_labels(bare: Manifest) -> None:
-    (warning,) = [text for text in facts(bare)["warnings"] if "labels" in text]
+    (warning,) = [text for text in inspect_manifest(bare).warnings if "labels" in text]
     assert warning.startswith("the frames were built without labels")

@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs, kB
 
-from data_pipeline.inspection import facts
+from data_pipeline.inspection import inspect_manifest
 from data_pipeline.sources import AseFiles, MlearnJson
 from data_pipeline.statistics.force_work import MAX_PAIRS, force_ratios
 from data_pipeline.statistics.histograms import BINS
@@ -63,7 +63,7 @@ def warned(provenance: Provenance) -> Callable[..., list[str]]:
         statistics = Statistics(cutoffs=(5.0,))
         statistics.add(frames, np.full((len(frames), 1), 12))
         split = Split(shards=(), statistics=statistics, index_sha256="")
-        found = facts(Manifest(provenance=provenance, splits={"train": split}, build_config={}))["warnings"]
+        found = inspect_manifest(Manifest(provenance=provenance, splits={"train": split}, build_config={})).warnings
         return [text for text in found if text.startswith("the forces contradict")]
 
     return check

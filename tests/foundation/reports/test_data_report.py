@@ -2,13 +2,13 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipeline.inspection import facts
+from data_pipeline.inspection import inspect_manifest
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, Provenance, Split
 from data_pipeline.structure import Structure
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manifest) -> 
 def test_page_numbers_and_figures_are_written(folder: Path, emt_manifest: Manifest) -> None:
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(["index.html", "inspection.json", *(f"{figure}.png" for figure in FIGURES)])
-    assert json.loads((folder / "inspection.json").read_text()) == facts(emt_manifest)
+    assert json.loads((folder / "inspection.json").read_text()) == asdict(inspect_manifest(emt_manifest))
     for figure in FIGURES:
         assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG\r\n")
 
@@ -41,7 +41,7 @@ def test_the_page_holds_the_numbers_and_the_provenance(folder: Path, emt_manifes
     provenance = emt_manifest.provenance
     for fact in (provenance.licence, provenance.level_of_theory, provenance.energy_convention, provenance.citation):
         assert f"<dd>{fact}</dd>" in page
-    for warning in facts(emt_manifest)["warnings"]:
+    for warning in inspect_manifest(emt_manifest).warnings:
         assert warning[1:] in page
 
 
