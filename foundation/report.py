@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from foundation.reports.run_report import write_run_report
+from foundation.reports.run_report import RunFacts, write_run_report
 from foundation.training.monitoring.metrics_file import write_csv
 
 
@@ -22,7 +21,7 @@ class ReportConfig:
             raise ValueError("several runs have no folder of their own for the report: say where it goes with --out")
 
 
-def report(config: ReportConfig) -> list[dict[str, Any]]:
+def report(config: ReportConfig) -> list[RunFacts]:
     """Write index.html, training.json and the figures, and every run's metrics.csv; return a run's facts for each.
 
     Raises:

@@ -363,8 +363,8 @@ def _validation_edges(datasets: Sequence[Dataset], cutoff: float) -> int:
     """Return the edges of all validation frames."""
     total = 0
     for manifest in (dataset.manifest for dataset in datasets):
-        if "val" in manifest.splits and manifest.splits["val"].shards:
-            number = manifest.splits["val"].statistics.cutoff_number(cutoff)
+        if "val" in manifest.splits and manifest.split("val").shards:
+            number = manifest.split("val").statistics.cutoff_number(cutoff)
             total += int(manifest.index("val").blocks.cost[:, number].sum())
     return total
 
@@ -381,6 +381,7 @@ def _print(config: PreflightConfig, report: Report) -> None:
             text.append(f"\n→ {check.advice}", style="italic")
         table.add_row(check.name, Text(check.verdict, style=COLORS[check.verdict]), text)
     tables.console.print(table)
-    counts = {verdict: sum(check.verdict == verdict for check in report.checks) for verdict in COLORS}
-    conclusion = "the run would fail" if report.failed() else "ready" if not counts["warn"] else "ready, with warnings"
-    tables.console.print(f"{conclusion}: {counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail")
+    verdicts = [check.verdict for check in report.checks]
+    ok, warn, fail = (verdicts.count(verdict) for verdict in ("ok", "warn", "fail"))
+    conclusion = "the run would fail" if report.failed() else "ready, with warnings" if warn else "ready"
+    tables.console.print(f"{conclusion}: {ok} ok, {warn} warn, {fail} fail")

@@ -31,7 +31,7 @@ from foundation.report import ReportConfig, curves_folder
 from foundation.reports.escape import printable
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
-from foundation.reports.run_report import remarks, summary_table
+from foundation.reports.run_report import RunFacts, remarks, summary_table
 from foundation.reports.tradeoff_record import Tradeoff
 
 LOG_WIDTH = 160
@@ -177,18 +177,18 @@ def evaluation_page(config: EvaluateConfig) -> None:
     console.print(f"report: {report_folder(config) / 'index.html'}")
 
 
-def training(config: ReportConfig, facts: list[dict]) -> None:
+def training(config: ReportConfig, facts: list[RunFacts]) -> None:
     """Print the numbers of runs, what deserves a look, and where the page is."""
     shown = Table(title="Training", title_justify="left")
     shown.add_column("")
     for values in facts:
-        shown.add_column(values["name"], justify="right")
+        shown.add_column(values.name, justify="right")
     for name, cells in summary_table(facts):
         shown.add_row(name, *cells)
     console.print(shown)
     for values in facts:
         for remark in remarks(values):
-            console.print(Text.assemble(("look at this: ", "bold yellow"), printable(f"{values['name']}: {remark}")))
+            console.print(Text.assemble(("look at this: ", "bold yellow"), printable(f"{values.name}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
 
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import itertools
+import re
 from pathlib import Path
 
 import jsonargparse
@@ -225,6 +226,54 @@ def test_a_file_that_is_written_by_hand_is_found(line: str) -> None:
 )
 def test_what_writes_no_file_by_hand_is_not_found(line: str) -> None:
     assert writers(ast.parse(f"def write():\n    {line}"), "module") == set()
+
+
+MOST_READS = 40
+"""Reads of a mapping by a constant name that are allowed in all: a record that crosses rooms has a class."""
+FORMATS = (
+    "data_pipeline/sources/",
+    "foundation/interop/",
+    "foundation/convert.py",
+    "data_pipeline/store/block.py",
+    "data_pipeline/store/lock.py",
+    "data_pipeline/store/manifest.py",
+    "foundation/evaluation/held_out.py",
+    "foundation/training/fault_tolerance/checkpoints.py",
+    "foundation/training/monitoring/metrics_file.py",
+)
+"""Rooms and files that read what others write, or both write and read a format of their own."""
+READERS = re.compile(r"_?(from|read|parse|load|describe)(_|$)|on_load_checkpoint$")
+"""Names of functions that turn the content of a file into objects."""
+NAMED_NUMBERS = {"arrays", "_arrays", "tensors", "sums", "_seen", "extras", "state", "group", "environ", "headers"}
+"""Names of mappings of arrays and tensors, of torch's state of an optimizer, of the environment, of HTTP's headers."""
+
+
+def reads_by_name(path: Path) -> list[str]:
+    """Return every `mapping["name"]`, `.get("name")` and `.pop("name")` of a file that a class should stand for."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    readers = (node for node in nodes if isinstance(node, ast.FunctionDef) and READERS.match(node.name))
+    inside = {id(each) for node in readers for each in ast.walk(node)}
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            base, key = node.value, node.slice
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute):
+            base, key = node.func.value, node.args[0] if node.func.attr in ("get", "pop") else None
+        else:
+            continue
+        if id(node) in inside or not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+            continue
+        name = ast.unparse(base).rpartition(".")[2]
+        # a type and a table of constants begin with a capital; a metric of the log has a slash
+        if name not in NAMED_NUMBERS and not name[0].isupper() and "/" not in key.value:
+            found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    return found
+
+
+def test_records_that_cross_rooms_have_classes_and_are_not_read_by_names() -> None:
+    outside = [path for path in SOURCES if not path.relative_to(REPOSITORY).as_posix().startswith(FORMATS)]
+    found = [read for path in outside for read in reads_by_name(path)]
+    assert len(found) <= MOST_READS, "\n".join(found)
 
 
 REACHES_INSIDE = ("foundation/training/lightning_internals.py", "launch/parser.py")

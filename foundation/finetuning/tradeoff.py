@@ -30,6 +30,7 @@ from foundation.evaluation.comparison import (
 )
 from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, Role, read
 from foundation.evaluation.quantities import QUANTITIES
+from foundation.provenance import RunRecord
 from foundation.reports.escape import markdown
 from foundation.reports.forgetting_report import curve_files, percent, shown_by_page
 from foundation.reports.page import render_page
@@ -45,6 +46,7 @@ from foundation.reports.tradeoff_record import (
 )
 from foundation.run_folder import read_record
 from foundation.training.monitoring.metrics_file import read_rows
+from foundation.untrusted import typed
 
 FOLDER = "forgetting"
 """Folder of the report in that of a run."""
@@ -75,6 +77,8 @@ class TunedRun:
     """Its configuration without what runs of one method may differ in."""
     seed: int
     """Its seed."""
+    steps: int | None
+    """Its number of optimizer steps."""
     before: Measurement
     """Of the start."""
     points: dict[float, Measurement]
@@ -99,7 +103,7 @@ def read_tuned_run(folder: Path) -> TunedRun:
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a fine-tuning")
     settings = read_record(folder)
-    seed = settings.get("fit", {}).get("seed", 0)
+    fit = typed(RunRecord, settings, "run.json").fit
     for *groups, name in IGNORED_WHEN_GROUPING:
         group = settings
         for each in groups:
@@ -110,7 +114,8 @@ def read_tuned_run(folder: Path) -> TunedRun:
     return TunedRun(
         folder=folder,
         settings=settings,
-        seed=seed,
+        seed=fit.seed,
+        steps=fit.steps,
         before=read(measured / BEFORE),
         points={alpha: read(path) for alpha, path in curve_files(measured).items()} | {1.0: read(measured / AFTER)},
         seconds_per_step=seconds_per_step(read_rows(folder / "logs")),
@@ -368,7 +373,7 @@ def _method(
         name=name,
         seeds=tuple(run.seed for run in runs),
         runs=tuple(str(run.folder) for run in runs),
-        steps=runs[0].settings.get("fit", {}).get("steps"),
+        steps=runs[0].steps,
         seconds_per_step=median(times) if times else None,
         points=tuple(
             MethodPoint(alpha=point.alpha, dominated_by=dominated_by[point.label], sets=_ranged(point))

@@ -5,7 +5,7 @@ It reads metrics.jsonl and needs neither the data nor the weights, so it can be 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from matplotlib.colors import Normalize
 
 from data_pipeline.store import durable
 from foundation.evaluation.quantities import QUANTITIES, followed
+from foundation.provenance import RunRecord
 from foundation.reports.curves import draw_figures
 from foundation.reports.page import render_page
 from foundation.reports.periodic_table import draw_periodic_table
-from foundation.run_folder import read_record
+from foundation.run_folder import RECORD, read_record
 from foundation.training.fault_tolerance.checkpoints import read_best
 from foundation.training.monitoring.metrics_file import START, read_rows
+from foundation.untrusted import typed
 
 AVERAGED = (
     "speed/atoms_per_second",
@@ -79,50 +81,81 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a pretrain")
-    num_steps, rows = read_record(folder)["fit"]["steps"], read_rows(folder / "logs")
+    record, rows = typed(RunRecord, read_record(folder), RECORD), read_rows(folder / "logs")
+    assert record.fit.steps is not None  # read_record() has looked
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (START, "train", "validation")}
     if not kinds["train"]:
         raise ValueError(f"{folder} has logged no step yet; the first comes after fit.log_every steps")
     return Run(
         name=folder.resolve().name,
         folder=folder,
-        num_steps=num_steps,
+        num_steps=record.fit.steps,
         starts=kinds[START],
         train=kinds["train"],
         validation=kinds["validation"],
     )
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-    """Return what a run was, as JSON: how far it got, what it saw and cost, how fast it was, its last errors."""
-    last = run.train[-1]
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run was: how far it got, what it saw and cost, how fast it was, its last errors."""
+
+    name: str
+    """Name in the report."""
+    folder: str
+    """The run folder."""
+    step: int
+    """Number of steps taken."""
+    num_steps: int
+    """Number of steps of the whole run."""
+    processes: int | None
+    """Number of processes of the last start."""
+    device: str | None
+    """Device of the last start."""
+    num_resumes: int
+    """Number of times that it went on from a checkpoint."""
+    means: dict[str, float]
+    """Means over the run by name of the metric."""
+    last: dict[str, Any]
+    """Last row of training by name of the metric."""
+    validation: dict[str, Any]
+    """Last validation by name of the metric."""
+    by_element: dict[str, dict[str, float]]
+    """Errors of the last validation by symbol of the element and name."""
+    best: dict[str, Any] | None
+    """Best checkpoint."""
+
+
+def facts_of(run: Run) -> RunFacts:
+    """Return what a run was."""
+    last, begun = run.train[-1], run.starts[-1] if run.starts else {}
     means = {}
     for name in AVERAGED:
         values = [row[name] for row in run.train if row.get(name) is not None]
         if values:
             means[name] = sum(values) / len(values)
-    validation = run.validation[-1] if run.validation else {}
-    return {
-        "name": run.name,
-        "folder": str(run.folder),
-        "step": last["step"],
-        "num_steps": run.num_steps,
-        "processes": run.starts[-1].get("processes") if run.starts else None,
-        "device": run.starts[-1].get("device") if run.starts else None,
-        "num_resumes": max(0, len(run.starts) - 1),
-        "means": means,
-        "last": {name: value for name, value in last.items() if "/" in name},
-        "validation": {name: value for name, value in validation.items() if name != "val/by_element"},
-        "by_element": validation.get("val/by_element", {}),
-        "best": read_best(run.folder / "checkpoints"),
-    }
+    validation = dict(run.validation[-1]) if run.validation else {}
+    return RunFacts(
+        name=run.name,
+        folder=str(run.folder),
+        step=last["step"],
+        num_steps=run.num_steps,
+        processes=begun.get("processes"),
+        device=begun.get("device"),
+        num_resumes=max(0, len(run.starts) - 1),
+        means=means,
+        last={name: value for name, value in last.items() if "/" in name},
+        by_element=validation.pop("val/by_element", {}),
+        validation=validation,
+        best=read_best(run.folder / "checkpoints"),
+    )
 
 
-def remarks(facts: dict[str, Any]) -> list[str]:
+def remarks(facts: RunFacts) -> list[str]:
     """Return what of a run deserves a look."""
-    last, means, found = facts["last"], facts["means"], []
-    if facts["step"] < facts["num_steps"]:
-        found.append(f"only {facts['step']:,} of {facts['num_steps']:,} steps have been taken so far")
+    last, means, found = facts.last, facts.means, []
+    if facts.step < facts.num_steps:
+        found.append(f"only {facts.step:,} of {facts.num_steps:,} steps have been taken so far")
     if last.get("train/skipped_steps"):
         rollbacks = last.get("train/rollbacks") or 0
         found.append(
@@ -145,7 +178,7 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+def write_run_report(folders: Sequence[Path], out: Path) -> list[RunFacts]:
     """Write index.html, training.json and the figures for one or several runs; return what is in the second.
 
     Raises:
@@ -155,11 +188,11 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
     runs = [read_run(folder) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)
     facts = [facts_of(run) for run in runs]
-    durable.write_whole(out / "training.json", json.dumps(facts, indent=1) + "\n")
+    durable.write_whole(out / "training.json", json.dumps([asdict(each) for each in facts], indent=1) + "\n")
     figures = draw_figures([(run.name, run.train, run.validation, run.starts) for run in runs], out)
     for number, values in enumerate(facts):
         factor = QUANTITIES["force_mae"].unit.factor
-        forces = {s: factor * e["force_mae"] for s, e in values["by_element"].items() if "force_mae" in e}
+        forces = {s: factor * e["force_mae"] for s, e in values.by_element.items() if "force_mae" in e}
         if forces:
             name = f"elements-{number + 1}" if len(facts) > 1 else "elements"
             norm = Normalize(0.0, max(forces.values()))
@@ -177,19 +210,19 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]
     return facts
 
 
-def summary_table(facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def summary_table(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """Return the table of one or several runs: names of rows, and for each a cell for every run."""
     rows = [
-        ("steps", [f"{values['step']:,} of {values['num_steps']:,}" for values in facts]),
-        ("processes", [f"{values['processes']} on {values['device']}" for values in facts]),
-        ("times resumed", [f"{values['num_resumes']}" for values in facts]),
+        ("steps", [f"{values.step:,} of {values.num_steps:,}" for values in facts]),
+        ("processes", [f"{values.processes} on {values.device}" for values in facts]),
+        ("times resumed", [f"{values.num_resumes}" for values in facts]),
     ]
     for title, group, name, factor, form in NUMBERS:
-        numbers = [values[group].get(name) for values in facts]
+        numbers = [getattr(values, group).get(name) for values in facts]
         rows.append((title, ["–" if number is None else f"{factor * number:{form}}" for number in numbers]))
     for word, group, kind in (("training", "last", "train"), ("validation", "validation", "val")):
         for key in followed():
-            each, numbers = QUANTITIES[key], [values[group].get(f"{kind}/{key}") for values in facts]
+            each, numbers = QUANTITIES[key], [getattr(values, group).get(f"{kind}/{key}") for values in facts]
             rows.append((f"{word} {each.title}, last", [each.text(number, 4) for number in numbers]))
-    best = [values["best"] for values in facts]
+    best = [values.best for values in facts]
     return [*rows, ("best validation at step", ["–" if found is None else f"{found['step']:,}" for found in best])]

@@ -19,12 +19,14 @@ Kind = TypeVar("Kind")
 
 def callbacks_of(trainer: lightning.Trainer, kind: type[Kind]) -> list[Kind]:
     """Return a trainer's callbacks of a kind; Lightning sets the attribute without declaring it."""
-    return [callback for callback in vars(trainer)["callbacks"] if isinstance(callback, kind)]
+    inside: Any = trainer
+    return [callback for callback in inside.callbacks if isinstance(callback, kind)]
 
 
 def datamodule_of(trainer: lightning.Trainer) -> Any:
     """Return the data of a trainer; Lightning sets the attribute without declaring it."""
-    return vars(trainer)["datamodule"]
+    inside: Any = trainer
+    return inside.datamodule
 
 
 def set_counted_batches(trainer: lightning.Trainer) -> None:

@@ -53,7 +53,8 @@ def run(config: Config) -> None:
     peak = 2 * 2048**3 / seconds["gemm"] / 1e9
     counted = operations(paths)
     rows = [Row(measure="matrix product, 2048 cubed, float32", value=peak, unit="GFLOP/s", command=COMMAND)]
-    for name, flops in counted.items():
+    for kernel, flops in counted._asdict().items():
+        name = kernel.replace("_", " ")
         rate = flops * batch.num_edges / seconds[name] / 1e9
         rows.append(
             Row(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.store.manifest import open_manifest
+from foundation.reports.evaluation_report import Evaluation
 from launch import tables as tables
 from launch.__main__ import main
 from launch.tables import sparkline
@@ -85,7 +86,8 @@ def test_a_sparkline_shows_every_place_that_is_not_empty() -> None:
 def test_a_name_is_shown_as_it_is_and_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     name = "[bold]a[/] [link=e] :smile: [/x] \x1b[2J"
     errors = {"energy_mae": 0.1, "composition_energy_mae": 0.2, "num_skipped": 0}
-    tables.errors({"split": name, "dataset": name, "errors": errors})
+    facts = dict.fromkeys(("dataset", "split", "manifest_fingerprint", "level_of_theory", "weights_sha256"), name)
+    tables.errors(Evaluation(**facts, errors=errors, by_element={}, worst_frames=[]))
     tables.potential(Path(name))
     out = printed(capsys)
     assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 4

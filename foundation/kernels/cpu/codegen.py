@@ -21,6 +21,7 @@ the same both ways, so any number of threads gives the same bits.
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 
@@ -285,15 +286,26 @@ def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
     return [*lines, *(f"gy[{entry.y + b}] = y{b};" for b in range(harmonics))]
 
 
-def operations(paths: TensorProductPaths) -> dict[str, int]:
+class Operations(NamedTuple):
+    """Floating-point operations per edge of each kernel."""
+
+    forward: int
+    """Of the forward kernel."""
+    backward: int
+    """Of the backward kernel."""
+    double_backward: int
+    """Of the double backward kernel."""
+
+
+def operations(paths: TensorProductPaths) -> Operations:
     """Return the floating-point operations per edge of each kernel, as written here (a pair's count for two edges)."""
-    count: dict[str, int] = {"forward": 0, "backward": 0, "double backward": 0}
+    forward = backward = double_backward = 0
     for entry in (entry for group in _entries(paths) for entry in group):
         channels, (inputs, _, outputs) = entry.channels, entry.degrees
         matrix, terms = len(entry.matrix), sum(len(values) for values in entry.couplings.values())
         vectors = -(-channels // 16)
-        count["forward"] += channels * (2 * matrix + (inputs if inputs <= outputs else 2 * outputs))
+        forward += channels * (2 * matrix + (inputs if inputs <= outputs else 2 * outputs))
         harmonic = 3 * matrix * channels // 2 + terms * 16 * vectors
-        count["backward"] += channels * (2 * matrix + 5 * inputs) + harmonic
-        count["double backward"] += channels * (2 * 4 * matrix + 4 * inputs + 11 * inputs) + harmonic
-    return count
+        backward += channels * (2 * matrix + 5 * inputs) + harmonic
+        double_backward += channels * (2 * 4 * matrix + 4 * inputs + 11 * inputs) + harmonic
+    return Operations(forward, backward, double_backward)

@@ -50,7 +50,7 @@ def training_cost(potential: Potential, *, tabulated: bool) -> StepCost | None:
     for module in modules:
         if isinstance(module, Convolution):
             count = operations(module.paths)
-            per_edge += count["forward"] + 2 * count["backward"] + count["double backward"]
+            per_edge += count.forward + 2 * count.backward + count.double_backward
         elif isinstance(module, RadialNetwork) and not tabulated:
             per_edge += PASSES * sum(weight.numel() for weight in module.weights)  # two operations, for two edges
         elif isinstance(module, Linear):

@@ -119,7 +119,7 @@ def test_a_new_quantity_is_one_entry(
     assert all(row.get("train/aluminium_rmse") or row.get("val/aluminium_rmse") for row in in_log)
     assert any("aluminium" in record.getMessage() for record in caplog.records)
     facts = report(ReportConfig(run=run))
-    assert facts[0]["validation"]["val/aluminium_rmse"] == in_log[-1]["val/aluminium_rmse"]
+    assert facts[0].validation["val/aluminium_rmse"] == in_log[-1]["val/aluminium_rmse"]
     assert "validation force RMSE of aluminium [meV/Å], last" in (run / "curves" / "index.html").read_text()
 
     values = evaluate(EvaluateConfig(model=run, data=emt_manifest.root))

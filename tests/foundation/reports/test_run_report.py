@@ -43,10 +43,10 @@ def a_run(folder: Path, *, steps: int = 200, **changes: float) -> Path:
 
 def test_the_facts_are_those_of_the_log(tmp_path: Path) -> None:
     facts = facts_of(read_run(a_run(tmp_path / "run")))
-    assert (facts["step"], facts["num_steps"], facts["num_resumes"], facts["processes"]) == (200, 200, 1, 2)
-    assert facts["last"]["seen/edges"] == 800_000.0
-    assert facts["means"]["speed/data_wait"] == pytest.approx(0.01)
-    assert facts["validation"]["val/force_mae"] == 0.01
+    assert (facts.step, facts.num_steps, facts.num_resumes, facts.processes) == (200, 200, 1, 2)
+    assert facts.last["seen/edges"] == 800_000.0
+    assert facts.means["speed/data_wait"] == pytest.approx(0.01)
+    assert facts.validation["val/force_mae"] == 0.01
     rows = dict(summary_table([facts]))
     assert rows["frames seen"] == ["3,200"]
     assert rows["waiting for data, mean [%]"] == ["1.0"]
@@ -101,7 +101,7 @@ def test_metrics_that_were_not_finite_leave_gaps(tmp_path: Path) -> None:
     file = MetricsFile(run / "logs", 200)
     file.append("train", 201, read_run(run).train[-1] | {"train/loss": float("nan"), "train/force_mae": float("nan")})
     (facts,) = write_run_report([run], tmp_path / "page")
-    assert facts["last"]["train/loss"] is None
+    assert facts.last["train/loss"] is None
     assert dict(summary_table([facts]))["training loss, last"] == ["–"]
 
 

@@ -22,7 +22,7 @@ def edges_times(kernel: str):
     def count(*shapes, out_shape=None, **kwargs) -> int:
         *_, edges, paths = shapes
         num_edges = edges[1][0]  # the shape of an EdgeIndex' senders
-        return operations(TensorProductPaths.named(paths))[kernel] * num_edges
+        return getattr(operations(TensorProductPaths.named(paths)), kernel) * num_edges
 
     return count
 
@@ -45,7 +45,7 @@ def test_the_count_is_what_torch_counts(model: EquivariantConfig, num_knots: int
     mapping = {
         operators.convolution: edges_times("forward"),
         operators.convolution_backward: edges_times("backward"),
-        operators.convolution_double_backward: edges_times("double backward"),
+        operators.convolution_double_backward: edges_times("double_backward"),
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         loss(LossConfig(), potential(batch), batch, label_counts(batch)).backward()
