@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What to evaluate on what."""
+    """Potential to evaluate, and data."""
 
     model: Path
     """Release folder or run folder."""
@@ -28,25 +28,25 @@ class EvaluateConfig:
     split: str = "test"
     """Split to predict."""
     out: Path | None = None
-    """Folder of the report; when absent, report/ in the run folder of the model. A model without a run needs it."""
+    """Folder of the report; None: report/ in the run folder of the model. Required for a model without a run."""
     edge_budget: int = 20000
-    """Directed edges of a batch; a larger structure is a batch of its own."""
+    """Number of directed edges of a batch; a larger structure is a batch of its own."""
     num_workers: int = 0
-    """Worker processes that read shards and build graphs; 0 does it in the main process."""
+    """Number of worker processes that read shards and build graphs; 0 uses the main process."""
     device: str = "cpu"
     """torch's name of the device."""
     theory: str | None = None
-    """Level of theory to predict, one of the potential's; when absent the one that the data set is described as, or the
-    only one there is."""
+    """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
+    potential's only one."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Predict a split, write evaluation.json, parity.png and index.html, and return what is in the first.
+    """Predict a split, write evaluation.json, parity.png and index.html, and return the content of the first.
 
     Raises:
         FileNotFoundError: no potential or no manifest there.
-        ValueError: no such split, no labels, none of its frames has only known elements, or it has to be said which of
-            several levels of theory to predict.
+        ValueError: no such split, no labels, no frame whose elements are all known, or one of several levels of theory
+            must be named.
     """
     model = find(_existing(config.model))
     out = report_folder(config)
@@ -80,18 +80,18 @@ def report_folder(config: EvaluateConfig) -> Path:
     """Return the folder of the report: as configured, or report/ in the run folder that the model belongs to.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: neither exists.
     """
     if config.out is not None:
         return config.out
     for run in (config.model, config.model.parent):
         if (run / "run.json").is_file():
             return run / "report"
-    raise ValueError(f"{config.model} belongs to no run: say where the report goes with --out")
+    raise ValueError(f"{config.model} does not belong to a run: name a folder for the report with --out")
 
 
 def _existing(model: Path) -> Path:
-    """Return the model's folder, or its run's when a release has not been exported yet."""
+    """Return the model's folder, or its run's if the release is not exported yet."""
     if not model.exists() and (model.parent / "run.json").is_file():
         log.warning("%s is not exported yet: evaluating the potential of its run, %s", model, model.parent)
         return model.parent

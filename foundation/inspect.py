@@ -1,4 +1,4 @@
-"""The contents of a data set, with checks of its labels, and the page that shows them."""
+"""Contents of a data set, with checks of its labels, and the page that shows them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class InspectConfig:
     data: Path
     """Manifest, or its folder."""
     verify: bool = False
-    """Compare every file with its checksum as well."""
+    """Whether to compare every file with its checksum as well."""
     out: Path | None = None
     """Folder for a page with figures: index.html, inspection.json and the figures as PNG; None writes no page."""
 
@@ -24,7 +24,7 @@ def inspect(config: InspectConfig) -> tuple[Manifest, Inspection]:
     """Return a data set and its facts, and write the page if asked.
 
     Raises:
-        FileNotFoundError: there is no manifest, or a file is missing.
+        FileNotFoundError: the manifest or a file is missing.
         ValueError: with verify, a file differs from its checksum.
     """
     opened = open_manifest(config.data)

@@ -1,7 +1,7 @@
-"""Origin of a potential: what of the provenance in its config.json, and of the record of its run, is read again.
+"""Origin of a potential: the parts of config.json's provenance and of the run's record that are read again.
 
-Both are written by every version of the program and say more than is read: other entries are for people and passed
-over, and an entry that an older version did not write has a default.
+Every version of the program writes both, with more than is read: other entries are for people and ignored, and entries
+missing in older versions have defaults.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ def names_of(datasets: tuple[Facts, ...]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class MovedReference:
-    """Reference energy of an element that was estimated again."""
+    """Refitted reference energy of an element."""
 
     before: float
     """Reference before [eV]."""
@@ -46,7 +46,7 @@ class Residuals:
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyErrors:
-    """Errors of energies before and after references were estimated again."""
+    """Errors of energies before and after references were refitted."""
 
     before: Residuals
     """Errors with the old references."""
@@ -56,10 +56,10 @@ class EnergyErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class MovedReferences:
-    """Reference energies at a level of theory that were estimated again."""
+    """Refitted reference energies at a level of theory."""
 
     num_structures: int
-    """Number of structures that they were estimated from."""
+    """Number of structures of the fit."""
     elements: dict[str, MovedReference]
     """References by symbol of the element."""
     energy_error: EnergyErrors
@@ -68,30 +68,30 @@ class MovedReferences:
 
 @dataclass(frozen=True, kw_only=True)
 class StartChanges(OpenRecord):
-    """What was done to the start of a fine-tuning before the first step."""
+    """Changes of the start of a fine-tuning before the first step."""
 
     new_elements: dict[str, str] = field(default_factory=dict)
-    """Elements that were added, and the element that each begins as."""
+    """Added elements, and the element that each is copied from."""
     new_theories: tuple[str, ...] = ()
     """Levels of theory that were added."""
     same_energies: bool = True
-    """Whether what the start predicts at its levels of theory stays."""
+    """Whether the start's predictions at its levels of theory are kept."""
     references_of_new_elements: dict[str, MovedReferences] | None = None
     """Reference energies of the new elements by level of theory; None without new elements."""
     references: dict[str, MovedReferences] | None = None
-    """Reference energies that were estimated again by level of theory; None where they were kept."""
+    """Refitted reference energies by level of theory; None if they were kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartFacts(OpenRecord):
-    """The weights that a training began with."""
+    """Weights that a training started from."""
 
     folder: str = ""
     """Folder of the potential."""
     name: str = ""
     """Name in its card."""
     method: str | None = None
-    """How it was made."""
+    """Method by which it was made."""
     weights_sha256: str = ""
     """Checksum of its weights."""
     datasets: tuple[Facts, ...] = ()
@@ -100,7 +100,7 @@ class StartFacts(OpenRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsalFacts(OpenRecord):
-    """Data of the pretraining that a fine-tuning went on training on."""
+    """Rehearsed data of the pretraining."""
 
     datasets: tuple[Facts, ...] = ()
     """The data sets."""
@@ -108,7 +108,7 @@ class RehearsalFacts(OpenRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class FisherData(OpenRecord):
-    """Data that a Fisher was computed on."""
+    """Data on which a Fisher was computed."""
 
     name: str
     """Name of the data set."""
@@ -121,9 +121,9 @@ class FisherFacts(OpenRecord):
     """The Fisher of a penalty."""
 
     data: tuple[FisherData, ...]
-    """Data that it was computed on."""
+    """Data on which it was computed."""
     num_structures: int
-    """Number of structures that it is the mean over."""
+    """Number of structures in the mean."""
     num_above_threshold: int
     """Number of structures left out for their loss."""
     loss_threshold: float | None
@@ -136,10 +136,10 @@ class FisherFacts(OpenRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolated(OpenRecord):
-    """Place of a potential between the start and the result of a fine-tuning."""
+    """Position of a potential between the start and the result of a fine-tuning."""
 
     alpha: float
-    """Part of the way from the start to the result."""
+    """Fraction of the way from the start to the result."""
     weights_sha256: str
     """Checksum of the result's weights."""
 
@@ -151,7 +151,7 @@ class DataRecord(OpenRecord):
     path: str
     """Manifest, or its folder."""
     split: str | None = None
-    """Split of it, where one is named."""
+    """Split of it, if named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,17 +177,17 @@ class RehearsalRecord(OpenRecord):
     weight: float
     """Factor of the loss."""
     mode: str
-    """How target and rehearsal take turns."""
+    """Order of steps on target and rehearsal."""
     labels: str = "data"
     """Labels: `data` for their own, `start` for the start's predictions."""
     loss: dict[str, Any] | None = None
-    """Loss of its own."""
+    """Separate loss, or None."""
     elements: tuple[str, ...] = ()
-    """Symbols of elements, one of which a structure has to have."""
+    """Symbols of elements, one of which a structure must contain."""
     fraction: float = 1.0
     """Fraction of the structures."""
     method: str = "random"
-    """How they were chosen."""
+    """Method of choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +233,11 @@ class PenaltyRecord(OpenRecord):
     weight: float
     """Factor lambda."""
     power: float = 1.0
-    """Power that the Fisher was taken to."""
+    """Exponent of the Fisher."""
     normalization: str = "none"
-    """What the Fisher was divided by."""
+    """Divisor of the Fisher."""
     damping: float = 0.0
-    """Share of its mean that was added to the Fisher."""
+    """Fraction of its mean that was added to the Fisher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ class AdapterRecord(OpenRecord):
     alpha: float
     """Scale of each adapter."""
     patterns: tuple[str, ...]
-    """Patterns that chose the weights."""
+    """Patterns of the adapted weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +263,7 @@ class FinetuneRecord(RunRecord):
     penalty: PenaltyRecord | None = None
     """Penalty on leaving the start."""
     freeze: tuple[str, ...] = ()
-    """Patterns of parameters that stayed as they were."""
+    """Patterns of frozen parameters."""
     adapters: AdapterRecord | None = None
     """Low-rank adapters."""
 
@@ -273,21 +273,21 @@ class Provenance(StartChanges):
     """Origin of a potential."""
 
     method: str = ""
-    """How it was made."""
+    """Method by which it was made."""
     datasets: tuple[Facts, ...] = ()
-    """Data that it was trained on."""
+    """Training data."""
     num_parameters: int | None = None
     """Number of parameters."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Version of each package that took part."""
+    """Version of each relevant package."""
     hardware: str = ""
-    """Machine that it was made on."""
+    """Machine on which it was made."""
     wall_time_s: float | None = None
     """Duration of the run [s]."""
     config: dict[str, Any] = field(default_factory=dict)
     """Configuration of the run, resolved."""
     start: StartFacts = StartFacts()
-    """Weights that a run began with."""
+    """Weights that the run started from."""
     rehearsal: RehearsalFacts | None = None
     """Rehearsed data of a fine-tuning."""
     fisher: FisherFacts | None = None
@@ -295,7 +295,7 @@ class Provenance(StartChanges):
     num_trained: int | None = None
     """Number of weights that a fine-tuning trained."""
     interpolated: Interpolated | None = None
-    """Place between the start and the result of a fine-tuning; None at the result."""
+    """Position between the start and the result of a fine-tuning; None at the result."""
 
     def __post_init__(self) -> None:
         _ = self.card

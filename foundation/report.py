@@ -1,4 +1,4 @@
-"""The report of training: one run folder, or several, become a page of curves."""
+"""Report of training: a page of curves from one or several run folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +9,23 @@ from foundation.training.monitoring.metrics_file import write_csv
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Which runs to draw; while one goes on, its report is of what it has logged so far."""
+    """Runs to draw; the report of an unfinished run shows its log so far."""
 
     run: Path | tuple[Path, ...]
-    """Run folder, or several to lay over each other; also without the option: `foundation report FOLDER`."""
+    """Run folder, or several to overlay; also without the option: `foundation report FOLDER`."""
     out: Path | None = None
-    """Folder of the page; curves/ in the run folder when absent. For several runs it has to be given."""
+    """Folder of the page; None: curves/ in the run folder. Required for several runs."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.run, Path) and len(self.run) != 1 and self.out is None:
-            raise ValueError("several runs have no folder of their own for the report: say where it goes with --out")
+            raise ValueError("several runs have no common folder for the report: name one with --out")
 
 
 def report(config: ReportConfig) -> list[RunFacts]:
-    """Write index.html, training.json and the figures, and every run's metrics.csv; return a run's facts for each.
+    """Write index.html, training.json, the figures and every run's metrics.csv; return the facts of each run.
 
     Raises:
-        FileNotFoundError: a folder is no run's.
+        FileNotFoundError: a folder is not a run folder.
         ValueError: a run has logged nothing yet.
     """
     runs = (config.run,) if isinstance(config.run, Path) else config.run

@@ -1,1 +1,1 @@
-"""Errors of a potential on a data set, and the report of them."""
+"""Evaluation: errors of a potential on data sets."""

@@ -1,10 +1,10 @@
-"""Quantities of held-out frames, their changes between two potentials, and how sure those are: a paired bootstrap.
+"""Quantities of held-out frames, their changes between two potentials, and intervals by a paired bootstrap.
 
-A resample draws as many frames as a set has, with replacement. The draws depend on the seed and the number of frames
-only, so that two potentials, before and after or of two runs, are compared on the same frames in every resample: what
-is hard for both cancels in their difference (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 13). Frames
-are drawn one by one, those of molecular dynamics too; neighbours in time resemble each other, which makes the
-intervals of such sets narrower than the truth. A resample costs one product of a matrix of counts with the sums.
+A resample draws as many frames as a set has, with replacement. The draws depend only on the seed and the number of
+frames, so that two potentials (before and after, or of two runs) are compared on the same frames in every resample:
+common difficulties cancel in their difference (Efron & Tibshirani, An Introduction to the Bootstrap, chapter 13).
+Frames are drawn one by one, also from molecular dynamics; neighbours in time resemble each other, which makes the
+intervals of such sets too narrow. A resample costs one product of a matrix of counts with the sums.
 """
 
 import math
@@ -19,11 +19,11 @@ from foundation.evaluation.held_out import Measurement
 from foundation.evaluation.quantities import QUANTITIES, labelled_frames, weighted
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
-"""Resamples of the bootstrap, seed of its draws, and probability of the intervals."""
+"""Number of bootstrap resamples, seed of the draws, and probability of the intervals."""
 MIN_FRAMES = 5
-"""Frames below which no interval is given: it would say that what was drawn again and again is certain."""
+"""Number of frames below which no interval is given: repeated draws of few frames would appear certain."""
 CHUNK = 2**21
-"""Counts of frames held at once, in numbers."""
+"""Number of counts held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +62,18 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistic:
-    """A number with what it is in every resample."""
+    """A statistic and its bootstrap samples."""
 
     value: float
-    """The number on all frames."""
+    """Value on all frames."""
     samples: Float64[np.ndarray, " resamples"]
-    """The same number on the frames of every resample; NaN where these have no labels for it."""
+    """Value on the frames of every resample; NaN if these have no labels for it."""
     num_frames: int
-    """Frames that have labels for it."""
+    """Number of frames that have labels for it."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The middle LEVEL of the resamples; None where there are fewer than MIN_FRAMES frames."""
+        """The middle LEVEL of the resamples; None with fewer than MIN_FRAMES frames."""
         finite = self.samples[np.isfinite(self.samples)]
         if self.num_frames < MIN_FRAMES or not len(finite):
             return None
@@ -89,11 +89,11 @@ class Statistic:
 
 
 Bootstrap = dict[str, Statistic]
-"""Quantities of a set by name: those that it has labels for, and, if wanted, force_mae/SYMBOL of each element."""
+"""Quantities of a set with labels, by name, and, if requested, force_mae/SYMBOL of each element."""
 
 
 def bootstrap(errors: FrameErrors, *, elements: bool = True) -> Bootstrap:
-    """Return the quantities of a set of frames, with those of its elements if wanted."""
+    """Return the quantities of a set of frames, by default with those of its elements."""
     count = len(errors.ids)
     value = weighted(errors, np.ones((1, count)), elements=elements)
     rows = max(1, CHUNK // count)
@@ -115,7 +115,7 @@ def bootstrap(errors: FrameErrors, *, elements: bool = True) -> Bootstrap:
 
 
 def change(before: Bootstrap, after: Bootstrap) -> Bootstrap:
-    """Return how much quantities change: errors relative to what they were, all others by the difference.
+    """Return the changes of quantities: relative to `before` for errors, the difference for others.
 
     A relative change of a retained set above zero is forgetting; of a target below zero, it is adaptation.
     """
@@ -131,14 +131,14 @@ def _is_error(name: str) -> bool:
 
 
 def difference(first: Statistic, second: Statistic) -> Statistic:
-    """Return second less first, both of the same frames: its interval says whether two runs differ."""
+    """Return second minus first, both of the same frames; its interval tells whether two runs differ."""
     return _combined(first, second, _difference)
 
 
 def mean_over_seeds(runs: Sequence[Statistic]) -> Statistic:
     """Return the mean over runs that differ in their seed; every resample draws seeds as well as frames.
 
-    The draws of seeds depend on their number only: methods of as many seeds are compared with the same ones of both.
+    The draws of seeds depend only on their number, so that methods with as many seeds are compared on the same draws.
     """
     draws = np.random.default_rng(SEED).integers(len(runs), size=(RESAMPLES, len(runs)))
     samples = np.stack([run.samples for run in runs])
@@ -150,15 +150,15 @@ def mean_over_seeds(runs: Sequence[Statistic]) -> Statistic:
 
 
 def check_pair(before: Measurement, after: Measurement, what: str) -> None:
-    """Refuse to compare measurements of other sets or other frames.
+    """Check that two measurements are of the same sets and frames.
 
     Args:
         before: Measurement of the start.
         after: Measurement to compare with it.
-        what: What the second is of, for the message.
+        what: Description of the second, for the message.
 
     Raises:
-        ValueError: the sets differ; the message says which.
+        ValueError: the sets differ; the message names them.
     """
     if before.sets.keys() != after.sets.keys():
         differ = ", ".join(sorted(before.sets.keys() ^ after.sets.keys()))
@@ -172,7 +172,7 @@ def check_pair(before: Measurement, after: Measurement, what: str) -> None:
         ):
             raise ValueError(f"{what} cannot be compared: the held-out set {name!r} has other frames or another role")
         if (ours.fingerprint, ours.split) != (theirs.fingerprint, theirs.split):
-            raise ValueError(f"{what} cannot be compared: the held-out set {name!r} is of other data")
+            raise ValueError(f"{what} cannot be compared: the held-out set {name!r} comes from other data")
 
 
 def _combined(

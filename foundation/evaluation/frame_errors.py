@@ -1,8 +1,8 @@
-"""Errors of predictions as sums over atoms and frames: each is computed here, and added up by whoever needs it.
+"""Errors of predictions as sums over atoms and frames, computed here and added up by the callers.
 
 A validation adds them up over batches and processes, a report over the frames of a split, a bootstrap over the frames
-of each resample. Missing labels are multiplied out rather than left out: a selection would make an accelerator wait
-for the number of its rows.
+of each resample. Missing labels are multiplied by zero rather than left out: a selection would make an accelerator wait
+for its number of rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,34 +22,34 @@ from foundation.potential import Prediction
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledPrediction:
-    """Predictions beside the labels of the same frames."""
+    """Predictions and labels of the same frames."""
 
     num_atoms: Int[Tensor, " frames"]
-    """Atoms of each frame."""
+    """Number of atoms of each frame."""
     energy_error: Float64[Tensor, " frames"]
     """Prediction minus label, per atom [eV]."""
     composition_error: Float64[Tensor, " frames"] | None
-    """The same for the sum of the potential's reference energies [eV]; None in training, where nobody asks."""
+    """The same for the sum of the potential's reference energies [eV]; None in training, where it is not needed."""
     numbers: Int[Tensor, " atoms"]
     """Atomic numbers."""
     frame_of_atom: Int[Tensor, " atoms"]
-    """Place of each atom's frame."""
+    """Index of each atom's frame."""
     has_forces: Bool[Tensor, " atoms"]
     """Atoms with a labelled force."""
     forces: Float[Tensor, "atoms 3"]
-    """Labels [eV/Å], any number without one."""
+    """Labels [eV/Å]; arbitrary where missing."""
     predicted_forces: Float[Tensor, "atoms 3"]
     """Predictions [eV/Å]."""
     has_stress: Bool[Tensor, " frames"]
     """Frames with a labelled stress."""
     stress: Float[Tensor, "frames 3 3"]
-    """Labels [eV/Å³], any number without one."""
+    """Labels [eV/Å³]; arbitrary where missing."""
     predicted_stress: Float[Tensor, "frames 3 3"]
     """Predictions [eV/Å³]."""
 
     @classmethod
     def of_batch(cls, prediction: Prediction, batch: GraphBatch) -> "LabelledPrediction":
-        """Return the predictions for a batch beside its labels, without their gradients."""
+        """Return predictions and labels of a batch, without gradients."""
         return cls(
             num_atoms=batch.num_atoms,
             energy_error=(prediction.energy.detach() - batch.energy) / batch.num_atoms,
@@ -71,7 +71,7 @@ class LabelledPrediction:
 
     @cached_property
     def labelled_forces(self) -> Float64[Tensor, "atoms 3"]:
-        """Labels [eV/Å]; zero without one."""
+        """Labels [eV/Å]; zero where missing."""
         return torch.where(self.has_forces[:, None], self.forces, 0.0).double()
 
     @cached_property
@@ -81,34 +81,34 @@ class LabelledPrediction:
 
     @cached_property
     def labelled_stress(self) -> Float64[Tensor, "frames 3 3"]:
-        """Labels [eV/Å³]; zero without one."""
+        """Labels [eV/Å³]; zero where missing."""
         return torch.where(self.has_stress[:, None, None], self.stress, 0.0).double()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """A number of every atom or every frame that is added up, such as an absolute error or a count of labels."""
+    """A summand per atom or per frame, such as an absolute error or a count of labels."""
 
     name: str
-    """Name of its sums, also in the files of measurements."""
+    """Name of its sums, also in measurement files."""
     per: Literal["atom", "frame"]
-    """Rows that it has a number for."""
+    """Kind of the rows."""
     of: Callable[[LabelledPrediction], Float64[Tensor, " rows"]]
-    """Its numbers; zero without a label."""
+    """Values of the rows; zero without a label."""
 
 
 def unique(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """Return each term once, in the order of their first places."""
+    """Return each term once, in the order of first occurrence."""
     return tuple({term.name: term for term in terms}.values())
 
 
 def totals(terms: Sequence[Term], labelled: LabelledPrediction) -> Float64[Tensor, " terms"]:
-    """Return the sum of each term over everything."""
+    """Return the sum of each term over all rows."""
     return torch.stack([term.of(labelled).sum() for term in terms])
 
 
 def totals_of_elements(terms: Sequence[Term], labelled: LabelledPrediction) -> Float64[Tensor, "elements terms"]:
-    """Return the sums by atomic number: of atoms' terms over its atoms, of frames' terms over frames that hold it."""
+    """Return the sums by atomic number: atom terms over its atoms, frame terms over frames that contain it."""
     rows = MAX_ATOMIC_NUMBER + 1
     holds = labelled.energy_error.new_zeros(len(labelled.num_atoms), rows)
     holds[labelled.frame_of_atom, labelled.numbers] = 1.0
@@ -124,30 +124,30 @@ def totals_of_elements(terms: Sequence[Term], labelled: LabelledPrediction) -> F
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameErrors:
-    """Sums of errors by frame: all that statistics, intervals and comparisons of a set of frames are computed from."""
+    """Sums of errors by frame, from which statistics, intervals and comparisons of a set of frames are computed."""
 
     ids: tuple[str, ...]
     """Names of the frames."""
     num_atoms: Float64[np.ndarray, " frames"]
-    """Atoms of each frame."""
+    """Number of atoms of each frame."""
     elements: tuple[str, ...]
-    """Symbols of the elements that have forces, in order of atomic number."""
+    """Symbols of the elements with forces, in order of atomic number."""
     sums: dict[str, Float64[np.ndarray, " frames"]]
     """Sum of each term in each frame, by the term's name."""
     of_elements: dict[str, Float64[np.ndarray, "frames elements"]]
-    """The same over the atoms of each element."""
+    """Sum of each term over each element's atoms in each frame."""
 
 
 def frame_errors(
     labelled: LabelledPrediction, ids: tuple[str, ...], terms: Sequence[Term], of_elements: Sequence[Term]
 ) -> FrameErrors:
-    """Return the sums of terms by frame, and of some also by frame and element, frames in order of their names.
+    """Return the sums of terms by frame, and of some also by element, with frames in order of their names.
 
     Raises:
-        ValueError: a term by element is one of frames.
+        ValueError: a term by element is per frame.
     """
     if wrong := [term.name for term in of_elements if term.per == "frame"]:
-        raise ValueError(f"{', '.join(wrong)}: a term of frames has no part in each element")
+        raise ValueError(f"{', '.join(wrong)}: a term per frame has no sums by element")
     order = np.argsort(np.array(ids), kind="stable")
     known, column = torch.unique(labelled.numbers, return_inverse=True)
     size = len(ids), len(known)

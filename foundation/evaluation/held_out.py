@@ -1,9 +1,9 @@
 """Errors of a potential on held-out sets, frame by frame, and the files that keep them.
 
-A measurement keeps sums for each frame instead of the means of each set: every quantity, its interval, and the
-comparison with any other potential are computed from these later (foundation/evaluation/comparison.py) without the
-data or the weights. It costs one prediction of every held-out frame, and on disk 8 bytes a frame for each term of
-QUANTITIES and 16 for each element.
+A measurement holds sums for each frame instead of means of each set: every quantity, its interval, and the comparison
+with any other potential are computed from these later (foundation/evaluation/comparison.py) without data or weights. It
+costs one prediction of every held-out frame, and on disk 8 bytes per frame for each term of QUANTITIES and 16 for each
+element.
 """
 
 import json
@@ -28,12 +28,12 @@ from foundation.potential import Potential
 from foundation.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 
 Role = Literal["target", "retained", "transfer"]
-"""Purpose of a set: adapted to, known before and to stay known, or neither."""
+"""Role of a set: learned in the fine-tuning (target), known before and to be kept (retained), or neither (transfer)."""
 ROLES: tuple[Role, ...] = ("target", "retained", "transfer")
 """The roles, in the order of a report."""
 
 BEFORE, AFTER = "before.safetensors", "after.safetensors"
-"""Files of the measurements of the start and of the result in the folder of a report."""
+"""Files with the measurements of the start and of the result in the folder of a report."""
 SCHEMA_VERSION = 2
 
 
@@ -44,7 +44,7 @@ class HeldOut:
     name: str
     """Name in reports."""
     role: Role
-    """Part that it plays in a comparison."""
+    """Role in a comparison."""
     dataset: Dataset
     """Data set, split and number of the level of theory to predict."""
 
@@ -56,22 +56,22 @@ class SetErrors:
     name: str
     """Name of the set in reports."""
     role: Role
-    """Part that it plays in a comparison."""
+    """Role in a comparison."""
     split: str
     """Split of the data set."""
     fingerprint: str
     """Fingerprint of the data set's manifest."""
     theory: str
-    """Level of theory that was predicted."""
+    """Level of theory of the predictions."""
     num_skipped: int
-    """Frames left out because the potential does not know an element."""
+    """Number of frames left out because the potential does not know an element."""
     errors: FrameErrors
     """Sums by frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SetFacts:
-    """The facts of a set in the header of a file."""
+    """Facts of a set in the header of a file."""
 
     name: str
     role: Role
@@ -84,7 +84,7 @@ class _SetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """The facts in the header of a file."""
+    """Facts in the header of a file."""
 
     schema_version: int
     weights_sha256: str
@@ -102,7 +102,7 @@ OLD_TERMS = (
     "stress_sum",
     "stress_count",
 )
-"""Terms in files of schema 1, which does not name them."""
+"""Terms of files of schema 1, which does not name them."""
 OLD_ELEMENT_ARRAYS = {"force_sum": "element_sum", "force_count": "element_count"}
 """Names of the arrays of terms by element in files of schema 1."""
 
@@ -112,13 +112,13 @@ class Measurement:
     """Errors of one potential on all held-out sets."""
 
     weights_sha256: str
-    """Checksum of the potential's weights, the one in its config.json."""
+    """Checksum of the potential's weights, as in its config.json."""
     sets: dict[str, SetErrors]
     """Errors on each set, by its name."""
 
 
 def measure(potential: Potential, held_out: Sequence[HeldOut], *, edge_budget: int) -> Measurement:
-    """Predict every frame of the held-out sets once; frames with an element that is unknown are left out and counted.
+    """Predict every frame of the held-out sets once; frames with unknown elements are left out and counted.
 
     Raises:
         ValueError: a set has no frame whose elements are all known to the potential.
@@ -177,11 +177,11 @@ def save(measurement: Measurement, path: Path) -> None:
 
 
 def read(path: Path) -> Measurement:
-    """Return the measurement of a file; see load() for whether it is of a certain potential and certain sets.
+    """Return the measurement of a file; load() also checks its potential and sets.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CorruptFile: it is no measurement, or was written by a newer version of the program.
+        FileNotFoundError: no such file.
+        CorruptFile: it is not a measurement, or was written by a newer version of the program.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no measurement there; a fine-tuning writes it into forgetting/ when it ends")
@@ -209,7 +209,7 @@ def _element_array(facts: _Facts, term: str) -> str:
 
 
 def _expected(facts: _Facts, layout: Layout) -> Layout:
-    """Return type and shape of the arrays of a file: as many rows as the names of the frames will have to be."""
+    """Return type and shape of the arrays of a file; their rows give the expected number of names."""
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for number, row in enumerate(facts.sets):
         (frames, *_), (length, *_) = (
@@ -244,11 +244,11 @@ def _set_errors(number: int, facts: _Facts, arrays: Mapping[str, np.ndarray]) ->
 
 
 def load(path: Path, potential: Potential, held_out: Sequence[HeldOut]) -> Measurement:
-    """Return the measurement of a file, if it is of a potential and has the sets.
+    """Return the measurement of a file, if it belongs to a potential and contains the sets.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of other weights, or lacks a set, or has it from other data; the message says which.
+        FileNotFoundError: no such file.
+        ValueError: it belongs to other weights, lacks a set, or has it from other data; the message says which.
     """
     measured = read(path)
     ours = weights_sha256(potential)
@@ -257,7 +257,7 @@ def load(path: Path, potential: Potential, held_out: Sequence[HeldOut]) -> Measu
             f"{path} was measured of the weights {measured.weights_sha256[:12]}… and not of the start's, "
             f"{ours[:12]}…: leave forgetting.before out"
         )
-    advice = "name the sets as there, or let the start be measured again (without this file or forgetting.before)"
+    advice = "name the sets as there, or measure the start again (without this file or forgetting.before)"
     for item in held_out:
         expected = {
             "split": item.dataset.split,

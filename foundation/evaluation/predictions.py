@@ -1,4 +1,4 @@
-"""Predictions for every frame of a split, beside the labels and those of a predictor that knows only compositions."""
+"""Predictions for every frame of a split, with labels and predictions from compositions alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Predictions:
     ids: tuple[str, ...]
     """Names of the frames."""
     num_atoms: Int[np.ndarray, " frames"]
-    """Atoms of each frame."""
+    """Number of atoms of each frame."""
     numbers: Int[np.ndarray, " atoms"]
     """Atomic numbers of the atoms with forces."""
     energy: Float64[np.ndarray, "frames 3"]
@@ -33,14 +33,14 @@ class Predictions:
     stress: Float64[np.ndarray, "stressed 2 3 3"]
     """Stress [eV/Å³]: label, prediction."""
     has_forces: Bool[np.ndarray, " frames"]
-    """Frames with forces; their atoms follow each other in `numbers` and `forces`."""
+    """Frames with forces; their atoms are consecutive in `numbers` and `forces`."""
     has_stress: Bool[np.ndarray, " frames"]
     """Frames with a stress."""
     num_skipped: int
-    """Frames left out because the potential does not know an element."""
+    """Number of frames left out because the potential does not know an element."""
 
     def errors(self) -> FrameErrors:
-        """Return the sums of errors by frame that QUANTITIES and their trivial predictors need."""
+        """Return the sums of errors by frame for QUANTITIES and their trivial predictors."""
         frames = np.repeat(np.arange(len(self.ids)), self.num_atoms * self.has_forces)
         stress = np.zeros((len(self.ids), *self.stress.shape[1:]))
         stress[self.has_stress] = self.stress
@@ -96,7 +96,7 @@ def predict(
     finally:
         potential.train(was_training)
     if not ids:
-        raise ValueError(f"{manifest.root}: split {split!r} has no frames of the potential's elements")
+        raise ValueError(f"{manifest.root}: split {split!r} has no frame whose elements are all known to the potential")
     arrays = {name: np.concatenate(values) for name, values in rows.items()}
     return Predictions(
         ids=tuple(ids),
@@ -112,7 +112,7 @@ def predict(
 
 
 def _predict(potential: Potential, batch: GraphBatch) -> dict[str, Tensor]:
-    """Return labels beside predictions for one batch."""
+    """Return labels and predictions for one batch."""
     batch = batch.to(potential.device)
     prediction = potential(batch)
     labelled = batch.has_forces[batch.graph_of_atom]

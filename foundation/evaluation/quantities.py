@@ -1,7 +1,7 @@
-"""The quantities by which potentials are judged: each has its name, unit, digits and formula here and nowhere else.
+"""The quantities by which potentials are judged: name, unit, digits and formula of each are defined only here.
 
-The log of a training, evaluations, comparisons, model cards and tables go through QUANTITIES: one more entry is in all
-of them. Numbers are kept in eV, eV/Å and eV/Å³, also in files, and shown in the unit of the quantity.
+The training log, evaluations, comparisons, model cards and tables iterate over QUANTITIES: a new entry appears in all
+of them. Numbers are stored in eV, eV/Å and eV/Å³, also in files, and shown in the unit of the quantity.
 """
 
 import math
@@ -18,7 +18,7 @@ from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A unit that numbers are shown in."""
+    """A unit in which numbers are shown."""
 
     name: str
     """Its symbol."""
@@ -29,7 +29,7 @@ class Unit:
 MILLI_EV_PER_ATOM = Unit(name="meV/atom", factor=1e3)
 MILLI_EV_PER_ANGSTROM = Unit(name="meV/Å", factor=1e3)
 GPA = Unit(name="GPa", factor=160.2176634)
-"""Stress [eV/Å³] as people read it."""
+"""Unit in which stress [eV/Å³] is shown."""
 NUMBER = Unit(name="")
 LABEL_UNITS = {"energy": Unit(name="eV/atom"), "force": Unit(name="eV/Å"), "stress": GPA}
 """Units in which labels, unlike their errors, are shown."""
@@ -41,17 +41,17 @@ Totals = TypeVar("Totals", float, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A sum over a sum, such as of absolute errors over their number; or the root of that."""
+    """Ratio of two sums, such as of absolute errors over their number, or its square root."""
 
     top: Term
     """Dividend."""
     bottom: Term
-    """Divisor; where it is zero there are no labels."""
+    """Divisor; zero means no labels."""
     root: bool = False
     """Take the square root."""
 
     def of(self, totals: Mapping[str, Totals]) -> Totals:
-        """Return the ratio of the totals of a set of frames, which go by the names of the terms."""
+        """Return the ratio from the totals of a set of frames, by name of the term."""
         power: Any = 0.5 if self.root else 1.0
         return (totals[self.top.name] / totals[self.bottom.name]) ** power
 
@@ -63,19 +63,19 @@ class Median:
     top: Term
     """Dividend."""
     bottom: Term
-    """Divisor; frames where it is zero do not count."""
+    """Divisor; frames where it is zero are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trivial:
-    """The same error of a predictor that has learned nothing."""
+    """The same error of a trivial predictor."""
 
     key: str
-    """Its name in files."""
+    """Name in files."""
     name: str
     """Predicted quantity."""
     top: Term
-    """Sum of its errors; their number is that of the quantity."""
+    """Sum of its errors; the divisor is that of the quantity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +85,25 @@ class Quantity:
     name: str
     """Name for people."""
     unit: Unit
-    """Unit that it is shown in."""
+    """Unit in which it is shown."""
     formula: Ratio | Median
-    """Formula from sums over frames. Only a ratio can be followed in training, where frames are not kept."""
+    """Formula from sums over frames. Only a ratio can be logged in training, where frames are not kept."""
     short: str = ""
-    """Its name in the lines of a log; empty: it is not there."""
+    """Name in log lines; empty: not logged."""
     trivial: Trivial | None = None
-    """Predictor that it is compared with in the evaluation of one potential."""
+    """Trivial predictor for comparison in the evaluation of one potential."""
     by_element: bool = False
-    """Report by element too: of forces those of its atoms, of energies those of structures that hold it."""
+    """Report it by element too: forces of its atoms, energies of structures that contain it."""
     median: str = ""
-    """Key of the quantity that says the same of the median frame."""
+    """Key of the corresponding quantity of the median frame."""
     ideal: float = 0.0
-    """Its value for a perfect potential. What has another one than zero changes by differences, errors by ratios."""
+    """Value for a perfect potential. Changes are relative if it is zero (errors), else differences."""
     decimals: int | None = None
-    """Digits behind the point; None: as many as show the wanted number of significant ones."""
+    """Number of decimals; None: as many as the significant digits require."""
     headline: bool = True
-    """Show in tables that have room for a few quantities."""
+    """Show it in tables with few quantities."""
     note: str = ""
-    """Remark that belongs beside it."""
+    """Remark to show with it."""
 
     @property
     def title(self) -> str:
@@ -116,7 +116,7 @@ class Quantity:
         return self.ideal == 0.0
 
     def text(self, value: float | None, significant: int = 3) -> str:
-        """Return a number in the unit that it is shown in, or a dash where there is none."""
+        """Return a number in the quantity's unit, or a dash if it is missing."""
         if value is None or not math.isfinite(value):
             return "–"
         shown = self.unit.factor * value
@@ -168,7 +168,7 @@ QUANTITIES: dict[str, Quantity] = {
         name="energy, median absolute error",
         unit=MILLI_EV_PER_ATOM,
         formula=Median(top=ENERGY_SUM, bottom=FRAMES),
-        note="The mean energy error can hang on a few outliers, the median does not",
+        note="The mean energy error can depend on a few outliers, the median does not",
     ),
     "force_mae": Quantity(
         name="force MAE",
@@ -207,22 +207,22 @@ QUANTITIES: dict[str, Quantity] = {
         note="The softening slope is Σ F·F̂ / Σ F²: below one, the surface is too soft",
     ),
 }
-"""Quantities by their names in files, in the order of tables. Errors are over frames, or over the components of forces
-and stress. The softening slope is that of Deng et al., npj Comput. Mater. 11, 9 (2025)."""
+"""Quantities by name in files, in the order of tables. Errors are over frames, or over the components of forces and
+stress. The softening slope is that of Deng et al., npj Comput. Mater. 11, 9 (2025)."""
 
 
 def followed() -> dict[str, Ratio]:
-    """Return the formulas of the quantities that sums alone give: those followed in training."""
+    """Return the formulas of the quantities that follow from sums alone: those logged in training."""
     return {key: each.formula for key, each in QUANTITIES.items() if isinstance(each.formula, Ratio)}
 
 
 def by_atoms() -> dict[str, Ratio]:
-    """Return the formulas of the quantities by element of whose sums every atom has a part."""
+    """Return the formulas of the quantities by element that are sums over atoms."""
     return {key: ratio for key, ratio in followed().items() if QUANTITIES[key].by_element and ratio.top.per == "atom"}
 
 
 def terms_of(keys: Iterable[str], *, trivial: bool = False) -> tuple[Term, ...]:
-    """Return the terms of quantities, and those of their trivial predictors if wanted."""
+    """Return the terms of quantities, with those of their trivial predictors if requested."""
     found: list[Term] = []
     for each in (QUANTITIES[key] for key in keys):
         found += [each.formula.top, each.formula.bottom]
@@ -232,12 +232,12 @@ def terms_of(keys: Iterable[str], *, trivial: bool = False) -> tuple[Term, ...]:
 
 
 def values_of(totals: Mapping[str, float]) -> dict[str, float]:
-    """Return the quantities followed in training that the totals of all terms by name have labels for."""
+    """Return the quantities logged in training that have labels, from the totals of all terms by name."""
     return {key: ratio.of(totals) for key, ratio in followed().items() if totals[ratio.bottom.name]}
 
 
 def summary(errors: FrameErrors) -> dict[str, float]:
-    """Return the quantities of a set of frames that it has labels for, each followed by its trivial predictor's."""
+    """Return the quantities with labels of a set of frames, each followed by that of its trivial predictor."""
     found: dict[str, float] = {}
     every, totals = np.ones((1, len(errors.ids))), {name: float(sums.sum()) for name, sums in errors.sums.items()}
     for key, values in weighted(errors, every).items():
@@ -253,12 +253,13 @@ def summary(errors: FrameErrors) -> dict[str, float]:
 def weighted(
     errors: FrameErrors, weights: Float64[np.ndarray, "resamples frames"], *, elements: bool = False
 ) -> dict[str, Float64[np.ndarray, " resamples"]]:
-    """Return every quantity that there are labels for, each frame counted as often as its weight says.
+    """Return every quantity with labels, each frame counted as often as its weight.
 
     Args:
         errors: Sums of the frames.
-        weights: How often each frame counts.
-        elements: Return the quantities of by_atoms() for each element as well, by names such as force_mae/Al.
+        weights: Multiplicity of each frame.
+        elements: Whether to return the quantities of by_atoms() for each element as well, with names such as
+            force_mae/Al.
     """
     sums = errors.sums
     present = {key: each.formula for key, each in QUANTITIES.items() if _is_labelled(each.formula, sums)}
@@ -287,7 +288,7 @@ def of_frames(formula: Ratio | Median, errors: FrameErrors) -> Float64[np.ndarra
 
 
 def labelled_frames(errors: FrameErrors, key: str) -> int:
-    """Return the number of frames with labels for a quantity, or, as force_mae/Al, for that of an element."""
+    """Return the number of frames with labels for a quantity, or for one of an element such as force_mae/Al."""
     key, _, symbol = key.partition("/")
     bottom = QUANTITIES[key].formula.bottom.name
     counts = errors.of_elements[bottom][:, errors.elements.index(symbol)] if symbol else errors.sums[bottom]
@@ -297,14 +298,14 @@ def labelled_frames(errors: FrameErrors, key: str) -> int:
 def weighted_median(
     values: Float64[np.ndarray, " frames"], weights: Float64[np.ndarray, "resamples frames"]
 ) -> Float64[np.ndarray, " resamples"]:
-    """Return the medians of values each of which is there as many times as its weight; those that are NaN are not."""
+    """Return the medians of values repeated by their weights; NaN values are ignored."""
     known = np.flatnonzero(~np.isnan(values))
     order = known[np.argsort(values[known], kind="stable")]
     upto = np.cumsum(weights[:, order], axis=1)
     total = weights[:, order].sum(axis=1, keepdims=True)
-    # of 2m values the median is the mean of those at m - 1 and m, of 2m + 1 both are the one at m
+    # of 2m values the median is the mean of those at m - 1 and m; of 2m + 1, both are at m
     places = [(upto <= place).sum(axis=1) for place in ((total - 1) // 2, total // 2)]
-    ordered = np.append(values[order], np.nan)  # the place behind the end is that of a resample without values
+    ordered = np.append(values[order], np.nan)  # the last place serves resamples without values
     middle = [ordered[np.minimum(place, len(order))] for place in places]
     return np.where(total[:, 0] > 0, (middle[0] + middle[1]) / 2, np.nan)
 
@@ -317,16 +318,16 @@ class Row(NamedTuple):
     value: str
     """The potential's."""
     trivial: str
-    """That of a predictor that has learned nothing, and what it predicts; a dash without one."""
+    """Value of the trivial predictor and its name; a dash without one."""
     ratio: str
-    """The former over the latter."""
+    """Ratio of the two."""
 
 
 def rows(values: Mapping[str, float]) -> list[Row]:
     """Return the table of the quantities of a potential.
 
     Args:
-        values: What summary() returned, perhaps read from a file.
+        values: Result of summary(), possibly read from a file.
 
     Raises:
         KeyError: the error of a trivial predictor is missing; the argument names it.
@@ -344,5 +345,5 @@ def rows(values: Mapping[str, float]) -> list[Row]:
 
 
 def notes(keys: Iterable[str]) -> list[str]:
-    """Return what has to be said of quantities where they are shown."""
+    """Return the remarks to show with quantities."""
     return [QUANTITIES[key].note for key in keys if key in QUANTITIES and QUANTITIES[key].note]

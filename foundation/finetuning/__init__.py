@@ -1,1 +1,1 @@
-"""Fine-tuning that does not forget: what may change of a potential, and how far."""
+"""Fine-tuning without forgetting: rehearsal, penalties, freezing, adapters, and their measurement."""

@@ -1,10 +1,10 @@
 """Low-rank adapters (LoRA; Hu et al., ICLR 2022) on the layers of a network whose weights are matrices.
 
-A linear map mixes the channels of each irrep by a matrix of its own, so W + (alpha / r) A B within each matrix is as
-equivariant as W; radial weights are invariant anyway. The start's parameters are frozen and keep their names, the
-adapters' stand beside them as ...adapter.down and ...adapter.up. They are plain modules rather than torch's
-parametrizations, which cannot be pickled and share a class between copies: merging a copy would break the original.
-A forward pass costs one small product per matrix more; merging takes adapters away, and then there is no cost at all.
+A linear map mixes the channels of each irrep by its own matrix, so W + (alpha / r) A B within each matrix is as
+equivariant as W; radial weights are invariant anyway. The start's parameters are frozen and keep their names; the
+adapters' are named ...adapter.down and ...adapter.up. Adapters are plain modules rather than torch's parametrizations,
+which cannot be pickled and share a class between copies: merging a copy would break the original. A forward pass costs
+one more small product per matrix; merging removes adapters and this cost.
 """
 
 import math
@@ -20,10 +20,10 @@ from foundation.potential import Potential
 
 
 class LowRank(torch.nn.Module):
-    """Adds (alpha / rank) A B to each of the matrices that lie in a weight one after another.
+    """Low-rank addition (alpha / rank) A B to each of the consecutive matrices of a weight.
 
     A (`down`) is normal, like the weights of these layers, which are normalised in use; B (`up`) is zero, so that at
-    first nothing is added. Matrices with fewer rows or columns than the rank get no more than that.
+    first nothing is added. The rank of a matrix is limited by its rows and columns.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], rank: int, alpha: float) -> None:
@@ -45,24 +45,24 @@ class LowRank(torch.nn.Module):
 
 
 def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequence[str] = ("*",)) -> list[str]:
-    """Freeze a potential, put trainable adapters on its weights, and return the names of the adapted weights.
+    """Freeze a potential, add trainable adapters to its weights, and return the names of the adapted weights.
 
-    Predictions stay what they are, to the last bit.
+    Predictions stay the same, bit for bit.
 
     Args:
-        potential: What to adapt, in place; left alone if something is refused.
-        rank: Rank of what is added to each matrix.
-        alpha: What is added is multiplied with alpha / rank.
+        potential: Potential to adapt, in place; unchanged after an error.
+        rank: Rank of the addition to each matrix.
+        alpha: The addition is scaled by alpha / rank.
         patterns: Presets and patterns of freezing.py that choose among the weights of such layers.
 
     Raises:
-        ValueError: rank or alpha is not positive, a pattern matches no such weight, or there are adapters already.
+        ValueError: rank or alpha is not positive, a pattern matches no such weight, or adapters already exist.
     """
     if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"adapters need a rank of at least 1 and a positive alpha, not {rank} and {alpha}")
     layers = _layers(potential)
     if any(layer.adapter is not None for layer in layers.values()):
-        raise ValueError("the potential has adapters already: merge them first")
+        raise ValueError("the potential already has adapters: merge them first")
     chosen = matching(potential, patterns, list(layers))
     potential.requires_grad_(False)
     for name in chosen:
@@ -72,12 +72,12 @@ def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequen
 
 
 def merge_adapters(potential: Potential) -> list[str]:
-    """Put adapters into the weights in place, and return the names of the weights that had one.
+    """Merge adapters into the weights in place, and return the names of the weights that had one.
 
-    The result is a plain potential that predicts the same, and all of whose parameters can be trained again.
+    The result is a plain potential with the same predictions, and with all parameters trainable again.
 
     Raises:
-        ValueError: there are no adapters.
+        ValueError: the potential has no adapters.
     """
     adapted = {name: layer for name, layer in _layers(potential).items() if layer.adapter is not None}
     if not adapted:
@@ -91,6 +91,6 @@ def merge_adapters(potential: Potential) -> list[str]:
 
 
 def _layers(potential: Potential) -> dict[str, Matrices]:
-    """Return everything that an adapter can be put on, by the name of its weight."""
+    """Return the layers that can have an adapter, by the name of their weight."""
     modules = potential.named_modules()
     return {f"{name}.weight": module for name, module in modules if isinstance(module, Matrices)}

@@ -1,9 +1,9 @@
-"""Distillation rehearsal: what a frozen potential says takes the place of labels.
+"""Distillation rehearsal: predictions of a frozen potential replace labels.
 
-Structures then need none, and a fine-tuning that has no access to the pretraining's labels can still be held to what
-the start said (learning without forgetting, Li and Hoiem, ECCV 2016; as pseudo-labelled replay compared with other ways
-by Tompa et al., arXiv:2606.12704). A batch costs one more evaluation with forces and stress, without derivatives by
-weights. The labels are worth as much as the start is: where it is wrong, so are they.
+Structures then need no labels, and a fine-tuning without access to the pretraining's labels can still be kept close to
+the start's predictions (learning without forgetting, Li and Hoiem, ECCV 2016; compared with other methods as
+pseudo-labelled replay by Tompa et al., arXiv:2606.12704). A batch costs one more evaluation with forces and stress,
+without derivatives by weights. The labels are as good as the start: its errors are theirs.
 """
 
 import copy
@@ -18,24 +18,24 @@ from foundation.potential import Potential
 class Teacher:
     """A frozen copy of a potential that labels structures.
 
-    It is no module, so that a trainer that holds it neither trains it, saves it nor moves it; it follows the batches.
+    Not an nn.Module, so the trainer neither optimises nor saves it; it is moved to each batch's device.
     """
 
     def __init__(self, potential: Potential) -> None:
-        """Copy a potential as it is now.
+        """Copy a potential in its present state.
 
         Raises:
             ValueError: the potential has adapters, so it is no longer the start.
         """
         if any(".adapter." in name for name, _ in potential.named_parameters()):
-            raise ValueError("the potential has adapters: make the teacher of it before it gets them")
+            raise ValueError("the potential has adapters: make the teacher before adding them")
         self._potential = copy.deepcopy(potential).eval().requires_grad_(False)
 
     def relabel(self, batch: GraphBatch) -> GraphBatch:
-        """Return the batch with the potential's energies, forces and stresses in place of the labels.
+        """Return the batch with labels replaced by the potential's energies, forces and stresses.
 
-        Each structure at its own level of theory. Its stress counts as labelled where its lattice vectors enclose a
-        volume; elsewhere there is none. All comes detached, in the batch's own float type.
+        Each structure is predicted at its own level of theory. Its stress is labelled if its lattice vectors enclose a
+        volume. All labels are detached, in the batch's float type.
 
         Raises:
             UnknownElement: an atom's element is not among the potential's.

@@ -1,9 +1,9 @@
-"""The diagonal Fisher of a potential: how much the loss on data it has learned depends on each of its weights.
+"""The diagonal Fisher of a potential: sensitivity of the loss on learned data to each weight.
 
-F_i is the mean over structures of the squared derivative of the training loss of that structure alone: the 'empirical'
+F_i is the mean over structures of the squared derivative of the training loss of that single structure: the 'empirical'
 Fisher (Kirkpatrick et al., PNAS 114, 3521 (2017); of interatomic potentials, Kim et al., arXiv:2506.15223). It scales
-with the square of the loss and belongs to the weights it was computed at, so that both are kept with it and a mismatch
-is refused. A file takes 8 bytes a weight for F beside the weights themselves, and 8 to know each structure again.
+with the square of the loss and belongs to the weights at which it was computed, so both are stored with it and a
+mismatch is refused. A file takes 8 bytes per weight for F in addition to the weights, and 8 per structure for its key.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FACTS, CHECKSUM = "facts", "sha256"
-"""Entries of the header of a Fisher file: what it is, as JSON, and the checksum of that and of the tensors."""
+"""Entries of the header of a Fisher file: facts as JSON, and the checksum of facts and tensors."""
 MAX_NAMED = 3
-"""Differences that an error names."""
+"""Number of differences that an error names."""
 VALUES, WEIGHTS, STRUCTURES = "fisher.", "theta_star.", "structures"
-"""Beginnings of the names of the tensors that belong to a parameter, and the name of the keys of the structures."""
+"""Prefixes of the names of a parameter's tensors, and the name of the tensor of structure keys."""
 FACT_NAMES = (
     "num_structures",
     "num_above_threshold",
@@ -52,16 +52,16 @@ FACT_NAMES = (
     "data",
     "weights_sha256",
 )
-"""Fields of a Fisher that are JSON as they are."""
+"""Fields of a Fisher that are stored as JSON."""
 
 
 class CorruptFisher(CorruptFile):
-    """A file that is not the Fisher that was saved; the message names it."""
+    """A file that is not a saved Fisher; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """The facts in the header of a Fisher file."""
+    """Facts in the header of a Fisher file."""
 
     schema_version: int
     num_structures: int
@@ -79,32 +79,32 @@ class _Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class FisherConfig:
-    """The diagonal Fisher to compute: of which potential, for which loss, over which data."""
+    """The diagonal Fisher to compute: its potential, loss and data."""
 
     model: Path
     """Release folder or run folder."""
     data: Path
     """Manifest of data that the model has learned, or its folder."""
     out: Path
-    """File to write, by convention of suffix .safetensors; an older one is replaced once the new one is complete."""
+    """File to write, with suffix .safetensors by convention; an older one is replaced once the new one is complete."""
     split: str = "train"
     """Split whose structures are used."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Loss whose derivatives are squared: that of the fine-tuning which will use the Fisher."""
+    """Loss whose derivatives are squared; use that of the fine-tuning."""
     max_structures: int | None = None
-    """Use this many structures, chosen at random; all when absent."""
+    """Number of structures to use, chosen at random; None uses all."""
     loss_threshold: float | None = None
-    """Leave out structures whose loss is above this, which the model has not learned; none when absent."""
+    """Loss above which structures are left out as not learned by the model; None leaves out none."""
     seed: int = 0
     """Seed of the choice of structures."""
     device: str = "cpu"
     """torch's name of the device."""
     theory: str | None = None
-    """Level of theory of the data, one of the potential's; when absent the one that the data set is described as, or
-    the only one there is."""
+    """Level of theory of the data, one of the potential's; None: the one in the data set's provenance, or the
+    potential's only one."""
     previous: Path | None = None
-    """Fisher of the start of the fine-tuning that made the model, to which this one is added (online EWC): what was
-    learned before stays protected in a chain of fine-tunings."""
+    """Fisher of the start of the fine-tuning that made the model, to which this one is added (online EWC), to protect
+    earlier knowledge in a chain of fine-tunings."""
     gamma: float = 1.0
     """Factor of the previous one."""
 
@@ -118,28 +118,28 @@ class FisherConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fisher:
-    """The diagonal Fisher of a potential, with all that decides what it may be used for."""
+    """The diagonal Fisher of a potential, with the facts needed to check its use."""
 
     values: dict[str, Tensor]
     """Mean squared derivative of the loss by parameter name, float64."""
     theta_star: dict[str, Tensor]
-    """The parameters that it was computed at."""
+    """Parameters at which it was computed."""
     num_structures: int
-    """Structures that the mean is over."""
+    """Number of structures in the mean."""
     num_above_threshold: int
-    """Structures left out because their loss is above the threshold."""
+    """Number of structures left out because their loss is above the threshold."""
     num_unknown: int
-    """Structures left out because the potential does not know an element."""
+    """Number of structures left out because the potential does not know an element."""
     loss_threshold: float | None
-    """The threshold of the loss."""
+    """Threshold of the loss."""
     loss: LossConfig
     """The loss."""
     data: tuple[dict[str, str], ...]
     """Name, split and manifest fingerprint of each data set."""
     structures: Int64[Tensor, " structures"]
-    """Keys of the structures that the mean is over, in order (foundation/finetuning/frame_keys.py)."""
+    """Keys of the structures in the mean, in order (foundation/finetuning/frame_keys.py)."""
     weights_sha256: str
-    """Checksum of the potential's weights, the one in its config.json."""
+    """Checksum of the potential's weights, as in its config.json."""
 
     @property
     def num_parameters(self) -> int:
@@ -148,7 +148,7 @@ class Fisher:
 
     @property
     def num_unprotected(self) -> int:
-        """Number of weights whose Fisher is zero, such as those of elements that the data do not have."""
+        """Number of weights whose Fisher is zero, such as those of elements missing from the data."""
         return sum(int((value == 0).sum()) for value in self.values.values())
 
     def facts(self) -> dict[str, Any]:
@@ -156,16 +156,16 @@ class Fisher:
         return {name: getattr(self, name) for name in (*FACT_NAMES, "num_parameters", "num_unprotected")}
 
     def most_of_trace(self) -> tuple[str, float]:
-        """Return the parameter that has most of the trace, and which part: a penalty as it is holds little else."""
+        """Return the parameter with the largest share of the trace, and the share. A raw penalty does little else."""
         sums = {name: float(value.sum()) for name, value in self.values.items()}
         name = max(sums, key=lambda name: sums[name])
         return name, sums[name] / max(sum(sums.values()), 1e-300)
 
     def check(self, potential: Potential, loss: LossConfig) -> None:
-        """Refuse to serve for another potential, or for training with another loss.
+        """Check that this Fisher belongs to a potential and a training loss.
 
         Raises:
-            ValueError: names, shapes or weights of the parameters or the loss differ; the message says which.
+            ValueError: names, shapes or weights of the parameters or the loss differ; the message names them.
         """
         parameters = dict(potential.named_parameters())
         theirs, ours = asdict(self.loss), asdict(loss)
@@ -173,7 +173,7 @@ class Fisher:
             f"loss.{name} was {theirs[name]} and is {ours[name]} now" for name in ours if theirs[name] != ours[name]
         ]
         missing = [name for name in parameters if name not in self.values]
-        other = [f"the potential has {name}, which the Fisher has not" for name in missing]
+        other = [f"the potential has {name}, the Fisher does not" for name in missing]
         other += mismatches(potential, self.values, "the Fisher")
         if not other:
             pairs = ((name, value.cpu().double(), parameters[name]) for name, value in self.theta_star.items())
@@ -183,8 +183,8 @@ class Fisher:
         if found:
             more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
             raise ValueError(
-                f"the Fisher was computed of another potential or loss: {'; '.join(found[:MAX_NAMED])}{more}. Compute "
-                "it again with `foundation fisher`, of the start (--model) and with the fine-tuning's loss (--loss)."
+                f"the Fisher was computed for another potential or loss: {'; '.join(found[:MAX_NAMED])}{more}. Compute "
+                "it again with `foundation fisher`, for the start (--model) and the fine-tuning's loss (--loss)."
             )
 
 
@@ -197,12 +197,12 @@ def diagonal_fisher(
     loss_threshold: float | None = None,
     seed: int = 0,
 ) -> Fisher:
-    """Return the diagonal Fisher of a potential; all processes of a process group share the work and get the whole.
+    """Return the diagonal Fisher of a potential; the processes of a group share the work, and each gets the whole.
 
     The arguments are those of squared_gradients().
 
     Raises:
-        ValueError: what squared_gradients() refuses, or no structure was left to use.
+        ValueError: squared_gradients() refuses, or no structure remains.
     """
     grouped = torch.distributed.is_initialized()
     part = squared_gradients(
@@ -228,16 +228,16 @@ def fisher_from(
     loss_config: LossConfig,
     loss_threshold: float | None,
 ) -> Fisher:
-    """Return the Fisher that the sums over all structures make.
+    """Return the Fisher from the sums over all structures.
 
     Raises:
-        ValueError: no structure was left to use.
+        ValueError: no structure remains.
     """
     used, above, unknown = (int(count) for count in whole.counts)
     if used == 0:
         raise ValueError(
-            f"no structure is left for the Fisher: {above} have a loss above the threshold {loss_threshold}, {unknown} "
-            "an element that the potential does not know. Raise the threshold or give other data."
+            f"no structure remains for the Fisher: {above} have a loss above the threshold {loss_threshold}, {unknown} "
+            "have an element unknown to the potential. Raise the threshold or give other data."
         )
     named = {name: parameter.detach().cpu().clone() for name, parameter in potential.named_parameters()}
     means = (whole.sums / used).cpu().split([parameter.numel() for parameter in named.values()])
@@ -262,16 +262,16 @@ def merge(old: Fisher, new: Fisher, gamma: float) -> Fisher:
     """Return gamma F_old + F_new at the new weights: online EWC (Schwarz et al., ICML 2018, section 3.2).
 
     Raises:
-        ValueError: gamma is outside 0 to 1, or the two are of different parameters or losses.
+        ValueError: gamma is outside 0 to 1, or the two have different parameters or losses.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be from 0 (forget the old Fisher) to 1 (add both), not {gamma}")
     shapes = [{name: tuple(value.shape) for name, value in each.values.items()} for each in (old, new)]
     if shapes[0] != shapes[1]:
         different = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
-        raise ValueError(f"two Fishers of different parameters cannot be merged: {', '.join(dict.fromkeys(different))}")
+        raise ValueError(f"Fishers with different parameters cannot be merged: {', '.join(dict.fromkeys(different))}")
     if old.loss != new.loss:
-        raise ValueError(f"two Fishers of different losses cannot be merged: {old.loss} and {new.loss}")
+        raise ValueError(f"Fishers with different losses cannot be merged: {old.loss} and {new.loss}")
     return replace(
         new,
         values={name: gamma * old.values[name] + value for name, value in new.values.items()},
@@ -296,11 +296,11 @@ def save(fisher: Fisher, path: Path) -> None:
 
 
 def read(path: Path) -> Fisher:
-    """Return the Fisher of a file; see Fisher.check() for whether it may be used.
+    """Return the Fisher of a file; Fisher.check() tells whether it may be used.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CorruptFisher: it is no Fisher, not the one that was saved, or written by a newer version of the program.
+        FileNotFoundError: no such file.
+        CorruptFisher: it is not a Fisher, differs from its checksum, or was written by a newer version of the program.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no Fisher there; make one with `foundation fisher`")
@@ -324,13 +324,13 @@ def read(path: Path) -> Fisher:
         )
         negative = [name for name, value in means.items() if bool((value < 0).any())]
         if negative:
-            raise ValueError(f"{VALUES}{negative[0]} is a mean of squares and has a negative number")
+            raise ValueError(f"{VALUES}{negative[0]} is a mean of squares but has a negative number")
     kept: dict[str, Any] = {name: getattr(facts, name) for name in FACT_NAMES}
     return Fisher(values=means, theta_star=theta_star, structures=tensors[STRUCTURES], loss=facts.loss, **kept)
 
 
 def _check_names(layout: Layout) -> None:
-    """Refuse tensors that are not a mean of squares and a weight for each parameter, and the keys of the structures."""
+    """Check that the tensors are a mean of squares and a weight for each parameter, and the keys of the structures."""
     names = [name.removeprefix(VALUES) for name in layout if name.startswith(VALUES)]
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in names:
@@ -345,12 +345,12 @@ def _check_names(layout: Layout) -> None:
 
 
 def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:
-    """Return the Fisher of a file for a fine-tuning that begins with a potential and uses a loss.
+    """Return the Fisher of a file for a fine-tuning with a given start and loss.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CorruptFisher: it is no Fisher, or not the one that was saved.
-        ValueError: it was computed of another potential or loss.
+        FileNotFoundError: no such file.
+        CorruptFisher: it is not a Fisher, or differs from its checksum.
+        ValueError: it was computed for another potential or loss.
     """
     fisher = read(path)
     try:
@@ -363,15 +363,15 @@ def load(path: Path, potential: Potential, loss: LossConfig) -> Fisher:
 def compute_fisher(config: FisherConfig) -> Fisher:
     """Compute the diagonal Fisher of a potential, write it, and return it.
 
-    Processes that torchrun or srun have started share the work; the first one writes.
+    Processes started by torchrun or srun share the work; the first one writes.
 
     Raises:
         FileNotFoundError: no potential, manifest or previous Fisher there.
         IsADirectoryError: the file to write is a folder.
-        FileExistsError: it exists and is no Fisher.
+        FileExistsError: it exists and is not a Fisher.
         InUse: another process writes it.
-        ValueError: no such device or split, no labels, no structure that can be used, or it has to be said which of
-            several levels of theory the data are at.
+        ValueError: no such device or split, no labels, no usable structure, or one of several levels of theory must be
+            named.
     """
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder: --out is the file to write")
@@ -382,11 +382,13 @@ def compute_fisher(config: FisherConfig) -> Fisher:
 
 
 def _refuse_other(file: Path) -> None:
-    """Refuse to replace a file that is no Fisher."""
+    """Refuse to replace a file that is not a Fisher."""
     try:
         read(file)
     except CorruptFisher as error:
-        raise FileExistsError(f"{file} exists and is no Fisher, so it stays as it is; choose another --out") from error
+        raise FileExistsError(
+            f"{file} exists and is not a Fisher, so it is not replaced; choose another --out"
+        ) from error
 
 
 def _compute(config: FisherConfig) -> Fisher:
@@ -397,7 +399,7 @@ def _compute(config: FisherConfig) -> Fisher:
     datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
     refuse_unlabelled(datasets)
     for term, sentence in without_labels(datasets[0], config.loss).items():
-        log.warning("%s: nothing of the Fisher is from %s", sentence, term)
+        log.warning("%s: the Fisher has no contribution from %s", sentence, term)
     with process_group(device) as rank:
         fisher = diagonal_fisher(
             potential.to(device),
@@ -414,7 +416,7 @@ def _compute(config: FisherConfig) -> Fisher:
     save(fisher, config.out)
     name, part = fisher.most_of_trace()
     log.info(
-        "%s: Fisher over %d structures (%d above the threshold of the loss and %d of unknown elements left out); "
+        "%s: Fisher over %d structures (left out: %d above the loss threshold, %d with unknown elements); "
         "%d of %d weights have none and are not protected; %.1f %% of the trace is on the %d of %s",
         *(config.out, fisher.num_structures, fisher.num_above_threshold, fisher.num_unknown),
         *(fisher.num_unprotected, fisher.num_parameters, 100 * part, fisher.values[name].numel(), name),
@@ -423,12 +425,12 @@ def _compute(config: FisherConfig) -> Fisher:
 
 
 def _device(name: str) -> torch.device:
-    trouble = f"device: {name!r} is none that torch can use here; cpu always is one"
+    trouble = f"device: torch cannot use {name!r} here; cpu always works"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(trouble) from error
-    # asked without putting anything on it, which is left to the process whose device it is
+    # checked without allocating on it, which is left to the process that owns it
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(trouble)
     return device

@@ -1,4 +1,4 @@
-"""Held-out sets that a fine-tuning is measured on, before and after: what it learns, and what it forgets."""
+"""Held-out sets evaluated before and after a fine-tuning, for what it learns and forgets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,35 +21,35 @@ class HeldOutConfig:
     split: str = field(default="test", metadata=MAY_CHANGE)
     """Split to predict."""
     theory: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Level of theory to predict, one of the potential's; when absent the one that the data set is described as, or the
-    only one there is."""
+    """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
+    potential's only one."""
     name: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Name in the report; the data set's name if None."""
+    """Name in the report; None: the data set's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgettingConfig:
-    """What a fine-tuning is measured on, before and after."""
+    """Held-out sets evaluated before and after a fine-tuning."""
 
     target: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Held-out data of what is adapted to; when empty, the test split of the fine-tuning's own data, or else val."""
+    """Held-out data of the fine-tuning's target; empty: the test split of its training data, or else val."""
     retained: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Held-out data of the pretraining, which are in no rehearsal and no Fisher either."""
+    """Held-out data of the pretraining, in neither rehearsal nor Fisher."""
     transfer: tuple[HeldOutConfig, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Data of neither, such as another temperature or a related chemistry."""
+    """Data of neither kind, such as another temperature or a related chemistry."""
     alphas: tuple[float, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Interpolations of the weights between the start (0) and the result (1) that are measured as well."""
+    """Positions between the start (0) and the result (1) at which interpolated weights are evaluated as well."""
     edge_budget: int = field(default=20000, metadata=MAY_CHANGE)
-    """Directed edges of a batch; a larger structure is a batch of its own."""
+    """Number of directed edges of a batch; a larger structure is a batch of its own."""
     before: Path | None = field(default=None, metadata=MAY_CHANGE)
     """forgetting/ folder of an earlier run from the same start with the same sets, whose measurement of the start is
-    taken over instead of made again."""
+    reused."""
 
     def __post_init__(self) -> None:
         outside = [alpha for alpha in self.alphas if not 0 < alpha < 1]
         if outside:
             raise ValueError(
-                f"forgetting.alphas has {', '.join(map(str, outside))}: they lie between 0 (the start) and 1 (the "
+                f"forgetting.alphas has {', '.join(map(str, outside))}: they must lie between 0 (the start) and 1 (the "
                 "result), which are measured anyway"
             )
         if self.edge_budget < 1:
@@ -60,9 +60,8 @@ def held_out_sets(config: ForgettingConfig, potential: Potential) -> list[HeldOu
     """Open the held-out sets of a fine-tuning: targets, then retained, then transfer.
 
     Raises:
-        FileNotFoundError: there is no manifest.
-        ValueError: no such split, two sets of one name, or it has to be said which of several levels of theory to
-            predict.
+        FileNotFoundError: no manifest there.
+        ValueError: no such split, two sets of one name, or one of several levels of theory must be named.
     """
     opened: list[HeldOut] = []
     chosen: Iterator[tuple[Role, HeldOutConfig]] = ((role, item) for role in ROLES for item in getattr(config, role))
@@ -72,7 +71,7 @@ def held_out_sets(config: ForgettingConfig, potential: Potential) -> list[HeldOu
         theory = theory_of_data(potential, manifest.provenance.level_of_theory, item.theory)
         name = item.name or manifest.provenance.name
         if name in [other.name for other in opened]:
-            raise ValueError(f"forgetting: two held-out sets are called {name!r}; give one of them another `name`")
+            raise ValueError(f"forgetting: two held-out sets are named {name!r}; give one of them another `name`")
         opened.append(
             HeldOut(name=name, role=role, dataset=Dataset(manifest=manifest, split=item.split, theory=theory))
         )

@@ -1,9 +1,9 @@
-"""Frame keys: 64 bits that tell whether two frames are the same one, in whichever data set they are.
+"""Frame keys: 64 bits that identify a frame in any data set.
 
-A frame is known by its id and its composition. Ids of published corpora are unique among all of them (mp-1234-0-5), but
-where a file names no ids they are its name and a number, which files of different materials may share. What is trained
-on, what a Fisher is made of and what is held out are compared by these keys: 8 bytes a frame, and two of 10⁶ frames
-each have the same key by chance once in 10⁷ comparisons.
+A frame is identified by its id and composition. Ids of published corpora are unique (mp-1234-0-5), but if a file has no
+ids they are its name and a number, which files of different materials may share. Training data, Fisher data and
+held-out data are compared by these keys: 8 bytes per frame, and two data sets of 10⁶ frames share a key by chance once
+in 10⁷ comparisons.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from jaxtyping import Integer
 
 
 def frame_key(id: str, numbers: Integer[np.ndarray, " atoms"]) -> int:
-    """Return the key of a frame with this id and these atomic numbers in any order; as int64, and never zero."""
+    """Return the key of a frame with this id and these atomic numbers in any order, as nonzero int64."""
     counts = np.bincount(numbers)
     elements = np.flatnonzero(counts)
     composition = np.stack([elements, counts[elements]]).astype("<i8").tobytes()

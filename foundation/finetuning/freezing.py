@@ -1,8 +1,8 @@
-"""Which parameters a fine-tuning may change, and how fast each of them learns.
+"""Choice of the parameters that a fine-tuning may change, and of their learning rates.
 
 Parameters are chosen by stages of the network or by shell patterns over the names of Potential.named_parameters(); a
-'*' also stands for dots. What is frozen is left out of the optimizer, so not even weight decay moves it: it keeps every
-bit. Buffers (reference energies, scale, denominators) are not parameters and never change in training, frozen or not.
+'*' also stands for dots. Frozen parameters are left out of the optimizer, so not even weight decay moves them. Buffers
+(reference energies, scale, denominators) are not parameters and never change in training.
 """
 
 import math
@@ -14,18 +14,18 @@ from foundation.models import EnergyModel
 from foundation.potential import Potential
 
 BLOCK = "block "
-"""Beginning of the names of stages that repeat."""
+"""Prefix of the names of repeating stages."""
 
 
 def freeze(potential: Potential, patterns: Sequence[str]) -> list[str]:
-    """Keep parameters as they are in training from now on, and return their names.
+    """Exclude parameters from training, and return their names.
 
     Args:
-        potential: What to freeze parts of, in place; left alone if a pattern is refused.
+        potential: Potential to freeze in part, in place; unchanged after an error.
         patterns: Presets (see presets()) and patterns over parameter names.
 
     Raises:
-        ValueError: a pattern matches no parameter, or nothing would be left to train.
+        ValueError: a pattern matches no parameter, or no parameter would remain trainable.
     """
     frozen = matching(potential, patterns, [name for name, _ in potential.named_parameters()])
     trained = {name for name, parameter in potential.named_parameters() if parameter.requires_grad}
@@ -37,12 +37,12 @@ def freeze(potential: Potential, patterns: Sequence[str]) -> list[str]:
 
 
 def rate_factors(potential: Potential, factors: Mapping[str, float]) -> dict[str, float]:
-    """Return for every parameter that is trained what its learning rate is multiplied with.
+    """Return the learning-rate factor of every trained parameter.
 
     Args:
-        potential: Whose parameters, after freezing.
-        factors: Factors by preset or pattern; where several match, the last one counts, and where none does, it is 1.
-            What is frozen stays frozen, also where a pattern matches it.
+        potential: The potential, after freezing.
+        factors: Factors by preset or pattern; if several match, the last one applies, and if none does, the factor is
+            1. Frozen parameters stay frozen, also if a pattern matches.
 
     Raises:
         ValueError: a pattern matches no parameter, or a factor is not a positive number.
@@ -52,16 +52,16 @@ def rate_factors(potential: Potential, factors: Mapping[str, float]) -> dict[str
     found = dict.fromkeys(names, 1.0)
     for pattern, factor in factors.items():
         if not (factor > 0 and math.isfinite(factor)):
-            raise ValueError(f"the learning-rate factor of {pattern!r} must be positive, not {factor}; to stop, freeze")
+            raise ValueError(f"the learning-rate factor of {pattern!r} must be positive, not {factor}; or freeze it")
         found |= dict.fromkeys(matching(potential, [pattern], names), float(factor))
     return {name: factor for name, factor in found.items() if name in trained}
 
 
 def matching(potential: Potential, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Return those of some parameters of a potential that presets or patterns choose, in their order.
+    """Return the parameters among `names` that match presets or patterns, in their order.
 
     Raises:
-        ValueError: a pattern matches none of them, or a preset asks for more blocks than there are.
+        ValueError: a pattern matches none of them, or a preset names more blocks than the network has.
     """
     chosen: set[str] = set()
     for pattern in patterns:
@@ -69,15 +69,15 @@ def matching(potential: Potential, patterns: Iterable[str], names: Sequence[str]
         found = {name for name in names if any(fnmatchcase(name, shell) for shell in shells)}
         if not found:
             near = get_close_matches(pattern, [*presets(potential.network), *names], n=5, cutoff=0.0)
-            raise ValueError(f"{pattern!r} matches none of {len(names)} parameters; near it are {', '.join(near)}")
+            raise ValueError(f"{pattern!r} matches none of {len(names)} parameters; similar are {', '.join(near)}")
         chosen |= found
     return [name for name in names if name in chosen]
 
 
 def presets(network: EnergyModel) -> list[str]:
-    """Return the named choices of a network's parameters.
+    """Return the presets for a network's parameters.
 
-    They are each stage by its name, 'blocks:K' for the first K blocks and all that is before them, and
+    They are each stage by its name, 'blocks:K' for the first K blocks and all stages before them, and
     'all-but-readout'.
     """
     stages = list(network.parameter_stages())
@@ -85,7 +85,7 @@ def presets(network: EnergyModel) -> list[str]:
 
 
 def _of_preset(pattern: str, network: EnergyModel) -> list[str]:
-    """Return the patterns that a preset stands for, over the network's own names; none if it is no preset."""
+    """Return the patterns of a preset, over the network's own names; [] if it is not a preset."""
     stages = network.parameter_stages()
     names = list(stages)
     preset, colon, count = pattern.partition(":")
@@ -98,7 +98,7 @@ def _of_preset(pattern: str, network: EnergyModel) -> list[str]:
         if not blocks:
             raise ValueError(f"{pattern!r}: the network has no blocks; its stages are {', '.join(names)}")
         if not count.isdecimal() or int(count) > len(blocks):
-            raise ValueError(f"{pattern!r}: write blocks:K with K from 0 to {len(blocks)}, the blocks that there are")
+            raise ValueError(f"{pattern!r}: write blocks:K with K from 0 to {len(blocks)}, the number of blocks")
         names = names[: blocks[0] + int(count)]
     else:
         names = []

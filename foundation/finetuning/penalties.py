@@ -1,11 +1,11 @@
-"""Penalties that hold a fine-tuning near the weights it began with, each weight as firmly as it matters.
+"""Penalties that hold a fine-tuning near its initial weights, each weight according to its importance.
 
 Elastic weight consolidation (EWC) adds (lambda/2) Σ_i F_i (θ_i - θ*_i)² to the loss, with the diagonal Fisher F of the
 pretraining data (Kirkpatrick et al., PNAS 114, 3521 (2017), equation 3); L2-SP is the same with F = 1 (Li et al., ICML
-2018). Parameters are found by the names of Potential.named_parameters(), so the potential has to be the bare one: under
-a wrapper every name has a prefix, and a penalty that looked for them and passed over what it does not find would be
-zero. Here every name has to be found, in both directions. The sum is in float64, because the differences are small
-beside the weights; it costs two float64 copies of the parameters and, each step, one pass over them.
+2018). Parameters are found by the names of Potential.named_parameters(), so the potential must not be wrapped: a
+wrapper prefixes every name, and a penalty that ignored missing names would be zero. Here every name must be found, in
+both directions. The sum is in float64, because the differences are small compared with the weights; it costs two
+float64 copies of the parameters and one pass over them per step.
 """
 
 import math
@@ -28,24 +28,25 @@ Normalization = Literal["none", "mean", "tensor"]
 class PenaltyConfig:
     """A penalty on moving away from the start: EWC with a Fisher, L2-SP without one.
 
-    What is done with the Fisher besides is ours: of SevenNet-0, four fifths of its trace are on the eight coefficients
-    of the radial basis (`foundation fisher` says so), so that as it is it protects next to nothing else.
+    power, normalization and damping go beyond the paper: in SevenNet-0, 80 % of the trace is on the eight Bessel wave
+    numbers (as printed by `foundation fisher`), so the raw Fisher constrains almost nothing else.
     """
 
     weight: float = field(metadata=DECIDES)
-    """Lambda, in units of the loss where the Fisher is not normalised."""
+    """Lambda, in units of the loss if the Fisher is not normalised."""
     fisher: Path | None = field(default=None, metadata=DECIDES)
-    """File that `foundation fisher` wrote of the start with the loss of this run; all weights count alike if absent."""
+    """File written by `foundation fisher` for the start with the loss of this run; None weights all parameters
+    equally."""
     power: float = field(default=1.0, metadata=DECIDES)
-    """Power that the Fisher is raised to, before anything else: below one, weights differ less; with 0.5 it is the
-    sensitivity of the loss itself."""
+    """Exponent applied to the Fisher first: below one, weights differ less; 0.5 gives the sensitivity of the loss
+    itself."""
     normalization: Normalization = field(default="none", metadata=DECIDES)
-    """Divisor of the Fisher: none, for which a good lambda differs by orders of magnitude between models and losses;
-    its 'mean' over all weights, frozen ones too; or for each 'tensor' its own mean, so that none outweighs the
-    others by its scale."""
+    """Divisor of the Fisher: 'none', for which a good lambda differs by orders of magnitude between models and losses;
+    its 'mean' over all weights, including frozen ones; or the mean of each 'tensor', so that none outweighs the others
+    by its scale."""
     damping: float = field(default=0.0, metadata=DECIDES)
-    """Constant added to each entry, in units of the mean: a part of L2-SP, which holds weights that the Fisher does not
-    see, such as those of elements that its data have not."""
+    """Constant added to each entry, in units of the mean: a share of L2-SP, which holds weights with zero Fisher, such
+    as those of elements missing from its data."""
 
     def __post_init__(self) -> None:
         for name, value in {"weight (lambda)": self.weight, "damping": self.damping}.items():
@@ -54,21 +55,19 @@ class PenaltyConfig:
         if not (self.power > 0 and math.isfinite(self.power)):
             raise ValueError(f"penalty.power must be positive, not {self.power}")
         if self.fisher is None and (self.power, self.normalization, self.damping) != (1.0, "none", 0.0):
-            raise ValueError(
-                "penalty.power, normalization and damping are about a Fisher: name its file in penalty.fisher"
-            )
+            raise ValueError("penalty.power, normalization and damping need a Fisher: name its file in penalty.fisher")
 
 
 def scaled_importance(importance: Mapping[str, Tensor], config: PenaltyConfig) -> dict[str, Tensor]:
-    """Return a Fisher as a penalty is to use it, float64.
+    """Return the scaled Fisher for a penalty, float64.
 
     Raises:
-        ValueError: it has entries that are negative or not finite, or none above zero.
+        ValueError: it has negative or non-finite entries, or none above zero.
     """
     powers = {name: value.detach().double() for name, value in importance.items()}
     everything = torch.cat([value.flatten() for value in powers.values()])
     if not bool((everything >= 0).all() and everything.isfinite().all()):
-        raise ValueError("the importance has negative or not finite entries: it is no Fisher; compute it again")
+        raise ValueError("the importance has negative or non-finite entries, so it is not a Fisher; compute it again")
     if not bool((everything > 0).any()):
         raise ValueError("the importance of every weight is zero, so the penalty protects nothing")
     if config.power != 1.0:
@@ -82,7 +81,7 @@ def scaled_importance(importance: Mapping[str, Tensor], config: PenaltyConfig) -
 
 
 class EwcPenalty:
-    """(lambda/2) Σ_i F_i (θ_i - θ*_i)² over the parameters that are trained; frozen ones are left out."""
+    """(lambda/2) Σ_i F_i (θ_i - θ*_i)² over the trained parameters, without frozen ones."""
 
     def __init__(
         self,
@@ -92,24 +91,24 @@ class EwcPenalty:
         *,
         weight: float,
     ) -> None:
-        """Prepare the penalty for a potential whose parameters are frozen already, where any shall be.
+        """Prepare the penalty for a potential, after any freezing.
 
         Args:
-            potential: What will be trained, without a wrapper.
+            potential: Potential to train, not wrapped.
             importance: F by parameter name, at least zero; Fisher.values.
             theta_star: θ* by parameter name; Fisher.theta_star.
-            weight: lambda, in units of the loss where F is that of a loss.
+            weight: lambda, in units of the loss if F is that of a loss.
 
         Raises:
-            ValueError: the weight is negative, a parameter that is trained is not in F or θ*, one of these is not in
-                the potential or has another shape, or nothing is protected.
+            ValueError: the weight is negative, a trained parameter is missing from F or θ*, one of these is not in the
+                potential or has another shape, or nothing is protected.
         """
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(f"the weight of the penalty (lambda) must be zero or more, not {weight}")
         trained = [name for name, parameter in potential.named_parameters() if parameter.requires_grad]
         troubles = mismatches(potential, importance, "the importance") + mismatches(potential, theta_star, "theta*")
         missing = [name for name in trained if name not in importance or name not in theta_star]
-        troubles += [f"{name} is trained and not in the importance or theta*" for name in missing]
+        troubles += [f"{name} is trained but not in the importance or theta*" for name in missing]
         if troubles:
             raise ValueError(f"the penalty does not belong to this potential: {'; '.join(troubles)}")
         if not trained:
@@ -130,13 +129,13 @@ class EwcPenalty:
 
 
 class L2Penalty(EwcPenalty):
-    """(lambda/2) Σ_i (θ_i - θ*_i)², where θ* are the weights that the potential has now (L2-SP)."""
+    """(lambda/2) Σ_i (θ_i - θ*_i)², where θ* are the potential's present weights (L2-SP)."""
 
     def __init__(self, potential: Potential, *, weight: float) -> None:
         """Hold a potential near its present weights.
 
         Args:
-            potential: What will be trained, without a wrapper.
+            potential: Potential to train, not wrapped.
             weight: lambda, in units of the loss.
 
         Raises:
@@ -148,9 +147,9 @@ class L2Penalty(EwcPenalty):
 
 
 def mismatches(potential: Potential, tensors: Mapping[str, Tensor], what: str) -> list[str]:
-    """Return in words which of some tensors by parameter name are of no parameter, or of one of another shape."""
+    """Return messages on tensors, by parameter name, that belong to no parameter or have another shape."""
     parameters = dict(potential.named_parameters())
-    found = [f"{what} has {name}, which the potential has not" for name in tensors if name not in parameters]
+    found = [f"{what} has {name}, the potential does not" for name in tensors if name not in parameters]
     for name, tensor in tensors.items():
         if name in parameters and tensor.shape != parameters[name].shape:
             theirs, ours = tuple(tensor.shape), tuple(parameters[name].shape)

@@ -1,9 +1,9 @@
-"""Rehearsal: data of the pretraining that a fine-tuning goes on to train on (experience replay), and what it may not.
+"""Rehearsal: pretraining data that a fine-tuning continues to train on (experience replay); checks of held-out data.
 
-Rehearsed frames are a part of a manifest, chosen when the run begins; nothing is built again. Errors on held-out frames
-tell what is learned or forgotten only if neither the training, the rehearsal nor the Fisher has seen them, so all are
-compared with them frame by frame. Two splits of one manifest that is no merged one have no frame in common and are not
-read; of other data sets those frames are read that have as many atoms as a held-out one.
+Rehearsed frames are a part of a manifest, chosen when the run starts; nothing is rebuilt. Errors on held-out frames
+measure learning or forgetting only if neither training, rehearsal nor Fisher has seen them, so all are compared with
+them frame by frame. Two splits of one unmerged manifest have no frame in common and are not read; from other data sets,
+frames with as many atoms as a held-out one are read.
 """
 
 import logging
@@ -33,37 +33,38 @@ from foundation.training.loss import LossConfig
 log = logging.getLogger(__name__)
 
 MAX_NAMED = 3
-"""Frames that an error names."""
+"""Number of frames that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsalConfig:
-    """Data of the pretraining to go on training on, and how."""
+    """Pretraining data to continue training on, and options."""
 
     data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
-    """Manifest of the pretraining's data, or its folder; or several data sets. A level of theory is one of the start's:
-    the one that is named, or that a data set is described as, or the only one there is."""
+    """Manifest of the pretraining's data, or its folder; or several data sets. The level of theory is one of the
+    start's: the named one, the one in the data set's provenance, or its only one."""
     split: str = field(default="train", metadata=DECIDES)
-    """Split that is rehearsed."""
+    """Split to rehearse."""
     ratio: float = field(default=1.0, metadata=DECIDES)
-    """Edge budget of a micro-batch of it over fit.edge_budget: its share of the computing."""
+    """Edge budget of a rehearsal micro-batch over fit.edge_budget, its share of the computation."""
     weight: float = field(default=1.0, metadata=DECIDES)
-    """Factor of its loss."""
+    """Weight of the rehearsal loss."""
     loss: LossConfig | None = field(default=None, metadata=DECIDES)
-    """Its loss; the run's when absent. Energies may count more in it than in the run's, which are forgotten first."""
+    """Loss for rehearsal; None: the run's. Energies, which are forgotten first, may be weighted more than in the
+    run's."""
     mode: Mode = field(default="joint", metadata=DECIDES)
-    """One step on target and rehearsal together (joint), on each in turn (alternate), or in turn with the target's
-    gradient added to the rehearsal's, as in the code published with reEWC (reference)."""
+    """Order of steps: on target and rehearsal together (joint), on each in turn (alternate), or in turn with the
+    target's gradient added to the rehearsal's, as in the published code of reEWC (reference)."""
     elements: tuple[str, ...] = field(default=(), metadata=DECIDES)
-    """Rehearse only structures with at least one of these elements; all when empty."""
+    """Elements of which a rehearsed structure must have at least one; empty: all structures."""
     fraction: float = field(default=1.0, metadata=DECIDES)
-    """Rehearse this part of those structures, chosen once for the whole run; of several data sets, of each."""
+    """Fraction of those structures to rehearse, of each data set, chosen once for the whole run."""
     method: Literal["random", "farthest-point"] = field(default="random", metadata=DECIDES)
-    """Choice of the part: at random, or each as far as possible from those before in the start's own features."""
+    """Choice of the fraction: at random, or each structure farthest from the previous ones in the start's features."""
     seed: int = field(default=0, metadata=DECIDES)
     """Seed of the random choice."""
     labels: Literal["data", "start"] = field(default="data", metadata=DECIDES)
-    """Where labels come from: the data, or predictions of the start (distillation), for which the data need none."""
+    """Source of labels: the data, or the start's predictions (distillation), for data without labels."""
 
     def __post_init__(self) -> None:
         for name, value in {"ratio": self.ratio, "weight": self.weight}.items():
@@ -73,9 +74,9 @@ class RehearsalConfig:
             raise ValueError(f"rehearsal.fraction is above 0 (nothing) and at most 1 (all), not {self.fraction}")
         unknown = [symbol for symbol in self.elements if symbol not in SYMBOLS[1:]]
         if unknown:
-            raise ValueError(f"rehearsal.elements: {', '.join(unknown)} is no chemical symbol, such as Li or Cl")
+            raise ValueError(f"rehearsal.elements: {', '.join(unknown)} is not a chemical symbol, such as Li or Cl")
         if self.seed < 0:
-            raise ValueError(f"rehearsal.seed must not be negative, and is {self.seed}")
+            raise ValueError(f"rehearsal.seed must not be negative, but is {self.seed}")
         if not isinstance(self.data, Path) and not self.data:
             raise ValueError("rehearsal.data is empty; leave rehearsal out instead")
 
@@ -83,13 +84,13 @@ class RehearsalConfig:
 def rehearsal_datasets(config: RehearsalConfig, potential: Potential) -> list[Dataset]:
     """Open and choose the data to rehearse; their levels of theory are numbered as the potential's.
 
-    Structures of elements that the potential does not know are left out. Nothing but the manifest is read where all
-    frames are kept. Every process of a run chooses by itself, and the same.
+    Structures with elements unknown to the potential are left out. Only the manifest is read if all frames are kept.
+    All processes of a run make the same choice independently.
 
     Raises:
-        FileNotFoundError: there is no manifest.
+        FileNotFoundError: no manifest there.
         ValueError: no such split or one without frames, a level of theory or element that the potential does not know,
-            no labels although they are asked for, or no structure is left.
+            labels required but missing, or no structure remains.
     """
     configs = (DatasetConfig(path=config.data),) if isinstance(config.data, Path) else config.data
     wanted = [z for z, symbol in enumerate(SYMBOLS) if symbol in config.elements]
@@ -125,12 +126,12 @@ def _opened(item: DatasetConfig, split: str, potential: Potential) -> Dataset:
 def _chosen(
     config: RehearsalConfig, dataset: Dataset, wanted: Sequence[int], potential: Potential, place: int
 ) -> Int64[np.ndarray, " chosen"] | None:
-    """Return the frames to rehearse of a split, the place-th that is rehearsed; None if these are all."""
+    """Return the frames to rehearse of a split, the place-th one to rehearse; None means all."""
     statistics = dataset.manifest.split(dataset.split).statistics
     name, left = dataset.manifest.provenance.name, sorted(set(statistics.elements) - set(potential.elements))
     candidates = np.arange(statistics.num_frames)
     if left:
-        log.warning("rehearsal: structures of %s that have %s are left out", name, ", ".join(SYMBOLS[z] for z in left))
+        log.warning("rehearsal: structures of %s with %s are left out", name, ", ".join(SYMBOLS[z] for z in left))
     if wanted or left:
         candidates = with_elements(dataset, wanted, potential.elements)
     if len(candidates) == 0:
@@ -147,12 +148,12 @@ def _chosen(
 
 
 def refuse_held_out(trained: Sequence[Dataset], held_out: Sequence[Dataset], what: str) -> None:
-    """Refuse to train on held-out frames.
+    """Check that no held-out frame is trained on.
 
     Args:
-        trained: Data whose frames training sees.
-        held_out: Data whose frames it must not see.
-        what: What is done with the former, for the message: 'rehearsed' or 'trained on'.
+        trained: Training data.
+        held_out: Data that must not be trained on.
+        what: Use of the training data for the message: 'rehearsed' or 'trained on'.
 
     Raises:
         ValueError: a frame is in both; the message names data sets and ids.
@@ -169,16 +170,16 @@ def refuse_held_out(trained: Sequence[Dataset], held_out: Sequence[Dataset], wha
             found = [ids[key] for key in map(_key, _of_sizes(each, sizes)) if key in ids]
             if found:
                 raise ValueError(
-                    f"{_place(each)} is {what} and {_place(kept)} is held out, and they have {_in_words(found)} in "
-                    "common: errors on them would not tell what is learned or forgotten. Hold out another split."
+                    f"{_place(each)} is {what} and {_place(kept)} is held out, but they have {_listed(found)} in "
+                    "common: errors on them would not measure learning or forgetting. Hold out another split."
                 )
 
 
 def refuse_fisher_held_out(fisher: Fisher, held_out: Sequence[Dataset]) -> None:
-    """Refuse a Fisher that was computed on held-out frames.
+    """Check that a Fisher was not computed on held-out frames.
 
     Raises:
-        ValueError: it was; the message names data sets and ids.
+        ValueError: a frame is in both; the message names data sets and ids.
     """
     used = set(fisher.structures.tolist())
     for kept in held_out:
@@ -188,23 +189,23 @@ def refuse_fisher_held_out(fisher: Fisher, held_out: Sequence[Dataset]) -> None:
         if found:
             data = ", ".join(f"{part['name']} ({part['split']})" for part in fisher.data)
             raise ValueError(
-                f"the Fisher was computed on {data} and {_place(kept)} is held out, and they have {_in_words(found)} "
-                "in common: errors on them would not tell what is forgotten. Hold out another split, or compute the "
-                "Fisher on one."
+                f"the Fisher was computed on {data} and {_place(kept)} is held out, but they have {_listed(found)} "
+                "in common: errors on them would not measure forgetting. Hold out another split, or compute the "
+                "Fisher on another."
             )
 
 
 def _apart(split: str, fingerprint: str, other: Dataset) -> bool:
-    """Return whether data are another split of the same manifest, which has no frame in common by construction.
+    """Return whether data are another split of the same manifest, without common frames by construction.
 
-    Of a merged manifest this is not so: what is train in one of its parts may be test in another.
+    Not for a merged manifest: train of one of its parts may be test in another.
     """
     merged = "merged" in other.manifest.build_config
     return split != other.split and fingerprint == other.manifest.fingerprint and not merged
 
 
 def _of_sizes(dataset: Dataset, sizes: set[int]) -> Iterator[Structure]:
-    """Yield the frames of a data set that have one of some numbers of atoms, which its index tells without the rest."""
+    """Yield the frames of a data set whose number of atoms is in `sizes`, found by its index."""
     index = dataset.index()
     places = np.flatnonzero(np.isin(index.counts(0, index.num_frames)[0], list(sizes)))
     if len(places) == 0:
@@ -221,6 +222,6 @@ def _place(dataset: Dataset) -> str:
     return f"{dataset.manifest.provenance.name} ({dataset.split})"
 
 
-def _in_words(ids: Sequence[str]) -> str:
+def _listed(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
     return f"{len(ids)} frame{'s' if len(ids) > 1 else ''} ({', '.join(ids[:MAX_NAMED])}{more})"

@@ -1,9 +1,9 @@
-"""Which frames of the pretraining to rehearse: those with some elements, a random part, or points far from each other.
+"""Selection of pretraining frames for rehearsal: by element, at random, or by farthest points.
 
-Elements cost a pass over the blocks (no neighbours are searched). Farthest points are spread over all kinds of
-environments, where a random part repeats the most common ones; they cost a forward pass of the potential over the
-candidates without derivatives, and then one product of the candidates' features with a vector for each chosen frame.
-Both choices are nested: a smaller part of the same candidates is contained in a larger one.
+Elements cost a pass over the blocks (no neighbours are searched). Farthest points cover all kinds of environments,
+while a random choice repeats the most common ones; they cost a forward pass of the potential over the candidates
+without derivatives, and one product of the candidates' features with a vector for each chosen frame. Both choices are
+nested: a smaller choice from the same candidates is contained in a larger one.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.potential import Potential
 
 EDGE_BUDGET = 20000
-"""Directed edges of a batch whose features are computed; a larger structure is a batch of its own."""
+"""Number of directed edges of a batch whose features are computed; a larger structure is a batch of its own."""
 
 
 def with_elements(dataset: Dataset, wanted: Sequence[int], known: Sequence[int]) -> Int64[np.ndarray, " chosen"]:
     """Return the frames of a data set that have a wanted element (any if none is named) and only known ones.
 
     Args:
-        dataset: The frames; they are read once.
+        dataset: Data set to search; it is read once.
         wanted: Atomic numbers.
         known: Atomic numbers.
     """
@@ -37,15 +37,14 @@ def with_elements(dataset: Dataset, wanted: Sequence[int], known: Sequence[int])
 
 
 def random_part(num_candidates: int, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " chosen"]:
-    """Return the places of some candidates, drawn at random: the first ones of a permutation that the seed decides."""
+    """Return the indices of `count` random candidates: the first ones of a permutation given by the seed."""
     return np.random.default_rng(seed).permutation(num_candidates)[:count]
 
 
 def farthest_points(features: Float64[np.ndarray, "candidates features"], count: int) -> Int64[np.ndarray, " chosen"]:
-    """Return the places of some candidates, each the one farthest from those before (greedy k-center).
+    """Return the indices of `count` candidates, each the farthest from the previous ones (greedy k-center).
 
-    Gonzalez, Theor. Comput. Sci. 38, 293 (1985), with the point farthest from the mean as the first one; of equally far
-    ones it is the first.
+    Gonzalez, Theor. Comput. Sci. 38, 293 (1985), starting with the point farthest from the mean; ties go to the first.
     """
     centred = features - features.mean(axis=0)
     squares = np.square(centred).sum(axis=1)
@@ -54,7 +53,7 @@ def farthest_points(features: Float64[np.ndarray, "candidates features"], count:
         chosen[place] = number = int(np.argmax(squares if place == 0 else nearest))
         distances = squares + squares[number] - 2.0 * (centred @ centred[number])
         nearest = np.minimum(nearest, distances)
-        # not again, however many are alike
+        # never again, even among equal candidates
         nearest[number] = -np.inf
     return chosen
 
@@ -62,7 +61,7 @@ def farthest_points(features: Float64[np.ndarray, "candidates features"], count:
 def frame_features(
     potential: Potential, dataset: Dataset, candidates: Int64[np.ndarray, " candidates"]
 ) -> Float64[np.ndarray, "candidates features"]:
-    """Return the mean features of the atoms of some frames of a split, as a potential has them."""
+    """Return the mean of a potential's features over the atoms of each candidate frame."""
     batches = full_pass(
         dataset.manifest,
         dataset.split,

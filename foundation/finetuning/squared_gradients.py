@@ -1,9 +1,9 @@
-"""Sums of squared derivatives of the loss, structure by structure: what a diagonal Fisher is made of.
+"""Sums of squared derivatives of the loss of single structures, for a diagonal Fisher.
 
-A square of the gradient of a batch would be something else, because derivatives of different signs cancel in it.
-Structures differ in their number of atoms and edges, and the operators of foundation.kernels have no rule for vmap, so
-that each structure is a backward pass of its own, at the cost of a training step of batch size one. Sums are float64
-whatever the potential's type, and those of several processes add up to those of one.
+The squared gradient of a batch would differ, because derivatives of different signs cancel in it. Structures differ in
+their number of atoms and edges, and the operators of foundation.kernels have no vmap rule, so each structure needs its
+own backward pass, at the cost of a training step of batch size one. Sums are float64 for any float type of the
+potential, and those of several processes add up to those of one.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class SquaredGradients:
     """Sums over the structures of one process; those of all processes add up to the Fisher."""
 
     sums: Float64[Tensor, " weights"]
-    """Sum of the squared derivatives, all parameters one after another in the order of named_parameters()."""
+    """Sum of the squared derivatives, with parameters concatenated in the order of named_parameters()."""
     counts: Float64[Tensor, " 3"]
-    """Structures that were used, had a loss above the threshold, and had an unknown element."""
+    """Number of structures used, with a loss above the threshold, and with an unknown element."""
     keys: Int64[Tensor, " structures"]
-    """Key of each structure that was chosen, in order; zero of those that this process did not use."""
+    """Key of each chosen structure, in order; zero for those that this process did not use."""
 
     def __add__(self, other: "SquaredGradients") -> "SquaredGradients":
         return SquaredGradients(
@@ -50,23 +50,23 @@ def squared_gradients(
     loss_threshold: float | None = None,
     seed: int = 0,
 ) -> SquaredGradients:
-    """Return a process's share of the sums of squared derivatives of the loss of single structures.
+    """Return a process's share of the sums of squared derivatives of single structures' losses.
 
-    Which structures are used depends on neither rank nor world size. How often training repeats a data set does not
-    matter here: each structure counts once.
+    The choice of structures depends on neither rank nor world size. Repeats of a data set in training are ignored: each
+    structure counts once.
 
     Args:
-        potential: Whose parameters, frozen ones too; mode and flags are as before afterwards.
+        potential: The potential, including frozen parameters; mode and flags are restored afterwards.
         datasets: Splits of data, with their level of theory and weight in the loss.
         loss_config: The loss.
         rank: Number of this process.
         world_size: Number of processes.
-        max_structures: How many structures to choose at random; all when None.
-        loss_threshold: Loss above which a structure is left out; none is when None.
+        max_structures: Number of structures to choose at random; None: all.
+        loss_threshold: Loss above which a structure is left out; None: no threshold.
         seed: Seed of the choice.
 
     Raises:
-        ValueError: no such rank, split or choice, or a derivative is not finite; the message names the structure.
+        ValueError: invalid rank, split or option, or a derivative is not finite; the message names the structure.
     """
     check_choice(max_structures, loss_threshold)
     if not 0 <= rank < world_size:
@@ -97,7 +97,7 @@ def squared_gradients(
 
 @contextlib.contextmanager
 def _whole_in_training(potential: Potential) -> Iterator[None]:
-    """Let all parameters have a gradient for a while, and the potential be in training mode."""
+    """Enable gradients of all parameters and training mode within the block."""
     flags, training = [parameter.requires_grad for parameter in potential.parameters()], potential.training
     potential.train().requires_grad_(True)
     try:
@@ -109,7 +109,7 @@ def _whole_in_training(potential: Potential) -> Iterator[None]:
 
 
 def check_choice(max_structures: int | None, loss_threshold: float | None) -> None:
-    """Refuse a choice of structures that is none.
+    """Check the options that select structures.
 
     Raises:
         ValueError: a number is not positive.
@@ -123,7 +123,7 @@ def check_choice(max_structures: int | None, loss_threshold: float | None) -> No
 def _choice(
     datasets: Sequence[Dataset], max_structures: int | None, seed: int
 ) -> tuple[list[Frames], Int64[np.ndarray, " chosen"]]:
-    """Return the frames of each data set, and which of all to use, numbered one data set after another."""
+    """Return the frames of each data set, and the chosen ones, numbered one data set after another."""
     cache = BlockCache()
     frames = [each.frames(cache) for each in datasets]
     chosen = np.arange(sum(map(len, frames)))
@@ -135,7 +135,7 @@ def _choice(
 def _structures(
     potential: Potential, datasets: Sequence[Dataset], frames: Sequence[Frames], numbers: Int64[np.ndarray, " some"]
 ) -> Iterator[GraphBatch | None]:
-    """Yield structures by number, each as a batch of one; None stands for one of unknown elements."""
+    """Yield structures by number, each as a batch of one, or None for one with unknown elements."""
     first = np.cumsum([0, *map(len, frames)])
     for number in numbers.tolist():
         which = int(np.searchsorted(first, number, side="right")) - 1

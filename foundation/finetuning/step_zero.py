@@ -1,6 +1,6 @@
-"""What a fine-tuning begins with is the start: checked in every run, before the first step.
+"""Check before the first step that the model to be trained still predicts what the start predicts.
 
-Wrong reference energies, scales or adapters would otherwise show up as fast learning, or as forgetting.
+Wrong reference energies, scales or adapters would otherwise look like fast learning, or like forgetting.
 """
 
 import itertools
@@ -14,23 +14,23 @@ from data_pipeline.loading.datasets import Dataset
 from foundation.potential import Potential
 
 CHECKED_FRAMES = 8
-"""Frames of each set that are compared."""
+"""Number of frames of each set that are compared."""
 SEARCHED_FRAMES = 1000
-"""Frames of each set among which these are looked for: all may have an element that is new."""
+"""Number of frames of each set that are searched for them: all may have a new element."""
 TOLERANCE = 1e-4
-"""Largest difference: energy per atom [eV], force component [eV/Å], stress component [eV/Å³]; of forces and stresses
-above one, in units of the largest. Adding a level of theory or an element rescales weights, which rounds them once: in
-float32 that moves forces by 1e-6 to 1e-5."""
+"""Largest difference: energy per atom [eV], force component [eV/Å], stress component [eV/Å³]; relative to the largest
+component if that is above one. Adding a level of theory or an element rescales weights, which rounds them once: in
+float32 that changes forces by 1e-6 to 1e-5."""
 
 
 class NotTheStart(ValueError):
-    """What training would begin with does not predict what the start does."""
+    """The model to be trained does not predict what the start predicts."""
 
 
 def first_batches(start: Potential, datasets: Sequence[Dataset]) -> Iterator[GraphBatch]:
-    """Yield the first frames of each data set that a start knows all elements of.
+    """Yield the first frames of each data set whose elements are all known to the start.
 
-    Data at a level of theory that it does not know are taken at its first level: what it says of them must stay too.
+    Data at a new level of theory are compared at the start's first level.
     """
     for dataset in datasets:
         frames = itertools.islice(dataset.frames(), SEARCHED_FRAMES)
@@ -44,15 +44,15 @@ def first_batches(start: Potential, datasets: Sequence[Dataset]) -> Iterator[Gra
 def check_step_zero(
     start: Potential, potential: Potential, batches: Iterable[GraphBatch], *, same_references: bool
 ) -> tuple[int, float]:
-    """Compare what training begins with with the start; return on how many frames, and how far forces differ.
+    """Compare the model to be trained with the start; return the number of frames and the largest force difference.
 
-    The latter in the units of TOLERANCE.
+    The difference is in the units of TOLERANCE.
 
     Args:
         start: The start.
-        potential: What training begins with; in training mode afterwards.
-        batches: Structures of which the start knows elements and levels of theory.
-        same_references: Whether reference energies have to be the same; else energies are compared without them.
+        potential: The model to be trained; in training mode afterwards.
+        batches: Structures with elements and levels of theory known to the start.
+        same_references: Whether reference energies must be equal; if not, energies are compared without them.
 
     Raises:
         NotTheStart: predictions differ by more than rounding.
@@ -74,7 +74,7 @@ def check_step_zero(
             if not difference <= TOLERANCE:
                 raise NotTheStart(
                     f"before the first step, {name} differ from the start's by {difference:.3g} on {batch.ids[0]} and "
-                    f"{batch.num_graphs - 1} more frames: what training would begin with is not the start"
+                    f"{batch.num_graphs - 1} more frames: the model to be trained is not the start"
                 )
         count, largest = count + batch.num_graphs, max(largest, differences["forces [eV/Å]"])
     potential.train()
@@ -82,5 +82,5 @@ def check_step_zero(
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference, in units of the largest component where that is above one."""
+    """Return the largest difference, relative to the largest component if that is above one."""
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))

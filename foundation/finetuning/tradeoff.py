@@ -1,8 +1,8 @@
-"""The trade-off of methods of fine-tuning, over the runs of a sweep: what each learns and what it forgets for that.
+"""Trade-off of fine-tuning methods over the runs of a sweep: learning against forgetting.
 
 It reads the measurements in the forgetting/ folders of finished runs and needs neither data nor weights. Runs that
-differ in fit.seed only are one method. Every resample of the bootstrap draws frames, the same for all runs, and seeds;
-of three seeds that is a rough idea of their spread, and of one it is none.
+differ only in fit.seed are one method. Every resample of the bootstrap draws frames, the same for all runs, and seeds;
+three seeds give a rough idea of their spread, one gives none.
 """
 
 import json
@@ -49,20 +49,21 @@ from foundation.training.monitoring.metrics_file import read_rows
 from foundation.untrusted import typed
 
 FOLDER = "forgetting"
-"""Folder of the report in that of a run."""
+"""Folder of the report in a run folder."""
 IGNORED_WHEN_GROUPING = (("fit", "seed"), ("fit", "resume"), ("out",), ("overwrite",), ("sweep",), ("card",))
-"""Settings in run.json that runs of one method may differ in."""
+"""Settings in run.json in which runs of one method may differ."""
 SEED_SUFFIX = re.compile(r"[-_/]?seed[-_]?\d+$")
 JSON_NAME, TABLE_NAME = "tradeoff.json", "table.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TradeoffConfig:
-    """Which finished fine-tunings to compare."""
+    """Finished fine-tunings to compare."""
 
     runs: tuple[Path, ...]
-    """Run folders, all from the same start and measured on the same sets. Those that differ in fit.seed only are one
-    method, called as its folder without -seedN. Also without the option: `foundation tradeoff FOLDER... --out PAGE`."""
+    """Run folders, all from the same start and measured on the same sets. Those that differ only in fit.seed are one
+    method, named after its folder without -seedN. Also without the option: `foundation tradeoff FOLDER... --out
+    PAGE`."""
     out: Path
     """Folder of the page."""
 
@@ -74,34 +75,34 @@ class TunedRun:
     folder: Path
     """The run folder."""
     settings: dict[str, Any]
-    """Its configuration without what runs of one method may differ in."""
+    """Its configuration without settings in which runs of one method may differ."""
     seed: int
     """Its seed."""
     steps: int | None
     """Its number of optimizer steps."""
     before: Measurement
-    """Of the start."""
+    """Measurement of the start."""
     points: dict[float, Measurement]
-    """Of the interpolations by alpha, and of the result, which is 1."""
+    """Measurements of the interpolations by alpha, and of the result at 1."""
     seconds_per_step: float | None
-    """Median time of a step [s], validations left out; None if none was logged."""
+    """Median time of a step without validations [s]; None if none was logged."""
 
     @property
     def method(self) -> str:
-        """Name of the folder without the seed, or that of the folder above one of a seed."""
+        """Name of the folder without the seed, or of the parent of a folder named by a seed."""
         path = self.folder.resolve()
         return SEED_SUFFIX.sub("", path.name) or path.parent.name
 
 
 def read_tuned_run(folder: Path) -> TunedRun:
-    """Return what a finished fine-tuning has measured.
+    """Return the measurements of a finished fine-tuning.
 
     Raises:
-        FileNotFoundError: it is no run folder, or its measurements are not there.
+        FileNotFoundError: it is not a run folder, or its measurements are missing.
         ValueError: a file cannot be read.
     """
     if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a fine-tuning")
+        raise FileNotFoundError(f"{folder} has no run.json, so it is not a run folder; give the --out of a fine-tuning")
     settings = read_record(folder)
     fit = typed(RunRecord, settings, "run.json").fit
     for *groups, name in IGNORED_WHEN_GROUPING:
@@ -125,8 +126,8 @@ def read_tuned_run(folder: Path) -> TunedRun:
 def seconds_per_step(rows: Sequence[dict[str, Any]]) -> float | None:
     """Return the median time of a step in the rows of a metrics.jsonl [s]; None if none was logged.
 
-    Of the steps between two rows the time is the atoms in them over the logged atoms per second. The median, because a
-    run that was suspended, or met others on its machine, says nothing of its method by that.
+    The time of the steps between two rows is their atoms over the logged atoms per second. The median ignores times
+    when a run was suspended or shared its machine.
     """
     times: list[float] = []
     step, atoms = 0, 0.0
@@ -142,7 +143,7 @@ def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
     """Return the runs of each method by its name, in order of their seeds.
 
     Raises:
-        ValueError: runs of one name differ in more than the seed, or two runs do not differ at all.
+        ValueError: runs of one name differ in more than the seed, or two runs are identical.
     """
     groups: dict[str, list[TunedRun]] = {}
     for run in runs:
@@ -154,13 +155,13 @@ def group_runs(runs: Sequence[TunedRun]) -> dict[str, list[TunedRun]]:
             other = methods[name][0]
             differ = ", ".join(changes(other.settings, group[0].settings))
             raise ValueError(
-                f"{other.folder} and {group[0].folder} are both called {name!r} and differ in {differ}: name the "
+                f"{other.folder} and {group[0].folder} are both named {name!r} but differ in {differ}: name the "
                 "folder of each method differently"
             )
         methods[name] = sorted(group, key=lambda run: run.seed)
         for first, second in combinations(methods[name], 2):
             if first.seed == second.seed:
-                raise ValueError(f"{first.folder} and {second.folder} are the same run: give one of them only")
+                raise ValueError(f"{first.folder} and {second.folder} are the same run: give only one of them")
     return methods
 
 
@@ -171,7 +172,7 @@ class Point:
     method: str
     """Name of the method."""
     alpha: float
-    """Place between start and result; 1 is the result."""
+    """Position between start and result; 1 is the result."""
     errors: dict[str, Bootstrap]
     """Errors by set."""
     changes: dict[str, Bootstrap]
@@ -181,7 +182,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """The method, and alpha if it is not the result."""
+        """Name of the method, with alpha if it is not the result."""
         return label_of(self.method, self.alpha)
 
 
@@ -211,37 +212,37 @@ def _means(of_seeds: Sequence[Bootstrap]) -> Bootstrap:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """What methods are compared by."""
+    """Axes of the comparison of methods."""
 
     metric: str
-    """The error: force_mae, or energy_mae if a set has no forces."""
+    """Name of the error: force_mae, or energy_mae if a set has no forces."""
     retained: tuple[str, ...]
-    """Sets whose error's change is the forgetting."""
+    """Sets whose change of the error is the forgetting."""
     target: tuple[str, ...]
-    """Sets whose error is to be small."""
+    """Sets whose error should be small."""
 
     def of(self, point: Point) -> list[Statistic]:
-        """Return the numbers of a point that are better the smaller they are."""
+        """Return the numbers of a point to be minimised."""
         forgetting = [point.changes[name][self.metric] for name in self.retained]
         return forgetting + [point.errors[name][self.metric] for name in self.target]
 
 
 def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
-    """Return whether all numbers of the first are below those of the second, the intervals of the differences too."""
+    """Return whether all numbers of the first are below those of the second, with the intervals of the differences."""
     intervals = [difference(b, a).interval for a, b in zip(first, second, strict=True)]
     return all(interval is not None and interval[1] < 0 for interval in intervals)
 
 
 def write_tradeoff(runs: Sequence[Path], out: Path) -> Tradeoff:
-    """Write tradeoff.json, the planes, index.html and table.md for the runs of a sweep; return what is in the first.
+    """Write tradeoff.json, planes, index.html and table.md for the runs of a sweep; return the content of the first.
 
     Raises:
-        FileNotFoundError: a folder is no finished fine-tuning's.
-        ValueError: runs of different starts or sets, no target or no retained set, or what group_runs() refuses.
+        FileNotFoundError: a folder is not that of a finished fine-tuning.
+        ValueError: runs of different starts or sets, no target or no retained set, or group_runs() refuses.
     """
     tuned = [read_tuned_run(Path(folder)) for folder in runs]
     if not tuned:
-        raise ValueError("there is nothing to compare: give at least one finished fine-tuning")
+        raise ValueError("no runs to compare: give at least one finished fine-tuning")
     for run in tuned:
         _check_start(tuned[0], run)
         for alpha, measurement in run.points.items():
@@ -265,9 +266,10 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> Tradeoff:
 
 
 def shown_metrics(role: Role) -> tuple[str, ...]:
-    """Return the quantities of a set that the table of all methods has, by its role.
+    """Return the quantities in the table of all methods for a set, by its role.
 
-    Of what is retained the median of energies too, which no outlier decides; of a target what is no error.
+    Retained sets include the median energy error, which outliers do not affect; targets include quantities that are not
+    errors.
     """
     main = ("force_mae", "energy_mae")
     others = tuple(key for key, each in QUANTITIES.items() if each.headline and not each.is_error)
@@ -275,13 +277,13 @@ def shown_metrics(role: Role) -> tuple[str, ...]:
 
 
 def table(tradeoff: Tradeoff) -> str:
-    """Return the table of all methods for a model card, in Markdown: what they have learned and forgotten."""
+    """Return the table of all methods for a model card, in Markdown, with errors and changes."""
     errors = tradeoff.start.errors
     columns: list[tuple[str, Role, str]] = [
         (name, row.role, metric)
         for name, row in tradeoff.sets.items()
         for metric in shown_metrics(row.role)
-        # of what is not retained, energies only where there are no forces: a card is not as wide as the page
+        # other sets show energies only if they have no forces: a card is narrower than the page
         if metric in errors[name]
         and (row.role == "retained" or metric != "energy_mae" or "force_mae" not in errors[name])
     ]
@@ -299,7 +301,7 @@ def table(tradeoff: Tradeoff) -> str:
     level = f"{100 * tradeoff.bootstrap.level:.0f} %"
     lines = [" | ".join(row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines) + (
-        f"\nMeans over seeds. Of retained sets the change against the start with its {level} interval over seeds and "
+        f"\nMeans over seeds. For retained sets, the change against the start with its {level} interval over seeds and "
         "frames. ●: not dominated by another method.\n"
     )
 
@@ -313,13 +315,13 @@ def _check_start(first: TunedRun, run: TunedRun) -> None:
     ours, theirs = first.before.weights_sha256, run.before.weights_sha256
     if ours != theirs:
         raise ValueError(
-            f"{run.folder} began with the weights {theirs[:12]}… and {first.folder} with {ours[:12]}…: methods are "
+            f"{run.folder} started from the weights {theirs[:12]}… and {first.folder} from {ours[:12]}…: methods are "
             "compared from one start"
         )
 
 
 def compare_methods(methods: dict[str, list[TunedRun]], before: Measurement) -> Tradeoff:
-    """Return errors and changes of methods as means over seeds, and which of them are dominated.
+    """Return errors and changes of methods as means over seeds, with the dominated points.
 
     Raises:
         ValueError: no target or no retained set.
@@ -358,10 +360,10 @@ def compare_methods(methods: dict[str, list[TunedRun]], before: Measurement) -> 
 
 
 def _sets_of(measurement: Measurement, role: Role) -> tuple[str, ...]:
-    """Return the names of the sets with a role, of which there has to be one."""
+    """Return the names of the sets with a role; at least one is required."""
     names = tuple(name for name, errors in measurement.sets.items() if errors.role == role)
     if not names:
-        raise ValueError(f"the runs have measured no {role} set, without which there is no trade-off")
+        raise ValueError(f"the runs measured no {role} set, which a trade-off needs; name one in forgetting.{role}")
     return names
 
 
@@ -395,12 +397,12 @@ def _ranged(point: Point) -> dict[str, RangedPoint]:
 
 
 def _range(numbers: Sequence[float]) -> tuple[float, float] | None:
-    """Return the smallest and largest of the seeds, None if one of them is no number."""
+    """Return the smallest and largest of the seeds, None if one of them is NaN."""
     return (min(numbers), max(numbers)) if all(map(math.isfinite, numbers)) else None
 
 
 def _differences(axes: Axes, points: Sequence[Point]) -> list[Difference]:
-    """Return for each two methods how much the second forgets more, and has a larger target error."""
+    """Return for each two methods how much more the second forgets, and how much larger its target error is."""
     results = [point for point in points if point.alpha == 1.0]
     return [
         Difference(

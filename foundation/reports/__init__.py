@@ -1,1 +1,1 @@
-"""Reports: pages, figures and cards that people read."""
+"""Reports: pages, figures and model cards."""

@@ -1,6 +1,6 @@
-"""Model cards: rendered from facts, refused when one is missing.
+"""Model cards, rendered from facts and refused if one is missing.
 
-Whatever the template shows is escaped, so that a name or a citation cannot become a heading, a link or raw HTML.
+All values in the template are escaped, so that a name or a citation cannot become a heading, a link or raw HTML.
 """
 
 import json
@@ -19,34 +19,34 @@ TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "TEMPLATE.md"
 
 
 class MissingFact(ValueError):
-    """A model card lacks a fact; the message names all that are missing and where to write them."""
+    """A model card lacks facts; the message names them and the place to write them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card says that no program can find out; all of it is needed for a release, none for training."""
+    """Facts for a card that a program cannot find out; all are required for a release, none for training."""
 
     name: str = field(default="", metadata=MAY_CHANGE)
     """Name of the released potential."""
     description: str = field(default="", metadata=MAY_CHANGE)
     """Description, in a sentence or two."""
     authors: str = field(default="", metadata=MAY_CHANGE)
-    """Who made it and answers for it."""
+    """Authors responsible for it."""
     licence: str = field(default="", metadata=MAY_CHANGE)
     """Licence of the weights (SPDX identifier)."""
     intended_use: str = field(default="", metadata=MAY_CHANGE)
-    """Purpose that it is good for."""
+    """Intended purposes."""
     limitations: str = field(default="", metadata=MAY_CHANGE)
-    """Purposes that it is not good for, and known failures."""
+    """Unsuitable purposes and known failures."""
     citation: str = field(default="", metadata=MAY_CHANGE)
     """Citation for users."""
 
 
 def check_facts(card: CardFacts) -> None:
-    """Refuse a card with an empty fact.
+    """Check that no fact of a card is empty.
 
     Raises:
-        MissingFact: naming every fact that is empty.
+        MissingFact: a fact is empty; the message names all of them.
     """
     missing = [f"card.{item.name}" for item in fields(card) if not getattr(card, item.name).strip()]
     if missing:
@@ -60,7 +60,7 @@ def render_card(card: CardFacts, facts: dict) -> str:
     """Return the card as Markdown.
 
     Raises:
-        MissingFact: a fact is empty, or the template asks for one that is not there.
+        MissingFact: a fact is empty, or the template uses a missing one.
     """
     check_facts(card)
     provenances = [dataset.items() for dataset in facts.get("datasets", ())]
@@ -82,12 +82,12 @@ def _escaped(value: Any) -> Any:
 
 
 def _python(text: str) -> Markdown:
-    """Return a text as Python writes it, for a block of code."""
+    """Return a text as a Python literal, for a block of code."""
     return Markdown(json.dumps(text))
 
 
 def _errors(errors: Mapping[str, float]) -> dict[str, list]:
-    """Return the table of held-out errors, whose words are the program's own, and what has to be said of it."""
+    """Return the table of held-out errors and its notes, which are the program's own words."""
     if "energy_mae" not in errors:
         raise KeyError("energy_mae")
     return {

@@ -1,7 +1,7 @@
-"""Section of a model card on a fine-tuning: how it was done, and what it has learned and forgotten.
+"""Section of a model card on a fine-tuning: the method, and errors before and after.
 
-How is read from the provenance of the potential, so that a release needs neither the data nor the Fisher; the errors
-are those that the run has measured of these very weights.
+The method is read from the potential's provenance, so that a release needs neither data nor Fisher; the errors are
+those that the run measured with these weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,44 +24,44 @@ from foundation.reports.escape import Markdown, code, markdown
 from foundation.reports.forgetting_record import Forgetting, SetChange, compare
 from foundation.reports.forgetting_report import JSON_NAME, curve_file, remarks, table
 
-MOVED = "; all that the start predicted for these elements there has moved so, which is not in the changes of errors"
-"""Consequence of estimating references again at a level of theory that the start knows."""
+MOVED = "; all predictions of the start for these elements there have moved so, which is not in the changes of errors"
+"""Consequence of refitting references at a level of theory known to the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardSection:
-    """What a model card says of a fine-tuning."""
+    """Content of a model card on a fine-tuning."""
 
     rows: list[tuple[str, Markdown]]
-    """What was done: pairs of what and how."""
+    """Rows of the method: pairs of name and text."""
     table: Markdown
     """Errors before and after."""
     sets: dict[str, SetChange]
     """Held-out sets by name."""
     remarks: list[str]
-    """What deserves a look."""
+    """Remarks that deserve attention."""
 
 
 def card_section(
     run: Path, origin: Provenance, weights_sha256: str, theory: str | None, alpha: float = 1.0
 ) -> CardSection:
-    """Return what a model card says of a fine-tuning.
+    """Return the content of a model card on a fine-tuning.
 
     Args:
         run: The run folder, which has forgetting/forgetting.json.
-        origin: Origin of what it made.
-        weights_sha256: Checksum of the weights of what it made.
-        theory: Level of theory that is released alone, whose held-out sets count; all when None.
-        alpha: How far from the start to the result of the fine-tuning the weights are.
+        origin: Origin of its result.
+        weights_sha256: Checksum of the weights of its result.
+        theory: Level of theory that is released alone, whose held-out sets count; None: all.
+        alpha: Position of the weights between the start (0) and the result (1).
 
     Raises:
-        FileNotFoundError: there is no report.
-        ValueError: it is of other weights, or has no held-out set of the target or of the level of theory.
+        FileNotFoundError: no report there.
+        ValueError: it belongs to other weights, or has no held-out set of the target or of the level of theory.
     """
     file = run / "forgetting" / JSON_NAME
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: a release of a fine-tuning states what it has learned and forgotten; its run writes this file "
+            f"{file}: not found; a release of a fine-tuning states what it learned and forgot. The run writes it "
             "when it ends, so copy it from there or fine-tune again"
         )
     report = Forgetting.from_json(file)
@@ -69,14 +69,14 @@ def card_section(
         report = compare(read(file.parent / BEFORE), read(curve_file(file.parent, alpha)), {}, report.facts)
     if report.weights_sha256.after != weights_sha256:
         raise ValueError(
-            f"{file}: this report is of other weights than {run} has; copy the right one or fine-tune again"
+            f"{file}: this report belongs to other weights than those of {run}; copy the right one or fine-tune again"
         )
     kept = {name: row for name, row in report.sets.items() if theory in (None, row.theory)}
     if theory is not None and not kept:
         raise ValueError(f"{file}: no held-out set at {theory} was measured, so it cannot be released alone")
     if not any(row.role == "target" for row in report.sets.values()):
         raise ValueError(
-            f"{file}: no held-out set of the target was measured, and a release states the errors on one; name one in "
+            f"{file}: no held-out set of the target was measured, but a release states the errors on one; name one in "
             "forgetting.target and fine-tune again"
         )
     report = replace(report, sets=kept)
@@ -85,11 +85,11 @@ def card_section(
 
 
 def method_rows(origin: Provenance, measured_before: str) -> list[tuple[str, Markdown]]:
-    """Return what was done in a fine-tuning, in words: pairs of what and, in Markdown, how, only what was used.
+    """Return rows on the method of a fine-tuning: pairs of name and Markdown text, only for methods used.
 
     Args:
-        origin: That of the result.
-        measured_before: Checksum of the weights that the errors before belong to.
+        origin: Origin of the result.
+        measured_before: Checksum of the weights of the errors before.
     """
     run = origin.finetuning
     rows = [("begins with", _start(origin.start, measured_before)), ("learning rate", _rate(run.optim, run))]
@@ -104,11 +104,11 @@ def method_rows(origin: Provenance, measured_before: str) -> list[tuple[str, Mar
         what = f"of rank {run.adapters.rank} and alpha {run.adapters.alpha:g} on {_code(run.adapters.patterns)}"
         rows.append(("adapters", f"{what}, merged into the weights{trained}"))
     if not (run.rehearsal or run.penalty or run.freeze or run.adapters):
-        rows.append(("against forgetting", "nothing but the learning rate"))
+        rows.append(("against forgetting", "only the learning rate"))
     if origin.interpolated:
         alpha, result = origin.interpolated.alpha, code(origin.interpolated.weights_sha256)
         text = f"start + {alpha:g} (result − start) in all weights; the result is {result}"
-        rows.append(("interpolated", f"{text}. An alpha that was chosen by the errors below makes them look better"))
+        rows.append(("interpolated", f"{text}. If alpha was chosen by the errors below, they look too good"))
     return [(what, Markdown(how)) for what, how in rows + _references(origin)]
 
 
@@ -117,7 +117,7 @@ def _start(start: StartFacts, measured_before: str) -> str:
     method = "" if start.method is None else f" ({markdown(start.method)})"
     text = f"{markdown(name)}{method}, weights with SHA-256 {code(start.weights_sha256)}"
     if measured_before != start.weights_sha256:
-        text += f"; the errors before are of it with the elements, levels and references below, {code(measured_before)}"
+        text += f"; errors before are of it with the elements, levels and references below, {code(measured_before)}"
     return text
 
 
@@ -129,14 +129,14 @@ def _rate(optim: OptimRecord, run: FinetuneRecord) -> str:
 
 
 def _rehearsal(rehearsal: RehearsalRecord, names: Sequence[str]) -> str:
-    """Return in words what is rehearsed and how."""
+    """Describe the rehearsal."""
     text = f"{'; '.join(map(markdown, names))} ({markdown(rehearsal.split)})"
     if rehearsal.elements:
         text += f", structures with {' or '.join(map(markdown, rehearsal.elements))}"
     if rehearsal.fraction < 1:
         text += f", a fraction of {rehearsal.fraction:g} of the structures ({markdown(rehearsal.method)})"
     labels = "the data" if rehearsal.labels == "data" else "the start's own predictions"
-    own_loss = ", with a loss of its own" if rehearsal.loss else ""
+    own_loss = ", with its own loss" if rehearsal.loss else ""
     return (
         f"{text}; mode {markdown(rehearsal.mode)}, {rehearsal.ratio:g} times the target's edge budget, loss times "
         f"{rehearsal.weight:g}{own_loss}, labels: {labels}"
@@ -155,7 +155,7 @@ def _penalty(penalty: PenaltyRecord, fisher: FisherFacts | None) -> str:
 
 
 def _scaling(penalty: PenaltyRecord) -> str:
-    """Return in words what was done with a Fisher before it was used."""
+    """Describe the scaling of a Fisher."""
     by = {"none": "", "mean": "divided by its mean", "tensor": "divided by its mean in each tensor"}
     parts = [
         f"to the power {penalty.power:g}" if penalty.power != 1 else "",
@@ -166,7 +166,7 @@ def _scaling(penalty: PenaltyRecord) -> str:
 
 
 def _references(origin: Provenance) -> list[tuple[str, str]]:
-    """Return what became of reference energies, elements and levels of theory."""
+    """Return rows on reference energies, new elements and new levels of theory."""
     rows = []
     if origin.new_elements:
         begun = ", ".join(f"{markdown(new)} begins as {markdown(old)}" for new, old in origin.new_elements.items())
@@ -175,12 +175,12 @@ def _references(origin: Provenance) -> list[tuple[str, str]]:
         rows.append(("new levels of theory", ", ".join(map(markdown, origin.new_theories))))
     text = "kept"
     if origin.references is not None:
-        text = f"estimated again, {_moves(origin.references)}{'' if origin.same_energies else MOVED}"
+        text = f"refitted, {_moves(origin.references)}{'' if origin.same_energies else MOVED}"
     return [*rows, ("reference energies", text)]
 
 
 def _moves(moved: Mapping[str, MovedReferences]) -> str:
-    """Return by how much reference energies have moved."""
+    """Return the shifts of reference energies."""
     parts = []
     for theory, facts in moved.items():
         shifts = ", ".join(f"{markdown(symbol)} {_signed(each.moved)}" for symbol, each in facts.elements.items())

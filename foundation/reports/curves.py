@@ -1,4 +1,4 @@
-"""The figures of training: each draws the curves of one run, or the same curves of several over each other."""
+"""Figures of training, with the curves of one run or of several overlaid."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from foundation.reports.escape import figure_text
 from foundation.reports.page import write_figure
 
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
-"""Colours of runs; of a single one: training, validation, and the terms of the loss."""
+"""Colours of runs; for a single one, of training, validation and the terms of the loss."""
 TERM, REHEARSAL = "train/loss_", "train/loss_rehearsal"
-"""Beginnings of the names of terms of the loss; the second is not of the run's own data."""
+"""Prefixes of the names of loss terms; the second is for rehearsal data."""
 SMOOTHED = 60
-"""Points of a curve above which it is drawn smoothed, over as many times fewer; the raw one is behind it."""
+"""Number of points of a curve above which it is smoothed to about this number, with the raw curve behind."""
 
 Rows = Sequence[dict[str, Any]]
 Logged = tuple[str, Rows, Rows, Rows]
-"""Name of a run, its rows of training and of validation, and those of its starts."""
+"""Name of a run, and its rows of training, of validation and of starts."""
 
 
 def draw_figures(runs: Sequence[Logged], folder: Path) -> dict[str, Path]:
@@ -50,15 +50,15 @@ class Panel:
     title: str
     """Drawn quantity and its unit."""
     metrics: dict[str, str]
-    """Names of the metrics, and what each is called."""
+    """Names of the metrics with their labels."""
     scale: float = 1.0
     """Factor from the metric to the unit."""
     logarithmic: bool = False
-    """Whether the axis is."""
+    """True for a logarithmic axis."""
     low: float = 0.0
-    """Where a linear axis begins."""
+    """Lower end of a linear axis."""
     high: float = 0.0
-    """Where a linear axis ends at least."""
+    """Smallest upper end of a linear axis."""
 
 
 OPTIMIZER = (
@@ -101,7 +101,7 @@ def _loss(runs: Sequence[Logged]) -> Figure:
 
 
 def _errors(runs: Sequence[Logged]) -> Figure:
-    """Draw the errors of training faint and those of validation strong; of several data sets, each one's thin."""
+    """Draw the errors of training faint and of validation strong, of several data sets each with a thin line."""
     logged = {name for _, train, *_ in runs for row in train for name, value in row.items() if value}
     shown = {key: QUANTITIES[key] for key in followed() if f"train/{key}" in logged}
     columns = min(3, max(1, len(shown)))
@@ -182,7 +182,7 @@ def _curve(
 
 
 def smooth(values: Float64[np.ndarray, " points"], width: int) -> Float64[np.ndarray, " points"]:
-    """Return the mean of each value and its neighbours up to a distance, of those there are."""
+    """Return the mean of each value and its existing neighbours up to a distance."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     first, last = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))

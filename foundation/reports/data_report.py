@@ -1,4 +1,4 @@
-"""The page of a data set: inspection.json, figures and one HTML page that a person can read."""
+"""Report of a data set: inspection.json, figures and one HTML page."""
 
 import json
 from dataclasses import asdict
@@ -26,11 +26,11 @@ from foundation.reports.periodic_table import draw_periodic_table
 COLORS = {"train": "#1f5fa8", "val": "#e0862a", "test": "#2a9d74"}
 """Colours of the splits."""
 MAX_BARS = 48
-"""Bars in a figure of a distribution; more places are drawn together."""
+"""Largest number of bars in a figure of a distribution; more bins are merged."""
 MIN_BARS = 16
-"""Places that a figure shows at least, empty or not."""
+"""Smallest number of bins that a figure shows, empty or not."""
 _AROUND = {name: np.searchsorted(BINS[name].edges, (-10.0, 10.0)).tolist() for name in ("stress_ratio", "force_ratio")}
-"""Places that a figure shows in any case."""
+"""Bins that a figure always shows."""
 
 
 def write_data_report(manifest: Manifest, folder: Path) -> Inspection:
@@ -60,7 +60,7 @@ def write_data_report(manifest: Manifest, folder: Path) -> Inspection:
 
 
 def _share(part: int, whole: int) -> str:
-    """Return a percentage that says 0 and 100 only where it is exact."""
+    """Return a percentage that is 0 or 100 only if exact."""
     if part in (0, whole):
         return ("0 %" if part == 0 else "100 %") if whole else "–"
     return f"{min(max(100 * part / whole, 0.1), 99.9):.1f} %"
@@ -71,7 +71,7 @@ def _numeral(value: float) -> str:
 
 
 def draw_elements(frames: dict[str, int], path: Path) -> None:
-    """Draw the periodic table, each element in the colour of how many frames hold it."""
+    """Draw the periodic table, coloured by the number of frames with each element."""
     norm = LogNorm(1, max(10, *frames.values()))
     draw_periodic_table(frames, path, norm=norm, colors="Blues", written=lambda number: _short(int(number)))
 
@@ -84,7 +84,7 @@ def _short(number: int) -> str:
 
 
 def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
-    """Draw one histogram, each split as the share of its own values, on the axis that suits the bins."""
+    """Draw one histogram, each split normalised by its own values, on the axis of the bins."""
     bins = BINS[name]
     shown = {split: part.statistics.histogram(name) for split, part in ordered_splits(manifest).items()}
     shown = {split: counts for split, counts in shown.items() if counts.any()}
@@ -93,7 +93,7 @@ def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
     around = [*filled, *_AROUND.get(name, ())]
     low, high = int(min(around)), int(max(around))
     spare = max(1, (MIN_BARS - (high - low)) // 2)
-    # the outer places have no width of their own: they are drawn where something is in them, as wide as the others
+    # the outer bins have no width: they are drawn as wide as the others, if not empty
     first, last = max(low - spare, 0 if total[0] else 1), min(high + spare, bins.size - (1 if total[-1] else 2))
     starts = np.arange(first, last + 1, -(-(last + 1 - first) // MAX_BARS))
     borders = np.append(starts, last + 1) - 0.5
@@ -116,7 +116,7 @@ def draw_distribution(manifest: Manifest, name: str, path: Path) -> None:
 
 
 def _ticks(bins: Bins, first: int, last: int) -> list[tuple[float, str]]:
-    """Return where round numbers stand on an axis of places: edge k lies between places k and k + 1."""
+    """Return the positions of round numbers on an axis of bins: edge k lies between bins k and k + 1."""
     numbers = np.arange(len(bins.edges))
     if bins.scale == "linear":
         low, high = bins.edges[max(first - 1, 0)], bins.edges[min(last, len(bins.edges) - 1)]
@@ -127,7 +127,7 @@ def _ticks(bins: Bins, first: int, last: int) -> list[tuple[float, str]]:
         near = bins.edges[max(first - 1, 0) : last + 1]
         digits = (1, 2, 5) if near[-1] < 300 * near[0] else (1,)
         values = np.outer(10.0 ** np.arange(-9, 10), digits).reshape(-1)
-        # below the first edge there is zero, beside which the label of that edge has no room
+        # zero lies below the first edge, whose label would overlap
         lowest = np.ceil(bins.edges[0]) if bins.scale == "count" else bins.edges[0] * (5 if first == 0 else 1)
         values = values[(values >= lowest) & (values <= bins.edges[-1])]
         places = np.interp(np.log(values), np.log(bins.edges), numbers) + 0.5
@@ -138,7 +138,7 @@ def _ticks(bins: Bins, first: int, last: int) -> list[tuple[float, str]]:
     # the decades next to zero would crowd it
     shown = decades[(decades > exponents[0] + 1.5) & (decades < exponents[-1])]
     if last - first > 0.9 * len(exponents):
-        # every other one; a ratio, which has no unit, must show the one
+        # every other one; a ratio, which has no unit, must show 1
         shown = shown[shown % 2 == (1 if bins.unit else 0)]
     offsets = np.interp(shown, exponents, numbers[:middle]) + 0.5
     positive = [(middle + offset, _numeral(10.0**k)) for offset, k in zip(offsets, shown, strict=True)]

@@ -1,13 +1,13 @@
-"""Names, citations and other facts that come from files, written so that no output language takes them for its own.
+"""Escaping of names, citations and other facts from files for each output language.
 
-HTML needs nothing of this: the pages' templates escape whatever they are given.
+HTML does not need it: the pages' templates escape all values.
 """
 
 import re
 
 
 class Markdown(str):
-    """Text that is Markdown already."""
+    """Text that is already Markdown."""
 
     __slots__ = ()
 
@@ -18,12 +18,12 @@ _BLOCK = re.compile(r" ?(?=(?:[-+]|#{1,6})(?:\s|$)|[-=]{2,})")
 
 
 def printable(value: object) -> str:
-    """Return text for a screen or a log, with escapes for what would command a terminal; line breaks and tabs stay."""
+    """Return text for a terminal or a log, with control characters escaped except line breaks and tabs."""
     return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in str(value))
 
 
 def markdown(value: object) -> Markdown:
-    """Return a value as one line of Markdown that shows it as it is, also in a table; Markdown stays as it is."""
+    """Return a value as one line of Markdown that shows it literally, also in a table; Markdown is unchanged."""
     if isinstance(value, Markdown):
         return value
     text = _INLINE.sub(r"\\\g<0>", _one_line(value))
@@ -43,7 +43,7 @@ def code(value: object) -> Markdown:
 
 
 def figure_text(value: object) -> str:
-    """Return text for a figure, where dollars would begin a formula and a first underscore hide it from the legend."""
+    """Return text for a figure, where dollars start formulas and a leading underscore hides it from the legend."""
     text = _one_line(value).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

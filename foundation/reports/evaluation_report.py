@@ -1,4 +1,4 @@
-"""The report of an evaluation: evaluation.json, parity.png and one HTML page that a person can read."""
+"""Report of an evaluation: evaluation.json, parity.png and one HTML page."""
 
 import json
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from foundation.reports.page import render_page, write_figure
 from foundation.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
 
 MAX_POINTS = 20000
-"""Points drawn in a parity plot; more are thinned evenly."""
+"""Largest number of points in a parity plot; more are thinned evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(OpenRecord):
-    """What was evaluated on what."""
+    """Subject of an evaluation."""
 
     dataset: str
     """Name of the data set."""
@@ -65,7 +65,7 @@ class Evaluation(Evaluated):
         """Return the content of a file.
 
         Raises:
-            CorruptFile: it is no report of an evaluation.
+            CorruptFile: it is not a report of an evaluation.
         """
         with refusing(file, CorruptFile, "not the report of an evaluation ({}); evaluate again"):
             return typed(Evaluation, read_json(file), "")
@@ -77,7 +77,7 @@ def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -
     Args:
         predictions: What the potential predicts, beside the labels.
         folder: Where the files go.
-        evaluated: What was evaluated on what.
+        evaluated: Subject of an evaluation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     errors = predictions.errors()
@@ -108,7 +108,7 @@ def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -
 
 
 def errors_by_element(errors: FrameErrors) -> dict[str, dict[str, float | int]]:
-    """Return for each element the atoms with forces, and the errors of these and of the trivial predictor."""
+    """Return for each element the number of atoms with forces, and their errors and the trivial predictor's."""
     totals = {name: sums.sum(axis=0) for name, sums in errors.of_elements.items()}
     values: dict[str, dict[str, float | int]] = {}
     for place, symbol in enumerate(errors.elements):
@@ -121,7 +121,7 @@ def errors_by_element(errors: FrameErrors) -> dict[str, dict[str, float | int]]:
 
 
 def worst_frames(errors: FrameErrors, count: int = 10) -> list[dict[str, float | str | None]]:
-    """Return the frames with the largest force errors (energy errors where there are no forces)."""
+    """Return the frames with the largest force errors (energy errors without forces)."""
     energy, force = (of_frames(QUANTITIES[key].formula, errors) for key in ("energy_mae", "force_mae"))
     order = np.argsort(-np.where(np.isnan(force), energy, force), kind="stable")[:count]
     return [
@@ -135,7 +135,7 @@ def worst_frames(errors: FrameErrors, count: int = 10) -> list[dict[str, float |
 
 
 def draw_parity(predictions: Predictions, errors: Mapping[str, float], path: Path, title: str) -> None:
-    """Draw predictions over labels for energy, forces and stress, as far as there are labels."""
+    """Draw predictions over labels for energy, forces and stress that have labels."""
     panels = [("energy − composition", "energy", *_relative_energies(predictions))]
     if len(predictions.forces):
         panels.append(("force component", "force", *_thin(predictions.forces)))
@@ -155,7 +155,7 @@ def draw_parity(predictions: Predictions, errors: Mapping[str, float], path: Pat
 
 
 def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:
-    """Draw one cloud of points; the range is the labels', and the few predictions outside it are marked at the edge."""
+    """Draw one cloud of points over the range of the labels; predictions outside it are marked at the edge."""
     low, high = float(label.min()), float(label.max())
     margin = 0.05 * max(high - low, 1e-9)
     low, high = low - margin, high + margin
@@ -170,7 +170,7 @@ def _draw_panel(axes: Axes, label: np.ndarray, predicted: np.ndarray) -> None:
 
 
 def _relative_energies(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return energies less the composition's: what is left for a potential to learn."""
+    """Return energies minus the composition's, the part that a potential must learn."""
     label, predicted, composition = predictions.energy.T
     return label - composition, predicted - composition
 

@@ -1,4 +1,4 @@
-"""The figures of a fine-tuning's report, drawn from the numbers of forgetting.json."""
+"""Figures of a fine-tuning's report, drawn from the numbers of forgetting.json."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ from foundation.reports.periodic_table import draw_periodic_table
 ROLE_COLORS = {"target": "#1f5fa8", "retained": "#c8641b", "transfer": "#2a9d74"}
 """Colours of the roles of sets."""
 FEW_ELEMENTS = 12
-"""Elements that a set's changes are drawn as points for; those of more are in the periodic table."""
+"""Largest number of elements whose changes are drawn as points; more are drawn as a periodic table."""
 
 
 def draw_figures(forgetting: Forgetting, folder: Path) -> dict[str, Path]:
-    """Draw all figures that there are numbers for, and return their files by name."""
+    """Draw all figures with data, and return their files by name."""
     figures = {"errors": _errors(forgetting.sets)}
     few = {name: row for name, row in forgetting.sets.items() if 0 < len(row.by_element) <= FEW_ELEMENTS}
     if few:
@@ -51,7 +51,7 @@ def draw_figures(forgetting: Forgetting, folder: Path) -> dict[str, Path]:
 
 
 def _errors(sets: dict[str, SetChange]) -> Figure:
-    """Draw the errors of every set before, hollow, and after, filled, with intervals."""
+    """Draw the errors of every set before (hollow) and after (filled), with intervals."""
     shown = [metric for metric in QUANTITIES if any(metric in row.before for row in sets.values())]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
@@ -93,7 +93,7 @@ def _before_and_after(axes: Axes, height: int, row: SetChange, metric: str) -> N
 
 
 def around(value: Estimate) -> tuple[float, float]:
-    """Return the interval of a number, of no width where it has none."""
+    """Return the interval of a number, of zero width if unknown."""
     middle = value.value
     low, high = value.low, value.high
     assert middle is not None
@@ -122,7 +122,7 @@ def clean(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
 
 
 def _elements(sets: dict[str, SetChange]) -> Figure:
-    """Draw the change of the force error of every element, for sets of few."""
+    """Draw the change of every element's force error, for sets of few elements."""
     most = max(len(row.by_element) for row in sets.values())
     columns = min(3, len(sets))
     lines = -(-len(sets) // columns)
@@ -146,17 +146,17 @@ def _elements(sets: dict[str, SetChange]) -> Figure:
 
 
 def signed_percent(value: float, _: object = None) -> str:
-    """Return a number of percent as an axis shows it."""
+    """Return a signed percentage as an axis label."""
     return f"{value:+.4g} %".replace("-", "−") if value else "0"
 
 
 def main_metric(sets: Sequence[SetChange]) -> str:
-    """Return the error that sets are compared by: of forces, or of energies if one of them has no forces."""
+    """Return the error by which sets are compared: of forces, or of energies if one of them has no forces."""
     return "force_mae" if all("force_mae" in row.before for row in sets) else "energy_mae"
 
 
 def _curve(forgetting: Forgetting) -> Figure:
-    """Draw what lies between start and result: adaptation against forgetting, and the changes of all sets."""
+    """Draw the path from start to result: adaptation against forgetting, and the changes of all sets."""
     sets = forgetting.sets
     alphas = [0.0, *(point.alpha for point in forgetting.curve), 1.0]
     zero = Estimate(value=0.0, low=0.0, high=0.0)

@@ -26,9 +26,9 @@ class ElementChange:
     """Force error of an element's atoms before and after."""
 
     num_frames: int
-    """Number of frames that hold the element."""
+    """Number of frames that contain the element."""
     num_atoms: int
-    """Number of its atoms that have forces."""
+    """Number of its atoms with forces."""
     before: Estimate
     """Error of the start."""
     after: Estimate
@@ -41,18 +41,18 @@ class ElementChange:
 class SetChange:
     """Quantities of a held-out set before and after.
 
-    The change is relative for errors, (after - before) / before, and the difference for all else. That of a retained
-    set is what was forgotten, that of a target below zero what was learned.
+    The change is relative for errors, (after - before) / before, and the difference for other quantities. For a
+    retained set it is the forgetting; for a target, below zero, the learning.
     """
 
     role: Role
-    """Part of the set in the comparison."""
+    """Role of the set in the comparison."""
     split: str
     """Split of the data set."""
     manifest_fingerprint: str
     """Fingerprint of the data set's manifest."""
     theory: str
-    """Level of theory that was predicted."""
+    """Level of theory of the predictions."""
     num_frames: int
     """Number of frames measured."""
     num_atoms: int
@@ -84,14 +84,14 @@ class CurvePoint:
     """A point on the line between start and result."""
 
     alpha: float
-    """Place on the line: 0 is the start, 1 the result."""
+    """Position on the line: 0 is the start, 1 the result."""
     sets: dict[str, SetPoint]
     """Quantities by name of the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
-    """What a fine-tuning has learned and forgotten; every number has its interval, None where it is unknown."""
+    """Learning and forgetting of a fine-tuning; every number has its interval, None if unknown."""
 
     facts: dict[str, Any]
     """Facts for the page: the name of the run as `run`, and numbers and texts."""
@@ -109,7 +109,7 @@ class Forgetting:
         """Return the content of a file.
 
         Raises:
-            CorruptFile: it is no report of a fine-tuning.
+            CorruptFile: it is not a report of a fine-tuning.
         """
         with refusing(file, CorruptFile, "not the report of a fine-tuning ({}); copy it again, or fine-tune again"):
             return typed(Forgetting, read_json(file), "")

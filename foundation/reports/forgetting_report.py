@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: what it has learned and what it has forgotten, in JSON, figures, a page and a table."""
+"""Report of a fine-tuning: learning and forgetting in JSON, figures, a page and a table."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ from foundation.reports.forgetting_record import Forgetting, compare
 from foundation.reports.page import render_page
 
 NOTEWORTHY = 0.1
-"""Growth of a retained error that the page points at."""
+"""Growth of a retained error above which the page gives a remark."""
 DIFFERENCE_DECIMALS = 2
-"""Digits behind the point in a difference of errors, in the unit that these are shown in."""
+"""Number of decimals of a difference of errors, in their shown unit."""
 JSON_NAME, CURVE, ALPHA = "forgetting.json", "curve", "alpha-"
-"""File of the numbers; folder of the measurements between start and result, and how the name of each begins."""
+"""File of the numbers; folder of the measurements between start and result, and prefix of their names."""
 
 
 def write_forgetting(
@@ -31,18 +31,18 @@ def write_forgetting(
     curve: Mapping[float, Measurement],
     facts: dict[str, Any],
 ) -> Forgetting:
-    """Write the measurements, forgetting.json, the figures and index.html; return what is in the second.
+    """Write the measurements, forgetting.json, the figures and index.html; return the content of the second.
 
     Args:
-        folder: Where they go.
-        before: Of the start.
-        after: Of the result.
-        curve: Of the interpolations between them, by alpha.
-        facts: What was fine-tuned on what and how, as JSON; the page is called as its `run` and shows the numbers and
-            texts among the others.
+        folder: Folder to write.
+        before: Measurement of the start.
+        after: Measurement of the result.
+        curve: Measurements of the interpolations between them, by alpha.
+        facts: Facts of the fine-tuning, as JSON; `run` is the title of the page, which shows the numbers and texts
+            among the others.
 
     Raises:
-        ValueError: the measurements are of other sets or frames.
+        ValueError: the measurements have different sets or frames.
     """
     check_pair(before, after, "the result")
     for alpha, measurement in curve.items():
@@ -62,39 +62,39 @@ def write_forgetting(
 
 
 def curve_file(folder: Path, alpha: float) -> Path:
-    """Return the file in a report's folder with what was measured at alpha between start and result."""
+    """Return the file of the measurement at alpha in a report's folder."""
     return folder / CURVE / f"{ALPHA}{alpha:g}.safetensors"
 
 
 def curve_files(folder: Path) -> dict[float, Path]:
-    """Return the files in a report's folder with what was measured between start and result, by alpha, sorted."""
+    """Return the files of the measurements between start and result in a report's folder, sorted by alpha."""
     files = (folder / CURVE).glob(f"{ALPHA}*.safetensors")
     return dict(sorted((float(path.stem.removeprefix(ALPHA)), path) for path in files))
 
 
 def remarks(forgetting: Forgetting) -> list[str]:
-    """Return what of a fine-tuning deserves a look."""
+    """Return remarks on a fine-tuning that deserve attention."""
     found = []
     roles = {row.role for row in forgetting.sets.values()}
     if "retained" not in roles:
-        found.append("no retained set was measured, so that nothing here says what was forgotten")
+        found.append("no retained set was measured, so forgetting is unknown")
     for name, row in forgetting.sets.items():
         changes = {metric: value for metric, value in row.change.items() if is_error(metric)}
         if row.role == "retained":
             grown = {metric: value for metric, value in changes.items() if (value.low or 0.0) > NOTEWORTHY}
             shown = [f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in grown.items()]
-            found += [f"{name} (retained) has become worse: {', '.join(shown)}"] if shown else []
+            found += [f"{name} (retained) became worse: {', '.join(shown)}"] if shown else []
         elif row.role == "target":
             kept = [metric for metric, value in changes.items() if value.high is not None and value.high >= 0]
             shown = [QUANTITIES[metric].name for metric in kept]
-            found += [f"{name} (target) is not better than before for certain: {', '.join(shown)}"] if shown else []
+            found += [f"{name} (target) is not significantly better than before: {', '.join(shown)}"] if shown else []
         if row.num_skipped:
-            found.append(f"{name}: {row.num_skipped:,} frames have elements unknown to the potential, left out")
+            found.append(f"{name}: {row.num_skipped:,} frames left out, with elements unknown to the potential")
     return found
 
 
 def summary(forgetting: Forgetting) -> list[str]:
-    """Return a line for each held-out set: its main errors before and after, with the intervals of their changes."""
+    """Return a line for each held-out set: main errors before and after, with the intervals of their changes."""
     lines = []
     for name, row in forgetting.sets.items():
         changes = [
@@ -108,7 +108,7 @@ def summary(forgetting: Forgetting) -> list[str]:
 
 
 def is_error(metric: str) -> bool:
-    """Return whether a name in a file is that of an error that this program knows."""
+    """Return whether a name in a file is a known error."""
     return metric in QUANTITIES and QUANTITIES[metric].is_error
 
 
@@ -127,17 +127,17 @@ def _signed(value: float) -> str:
 
 
 def _plus(value: float, digits: int) -> str:
-    # nothing is negative that is shown as zero
+    # no minus sign for a number shown as zero
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def change_text(change: Estimate, metric: str) -> str:
-    """Return the change of a quantity with its interval: in percent of an error, the difference of all else."""
+    """Return the change of a quantity with its interval: in percent for an error, else the difference."""
     return percent(change) if is_error(metric) else difference_text(change, metric)
 
 
 def difference_text(difference: Estimate, metric: str) -> str:
-    """Return a difference of a quantity with its interval, in the unit that it is shown in."""
+    """Return a difference of a quantity with its interval, in the quantity's unit."""
     factor, decimals = QUANTITIES[metric].unit.factor, QUANTITIES[metric].decimals
     digits = DIFFERENCE_DECIMALS if decimals is None else decimals
     parts = (difference.value, difference.low, difference.high)
@@ -146,7 +146,7 @@ def difference_text(difference: Estimate, metric: str) -> str:
 
 
 def shown_by_page() -> dict[str, Any]:
-    """Return the functions by which a page writes numbers."""
+    """Return the functions with which a page formats numbers."""
     return {
         "quantities": QUANTITIES,
         "notes": notes,

@@ -1,4 +1,4 @@
-"""Pages: reports as one HTML file each, with its figures and the style of all pages inside, to be sent and kept."""
+"""Pages: self-contained HTML files with figures and style inside."""
 
 import base64
 import importlib.resources
@@ -16,12 +16,12 @@ def render_page(template: str, *, figures: Mapping[str, Path], **values: Any) ->
     """Return a page.
 
     Args:
-        template: File of its jinja template, which has {{ style | safe }} where the style goes, before its own.
-        figures: PNG files by the names that the template has for them; they go into the page.
-        values: What else the template asks for.
+        template: File of its jinja template, with {{ style | safe }} before its own style.
+        figures: PNG files to embed, by their names in the template.
+        values: Other values of the template.
 
     Raises:
-        jinja2.UndefinedError: it asks for what is not there.
+        jinja2.UndefinedError: the template uses a missing value.
     """
     encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()}
     style = importlib.resources.files("foundation.reports").joinpath("page.css").read_text()

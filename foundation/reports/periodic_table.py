@@ -1,4 +1,4 @@
-"""A figure of the periodic table, each element in the colour of a number."""
+"""Figure of the periodic table, coloured by a number per element."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,10 +27,10 @@ def draw_periodic_table(
     Args:
         values: Number of each element, by symbol.
         path: File to write.
-        norm: Maps a number to the depth of its colour, between 0 and 1.
-        colors: matplotlib's name of the colours.
-        written: How a number is written under its symbol.
-        depths: The part of the colours that is used.
+        norm: Map from a number to the depth of its colour, between 0 and 1.
+        colors: matplotlib's name of the colour map.
+        written: Format of the number under its symbol.
+        depths: Range of the colour map to use.
     """
     figure = Figure(figsize=(9.2, 4.9))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))

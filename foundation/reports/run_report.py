@@ -1,6 +1,6 @@
-"""The report of training: figures and one HTML page of what a run, or several side by side, has logged.
+"""Report of training: figures and one HTML page from the logs of one or several runs.
 
-It reads metrics.jsonl and needs neither the data nor the weights, so it can be drawn while a run goes on.
+It reads metrics.jsonl and needs neither data nor weights, so it can be drawn during a run.
 """
 
 import json
@@ -31,7 +31,7 @@ AVERAGED = (
     "speed/imbalance_seconds",
     "speed/flop_utilization",
 )
-"""Metrics of which a report states the mean over the run."""
+"""Metrics whose mean over the run is reported."""
 
 
 NUMBERS = (
@@ -56,16 +56,16 @@ NUMBERS = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a run has logged."""
+    """Log of a run."""
 
     name: str
     """Name in the report."""
     folder: Path
     """The run folder."""
     num_steps: int
-    """Optimizer steps of the whole run, as configured."""
+    """Number of optimizer steps of the whole run, as configured."""
     starts: list[dict[str, Any]]
-    """A row for every time that it was started."""
+    """A row for every start of the run."""
     train: list[dict[str, Any]]
     """Rows of training, by step."""
     validation: list[dict[str, Any]]
@@ -73,19 +73,19 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Return what a run has logged.
+    """Return the log of a run.
 
     Raises:
-        FileNotFoundError: the folder is no run's.
+        FileNotFoundError: the folder is not a run folder.
         ValueError: nothing has been logged yet, or run.json cannot be read.
     """
     if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} has no run.json, so it is no run folder; give the --out of a pretrain")
+        raise FileNotFoundError(f"{folder} has no run.json, so it is not a run folder; give the --out of a pretrain")
     record, rows = typed(RunRecord, read_record(folder), RECORD), read_rows(folder / "logs")
     assert record.fit.steps is not None  # read_record() has looked
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (START, "train", "validation")}
     if not kinds["train"]:
-        raise ValueError(f"{folder} has logged no step yet; the first comes after fit.log_every steps")
+        raise ValueError(f"{folder} has not logged a step yet; the first comes after fit.log_every steps")
     return Run(
         name=folder.resolve().name,
         folder=folder,
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a run was: how far it got, what it saw and cost, how fast it was, its last errors."""
+    """Facts of a run: progress, frames seen, cost, speed and latest errors."""
 
     name: str
     """Name in the report."""
@@ -113,7 +113,7 @@ class RunFacts:
     device: str | None
     """Device of the last start."""
     num_resumes: int
-    """Number of times that it went on from a checkpoint."""
+    """Number of resumes from a checkpoint."""
     means: dict[str, float]
     """Means over the run by name of the metric."""
     last: dict[str, Any]
@@ -127,7 +127,7 @@ class RunFacts:
 
 
 def facts_of(run: Run) -> RunFacts:
-    """Return what a run was."""
+    """Return the facts of a run."""
     last, begun = run.train[-1], run.starts[-1] if run.starts else {}
     means = {}
     for name in AVERAGED:
@@ -152,15 +152,15 @@ def facts_of(run: Run) -> RunFacts:
 
 
 def remarks(facts: RunFacts) -> list[str]:
-    """Return what of a run deserves a look."""
+    """Return remarks on a run that deserve attention."""
     last, means, found = facts.last, facts.means, []
     if facts.step < facts.num_steps:
-        found.append(f"only {facts.step:,} of {facts.num_steps:,} steps have been taken so far")
+        found.append(f"only {facts.step:,} of {facts.num_steps:,} steps are done so far")
     if last.get("train/skipped_steps"):
         rollbacks = last.get("train/rollbacks") or 0
         found.append(
             f"{last['train/skipped_steps']:.0f} steps were skipped because their loss or gradient was unusable, and "
-            f"the run went back to a checkpoint {rollbacks:.0f} times"
+            f"the run was rolled back to a checkpoint {rollbacks:.0f} times"
         )
     if last.get("seen/quarantined_frames"):
         found.append(f"{last['seen/quarantined_frames']:,.0f} frames were left out because they could not be read")
@@ -179,10 +179,10 @@ def remarks(facts: RunFacts) -> list[str]:
 
 
 def write_run_report(folders: Sequence[Path], out: Path) -> list[RunFacts]:
-    """Write index.html, training.json and the figures for one or several runs; return what is in the second.
+    """Write index.html, training.json and the figures for one or several runs; return the content of the second.
 
     Raises:
-        FileNotFoundError: a folder is no run's.
+        FileNotFoundError: a folder is not a run folder.
         ValueError: a run has logged nothing.
     """
     runs = [read_run(folder) for folder in folders]
@@ -211,7 +211,7 @@ def write_run_report(folders: Sequence[Path], out: Path) -> list[RunFacts]:
 
 
 def summary_table(facts: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """Return the table of one or several runs: names of rows, and for each a cell for every run."""
+    """Return the table of one or several runs: row names, each with a cell per run."""
     rows = [
         ("steps", [f"{values.step:,} of {values.num_steps:,}" for values in facts]),
         ("processes", [f"{values.processes} on {values.device}" for values in facts]),

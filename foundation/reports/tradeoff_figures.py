@@ -1,4 +1,4 @@
-"""The trade-off plane: what methods of fine-tuning forget, to the right, and the errors that are left, upwards."""
+"""Trade-off plane of fine-tuning methods: forgetting on the horizontal axis, remaining errors on the vertical one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +21,15 @@ COLORS = (
     "#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#8c6239", "#d1579b", "#5f6b7a", "#a0a52b", "#2fa9c2",
 )  # fmt: skip
 MARKERS = "osD^vPXh"
-"""Colours and markers of methods; the marker changes when the colours have been used up."""
+"""Markers of methods; the next one is used when all colours are taken."""
 STRAIGHT = 10.0
-"""Change up to which an axis is linear when something on it is far beyond; from there it is logarithmic [%]."""
+"""Change above which an axis with far outliers is logarithmic instead of linear [%]."""
 TICKS, SMALL_TICKS = (-100.0, -10.0, -5.0, 0.0, 5.0, 10.0, 100.0, 1000.0), (-50, -20, 20, 50, 200, 500)
 """Ticks of such an axis with and without a number [%]."""
 
 
 def label_of(method: str, alpha: float) -> str:
-    """Return what a method, or an interpolation between the start and its result, is called."""
+    """Return the label of a method, or of an interpolation between the start and its result."""
     return method if alpha == 1 else f"{method}, α = {alpha:g}"
 
 
@@ -57,7 +57,7 @@ def planes(tradeoff: Tradeoff) -> list[tuple[str, str, str]]:
 
 
 def plane(tradeoff: Tradeoff, retained: str, learned: str) -> Figure:
-    """Draw the error of a set over the forgetting of another, of forces on the left and energies on the right."""
+    """Draw the error of a set over the forgetting of another, forces on the left and energies on the right."""
     start, methods = tradeoff.start.errors, tradeoff.methods
     upward = tradeoff.metric if tradeoff.metric in start[learned] else "energy_mae"
     shown = [(key, QUANTITIES[key].median) for key in ("force_mae", "energy_mae") if key in start[retained]]
@@ -74,7 +74,7 @@ def plane(tradeoff: Tradeoff, retained: str, learned: str) -> Figure:
             _method(axes, number, method, (retained, mean, median), (learned, upward), height)
         axes.set_xlabel(figure_text(f"{QUANTITIES[mean].name} of {retained}, change"))
         if axes.get_xlim()[1] > 4 * STRAIGHT:
-            # one method that forgets all it knew would press those worth a choice into a line
+            # one method that forgets everything would compress the useful ones into a line
             axes.set_xscale("symlog", linthresh=STRAIGHT, linscale=2)
             axes.autoscale(axis="x")
             axes.xaxis.set_major_locator(FixedLocator(TICKS))
@@ -112,7 +112,7 @@ def _method(
         if point.alpha == 1:
             result = point, where
             axes.plot(np.multiply(100, around(x)), [where[1]] * 2, color=color, linewidth=1.4, zorder=3)
-            # of the change, because the error itself varies with the frames for all methods alike
+            # the interval of the change, because the error itself varies with the frames alike for all methods
             low, high = around(point.sets[learned].change[upward])
             axes.plot([where[0]] * 2, np.multiply(start, (1 + low, 1 + high)), color=color, linewidth=1.4, zorder=3)
     if len(line) > 2:

@@ -1,4 +1,4 @@
-"""Content of tradeoff.json: errors and changes of every method of fine-tuning, and which of them are dominated."""
+"""Content of tradeoff.json: errors and changes of every fine-tuning method, and the dominated ones."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from foundation.reports.forgetting_record import SetPoint
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedSet:
-    """A held-out set that all methods were measured on."""
+    """A held-out set on which all methods were measured."""
 
     role: Role
-    """Part of the set in the comparison."""
+    """Role of the set in the comparison."""
     split: str
     """Split of the data set."""
     manifest_fingerprint: str
@@ -36,7 +36,7 @@ class RangedPoint(SetPoint):
     """Quantities of a held-out set as means over seeds."""
 
     range: dict[str, tuple[float, float] | None]
-    """Smallest and largest of the seeds by name of the quantity; None if one of them is no number."""
+    """Smallest and largest of the seeds by name of the quantity; None if one of them is NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class MethodPoint:
     """A method's result, or an interpolation between the start and it."""
 
     alpha: float
-    """Place between start and result; 1 is the result."""
+    """Position between start and result; 1 is the result."""
     dominated_by: tuple[str, ...]
     """Labels of the points that are better on all axes."""
     sets: dict[str, RangedPoint]
@@ -77,7 +77,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two methods: how much more the second forgets, and how much larger its target error is."""
+    """Difference of two methods: forgetting and target error of the second minus the first."""
 
     first: str
     """Name of the first method."""
@@ -96,7 +96,7 @@ class Tradeoff:
     bootstrap: Resampling
     """Options of the bootstrap."""
     metric: str
-    """Error that methods are compared by."""
+    """Error by which methods are compared."""
     sets: dict[str, ComparedSet]
     """Held-out sets by name."""
     start: StartErrors

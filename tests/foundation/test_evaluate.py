@@ -80,7 +80,7 @@ def test_a_release_not_exported_yet_stands_for_its_run(
 
 def test_a_release_outside_of_a_run_does_not_report_into_its_neighbourhood(run: Path, emt_manifest: Manifest) -> None:
     release = Path(shutil.copytree(run / "potential", run.parent / "downloads" / "release"))
-    with pytest.raises(ValueError, match="belongs to no run: say where the report goes with --out"):
+    with pytest.raises(ValueError, match="does not belong to a run: name a folder for the report with --out"):
         evaluate(EvaluateConfig(model=release, data=emt_manifest.root))
     assert [path.name for path in release.parent.iterdir()] == ["release"]
 

@@ -146,16 +146,16 @@ def test_a_release_needs_no_second_measurement_and_its_card_tells_all(
         "| data set | emt-target |",
         "| data set | emt-test, rehearsed |",
         f"| frames, atoms used for training | {rehearsed}, ",
-        "| data set | emt-test, in the training that this one began with |",
+        "| data set | emt-test, in the training of the start |",
         f"| licence of the data | {NO_LICENCE} |",
         f"| begins with | The start (pretraining), weights with SHA-256 `{_sha256(start)}`",
         "| learning rate | 0.003 at most, adamw, cosine, times 0.5 for `network.readout.*` |",
         "| rehearsal | emt-test (train), a fraction of 0.25 of the structures (random); mode joint, 0.5 times",
         "| penalty | EWC, lambda 1000, diagonal Fisher of 5 structures of emt-test (train), divided by its mean; ",
         f"| frozen | `embedding`; {provenance['num_trained']:,} numbers were trained |",
-        "| reference energies | estimated again, at effective medium theory by ",
+        "| reference energies | refitted, at effective medium theory by ",
         f"Cu {moved:+.3g}".replace("-", "−"),
-        "all that the start predicted for these elements there has moved so",
+        "all predictions of the start for these elements there have moved so",
         table(report),
         "| emt-target, target | test | effective medium theory |",
         "| emt-test, retained | test | effective medium theory |",
@@ -220,16 +220,16 @@ def test_of_large_structures_only_the_smallest_is_golden_and_small_ones_of_a_ret
 def test_a_report_that_is_missing_or_of_other_weights_is_refused(run: Path) -> None:
     file = run / "forgetting" / "forgetting.json"
     change(file.parent, file.name, lambda values: values["weights_sha256"].update(after="0" * 64))
-    refused(run, r"forgetting\.json: this report is of other weights")
+    refused(run, r"forgetting\.json: this report belongs to other weights")
     file.unlink()
-    refused(run, r"forgetting\.json: a release of a fine-tuning states what", FileNotFoundError)
+    refused(run, r"forgetting\.json: not found; a release of a fine-tuning states what", FileNotFoundError)
 
 
 def test_a_run_without_a_held_out_target_is_refused_and_one_without_a_retained_set_owns_up_to_it(run: Path) -> None:
     folder = run / "forgetting"
     change(folder, "forgetting.json", lambda values: values["sets"].pop("emt-test"))
     card = (export(ExportConfig(run=run, out=run / "release")) / "README.md").read_text()
-    assert "\n- no retained set was measured, so that nothing here says what was forgotten\n" in card
+    assert "\n- no retained set was measured, so forgetting is unknown\n" in card
     shutil.rmtree(run / "release")
     change(folder, "forgetting.json", lambda values: values["sets"].clear())
     refused(run, r"no held-out set of the target was measured.*forgetting\.target")

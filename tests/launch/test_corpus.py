@@ -83,7 +83,7 @@ def test_a_corpus_that_is_not_there_is_an_error_that_says_how_to_get_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["build", "--corpus", "mptrj", "--folder", str(tmp_path), "--out", str(tmp_path / "data")]) == 2
-    assert "not there. Download it with --corpus mptrj --download" in capsys.readouterr().err
+    assert "not found. Download it with --corpus mptrj --download" in capsys.readouterr().err
 
 
 def test_a_corpus_stands_for_its_source_and_its_provenance(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from launch.__main__ import main
 from launch.verbs import VERBS
 
 SENTENCES = {
-    "build": "A group's split is a function of this and of the group's name alone.",
+    "build": "Seed of the split; a group's split depends only on this and on its name.",
     "pretrain": "Optimizer steps of the whole run.",
     "preflight": "Price of one device for an hour, in any currency.",
-    "fisher": "The diagonal Fisher to compute: of which potential, for which loss, over which data.",
+    "fisher": "The diagonal Fisher to compute: its potential, loss and data.",
     "finetune": "It has `runs` (options by name of the run)",
     "export": "Release folder to write; an older release there is replaced once the new one is verified.",
 }

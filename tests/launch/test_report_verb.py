@@ -28,7 +28,7 @@ def test_the_report_is_in_the_folder_of_the_run(tmp_path: Path, capsys: pytest.C
 def test_several_runs_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(a_run(tmp_path / name)) for name in ("one", "two")]
     assert main(["report", *runs]) == 2
-    assert "say where it goes with --out" in capsys.readouterr().err
+    assert "name one with --out" in capsys.readouterr().err
     assert main(["report", *runs, "--out", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "index.html").is_file()
 

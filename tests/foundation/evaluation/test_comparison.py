@@ -229,7 +229,7 @@ def test_the_mean_over_seeds_varies_with_seeds_and_frames() -> None:
     [
         ({"errors": replace(make_set().errors, ids=tuple("abcdefghij" * 4))}, "has other frames or another role"),
         ({"role": "target"}, "has other frames or another role"),
-        ({"fingerprint": "0" * 64}, "is of other data"),
+        ({"fingerprint": "0" * 64}, "comes from other data"),
     ],
 )
 def test_other_frames_are_not_compared(changes: dict, words: str) -> None:

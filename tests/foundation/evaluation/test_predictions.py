@@ -128,5 +128,5 @@ def test_frames_with_unknown_elements_are_left_out_and_counted(emt_manifest: Man
 
 
 def test_a_split_without_any_known_element_is_refused(emt_manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="split 'test' has no frames of the potential's elements"):
+    with pytest.raises(ValueError, match="split 'test' has no frame whose elements are all known"):
         predict(narrow_potential(1, 8), emt_manifest, "test", edge_budget=5000)

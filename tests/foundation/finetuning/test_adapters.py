@@ -149,7 +149,7 @@ def test_adapters_are_added_once_merged_once_and_where_there_is_a_matrix(potenti
         add_adapters(potential, 2, 1.0, ["*wave_numbers"])
     assert all(parameter.requires_grad for parameter in potential.parameters())
     add_adapters(potential, 2, 1.0)
-    with pytest.raises(ValueError, match="adapters already"):
+    with pytest.raises(ValueError, match="already has adapters"):
         add_adapters(potential, 2, 1.0)
 
 

@@ -91,5 +91,5 @@ def test_what_the_start_does_not_know_it_cannot_teach(potential: Potential, unla
 
 def test_an_adapted_potential_is_no_start(potential: Potential) -> None:
     add_adapters(potential, rank=2, alpha=2.0)
-    with pytest.raises(ValueError, match="before it gets them"):
+    with pytest.raises(ValueError, match="before adding them"):
         Teacher(potential)

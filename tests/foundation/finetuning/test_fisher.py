@@ -96,7 +96,7 @@ def test_weights_without_a_fisher_are_counted(fisher: Fisher) -> None:
 
 
 def test_a_fisher_without_structures_is_refused(potential: Potential, emt_manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match=r"no structure is left .* above the threshold 1e-12"):
+    with pytest.raises(ValueError, match=r"no structure remains .* above the threshold 1e-12"):
         diagonal_fisher(potential, [Dataset(manifest=emt_manifest, split="val")], LOSS, loss_threshold=1e-12)
 
 
@@ -143,7 +143,7 @@ def test_another_potential_is_refused(
     path = tmp_path / "fisher.safetensors"
     save(fisher, path)
     deeper = make_potential(emt_manifest, replace(CONFIG, num_blocks=2))
-    with pytest.raises(ValueError, match=r"fisher\.safetensors: .*the potential has network\.blocks\.1\..* has not"):
+    with pytest.raises(ValueError, match=r"fisher\.safetensors: .*the potential has network\.blocks\.1\..* does not"):
         load(path, deeper, LOSS)
     wider = make_potential(emt_manifest, replace(CONFIG, readout_channels=8))
     with pytest.raises(ValueError, match=r"network\.readout.* has shape .* in the Fisher and .* in the potential"):
@@ -255,7 +255,7 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     checkpoint.save(potential, tmp_path / "model", {})
     config = FisherConfig(model=tmp_path / "model", data=emt_manifest.root, out=tmp_path / "fisher", device=device)
-    with pytest.raises(ValueError, match=f"device: '{device}' is none that torch can use here"):
+    with pytest.raises(ValueError, match=f"device: torch cannot use '{device}' here"):
         compute_fisher(config)
     assert not config.out.exists()
 
@@ -273,7 +273,7 @@ def test_gamma_without_a_previous_fisher_is_refused(tmp_path: Path) -> None:
         ("fisher.network.embedding.weight", lambda t: t.float(), "is float32 of shape"),
         ("theta_star.network.embedding.weight", lambda t: t[1:].clone(), "theta_star.* is float.* of shape"),
         ("fisher.network.embedding.weight", lambda t: t * float("nan"), "NaN or infinite"),
-        ("fisher.network.embedding.weight", lambda t: -t - 1, "mean of squares and has a negative number"),
+        ("fisher.network.embedding.weight", lambda t: -t - 1, "mean of squares but has a negative number"),
     ],
     ids=["surplus", "keys", "type", "shape", "NaN", "negative"],
 )
@@ -320,6 +320,6 @@ def test_facts_of_another_type_are_refused_by_their_name(fisher: Fisher, tmp_pat
 def test_a_file_that_is_no_fisher_is_not_replaced(emt_manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "frames.xyz").write_text("mine")
     config = FisherConfig(model=tmp_path / "model", data=emt_manifest.root, out=tmp_path / "frames.xyz")
-    with pytest.raises(FileExistsError, match=r"frames.xyz exists and is no Fisher, so it stays as it is"):
+    with pytest.raises(FileExistsError, match=r"frames.xyz exists and is not a Fisher, so it is not replaced"):
         compute_fisher(config)
     assert (tmp_path / "frames.xyz").read_text() == "mine"

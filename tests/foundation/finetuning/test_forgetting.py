@@ -34,7 +34,7 @@ def test_sets_are_opened_in_order_of_their_roles(potential: Potential, emt_manif
 
 def test_wrong_configs_are_refused(potential: Potential, emt_manifest: Manifest) -> None:
     path = emt_manifest.root
-    with pytest.raises(ValueError, match="two held-out sets are called 'emt-test'"):
+    with pytest.raises(ValueError, match="two held-out sets are named 'emt-test'"):
         held_out_sets(
             ForgettingConfig(target=(HeldOutConfig(path=path),), transfer=(HeldOutConfig(path=path, split="val"),)),
             potential,

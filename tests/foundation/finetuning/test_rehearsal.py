@@ -138,7 +138,7 @@ def test_frames_of_unknown_elements_are_left_out_and_said(
     frames = list(Frames(emt_manifest, "train"))
     fitting = [number for number, frame in enumerate(frames) if gone not in frame.numbers]
     assert chosen(dataset) == fitting
-    assert f"structures of emt-test that have {SYMBOLS[gone]} are left out" in caplog.text
+    assert f"structures of emt-test with {SYMBOLS[gone]} are left out" in caplog.text
     assert f"{len(fitting)} of {len(frames)} frames of emt-test" in caplog.text
 
 
@@ -232,8 +232,8 @@ def test_what_cannot_be_rehearsed_is_refused(
     refused("rehearsal.weight must be positive, not nan", weight=float("nan"))
     refused("rehearsal.fraction is above 0 .* not 0", fraction=0.0)
     refused("rehearsal.fraction is .* at most 1 .* not 1.5", fraction=1.5)
-    refused("Xy is no chemical symbol", elements=("Cu", "Xy"))
-    refused("X is no chemical symbol", elements=("X",))
+    refused("Xy is not a chemical symbol", elements=("Cu", "Xy"))
+    refused("X is not a chemical symbol", elements=("X",))
     refused("rehearsal.seed must not be negative", seed=-1)
     refused("rehearsal.data is empty", data=())
     potential.elements = (1,)

@@ -178,7 +178,7 @@ def test_a_method_is_called_as_its_folder_without_the_seed(tmp_path: Path, folde
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, runs: list[Path]) -> None:
-    with pytest.raises(ValueError, match="there is nothing to compare"):
+    with pytest.raises(ValueError, match="no runs to compare"):
         write_tradeoff([], tmp_path / "page")
     with pytest.raises(FileNotFoundError, match=r"has no run\.json"):
         write_tradeoff([tmp_path], tmp_path / "page")
@@ -186,13 +186,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, runs: list[Path]) ->
     with pytest.raises(ValueError, match=r"good-seed1 and .*good-seed9 are the same run"):
         write_tradeoff([*runs, same], tmp_path / "page")
     other = a_run(tmp_path / "elsewhere" / "good-seed4", target=0.4, retained=1.0, seed=4, rate=0.5)
-    with pytest.raises(ValueError, match=r"both called 'good' and differ in optim\.rate"):
+    with pytest.raises(ValueError, match=r"both named 'good' but differ in optim\.rate"):
         write_tradeoff([*runs, other], tmp_path / "page")
 
 
 def test_runs_of_another_start_or_other_sets_are_refused(tmp_path: Path, runs: list[Path]) -> None:
     save(replace(START, weights_sha256="d" * 64), runs[0] / "forgetting" / "before.safetensors")
-    with pytest.raises(ValueError, match="began with the weights dddddddddddd…"):
+    with pytest.raises(ValueError, match="started from the weights dddddddddddd…"):
         write_tradeoff(list(reversed(runs)), tmp_path / "page")
     only = replace(START, sets={"new": START.sets["new"]})
     save(only, runs[0] / "forgetting" / "before.safetensors")

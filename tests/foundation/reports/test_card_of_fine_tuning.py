@@ -58,7 +58,7 @@ def test_of_a_plain_fine_tuning_it_says_that_nothing_was_done() -> None:
     assert rows() == {
         "begins with": f"sevennet-0, weights with SHA-256 `{SHA}`",
         "learning rate": "0.0001 at most, adamw, cosine after 10 steps of warm-up",
-        "against forgetting": "nothing but the learning rate",
+        "against forgetting": "only the learning rate",
         "reference energies": "kept",
     }
 
@@ -66,7 +66,7 @@ def test_of_a_plain_fine_tuning_it_says_that_nothing_was_done() -> None:
 def test_a_start_that_was_added_to_has_two_checksums() -> None:
     text = dict(method_rows(PLAIN, "b" * 64))["begins with"]
     assert SHA in text
-    assert f"the errors before are of it with the elements, levels and references below, `{'b' * 64}`" in text
+    assert f"errors before are of it with the elements, levels and references below, `{'b' * 64}`" in text
 
 
 def test_a_fisher_is_described_with_all_that_was_done_to_it() -> None:
@@ -97,7 +97,7 @@ def test_rehearsal_is_described_with_its_choice_and_labels() -> None:
         "times 1, labels: the start's own predictions"
     )
     assert (
-        "with a loss of its own"
+        "with its own loss"
         in rows({"rehearsal": REHEARSAL | {"loss": {"energy": {"weight": 1.0}}}}, rehearsal=facts)["rehearsal"]
     )
 
@@ -125,7 +125,7 @@ def test_new_elements_and_theories_and_moved_references_are_reported() -> None:
     found = rows(**facts)
     assert found["new elements"] == "Rh begins as Pd; at PBE by Rh −0.25 eV (from 1,000 structures)"
     assert found["new levels of theory"] == "SCAN"
-    assert found["reference energies"] == (f"estimated again, at PBE by Rh −0.25 eV (from 1,000 structures){MOVED}")
+    assert found["reference energies"] == (f"refitted, at PBE by Rh −0.25 eV (from 1,000 structures){MOVED}")
     assert MOVED not in rows(**facts | {"same_energies": True})["reference energies"]
 
 

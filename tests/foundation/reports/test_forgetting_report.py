@@ -85,8 +85,8 @@ def test_the_page_without_a_curve_and_a_retained_set_says_so(tmp_path: Path) -> 
     only = {"a <target>": BEFORE.sets["a <target>"]}
     found = write_forgetting(tmp_path, replace(BEFORE, sets=only), replace(BEFORE, sets=only), {}, {})
     said = remarks(found)
-    assert "no retained set was measured, so that nothing here says what was forgotten" in said
-    assert any("is not better than before for certain" in remark for remark in said)
+    assert "no retained set was measured, so forgetting is unknown" in said
+    assert any("is not significantly better than before" in remark for remark in said)
     assert "Between start and result" not in page_of(tmp_path)
 
 
@@ -99,8 +99,8 @@ def test_remarks_are_of_what_grew_and_of_frames_left_out() -> None:
         "fine": replace(found.sets["old"], num_skipped=7, change=uncertain),
     }
     assert remarks(replace(found, sets=sets)) == [
-        "old (retained) has become worse: force MAE +30 % [+20, +40]",
-        "fine: 7 frames have elements unknown to the potential, left out",
+        "old (retained) became worse: force MAE +30 % [+20, +40]",
+        "fine: 7 frames left out, with elements unknown to the potential",
     ]
 
 

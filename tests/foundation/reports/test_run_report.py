@@ -82,7 +82,13 @@ def test_the_page_holds_all_it_needs(tmp_path: Path) -> None:
     page = (tmp_path / "page" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(files)
     assert "http" not in page
-    for words in ("<h1>one run</h1>", "3,200", "Nothing in the log", "meV/atom, validation", "<td>Al</td><td>30</td>"):
+    for words in (
+        "<h1>one run</h1>",
+        "3,200",
+        "No remarks on",
+        "meV/atom, validation",
+        "<td>Al</td><td>30</td>",
+    ):
         assert words in page
     assert json.loads((tmp_path / "page" / "training.json").read_text())[0]["name"] == "one run"
 
@@ -92,7 +98,7 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     write_run_report(runs, tmp_path / "page")
     page = (tmp_path / "page" / "index.html").read_text()
     assert "<th>first</th><th>second</th>" in page
-    assert "Look at this first: second" in page
+    assert "Remarks: second" in page
     assert {"elements-1.png", "elements-2.png"} <= {path.name for path in (tmp_path / "page").iterdir()}
 
 
@@ -109,7 +115,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run\.json"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"fit": {"steps": 5}}))
-    with pytest.raises(ValueError, match="logged no step yet"):
+    with pytest.raises(ValueError, match="not logged a step yet"):
         read_run(tmp_path)
 
 

@@ -139,8 +139,8 @@ def test_wrong_elements_are_refused_by_name() -> None:
         ([119], None, r"in 1-118, not \[119\]"),
         ([3, 3], None, "occurs twice"),
         ([3, 79], None, "already knows Au"),
-        ([3], {3: 11}, "Li begins as Na"),
-        ([3], {29: 79}, "Cu begins as Au"),
+        ([3], {3: 11}, "Li a copy of Na"),
+        ([3], {29: 79}, "Cu a copy of Au"),
     ):
         with pytest.raises(ValueError, match=message):
             add_elements(potential, numbers, like=like)

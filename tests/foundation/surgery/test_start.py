@@ -129,7 +129,7 @@ def test_a_second_stage_trains_on_at_its_theory_and_its_card_tells_of_the_first(
     export(ExportConfig(run=out, out=out / "release"))
     card = (out / "release" / "README.md").read_text()
     assert "| data set | few |" in card
-    assert "| data set | emt-test, in the training that this one began with |" in card
+    assert "| data set | emt-test, in the training of the start |" in card
 
 
 def test_the_second_stage_of_the_recipe_starts_from_what_the_first_makes() -> None:
