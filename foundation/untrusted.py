@@ -1,7 +1,7 @@
-"""Reading of files that may come from anywhere: bounded, typed, every entry known, one error class for each kind.
+"""Reading of untrusted files: bounded and typed, with every entry known and one error class per kind of file.
 
-A folder or file that somebody publishes says how large a network to build and how many tensors to read. Nothing is
-taken from it before its size, its type and its name are what they should be; what is wrong is said with file and entry.
+A published folder or file states the size of a network and the number of tensors. Nothing is used before its size, type
+and name are checked; errors name file and entry.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from data_pipeline.quoting import abbreviated, one_line
 from data_pipeline.store.json_record import parse_json
 
 MAX_JSON = 4 * 2**20
-"""Largest JSON [bytes]; a release's own takes kilobytes, golden predictions of 5,000 atoms a megabyte."""
+"""Largest JSON [bytes]; a release's config takes kilobytes, golden predictions of 5,000 atoms a megabyte."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,13 +32,13 @@ DTYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
-"""The types of the tensors that the project writes, by their names in safetensors."""
+"""Types of tensors that the project writes, by their names in safetensors."""
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of tensors by name."""
 
 
 class CorruptFile(ValueError):
-    """A file that is not what was written, or cannot have been written by this program; the message names it."""
+    """A file that was changed, or was not written by this program; the message names it."""
 
 
 @contextmanager
@@ -48,13 +48,13 @@ def refusing(
     said: str = "{}; copy or download it again",
     let_through: type[ValueError] = CorruptFile,
 ) -> Iterator[None]:
-    """Turn every complaint about the content of a file into one error class that names the file.
+    """Turn every error about the content of a file into one error class that names the file.
 
     Args:
         path: The file.
         kind: The error class.
-        said: Message, with braces where the complaint goes.
-        let_through: Another error class that passes as it is.
+        said: Message, with braces for the error.
+        let_through: Another error class that passes unchanged.
 
     Raises:
         CorruptFile: of the given kind.
@@ -79,7 +79,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise ValueError(f"{size} bytes; at most {limit}")
-        # memory is taken for as much as is asked for
+        # memory is allocated for the requested size
         return file.read(size)
 
 
@@ -87,20 +87,20 @@ def read_json(path: Path) -> Any:
     """Return the values of a JSON file.
 
     Raises:
-        ValueError: it is no JSON, too large or too deep, or an entry is there twice.
+        ValueError: it is not JSON, too large or too deep, or an entry occurs twice.
     """
     return parse_json(read_bytes(path, MAX_JSON), finite=False)
 
 
 class OpenRecord:
-    """Mark of a dataclass that is read from JSON of any version: other entries are passed over, defaults fill gaps."""
+    """Marker of a dataclass read from JSON of any version: other entries are ignored, defaults fill gaps."""
 
 
 def typed(kind: Any, value: Any, name: str) -> Any:
     """Return JSON values as a type: a dataclass, Literal, union, tuple, list, dict or scalar.
 
-    Lists become tuples where the type says so. A dataclass needs every field and has no others unless it is an
-    OpenRecord, a bool is no number, and a float is finite.
+    Lists become tuples if the type is a tuple. A dataclass needs every field and no others unless it is an OpenRecord,
+    a bool is not a number, and a float is finite.
 
     Args:
         kind: The type.
@@ -124,7 +124,7 @@ def typed(kind: Any, value: Any, name: str) -> Any:
 
 
 WORDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", dict: "a mapping"}
-"""The scalar types in words."""
+"""Descriptions of the scalar types."""
 
 
 def _typed_generic(kind: Any, value: Any, name: str) -> Any:
@@ -183,21 +183,21 @@ def _typed_sequence(origin: type, arguments: tuple, value: Any, name: str) -> Se
     if origin is tuple and arguments[-1] is not Ellipsis and len(value) != len(arguments):
         raise ValueError(f"{name} has {len(value)} entries, not {len(arguments)}")
     if {*arguments} - {Ellipsis} in ({int}, {str}, {bool}) and all(type(item) is arguments[0] for item in value):
-        return origin(value)  # long lists are of such
+        return origin(value)  # long lists have such entries
     each = arguments if origin is tuple and arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
     return origin(typed(kind, item, f"{name}[{n}]") for n, (kind, item) in enumerate(zip(each, value, strict=True)))
 
 
 def require(values: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
-    """Refuse a mapping that lacks an entry.
+    """Check that a mapping has all entries.
 
     Args:
         values: The mapping.
         names: Names of the entries.
-        prefix: Beginning of their dotted names, for messages.
+        prefix: Prefix of their dotted names, for messages.
 
     Raises:
-        ValueError: naming the first that is missing.
+        ValueError: one is missing; the message names the first.
     """
     for name in names:
         if name not in values:
@@ -208,7 +208,7 @@ def read_layout(path: Path) -> tuple[Layout, dict[str, str]]:
     """Return type and shape of the tensors of a safetensors file, and its metadata, from its header alone.
 
     Raises:
-        ValueError: it is no safetensors file, or has a tensor of a type that the project does not write.
+        ValueError: it is not a safetensors file, or has a tensor of a type that the project does not write.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -227,7 +227,7 @@ def read_layout(path: Path) -> tuple[Layout, dict[str, str]]:
 
 
 def check_layout(found: Layout, expected: Layout) -> None:
-    """Compare the tensors of a file with those that it should have.
+    """Compare the tensors of a file with the expected ones.
 
     Raises:
         ValueError: one is missing, surplus, or of another type or shape; the message names the first.
@@ -238,10 +238,10 @@ def check_layout(found: Layout, expected: Layout) -> None:
             raise ValueError(f"{abbreviated(name)} is unknown")
         if (dtype, shape) != expected[name]:
             wanted, dims = expected[name]
-            raise ValueError(f"{name} is {_in_words(dtype, shape)}, not {_in_words(wanted, dims)}")
+            raise ValueError(f"{name} is {_described(dtype, shape)}, not {_described(wanted, dims)}")
 
 
-def _in_words(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+def _described(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     return f"{str(dtype).removeprefix('torch.')} of shape {one_line(str(shape[:8]))}"
 
 
@@ -249,8 +249,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, all of them finite.
 
     Raises:
-        ValueError: a number is infinite or none.
-        SafetensorError: it is no safetensors file.
+        ValueError: a number is NaN or infinite.
+        SafetensorError: it is not a safetensors file.
     """
     tensors = safetensors.torch.load_file(path)
     check_finite(tensors)
@@ -258,10 +258,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors with infinities or NaN.
+    """Check that tensors have no infinities or NaN.
 
     Raises:
-        ValueError: naming the first.
+        ValueError: one has; the message names it.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -1,1 +1,1 @@
-"""Ways out: other programs' units, signs and interfaces."""
+"""Interoperation: other programs' units, signs and interfaces."""

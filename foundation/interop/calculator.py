@@ -24,8 +24,8 @@ class Calculator(AseCalculator):
     """An ASE calculator for energy, energies, forces and stress; ASE's units are the project's own.
 
     Stress needs a cell with a volume. In float64 relaxations and finite differences are smooth to the last digits;
-    float32 is faster and good to about 1e-5 eV/Å. Threads may share a calculator: they take turns. Processes that are
-    forked have their own, and compute with one thread each.
+    float32 is faster and accurate to about 1e-5 eV/Å. Threads may share a calculator: they take turns. Forked processes
+    have their own, and compute with one thread each.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
@@ -37,17 +37,17 @@ class Calculator(AseCalculator):
         dtype: torch.dtype = torch.float64,
         theory: str | None = None,
     ) -> None:
-        """Wrap a copy of a potential: what becomes of the potential afterwards is nothing to the calculator.
+        """Wrap a copy of a potential: later changes of the potential do not affect the calculator.
 
         Args:
-            potential: What foundation.load() returned.
+            potential: Result of foundation.load().
             device: torch's name of the device.
             dtype: Float type of the network.
-            theory: Level of theory to predict, one of potential.theories; needed when there are several.
+            theory: Level of theory to predict, one of potential.theories; required if there are several.
 
         Raises:
-            ValueError: there are several levels of theory and none is named, or it is not among them; or the device or
-                float type cannot be used.
+            ValueError: the level of theory is unknown, or one of several must be named; or the device or float type
+                cannot be used.
         """
         super().__init__()
         self.theory = potential.theory_number(theory)
@@ -57,12 +57,12 @@ class Calculator(AseCalculator):
             copied = copy.deepcopy(potential)
             try:
                 self.potential = copied.to(device).cast(dtype).eval()
-            except (RuntimeError, AssertionError) as error:  # torch has no exception for a device that is not there
+            except (RuntimeError, AssertionError) as error:  # torch has no exception for a missing device
                 raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
         self._turn = _Turn()
 
     def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """Return a property, computed if it has to be; one thread at a time, since there is one place for results."""
+        """Return a property, computed if necessary; one thread at a time, since results are shared."""
         with self._turn.lock():
             return super().get_property(name, atoms, allow_calculation)
 
@@ -74,7 +74,7 @@ class Calculator(AseCalculator):
         Raises:
             InvalidStructure: two atoms at the same place, or a periodic cell without volume.
             UnknownElement: an element that the potential was not trained for.
-            PropertyNotImplementedError: stress is asked for and the cell encloses no volume.
+            PropertyNotImplementedError: stress is requested, but the cell encloses no volume.
             ValueError: the prediction is not finite.
         """
         super().calculate(atoms, properties, system_changes)
@@ -85,8 +85,8 @@ class Calculator(AseCalculator):
         energy = float(prediction.energy)
         if not (math.isfinite(energy) and bool(torch.isfinite(prediction.forces).all())):
             raise ValueError(
-                f"the potential predicts no finite energy and forces for {self.atoms.get_chemical_formula()}: the "
-                "structure is far from all that it was trained on, or its weights are damaged"
+                f"the predicted energy or forces for {self.atoms.get_chemical_formula()} are not finite: the "
+                "structure is far from its training data, or its weights are damaged"
             )
         self.results = {
             "energy": energy,
@@ -108,7 +108,7 @@ class _Turn:
         self._lock, self._process = threading.RLock(), os.getpid()
 
     def lock(self) -> AbstractContextManager:
-        """Return the lock of this process: what a thread held when the process was forked, nobody gives back."""
+        """Return the lock of this process; one held during a fork would never be released."""
         if self._process != os.getpid():
             self._lock, self._process = threading.RLock(), os.getpid()
         return self._lock
@@ -118,10 +118,10 @@ class _Turn:
 
 
 def to_structure(atoms: ase.Atoms) -> Structure:
-    """Return ASE's Atoms as a Structure to predict for: without forces and stress, and with zero energy.
+    """Return ASE's Atoms as a Structure for prediction: without forces and stress, with zero energy.
 
     Raises:
-        InvalidStructure: what Structure.checked refuses.
+        InvalidStructure: Structure.checked refuses it.
     """
     return Structure.checked(
         numbers=atoms.numbers, positions=atoms.positions, cell=np.asarray(atoms.cell), pbc=atoms.pbc, energy=0.0

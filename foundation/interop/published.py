@@ -1,6 +1,6 @@
-"""The SevenNet models that the sevenn package carries: where they lie in it, and what is known of their training.
+"""SevenNet models in the sevenn package: their files, and the known facts of their training.
 
-They are told by the checksum of their file, so what is said of them is never said of another file.
+They are identified by the checksum of their file, so these facts never apply to another file.
 """
 
 import importlib.util
@@ -33,11 +33,11 @@ class Published:
     """A model in the sevenn package."""
 
     file: str
-    """Its file, below pretrained_potentials/."""
+    """File, below pretrained_potentials/."""
     sha256: str
     """Checksum of the file."""
     citation: str
-    """Citation that its authors ask for."""
+    """Citation requested by its authors."""
     datasets: tuple[dict[str, str], ...]
     """Training data."""
 
@@ -68,19 +68,19 @@ PUBLISHED = {
         datasets=(MPTRJ | {"energy_convention": NOT_STATED}, R2SCAN),
     ),
 }
-"""The models by the names that foundation.load() knows."""
+"""Models by the names that foundation.load() accepts."""
 
 
 def find_published(name: str) -> Path:
     """Return the file of a published model in the installed sevenn package.
 
     Raises:
-        FileNotFoundError: there is no such model, or sevenn is not installed.
+        FileNotFoundError: no such model, or sevenn is not installed.
     """
     spec = importlib.util.find_spec("sevenn")
     if name not in PUBLISHED or spec is None or spec.origin is None:
         raise FileNotFoundError(
-            f"{name}: neither a folder nor a model that is carried by an installed package. The sevenn package has "
+            f"{name}: neither a folder nor a model in an installed package. The sevenn package has "
             f"{', '.join(PUBLISHED)}: `pip install sevenn==0.13.0`, or convert a file with "
             "`foundation convert --from sevennet --checkpoint FILE --out FOLDER`"
         )

@@ -1,4 +1,4 @@
-"""Relaxation with ASE's optimizers; apart from the calculator, because they take longer to import than it all."""
+"""Relaxation with ASE's optimizers; separate from the calculator because they are slow to import."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from foundation.potential import Potential
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Relaxation:
-    """The outcome of a relaxation."""
+    """Result of a relaxation."""
 
     atoms: ase.Atoms
     """The relaxed structure."""
@@ -25,13 +25,13 @@ class Relaxation:
     num_steps: int
     """Steps taken."""
     max_force: float
-    """Largest force at the end, strain included as ASE's filter counts it [eV/Å]."""
+    """Largest force at the end, including strain as in ASE's filter [eV/Å]."""
     converged: bool
-    """Whether the largest force is below the limit."""
+    """True if the largest force is below the limit."""
 
 
 def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02, max_steps: int = 300) -> Relaxation:
-    """Relax positions, and the cell where all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
+    """Relax positions, and the cell if all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
     atoms = to_atoms(structure)
     atoms.calc = Calculator(potential)
     before = float(atoms.get_potential_energy())

@@ -1,7 +1,7 @@
 """SevenNet's checkpoints (.pth) as potentials and back, with the same numbers.
 
-A .pth is a pickle. It is read by an interpreter of our own (torch_file.py), which builds tensors, numbers, strings and
-containers and refuses everything else before building it; sevenn itself is not needed. Weights are SevenNet's under
+A .pth is a pickle. It is read by our own interpreter (torch_file.py), which builds tensors, numbers, strings and
+containers and refuses everything else before building it; sevenn itself is not needed. Weights are SevenNet's with
 other names, except for the order and the signs of those per edge (sevennet_paths.py).
 """
 
@@ -50,15 +50,15 @@ from foundation.surgery.theories import add_theory
 from foundation.untrusted import refusing
 
 CONTENTS = ("model_state_dict", "config")
-"""The entries of a checkpoint that are read."""
+"""Entries of a checkpoint that are read."""
 ADVICE = "Nothing in it was run; get the file from where its authors publish it."
 MISFIT = "its weights are not those of its configuration ({})"
 CONSTANT = re.compile(r"(\.output_mask|\._w3j(_[0-9]+){3})$")
-"""Ends of the names of constants of SevenNet that are not weights."""
+"""Pattern of the names of SevenNet's constants, which are not weights."""
 
 
 class _Weights(dict[str, Tensor]):
-    """Weights of a checkpoint that remember which of them were read."""
+    """Weights of a checkpoint, with a record of those that were read."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__(weights)
@@ -69,10 +69,10 @@ class _Weights(dict[str, Tensor]):
         return super().__getitem__(name)
 
     def check_all_read(self) -> None:
-        """Refuse weights that the network has no place for.
+        """Refuse weights that the network does not have.
 
         Raises:
-            ValueError: naming the first.
+            ValueError: some are left; the message names the first.
         """
         for name, value in self.items():
             if name not in self._read and value.numel() and not CONSTANT.search(name):
@@ -80,12 +80,11 @@ class _Weights(dict[str, Tensor]):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a .pth of SevenNet holds, without running anything in it.
+    """Return the content of SevenNet's .pth, without running anything in it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CorruptCheckpoint: it holds objects other than tensors, numbers, strings and containers, or is no SevenNet
-            checkpoint.
+        FileNotFoundError: no such file. CorruptCheckpoint: it holds objects other than tensors, numbers, strings and
+            containers, or is not a SevenNet checkpoint.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -106,14 +105,13 @@ def from_sevennet(path: Path, theory: str | None = None) -> Potential:
 
     Args:
         path: The .pth.
-        theory: Name of the level of theory of a file that names none; when absent that of a published model, or
-            "unknown".
+        theory: Name of the level of theory of a file that names none; None: that of a published model, or "unknown".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UnsupportedSevenNet: its architecture has options that this program has no network for.
+        FileNotFoundError: no such file.
+        UnsupportedSevenNet: this program lacks the network for options of its architecture.
         CorruptCheckpoint: the file is refused or damaged.
-        ValueError: a theory is given and the file names its own.
+        ValueError: a theory is given, but the file names its own.
     """
     values = read_checkpoint(path)
     settings = values["config"]
@@ -124,7 +122,7 @@ def from_sevennet(path: Path, theory: str | None = None) -> Potential:
                 return _potential(settings, values["model_state_dict"], named or (theory or _theory_of(path),)).eval()
     except UnsupportedSevenNet as error:
         raise UnsupportedSevenNet(f"{path}: {error}") from error
-    raise ValueError(f"{path} names its levels of theory itself ({', '.join(named)}); leave out {theory}")
+    raise ValueError(f"{path} names its own levels of theory ({', '.join(named)}); leave out {theory}")
 
 
 def _theory_of(path: Path) -> str:
@@ -156,7 +154,7 @@ def _renamed(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"{abbreviated(name)} is no tensor of floating-point numbers")
+            raise ValueError(f"{abbreviated(name)} is not a tensor of floating-point numbers")
         module, _, rest = name.partition(".")
         module = {
             "EdgeEmbedding": "edge_embedding",
@@ -165,17 +163,17 @@ def _renamed(state: Mapping[Any, Any]) -> dict[str, Tensor]:
         }.get(module, module.replace(" ", "_"))
         new = f"{module}.{rest}".replace("denumerator", "denominator")
         if new in renamed:
-            raise ValueError(f"{abbreviated(new)} is there twice")
+            raise ValueError(f"{abbreviated(new)} occurs twice")
         renamed[new] = value
     return renamed
 
 
 def _check_layers(settings: Mapping[str, Any], network: EquivariantNetwork) -> None:
-    """Refuse irreps that change from layer to layer otherwise than by what can be reached."""
+    """Refuse irreps that change from layer to layer other than by reachability."""
     layers = layers_of(settings)
     if layers and layers != _layers(network):
         raise UnsupportedSevenNet(
-            f"this program has no network for irreps_manual: {reprlib.repr(layers)}; the nearest it has is "
+            f"this program has no network for irreps_manual: {reprlib.repr(layers)}; the nearest one has "
             f"{reprlib.repr(_layers(network))}"
         )
 
@@ -189,15 +187,15 @@ def _layers(network: EquivariantNetwork) -> list[str]:
 def our_weights(
     state: Mapping[str, Tensor], network: EquivariantNetwork, version: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Return SevenNet's weights under the names, and in the order, of the network.
+    """Return SevenNet's weights with the names and in the order of the network.
 
     Args:
         state: Weights and buffers under the names of sevenn 0.10 and later.
-        network: The network that they are for.
+        network: The target network.
         version: Version of sevenn that wrote them.
 
     Raises:
-        KeyError: one is missing, or the Wigner 3j symbols are in no known order.
+        KeyError: one is missing, or the order of the Wigner 3j symbols is unknown.
     """
     converted = {
         "radial_basis.wave_numbers": state["edge_embedding.basis_function.coeffs"],
@@ -221,7 +219,7 @@ def our_weights(
 
 
 def _linear(state: Mapping[str, Tensor], theirs: str, network: EquivariantNetwork, ours: str) -> dict[str, Tensor]:
-    """Return the weight of one linear layer; the rows of the levels of theory, their last, are apart in ours."""
+    """Return the weight of one linear layer; its last rows, of the levels of theory, are separate in ours."""
     weight, layer = state[f"{theirs}.linear.weight"], network.get_submodule(ours)
     if not isinstance(layer, Linear) or not layer.num_theories:
         return {f"{ours}.weight": weight}
@@ -230,10 +228,10 @@ def _linear(state: Mapping[str, Tensor], theirs: str, network: EquivariantNetwor
 
 
 def to_sevennet(potential: Potential, path: Path) -> None:
-    """Write a potential as a checkpoint of sevenn >= 0.11, in float32, so that its LAMMPS and ASE routes are open.
+    """Write a potential as a checkpoint of sevenn >= 0.11, in float32, for its LAMMPS and ASE interfaces.
 
     Raises:
-        UnsupportedSevenNet: the network has something that sevenn's has not.
+        UnsupportedSevenNet: sevenn does not support a feature of the network.
     """
     network = _network(potential)
     config, scalars = network.config, network.embedding.irreps_out.dim
@@ -242,7 +240,7 @@ def to_sevennet(potential: Potential, path: Path) -> None:
             f"readout_channels: {config.readout_channels}; sevenn's readout has half of the {scalars} even scalars"
         )
     if config.theory_biases and len(potential.theories) == 1:
-        # sevenn looks at the biases only where there are several levels of theory
+        # sevenn uses the biases only with several levels of theory
         again = f"{potential.theories[0]}-again"
         return to_sevennet(add_theory(potential, again), path)
     state = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
@@ -269,7 +267,7 @@ def to_sevennet(potential: Potential, path: Path) -> None:
 
 
 def _network(potential: Potential) -> EquivariantNetwork:
-    """Return the network of a potential, if it is of the kind that sevenn has."""
+    """Return the network of a potential, if sevenn has its architecture."""
     network = potential.network
     if not isinstance(network, EquivariantNetwork):
         raise UnsupportedSevenNet(
@@ -279,7 +277,7 @@ def _network(potential: Potential) -> EquivariantNetwork:
 
 
 def _block_state(number: int, network: EquivariantNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an interaction block under SevenNet's names, with the constants that sevenn checks."""
+    """Return the weights of an interaction block with SevenNet's names, and the constants that sevenn checks."""
     ours, convolution = f"blocks.{number}", f"{number}_convolution"
     block = block_of(network, number)
     ours_paths, paths = paths_of(network, number)
@@ -319,7 +317,7 @@ def _linear_state(
     ours: str,
     wanted: o3.Irreps | None = None,
 ) -> dict[str, Tensor]:
-    """Return a linear layer under e3nn's names; of the irreps wanted, the input may lack some."""
+    """Return a linear layer with e3nn's names; the input may lack some of the wanted irreps."""
     layer = network.get_submodule(ours)
     assert isinstance(layer, Linear)
     weight = state[f"{ours}.weight"]

@@ -1,12 +1,12 @@
-"""In what order, and with what signs, SevenNet's checkpoints have the weights per edge (the last radial layer).
+"""Order and signs of the weights per edge (the last radial layer) in SevenNet's checkpoints.
 
-Two things differ between the versions that wrote them. The order of the paths is by output irrep since sevenn 0.11, by
-input before. The signs of some of e3nn's Wigner 3j symbols changed in e3nn 0.5. A file has the symbols as buffers, in
-the order of its paths, so both are told from them; only where they allow both orders (harmonics to degree 1) does the
-version that the file states decide.
+Two things differ between versions. The order of the paths is by output irrep since sevenn 0.11, by input before. The
+signs of some of e3nn's Wigner 3j symbols changed in e3nn 0.5. A file has the symbols as buffers, in the order of its
+paths, so both follow from them; only if they allow both orders (harmonics to degree 1) does the version stated in the
+file decide.
 
-sevenn computes every product up to the highest degree, also those that no later layer reads; such weights are left out
-on the way in and are zero on the way out.
+sevenn computes every product up to the highest degree, also those that no later layer reads; such weights are dropped
+on import and zero on export.
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
@@ -53,9 +53,9 @@ def columns_of(
     theirs: TensorProductPaths,
     version: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Return which of their columns each of our weights per edge is, and its sign.
+    """Return their column of each of our weights per edge, and its sign.
 
-    The file's Wigner 3j symbols stand in the order of its paths, and have the signs of the e3nn that trained it.
+    The file's Wigner 3j symbols are in the order of its paths, with the signs of the e3nn that trained it.
     """
     degrees, paths = degrees_of(theirs), theirs.paths
     by_output = list(range(len(paths)))
@@ -63,14 +63,14 @@ def columns_of(
     orders = (by_output, by_input) if version >= (0, 11) else (by_input, by_output)
     fitting = [order for order in orders if couplings(order, degrees) == list(stored)]
     if not fitting:
-        raise KeyError("its Wigner 3j symbols are in no known order")
+        raise KeyError("the order of its Wigner 3j symbols is unknown")
     columns = places(ours, theirs, fitting[0])
     signs = [torch.full((path.channels,), _sign(stored, degrees[paths.index(path)])) for path in ours.paths]
     return columns, torch.cat(signs)
 
 
 def places(ours: TensorProductPaths, theirs: TensorProductPaths, order: Sequence[int]) -> Tensor:
-    """Return which of their weights each of ours is, if theirs are of their paths in an order."""
+    """Return the index of each of our weights among theirs, for a given order of their paths."""
     starts, position = {}, 0
     for p in order:
         starts[theirs.paths[p]], position = position, position + theirs.paths[p].channels

@@ -1,4 +1,4 @@
-"""The options in a checkpoint of SevenNet: checked, and turned into the architecture or refused by name."""
+"""Options in a checkpoint of SevenNet: checked, and converted to the architecture or refused by name."""
 
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
@@ -29,11 +29,11 @@ REQUIRED = {
     "use_oeq": (False, None),
     "cuequivariance_config": ({}, {"use": False}, None),
 }
-"""The values of the architecture's options that this program has a network for; None stands for an absent option."""
+"""Supported values of the architecture's options; None means a missing option."""
 
 
 class UnsupportedSevenNet(ValueError):
-    """A SevenNet checkpoint whose architecture this program does not have; the message names the options."""
+    """A SevenNet checkpoint with an unsupported architecture; the message names the options."""
 
 
 def version_of(settings: Mapping[str, Any]) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def elements_of(settings: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the atomic numbers in the order of the one-hot vectors.
 
     Raises:
-        ValueError: they are no elements, or not numbered from zero without a gap.
+        ValueError: they are not elements, or not numbered from zero without gaps.
     """
     elements = _in_order(settings["_type_map"], "_type_map")
     check_elements(elements)
@@ -60,10 +60,10 @@ def elements_of(settings: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def theories_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the levels of theory, of which most files name none.
+    """Return the names of the levels of theory; most files name none.
 
     Raises:
-        ValueError: they are no names, or not numbered from zero without a gap.
+        ValueError: they are not names, or not numbered from zero without gaps.
     """
     if not typed(bool | None, settings.get("use_modality"), "use_modality") or not settings.get("_modal_map"):
         return ()
@@ -85,12 +85,12 @@ def model_config(settings: dict[str, Any], readout_channels: int) -> Equivariant
 
     Args:
         settings: The options.
-        readout_channels: Channels between the two layers of the readout, which the options do not have.
+        readout_channels: Number of channels between the two layers of the readout, which the options lack.
 
     Raises:
-        UnsupportedSevenNet: there are options that this program has no network for.
+        UnsupportedSevenNet: an option is not supported.
         KeyError: an option is missing.
-        ValueError: an option has no possible value.
+        ValueError: an option has an impossible value.
     """
     lmax = typed(int, settings["lmax"], "lmax")
     if not 0 <= lmax <= MAX_DEGREE:
@@ -153,7 +153,7 @@ def layers_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _hidden_irreps(settings: Mapping[str, Any], lmax: int) -> tuple[str, list[str]]:
-    """Return the irreps of the hidden layers, and what is unusual about those of the layers."""
+    """Return the irreps of the hidden layers, and the unsupported ones of the layers."""
     layers, parity = layers_of(settings), typed(bool, settings["is_parity"], "is_parity")
     if not layers:
         channels = typed(int, settings["channel"], "channel")

@@ -1,6 +1,6 @@
 """Files of torch.save, read without unpickling: the archive, and the format before torch 1.6.
 
-See torch_pickle.py for what is read from the pickles in them.
+torch_pickle.py reads the pickles in them.
 """
 
 import io
@@ -19,19 +19,18 @@ from foundation.untrusted import read_bytes
 MAX_BYTES = 2**31
 """Largest file; SevenNet's have ten to a hundred megabytes."""
 MAX_ENTRIES = 100_000
-"""Most entries of the archive; SevenNet-0 has 227."""
+"""Largest number of entries of the archive; SevenNet-0 has 227."""
 MAX_STREAM = 2**24
 """Largest pickle [bytes]; that of SevenNet-0 has 44 kB."""
 MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-"""First two pickles of the format before torch 1.6, which is no archive."""
+"""First two pickles of the format before torch 1.6, which is not an archive."""
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return what a file of torch.save holds: numbers, text, lists, tuples, dicts, tensors, arrays and devices.
+    """Return the content of a file of torch.save: numbers, text, lists, tuples, dicts, tensors, arrays and devices.
 
     Raises:
-        ValueError: it is damaged, larger or more nested than such files are, or refers to anything else; nothing in it
-            is run.
+        ValueError: it is damaged, implausibly large or nested, or refers to anything else; nothing in it is run.
     """
     content = read_bytes(path, MAX_BYTES)
     if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -50,14 +49,14 @@ class _Archive:
     """The archive that torch.save writes since 1.6: stored entries, one for the pickle and one for each storage."""
 
     def __init__(self, content: bytes) -> None:
-        # asked of the bytes, because zipfile would first make an object of each
+        # read from the bytes, because zipfile would first make an object of each
         if content.count(b"PK\x01\x02") > MAX_ENTRIES:
             raise ValueError(f"an archive of more than {MAX_ENTRIES} entries")
         self._zip = zipfile.ZipFile(io.BytesIO(content))
         entries = self._zip.infolist()
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) < len(entries):
-            raise ValueError("an archive with two entries of one name")
+            raise ValueError("an archive with two entries of the same name")
         if any(entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("an archive with compressed or encrypted entries, which torch does not write")
         if sum(max(entry.file_size, entry.compress_size) for entry in entries) > len(content):
@@ -73,7 +72,7 @@ class _Archive:
         self._storages: dict[str, Tensor] = {}
 
     def read(self, name: str) -> bytes:
-        """Return the content of an entry; its checksum is compared."""
+        """Return the content of an entry, after checking its checksum."""
         if self._folder + name not in self._entries:
             raise ValueError(f"the archive lacks {abbreviated(name)}")
         return self._zip.read(self._entries[self._folder + name])
@@ -84,12 +83,12 @@ class _Archive:
             self._storages[key] = _flat(self.read(f"data/{key}"), dtype)
         found = self._storages[key]
         if (found.dtype, found.numel()) != (dtype, count):
-            raise ValueError(f"storage {abbreviated(key)} has another type or size than the pickle says")
+            raise ValueError(f"storage {abbreviated(key)} has another type or size than in the pickle")
         return found
 
 
 class _Legacy:
-    """The format before torch 1.6: pickles, then the storages in an order that the last pickle tells."""
+    """The format before torch 1.6: pickles, then the storages in the order of the last pickle."""
 
     def __init__(self, num_bytes: int) -> None:
         self._left = num_bytes
@@ -104,14 +103,14 @@ class _Legacy:
             self._storages[key] = torch.zeros(count, dtype=dtype)
         found = self._storages[key]
         if (found.dtype, found.numel()) != (dtype, count):
-            raise ValueError(f"storage {abbreviated(key)} is there twice")
+            raise ValueError(f"storage {abbreviated(key)} occurs twice")
         return found
 
     def fill(self, keys: Any, stream: io.BytesIO) -> None:
         """Read the content of the storages."""
         texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
         if not texts or sorted(keys) != sorted(self._storages):
-            raise ValueError("other storages than the pickle says")
+            raise ValueError("other storages than in the pickle")
         for key in keys:
             storage = self._storages[key]
             count = int.from_bytes(stream.read(8), "little")
@@ -142,6 +141,6 @@ def _flat(content: bytes, dtype: torch.dtype) -> Tensor:
         raise ValueError("a storage that ends within a number")
     if not content:
         return torch.zeros(0, dtype=dtype)
-    if dtype == torch.bool:  # a byte that is neither 0 nor 1 is no bool
+    if dtype == torch.bool:  # a byte other than 0 or 1 is not a bool
         return torch.frombuffer(bytearray(content), dtype=torch.uint8) != 0
     return torch.frombuffer(bytearray(content), dtype=dtype)

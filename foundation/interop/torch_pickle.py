@@ -1,9 +1,9 @@
-"""The pickles that torch.save writes, interpreted: plain data are built, and nothing else.
+"""Interpreter of the pickles of torch.save, which builds only plain data.
 
 A pickle is a program. torch's restricted unpickler runs it with a list of harmless names, but some harmless names
 build objects out of bytes of the file (numpy.ndarray of object type), and sharing makes 20 kB cost minutes. Here the
-names stand for constructors of our own: tensors and arrays of plain numbers, checked against the bytes there are. Work
-and memory are bounded by the size of the file; the price is that a file with anything else is refused as a whole.
+names stand for our own constructors: tensors and arrays of plain numbers, checked against the available bytes. Work and
+memory are bounded by the size of the file; the price is that a file with anything else is refused as a whole.
 """
 
 import io
@@ -22,11 +22,11 @@ from torch import Tensor
 from data_pipeline.quoting import abbreviated
 
 MAX_OPCODES = 200_000
-"""Most opcodes, which take half a second; SevenNet-0 has 8,000."""
+"""Largest number of opcodes, which take half a second; SevenNet-0 has 8,000."""
 MAX_VALUES, MAX_DEPTH = 100_000, 32
-"""Most values when shared ones are counted each time, and deepest nesting; SevenNet-0 has 3,000 and 4."""
+"""Largest number of values (shared ones counted each time) and nesting depth; SevenNet-0 has 3,000 and 4."""
 MAX_DIMENSIONS = 8
-"""Most dimensions of a tensor or an array."""
+"""Largest number of dimensions of a tensor or an array."""
 STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -41,12 +41,12 @@ STORAGES = {
 }
 """Names of the types of a storage."""
 NUMBERS = ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-"""numpy's codes of plain numbers."""
+"""NumPy's codes of plain numbers."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that the pickle refers to."""
+    """A name in the pickle."""
 
     text: str
 
@@ -71,7 +71,7 @@ class _Array:
 
 @runtime_checkable
 class Storages(Protocol):
-    """Where the numbers of tensors are."""
+    """Source of the numbers of tensors."""
 
     def storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
         """Return a storage as a flat tensor.
@@ -93,7 +93,7 @@ def _is_shape(value: Any) -> bool:
 
 
 class Machine:
-    """Interprets the opcodes that torch's pickler writes, on a stack of plain values."""
+    """Interpreter of the opcodes of torch's pickler, on a stack of plain values."""
 
     def __init__(self, storages: Storages, num_bytes: int) -> None:
         self._storages, self._left = storages, num_bytes
@@ -103,7 +103,7 @@ class Machine:
         self._num_values = 0
 
     def run(self, stream: io.BytesIO) -> Any:
-        """Return what a pickle leaves on the stack."""
+        """Return the value of a pickle."""
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             step = STEPS.get(opcode.name)
             if step is None:
@@ -116,7 +116,7 @@ class Machine:
         return self._stack[0]
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """Return what was built, without sharing, and with arrays in the place of what stood for them."""
+        """Return a built value without sharing, with arrays in place of their placeholders."""
         self._num_values += 1
         if self._num_values > MAX_VALUES or depth > MAX_DEPTH:
             raise ValueError(f"more than {MAX_VALUES} values, or nested more than {MAX_DEPTH} deep")
@@ -131,7 +131,7 @@ class Machine:
         raise ValueError(f"{type(value).__name__.strip('_').lower()} in the place of a value")
 
     def charge(self, count: int) -> None:
-        """Count elements that are built: no more than the file has bytes."""
+        """Count elements built: at most the number of bytes of the file."""
         self._left -= count
         if self._left < 0:
             raise ValueError("more elements than the file has bytes")
@@ -163,7 +163,7 @@ class Machine:
         self._stack.append(value)
 
     def mark(self, _: Any) -> None:
-        """Remember where the stack ends."""
+        """Mark the end of the stack."""
         self._marks.append(len(self._stack))
 
     def tuple_of(self, count: int) -> None:
@@ -175,14 +175,14 @@ class Machine:
         self._stack.append(tuple(self._pop_mark()))
 
     def put(self, number: int | None) -> None:
-        """Remember the last value under a number."""
+        """Store the last value under a number."""
         number = len(self._memo) if number is None else number
         if number in self._memo:
-            raise ValueError("a pickle that remembers two values under one number")
+            raise ValueError("a pickle that stores two values under one number")
         self._memo[number] = self._top()
 
     def get(self, number: int) -> None:
-        """Put a remembered value."""
+        """Push a stored value."""
         if number not in self._memo:
             raise ValueError("a pickle that takes what it has not put")
         self._stack.append(self._memo[number])
@@ -191,14 +191,14 @@ class Machine:
         """Add values to the list below them."""
         target = self._top()
         if type(target) is not list:
-            raise ValueError("a pickle that appends to what is no list")
+            raise ValueError("a pickle that appends to something other than a list")
         target.extend(values)
 
     def set_items(self, values: list[Any]) -> None:
         """Add keys and values to the dict below them."""
         target = self._top()
         if not isinstance(target, dict) or len(values) % 2:
-            raise ValueError("a pickle that sets items of what is no dict")
+            raise ValueError("a pickle that sets items of something other than a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
             # integers of more bits can be chosen so that all of them collide
             if type(key) is not str and not (type(key) is int and key.bit_length() < 32):
@@ -208,20 +208,20 @@ class Machine:
             target[key] = value
 
     def name(self, text: Any) -> None:
-        """Put a name, if it is one of those that are known."""
+        """Push a name, if it is known."""
         if text not in CONSTRUCTORS and text not in STORAGES and text not in NAMES:
             raise UnwantedName(text)
         self._stack.append(_Name(text))
 
     def name_from_stack(self, _: Any) -> None:
-        """Put a name whose parts are on the stack."""
+        """Push a name whose parts are on the stack."""
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         self.name(f"{module} {name}")
 
     def call(self, _: Any) -> None:
-        """Build what a known name stands for."""
+        """Build the value of a known name."""
         arguments, name = self._pop(), self._pop()
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
             raise ValueError("a pickle that calls what cannot be called")
@@ -230,14 +230,14 @@ class Machine:
         self._stack.append(CONSTRUCTORS[name.text](self, arguments))
 
     def build(self, _: Any) -> None:
-        """Complete an array or its type; what an OrderedDict has besides its entries is left out."""
+        """Complete an array or its type; attributes of an OrderedDict are ignored."""
         state, target = self._pop(), self._top()
         if isinstance(target, _Array):
             target.values = self._array(target, state)
         elif isinstance(target, _Dtype):
             order, *fields = state[1:5] if isinstance(state, tuple) and len(state) >= 5 else ("",)
             if len(fields) != 3 or order not in ORDERS or any(each is not None for each in fields):
-                raise ValueError("an array of no plain numbers")
+                raise ValueError("an array of other than plain numbers")
             target.order = order
         elif not isinstance(target, OrderedDict) or not isinstance(state, dict):
             raise ValueError("a pickle that changes what cannot be changed")
@@ -246,20 +246,20 @@ class Machine:
         """Put a storage."""
         reference = self._pop()
         if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
-            raise ValueError("a reference that is no storage")
+            raise ValueError("a reference that is not a storage")
         _, kind, key, _, count, *view = reference
         if not isinstance(kind, _Name) or kind.text not in STORAGES or any(each is not None for each in view):
-            raise ValueError("a storage of no plain numbers")
+            raise ValueError("a storage of other than plain numbers")
         if not isinstance(key, str) or not _is_count(count):
             raise ValueError("a storage without key or size")
         self._stack.append(_Storage(self._storages.storage(key, STORAGES[kind.text], count)))
 
     def _array(self, target: _Array, state: Any) -> np.ndarray:
         if target.values is not None or not isinstance(state, tuple) or len(state) != 5:
-            raise ValueError("an array that is no plain numbers")
+            raise ValueError("an array that is not of plain numbers")
         _, shape, dtype, by_columns, content = state
         if not _is_shape(shape) or not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
-            raise ValueError("an array that is no plain numbers")
+            raise ValueError("an array that is not of plain numbers")
         self.charge(math.prod(max(size, 1) for size in shape))
         values = _numbers(content, dtype)
         if values.size != math.prod(shape):
@@ -275,7 +275,7 @@ class _Storage:
 
 
 class UnwantedName(ValueError):
-    """A pickle that refers to something that is no plain data."""
+    """A pickle that refers to something other than plain data."""
 
     def __init__(self, text: Any) -> None:
         super().__init__(f"it wants to run {str(text)[:100].replace(' ', '.', 1)}")
@@ -288,7 +288,7 @@ def _numbers(content: bytes, dtype: _Dtype) -> np.ndarray:
         raise ValueError("an array that ends within a number")
     if not content:
         return np.zeros(0, kind)
-    if kind == np.bool_:  # a byte that is neither 0 nor 1 is no bool
+    if kind == np.bool_:  # a byte other than 0 or 1 is not a bool
         return np.frombuffer(content, np.uint8) != 0
     return np.frombuffer(content, kind).astype(kind.newbyteorder("="))
 
@@ -296,19 +296,19 @@ def _numbers(content: bytes, dtype: _Dtype) -> np.ndarray:
 def _dtype(machine: Machine, arguments: tuple) -> _Dtype:
     code = arguments[0] if arguments else None
     if not isinstance(code, str) or code not in NUMBERS:
-        raise ValueError(f"an array of the type {abbreviated(code)}, which is no plain number")
+        raise ValueError(f"an array of the type {abbreviated(code)}, which is not a plain number")
     return _Dtype(code)
 
 
 def _empty_array(machine: Machine, arguments: tuple) -> _Array:
     if len(arguments) != 3 or arguments[0] != _Name("numpy ndarray"):
-        raise ValueError("an array that is no numpy.ndarray")
+        raise ValueError("an array that is not a numpy.ndarray")
     return _Array()
 
 
 def _scalar(machine: Machine, arguments: tuple) -> bool | int | float:
     if len(arguments) != 2 or not isinstance(arguments[0], _Dtype) or not isinstance(arguments[1], bytes):
-        raise ValueError("a number of no plain type")
+        raise ValueError("a number of another type than plain")
     machine.charge(len(arguments[1]))
     (value,) = _numbers(arguments[1], arguments[0])
     return value.item()
@@ -330,7 +330,7 @@ def _no_bytes(machine: Machine, arguments: tuple) -> bytes:
 def _device(machine: Machine, arguments: tuple) -> torch.device:
     text = ":".join(str(each) for each in arguments if type(each) in (str, int))
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:[0-9]{1,2})?", text):
-        raise ValueError("a device that there is not")
+        raise ValueError("an unknown device")
     return torch.device(text)
 
 
@@ -342,14 +342,14 @@ def _ordered_dict(machine: Machine, arguments: tuple) -> OrderedDict:
 
 def _parameter(machine: Machine, arguments: tuple) -> Tensor:
     if len(arguments) != 3 or not isinstance(arguments[0], Tensor):
-        raise ValueError("a parameter that is no tensor")
+        raise ValueError("a parameter that is not a tensor")
     return arguments[0]
 
 
 def _tensor(machine: Machine, arguments: tuple) -> Tensor:
     """Return a view of a storage that lies inside it."""
     if len(arguments) not in (6, 7):
-        raise ValueError("a tensor of no known kind")
+        raise ValueError("a tensor of unknown kind")
     storage, offset, sizes, strides, *_ = arguments
     if not isinstance(storage, _Storage) or not _is_count(offset) or not _is_shape(sizes) or not _is_shape(strides):
         raise ValueError("a tensor without storage, size or strides")
@@ -365,9 +365,9 @@ def _tensor(machine: Machine, arguments: tuple) -> Tensor:
 
 
 ORDERS = ("<", ">", "=", "|")
-"""numpy's marks of a byte order."""
+"""NumPy's marks of a byte order."""
 NAMES = ("numpy ndarray",)
-"""Names that are known and cannot be called."""
+"""Known names that cannot be called."""
 CONSTRUCTORS: Mapping[str, Callable[[Machine, tuple], Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,
@@ -381,7 +381,7 @@ CONSTRUCTORS: Mapping[str, Callable[[Machine, tuple], Any]] = {
     "numpy.core.multiarray scalar": _scalar,
     "numpy._core.multiarray scalar": _scalar,
 }
-"""The names that can be called, with what is built for them."""
+"""Names that can be called, with their constructors."""
 
 
 def _pushes(value: Any) -> Callable[[Machine, Any], None]:
@@ -420,4 +420,4 @@ STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     "BUILD": Machine.build,
     "BINPERSID": Machine.put_storage,
 }
-"""The opcodes that torch's pickler writes, and INST, so that what it wants to run can be named."""
+"""Opcodes of torch's pickler, and INST, to name what it wants to run."""

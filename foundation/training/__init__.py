@@ -1,1 +1,1 @@
-"""Training: loss, optimizer, the LightningModule and fit(), the only place that makes a Trainer."""
+"""Training: loss, optimizer, the LightningModule and fit(), which alone makes a Trainer."""

@@ -1,8 +1,9 @@
-"""The parts of a step: the data that a run is about, and in a fine-tuning those of the pretraining beside them.
+"""Additions of a fine-tuning to a run: rehearsal of pretraining data, penalty and rate factors; and the step loader.
 
-Each part is a stream of its own with its own budget, and its loss is a mean over its own labels: how much of the old
-data there is in a step changes how well that part is estimated, not how much it counts. In one mixed stream a few large
-structures of the target would drown among the many small ones of the pretraining.
+A step has a part for the target and one for the rehearsal. Each part is a separate stream with its own budget, and its
+loss is a mean over its own labels: the amount of old data in a step changes the accuracy of that part's estimate, not
+its weight. In one mixed stream a few large structures of the target would be lost among the many small ones of the
+pretraining.
 """
 
 import contextlib
@@ -17,27 +18,27 @@ from foundation.training.loss import LossConfig, Penalty
 
 Mode = Literal["joint", "alternate", "reference"]
 Parts = list[list[GraphBatch]]
-"""A process's micro-batches of a step by part: the target's and, in a run that rehearses, those of the rehearsal."""
+"""A process's micro-batches of a step by part: the target's and, with rehearsal, the rehearsal's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Data of the pretraining that a fine-tuning goes on to train on: experience replay."""
+    """Pretraining data that a fine-tuning continues to train on (experience replay)."""
 
     datasets: tuple[Dataset, ...]
-    """The data, their levels of theory numbered."""
+    """The data, with numbered levels of theory."""
     ratio: float = 1.0
-    """Edge budget of a micro-batch of them over that of the target's."""
+    """Edge budget of a rehearsal micro-batch over that of the target."""
     weight: float = 1.0
-    """Factor of their loss."""
+    """Weight of the rehearsal loss."""
     mode: Mode = "joint"
     """'joint' steps on both losses together; 'alternate' steps on the target and on the rehearsal in turn; 'reference'
-    does so too, but the gradient of the target's step stays and is added to that of the rehearsal's, as in the code
-    published with reEWC (Kim et al., arXiv:2506.15223)."""
+    too, but the gradient of the target's step is kept and added to that of the rehearsal's, as in the published code of
+    reEWC (Kim et al., arXiv:2506.15223)."""
     loss: LossConfig | None = None
-    """Their loss; the run's when absent."""
+    """Loss for rehearsal; None: the run's."""
     relabel: Callable[[GraphBatch], GraphBatch] | None = None
-    """Replaces the labels; None keeps those of the data."""
+    """Function that replaces the labels; None keeps those of the data."""
 
     @property
     def work(self) -> float:
@@ -47,20 +48,20 @@ class Rehearsal:
 
 @dataclass(frozen=True, kw_only=True)
 class Additions:
-    """What a fine-tuning adds to a run."""
+    """Additions of a fine-tuning to a run."""
 
     rehearsal: Rehearsal | None = None
-    """Data of the pretraining to train on besides."""
+    """Pretraining data to train on as well."""
     penalty: Penalty | None = None
     """Term added to the loss of each step."""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Factors of the learning rates of parameters, by name."""
     watched: Sequence[Dataset] = ()
-    """Splits that are validated as well, without counting in the validation errors of the run."""
+    """Splits that are validated as well, but excluded from the run's validation errors."""
 
     @property
     def parts_of_loss(self) -> tuple[str, ...]:
-        """Which of 'rehearsal' and 'penalty' there are."""
+        """Names of the extra parts of the loss: 'rehearsal', 'penalty'."""
         parts = {"rehearsal": self.rehearsal, "penalty": self.penalty}
         return tuple(name for name, part in parts.items() if part is not None)
 
@@ -71,16 +72,16 @@ class Additions:
 
 
 NO_ADDITIONS = Additions()
-"""Additions of pretraining: none."""
+"""Empty additions, for pretraining."""
 
 
 class StepLoader:
-    """The steps of a run as Lightning wants a loader: its length is the whole run's, so progress and resume agree."""
+    """Loader of the steps of a run for Lightning; its length is that of the whole run, so progress and resume agree."""
 
     def __init__(
         self, target: Stream, first: int, last: int, *, rehearsed: Stream | None = None, mode: Mode = "joint"
     ) -> None:
-        """Prepare steps first to last - 1; in all modes but joint, even steps are the target's and odd ones not."""
+        """Prepare steps first to last - 1; in modes other than joint, odd steps are the rehearsal's."""
         self._first, self._last, self._mode = first, last, mode
         in_turn = rehearsed is not None and mode != "joint"
         self._target: Steps = (
@@ -98,7 +99,7 @@ class StepLoader:
 
     @property
     def num_quarantined_frames(self) -> int:
-        """Frames that could not be read and are left out."""
+        """Number of frames left out because they could not be read."""
         return sum(steps.num_quarantined_frames for steps in self._streams)
 
     @property
@@ -122,8 +123,8 @@ class StepLoader:
                     yield [next(target), []] if step % 2 == 0 else [[], next(rehearsed)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the step is the trainer's."""
+        """Return {}: the trainer keeps the step."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: the step is the trainer's."""
+        """Do nothing: the trainer keeps the step."""

@@ -1,4 +1,4 @@
-"""The streams of a run as Lightning takes them: training steps, validation passes, and what must agree on resume."""
+"""Data of a run for Lightning: training steps, validation passes, and the check on resume."""
 
 import bisect
 import itertools
@@ -36,11 +36,11 @@ class TrainingData(lightning.LightningDataModule):
         """Prepare the streams.
 
         Args:
-            datasets: What the run is about.
-            potential: What is trained.
-            config: The loop.
+            datasets: Training data of the run.
+            potential: Potential to train.
+            config: Section fit.
             additions: Rehearsal to train on as well, and splits to validate as well.
-            num_workers: Worker processes per rank; 0 prepares batches in the training process.
+            num_workers: Number of worker processes per rank; 0 prepares batches in the training process.
         """
         super().__init__()
         self.datasets, self.config = datasets, config
@@ -48,8 +48,8 @@ class TrainingData(lightning.LightningDataModule):
         self.cutoff, self.elements, self.num_workers = potential.cutoff, potential.elements, num_workers
         own = [replace(each, split="val", subset=None) for each in datasets if each.manifest.split("val").shards]
         self.validated = (*own, *watched)
-        """Splits that are validated: those of the data sets that have frames in val, then the watched ones."""
-        # made once here, before any process starts, so that a wrong budget is an error at once
+        """Validated splits: those of the data sets with frames in val, then the watched ones."""
+        # made here once, before any process starts, so that a wrong budget fails at once
         streams = self._streams()
         self.fingerprint = streams[0].fingerprint
         if rehearsal is not None:
@@ -108,10 +108,10 @@ class TrainingData(lightning.LightningDataModule):
         return ValidationLoader(passes, self.validated, self.elements, num_watched=len(self.watched))
 
     def _without_validation(self) -> str | None:
-        """Return a sentence on what of the run is not validated; None if everything is."""
+        """Return a sentence on the data sets that are not validated; None if all are."""
         steps, every = self.config.steps, self.config.validate_every
         if every > steps:
-            return f"no validation in this run: fit.validate_every is {every:,}, and there are {steps:,} steps"
+            return f"no validation in this run: fit.validate_every is {every:,}, but the run has {steps:,} steps"
         empty = [each.manifest.provenance.name for each in self.datasets if not each.manifest.split("val").shards]
         if not empty:
             return None
@@ -133,39 +133,39 @@ class TrainingData(lightning.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must be the same on resume."""
+        """Return the facts that must agree on resume."""
         return {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with another stream.
+        """Refuse to continue with another stream.
 
         Raises:
             ValueError: data, split, cutoff, seed, lanes or budgets differ from the checkpoint's.
         """
         theirs = state_dict["fingerprint"]
         if not isinstance(theirs, dict):
-            raise ValueError("cannot resume: the checkpoint is of an older version of this program; start a new run")
+            raise ValueError("cannot resume: an older version of this program wrote the checkpoint; start a new run")
         different = differences(self.fingerprint, theirs)
         if different:
             raise ValueError(
                 f"cannot resume with another stream of data. {'; '.join(different)}. "
-                "Restore the configuration that the checkpoint was made with, or start a new run."
+                "Restore the configuration of the checkpoint, or start a new run."
             )
 
 
 class ValidationLoader:
-    """The validation batches of all data sets, one after another; the last ones may be watched only."""
+    """Validation batches of all data sets, one after another; the last ones may be watched only."""
 
     def __init__(
         self, passes: Sequence[FullPass], datasets: Sequence[Dataset], elements: Sequence[int], *, num_watched: int = 0
     ) -> None:
-        """Chain full passes over data sets; of those with the same name, all but the first get a number.
+        """Chain full passes over data sets; among equal names, all but the first get a number.
 
         Args:
-            passes: One for each data set.
-            datasets: What they are of.
+            passes: Pass over each data set.
+            datasets: The data sets.
             elements: Atomic numbers; frames with another one are left out.
-            num_watched: How many of the last ones count in no sum over data sets.
+            num_watched: Number of last data sets excluded from sums over data sets.
         """
         self.passes, self.names, self.num_watched = passes, list[str](), num_watched
         self._datasets, self._elements = datasets, elements
@@ -175,15 +175,15 @@ class ValidationLoader:
         self._ends = list(itertools.accumulate(len(each) for each in passes))
 
     def dataset_of(self, number: int) -> int:
-        """Return which data set a batch belongs to."""
+        """Return the number of the data set of a batch."""
         return bisect.bisect_right(self._ends, number)
 
     def left_out(self, errors: Mapping[str, float]) -> list[str]:
-        """Return a sentence on each data set of which frames have unknown elements, from the errors of a validation."""
+        """Return a sentence on each data set with frames of unknown elements, from the errors of a validation."""
         found = []
         for name, dataset in zip(self.names, self._datasets, strict=True):
             statistics = dataset.manifest.split(dataset.split).statistics
-            # of one whose elements are all known, frames may be missing because they cannot be read: said elsewhere
+            # if all elements are known, missing frames could not be read, which is logged elsewhere
             if not set(statistics.elements) <= set(self._elements):
                 number = statistics.num_frames - round(errors.get(f"{name}/frames", errors["frames"]))
                 found += left_out(dataset.manifest, dataset.split, number, self._elements)

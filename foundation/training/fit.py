@@ -53,26 +53,26 @@ def fit(
     additions: Additions = NO_ADDITIONS,
     begin: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Train a potential in place and return facts: the errors of the last validation, what computed the convolutions.
+    """Train a potential in place and return facts: the errors of the last validation and the convolution backend.
 
     The potential ends with the moving average of the weights. Checkpoints and logs go to the run folder.
 
     Args:
-        potential: What to train.
-        datasets: What to train on.
-        config: The loop.
+        potential: Potential to train.
+        datasets: Training data.
+        config: Section fit.
         machine: Hardware to run on.
         loss: Loss terms.
         optim: Optimizer and schedule.
         out: The run folder.
         record: The resolved configuration, as JSON; checkpoints carry it.
-        checkpoint: What the run goes on from.
-        additions: What a fine-tuning adds to the run.
-        begin: Called in the first process when the parts have been checked, before anything is written.
+        checkpoint: Checkpoint to resume from.
+        additions: Additions of a fine-tuning.
+        begin: Called in the first process after the checks, before anything is written.
 
     Raises:
-        ValueError: the checkpoint belongs to another backend, other data or another plan, the optimizer does not
-            work with the strategy, or what Stream refuses.
+        ValueError: the checkpoint belongs to another backend, other data or another plan, the optimizer does not work
+            with the strategy, or Stream refuses.
         PreemptedError: a signal stopped the run.
         Diverged: the loss or gradient stayed unusable.
         OSError: a checkpoint could not be written.
@@ -83,7 +83,7 @@ def fit(
     guard = Guard(config.guard, checkpoints)
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
     module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions)
-    # the order counts: a checkpoint must have the average that goes with its weights
+    # the order matters: a checkpoint must have the average of its weights
     averaging, watchdog = Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     data = TrainingData(datasets, potential, config, additions, num_workers=machine.num_workers)
@@ -103,7 +103,7 @@ def fit(
 def _announce(
     potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: WholeCheckpoint | None
 ) -> str:
-    """Log what computes a run and where it goes on, and return what computes the convolutions."""
+    """Log the backend of a run and the resumed step, and return the description of the backend."""
     convolution = describe_backend(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
         log.info("convolution: %s", convolution)
@@ -121,14 +121,14 @@ def _check(
     additions: Additions,
     checkpoint: WholeCheckpoint | None,
 ) -> None:
-    """Refuse what does not go together, or not on this machine."""
+    """Check that the options fit each other and this machine."""
     check_lanes(config.lanes, machine)
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("machine.accelerator gpu: torch finds no GPU here; say cpu, or start where there is one")
+        raise ValueError("machine.accelerator gpu: torch finds no GPU here; set cpu, or start on a machine with a GPU")
     device = torch.device(device_type(machine.accelerator))
     if device.type == "cuda" and machine.devices > torch.cuda.device_count():
         raise ValueError(f"machine.devices {machine.devices}: torch finds {torch.cuda.device_count()} GPUs here")
-    # tried here and undone: begin() measures a start as everybody else would
+    # tried here and undone: begin() measures the start with default options
     potential.compute_as(computation_of(config))
     backend = backend_of(potential, device)
     potential.compute_as(Computation())
@@ -137,13 +137,13 @@ def _check(
     check_loggers(config)
     if machine.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(
-            f"optim.optimizer {optim.optimizer} needs every parameter whole, and machine.strategy {machine.strategy} "
+            f"optim.optimizer {optim.optimizer} needs whole parameters, but machine.strategy {machine.strategy} "
             "parts them: use adamw, or ddp"
         )
     rehearsal = additions.rehearsal
     if rehearsal is not None and rehearsal.mode == "reference" and machine.world_size > 1:
         raise ValueError(
-            "rehearsal.mode reference adds to the gradient of the step before, which only a single process does: use "
+            "rehearsal.mode reference adds to the gradient of the previous step, which needs a single process: use "
             "joint or alternate, or one process"
         )
 
@@ -181,7 +181,7 @@ def _trainer(
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep what it frees: every step asks for the same again, and new pages cost a tenth of it."""
+    """Make the C library keep freed memory: every step allocates the same again, and new pages cost a tenth of it."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc

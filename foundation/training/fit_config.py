@@ -1,4 +1,4 @@
-"""Settings of the loop that are not those of the model, the data, the loss, the optimizer or the hardware."""
+"""Settings of the training loop, apart from model, data, loss, optimizer and hardware."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,69 +18,69 @@ LIMITS = {
     **dict.fromkeys(("edge_budget", "atom_budget"), (1, 10**8)),
     "seed": (0, 2**32 - 1),
 }
-"""Least and most of each number, far from what anybody wants: beyond them memory or a clock ends first."""
+"""Smallest and largest value of each number, far beyond practical ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Length of the run, composition of its batches, and how often it is validated, saved and logged."""
+    """Length of the run, batch composition, and intervals of validation, checkpoints and logs."""
 
     steps: int = field(metadata=DECIDES)
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run."""
     lanes: int = field(default=8, metadata=COMPARED)
-    """Micro-batches per optimizer step; the number of processes must divide it."""
+    """Number of micro-batches per optimizer step; the number of processes must divide it."""
     edge_budget: int = field(default=20000, metadata=COMPARED)
-    """Directed edges of a micro-batch."""
+    """Number of directed edges of a micro-batch."""
     atom_budget: int | None = field(default=None, metadata=COMPARED)
-    """Atoms of a micro-batch."""
+    """Number of atoms of a micro-batch; None sets no limit."""
     oversize: Oversize = field(default="error", metadata=COMPARED)
-    """Response to a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    """Treatment of a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
     corrupt: Corrupt = field(default="error", metadata=MAY_CHANGE)
-    """Response to a block of frames that cannot be read: an error, or 'quarantine': its frames are left out, with a
-    warning and a count."""
+    """Treatment of an unreadable block of frames: an error, or 'quarantine': its frames are left out, with a warning
+    and a count."""
     seed: int = field(default=0, metadata=COMPARED)
     """Seed of the weights and of the order of the data."""
     validate_every: int = field(default=500, metadata=MAY_CHANGE)
-    """Steps between validations."""
+    """Number of steps between validations."""
     checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """Number of the newest checkpoints to keep."""
     best_by: str = field(default="val/force_mae", metadata=MAY_CHANGE)
-    """The validation error by which the best checkpoint is kept as well."""
+    """Validation error by which the best checkpoint is chosen, which is kept as well."""
     log_every: int = field(default=10, metadata=MAY_CHANGE)
-    """Steps between logged metrics."""
+    """Number of steps between logged metrics."""
     backend: Backend = field(default="auto", metadata=COMPARED)
     """Implementation of the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain
-    torch (torch), or the best that works here (auto)."""
+    torch (torch), or the best available one (auto)."""
     radial_table: int = field(default=0, metadata=DECIDES)
-    """Distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to about
-    1e-5. 0 evaluates them at every pair of atoms. The potential that is saved has no table."""
+    """Number of distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to
+    about 1e-5. 0 evaluates them at every pair of atoms. The saved potential has no table."""
     precision: Precision = field(default="float32", metadata=DECIDES)
-    """Of the matrix products in linear maps and radial networks: float32; 'tf32', factors rounded to 11 bits, on GPUs
-    that can and for all products of the process; or 'bf16', factors rounded to 8 bits, sums in float32, in training
-    only. The convolution stays float32 and sums over atoms float64. What it costs in forces: `make bench
-    BENCH=precision`."""
+    """Precision of matrix products in linear maps and radial networks: float32; 'tf32', factors rounded to 11 bits, on
+    GPUs that support it and for all products of the process; or 'bf16', factors rounded to 8 bits, sums in float32, in
+    training only. The convolution stays float32 and sums over atoms float64. `make bench BENCH=precision` measures the
+    errors of forces."""
     recompute: bool = field(default=False, metadata=DECIDES)
-    """Keep only what goes in and out of each block and compute its inside again where derivatives need it: activation
-    checkpointing, the same result with less memory in more time (`make bench BENCH=memory`)."""
+    """Activation checkpointing: keep only inputs and outputs of each block and recompute its inside for derivatives,
+    with the same result, less memory and more time (`make bench BENCH=memory`)."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    """Response to training that goes wrong."""
+    """Guard against diverging training."""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=MAY_CHANGE)
-    """Write a Weights & Biases run as well: 'offline', for `wandb sync` to upload, or 'online', sent at once. When
-    resumed, a run goes on under the same id."""
+    """Write a Weights & Biases run as well: 'offline', for `wandb sync` to upload, or 'online', sent at once. A resumed
+    run keeps its id."""
     tensorboard: bool = field(default=False, metadata=MAY_CHANGE)
     """Write TensorBoard's files as well, in logs/tensorboard of the run folder; needs the extra 'tensorboard'."""
     resume: bool | Literal["auto"] = field(default=False, metadata=MAY_CHANGE)
-    """Continue from the newest checkpoint of the run folder; 'auto' does so if there is one, and else starts."""
+    """Continue from the newest checkpoint of the run folder; 'auto' does so if one exists, else starts."""
 
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
-        computation_of(self)  # refuses what no network could do
+        computation_of(self)  # refuses options impossible for any network
 
 
 def computation_of(config: FitConfig) -> Computation:
-    """Return how the network computes in a run."""
+    """Return the network's computation options for a run."""
     return Computation(
         backend=config.backend,
         precision=config.precision,

@@ -1,7 +1,7 @@
-"""The gradient of an optimizer step: added up over micro-batches, summed over processes once, measured, clipped.
+"""Gradient of an optimizer step: added up over micro-batches, summed over processes once, measured and clipped.
 
-Every process comes to the same norm and the same few sums that travel with the gradient, so whatever is decided by them
-is decided alike everywhere, without any further exchange.
+Every process gets the same norm and the same few sums with the gradient, so decisions based on them agree without
+further communication.
 """
 
 import torch
@@ -19,7 +19,7 @@ class FlatGradients:
         self._strategy, self._parameters, self._clip_norm = strategy, parameters, clip_norm
 
     def add(self, share: Tensor, *, last: bool) -> None:
-        """Add the gradient of a micro-batch's share of the loss; there is none of an empty one."""
+        """Add the gradient of a micro-batch's share of the loss; an empty one has none."""
         assert self._strategy.lightning_module is not None
         if share.requires_grad:
             self._strategy.lightning_module.manual_backward(share)
@@ -31,7 +31,7 @@ class FlatGradients:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if isinstance(self._strategy, DDPStrategy):
-            # numbers go as float32 like the gradient: what they decide is the same in every process
+            # float32 like the gradient; decisions are the same in every process
             flat = torch.cat([*(gradient.flatten() for gradient in gradients), sums.to(gradients[0].dtype)])
             *parts, sums = sum_over_ranks(flat).split([*(g.numel() for g in gradients), len(sums)])
             for gradient, reduced in zip(gradients, parts, strict=True):
@@ -43,13 +43,13 @@ class FlatGradients:
         torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
 
     def discard(self) -> None:
-        """Forget the gradient of this step."""
+        """Discard the gradient of this step."""
         for parameter in self._parameters:
             parameter.grad = None
 
 
 class ZeroGradients:
-    """The gradient of an optimizer step, of which every process keeps the part whose weights it will update."""
+    """Gradient of an optimizer step, of which every process keeps the part for the weights that it updates."""
 
     def __init__(self, strategy: ZeroStrategy, parameters: list[torch.nn.Parameter]) -> None:
         self._strategy, self._parameters = strategy, parameters
@@ -57,7 +57,7 @@ class ZeroGradients:
     def add(self, share: Tensor, *, last: bool) -> None:
         """Add the gradient of a micro-batch's share of the loss.
 
-        DeepSpeed takes the mean over processes, and expects as many calls with all parameters in every one of them.
+        DeepSpeed takes the mean over processes, and expects the same number of calls, with all parameters, in each.
         """
         engine = self._strategy.deepspeed_engine
         engine.set_gradient_accumulation_boundary(last)
@@ -66,7 +66,7 @@ class ZeroGradients:
         engine.backward(share * self._strategy.world_size)
 
     def reduce(self, sums: Float[Tensor, " sums"]) -> tuple[Float[Tensor, ""], Float[Tensor, " sums"]]:
-        """Return the norm of the gradient, which DeepSpeed has summed, and a few numbers summed over processes."""
+        """Return the norm of the gradient summed by DeepSpeed, and a few numbers summed over processes."""
         parts = [part for group in self.partitions() for part in group]
         square = torch.stack([part.double().square().sum() for part in parts]).sum().to(self._strategy.root_device)
         reduced = sum_over_ranks(torch.cat([square.view(1), sums.double()]))
@@ -80,10 +80,10 @@ class ZeroGradients:
         return [zero.averaged_gradients[number] for number in range(len(zero.bit16_groups))]
 
     def clip(self, norm: Float[Tensor, ""]) -> None:
-        """Leave it to DeepSpeed, whose step clips."""
+        """Do nothing: DeepSpeed's step clips."""
 
     def discard(self) -> None:
-        """Forget the gradient of this step."""
+        """Discard the gradient of this step."""
         zero = self._strategy.zero
         zero.zero_grad(set_to_none=True)
         if zero.cpu_offload:
@@ -95,7 +95,7 @@ class ZeroGradients:
 def gradients_for(
     strategy: Strategy, parameters: list[torch.nn.Parameter], clip_norm: float
 ) -> FlatGradients | ZeroGradients:
-    """Return what adds up the gradient under a strategy."""
+    """Return the object that accumulates the gradient under a strategy."""
     if isinstance(strategy, ZeroStrategy):
         return ZeroGradients(strategy, parameters)
     return FlatGradients(strategy, parameters, clip_norm)

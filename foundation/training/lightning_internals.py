@@ -1,6 +1,6 @@
-"""Everything that is reached inside Lightning and DeepSpeed and is not part of their public face.
+"""All uses of private parts of Lightning and DeepSpeed.
 
-Each function says why there is no public way. An upgrade of either has this file alone to look at.
+Each function states why no public way exists. After an upgrade of either, only this file needs review.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ def datamodule_of(trainer: lightning.Trainer) -> Any:
 
 
 def set_counted_batches(trainer: lightning.Trainer) -> None:
-    """Set the number of batches that Lightning has begun to that of the steps; it validates by this number.
+    """Correct Lightning's batch counter, which decides when it validates, to the number of steps.
 
-    It counts one too many after a checkpoint that was saved in the middle of a step, and would validate one step
-    early to the end of the run.
+    After a checkpoint saved in the middle of a step it is one too high, and validation would be one step early until
+    the end of the run.
     """
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     total.ready = trainer.global_step + 1
@@ -41,33 +41,33 @@ def set_counted_batches(trainer: lightning.Trainer) -> None:
 
 
 def count_step(optimizer: LightningOptimizer) -> None:
-    """Let Lightning count a step that was not taken: its data have been read, and step and data go together.
+    """Let Lightning count a skipped step: its data have been read, and step and data must agree.
 
-    Lightning counts steps where an optimizer takes one, and nowhere else.
+    Lightning counts steps only when an optimizer takes one.
     """
     optimizer._on_before_step()
     optimizer._on_after_step()
 
 
 def ask_no_rank_for_sigterm(trainer: lightning.Trainer) -> None:
-    """Stop Lightning from asking all ranks for SIGTERM twice a step, for which the GPU has to finish each time."""
+    """Stop Lightning from asking all ranks for SIGTERM twice a step, which waits for the GPU each time."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def averaged_steps(trainer: lightning.Trainer) -> list[int]:
-    """Return the last step that each moving average of the weights has taken up; Lightning keeps it to itself."""
+    """Return the last step in each moving average of the weights, which Lightning does not expose."""
     return [callback._latest_update_step for callback in callbacks_of(trainer, WeightAveraging)]
 
 
 def state_without_barrier(trainer: lightning.Trainer) -> dict[str, Any]:
-    """Return the content of a checkpoint; save_checkpoint() would wait for all processes, which may not be failing."""
+    """Return the content of a checkpoint; save_checkpoint() would wait for all processes, even if one is failing."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 class Averaging(EMAWeightAveraging):
-    """Lightning's moving average, which also takes its weights back if validation is interrupted.
+    """Lightning's moving average, which also restores the training weights if validation is interrupted.
 
-    Its swap of the two weights has no event of its own to listen to.
+    Its swap of the two sets of weights has no hook.
     """
 
     _swapped = False
@@ -75,13 +75,13 @@ class Averaging(EMAWeightAveraging):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average the weights; of an optimizer that does so itself, take what it says."""
+        """Average the weights; use the average of an optimizer that has its own."""
         optimizer = trainer.optimizers[0]
         with optimizer.averaged() if isinstance(optimizer, ScheduleFree) else contextlib.nullcontext():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Leave the average, also where nothing was left to train: a run that is resumed after its last step."""
+        """Leave the average in the module, also in a run that is resumed after its last step."""
         self._copy_average_to_current(pl_module)
 
     def _swap_models(self, pl_module: lightning.LightningModule) -> None:
@@ -91,16 +91,16 @@ class Averaging(EMAWeightAveraging):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Put the weights in training back before the checkpoint on exception is written."""
+        """Restore the training weights before the checkpoint on exception is written."""
         if self._swapped:
             self._swap_models(pl_module)
 
 
 def start_processes_on_cpu(strategy: DeepSpeedStrategy) -> None:
-    """Start DeepSpeed's process group on processors, for which Lightning's public way refuses DeepSpeed."""
+    """Start DeepSpeed's process group on CPUs, which Lightning's public way refuses."""
     from deepspeed import ops
 
-    # built on first use for minutes, and a build that is killed leaves a lock for which all later runs wait
+    # its first build takes minutes, and a killed build leaves a lock for which all later runs wait
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     assert strategy.accelerator is not None
     strategy.accelerator.setup_device(strategy.root_device)
@@ -122,9 +122,9 @@ def sum_gradients_as(zero: Any, dtype: torch.dtype) -> None:
 
 
 def shard_of(parameter: Any) -> tuple[slice, slice] | None:
-    """Return the elements of a parameter that this process holds under ZeRO, and their place in its partition.
+    """Return the slice of a parameter that this process holds under ZeRO, and its place in the partition.
 
-    None if it holds none. DeepSpeed offers whole states one by one only, each with an exchange of its own.
+    None if it holds none. DeepSpeed only offers whole states one by one, each with its own communication.
     """
     if parameter._hp_mapping is None:
         return None

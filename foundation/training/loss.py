@@ -1,9 +1,9 @@
 """Loss as sums over a whole optimizer step, divided by the global counts of its labels.
 
-Normalised that way, the gradient does not depend on how a step is cut into micro-batches or spread over processes.
-Counts are of labels, whatever the weights of their structures: a weight of two then means what two equal structures
-mean, in any company, and a step is an unbiased estimate of the weighted loss over all data. Divided by the sum of
-weights instead, a structure would count the less the heavier those are that happen to be in the same step.
+Normalised so, the gradient does not depend on the division of a step into micro-batches or processes. Counts are of
+labels, regardless of their structures' weights: a weight of two then equals two copies of the structure, and a step is
+an unbiased estimate of the weighted loss over all data. Divided by the sum of weights, a structure would count less
+with heavier structures in the same step.
 """
 
 import logging
@@ -23,7 +23,7 @@ from foundation.potential import Potential, Prediction
 log = logging.getLogger(__name__)
 
 STRATA = (100.0, 200.0, 300.0)
-"""Sizes of a reference force [eV/Å] that part the strata of the stratified Huber error."""
+"""Sizes of a reference force [eV/Å] that separate the strata of the stratified Huber error."""
 STRATUM_FACTORS = (1.0, 0.7, 0.4, 0.1)
 """Factors of its delta from the weakest to the strongest forces (Batatia et al., arXiv:2401.00096)."""
 
@@ -33,13 +33,13 @@ class TermConfig:
     """One term of the loss."""
 
     weight: float = field(metadata=DECIDES)
-    """Factor of the term; zero leaves it out."""
+    """Weight of the term; zero leaves it out."""
     kind: Literal["mae", "mse", "huber", "l2", "stratified_huber"] = field(default="mae", metadata=DECIDES)
     """Mean absolute, squared or Huber error over components, or 'l2': the mean Euclidean norm over vectors (or, for
-    stress, matrices). 'stratified_huber', for forces only: Huber with a delta that shrinks where the reference force
-    is large, so that strongly distorted structures count like outliers (MACE's conditional Huber)."""
+    stress, matrices). 'stratified_huber', for forces only: Huber with a delta that shrinks for large reference forces,
+    so that strongly distorted structures count like outliers (MACE's conditional Huber)."""
     delta: float = field(default=0.01, metadata=DECIDES)
-    """Where the Huber error turns from square to linear, in the unit of the label."""
+    """Error at which the Huber loss turns from quadratic to linear, in the unit of the label."""
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.delta <= 0:
@@ -63,12 +63,12 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name, term in (("energy", self.energy), ("stress", self.stress)):
             if term.kind == "stratified_huber":
-                raise ValueError(f"loss.{name}: stratified_huber looks at the size of forces; use huber")
+                raise ValueError(f"loss.{name}: stratified_huber depends on the size of forces; use huber")
 
 
 @runtime_checkable
 class Penalty(Protocol):
-    """What is added to the loss of every step and depends on the potential alone, such as EWC."""
+    """A term added to the loss of every step that depends only on the potential, such as EWC."""
 
     def __call__(self, potential: Potential) -> Float64[Tensor, ""]:
         """Return the penalty, in units of the loss."""
@@ -84,11 +84,11 @@ class LossTerm:
     """A term of the loss: a field of LossConfig of the same name weights it."""
 
     label: Literal["energy", "forces", "stress"]
-    """Label that it needs."""
+    """Required label."""
     count: Callable[[GraphBatch], Tensor]
     """Number of labels in a batch that it is averaged over."""
     sum: Callable[[TermConfig, Prediction, GraphBatch], Float64[Tensor, ""]]
-    """Weighted sum over the labels of a batch, by its configuration."""
+    """Weighted sum over the labels of a batch, given its configuration."""
 
 
 def _energy(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
@@ -113,7 +113,7 @@ TERMS: dict[str, LossTerm] = {
     "forces": LossTerm(label="forces", count=lambda batch: batch.num_atoms[batch.has_forces].sum(), sum=_forces),
     "stress": LossTerm(label="stress", count=lambda batch: batch.has_stress.sum(), sum=_stress),
 }
-"""Terms by name. Another one is an entry here and a field of LossConfig; logs, figures and checks of labels follow."""
+"""Terms by name. A new one is an entry here and a field of LossConfig; logs, figures and label checks follow."""
 
 
 def label_counts(batch: GraphBatch) -> Counts:
@@ -153,7 +153,7 @@ def _sum(
     stratum_factors: Float[Tensor, "rows 1"] | None = None,
 ) -> Float64[Tensor, ""]:
     """Return the term's factor times the weighted sum over rows of the row's norm or mean error of its components."""
-    if term.weight == 0:  # not even the gradient of zero times it is computed
+    if term.weight == 0:  # nothing is computed, not even a zero gradient
         return weights.new_zeros(())
     if term.kind == "l2":
         values = torch.linalg.vector_norm(error, dim=1)
@@ -182,13 +182,13 @@ def _stratum_factors(reference: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atom
 
 
 def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None) -> dict[str, str]:
-    """Return, by term of the loss, a sentence on each that has a weight and not one label in a split of a data set."""
+    """Return, by term of the loss, a sentence on each weighted term without labels in a split of a data set."""
     statistics = dataset.manifest.split(split or dataset.split).statistics
     numbers = {"energy": statistics.num_frames, "forces": statistics.num_force_frames}
     numbers["stress"] = statistics.num_stress_frames
     where = f" in split {split}" if split else ""
     return {
-        name: f"{dataset.manifest.provenance.name} has no {term.label}{where}, and loss.{name}.weight is "
+        name: f"{dataset.manifest.provenance.name} has no {term.label}{where}, but loss.{name}.weight is "
         f"{getattr(loss, name).weight:g}"
         for name, term in TERMS.items()
         if getattr(loss, name).weight and not numbers[term.label]
@@ -196,16 +196,16 @@ def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None)
 
 
 def refuse_idle_terms(datasets: Sequence[Dataset], loss: LossConfig) -> None:
-    """Refuse a term of the loss that has a weight and a label in none of the data sets; warn of held-out frames so.
+    """Refuse a weighted loss term without labels in any data set; warn if only held-out frames lack them.
 
     Raises:
-        ValueError: there is such a term; the message names it and the data sets.
+        ValueError: a term lacks labels; the message names it and the data sets.
     """
     missing = [without_labels(dataset, loss) for dataset in datasets]
     for term in TERMS:
         if all(term in each for each in missing):
             said = "; ".join(each[term] for each in missing)
-            raise ValueError(f"{said}: nothing would be learnt from {term}. Set --loss.{term}.weight 0 to say so")
+            raise ValueError(f"{said}: nothing would be learnt from {term}. Set --loss.{term}.weight 0 to confirm")
     for dataset in datasets:
         if dataset.manifest.split("val").statistics.num_frames:
             for term, sentence in without_labels(dataset, loss, "val").items():

@@ -1,4 +1,4 @@
-"""The hardware of a run: the same run on other hardware differs in this section of its configuration alone."""
+"""Hardware of a run: the same run on other hardware differs only in this section of its configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -8,24 +8,24 @@ from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.training.strategy import StrategyName
 
 LIMITS = {**dict.fromkeys(("devices", "num_nodes"), (1, 10**6)), "num_workers": (0, 1024)}
-"""Least and most of each number."""
+"""Smallest and largest value of each number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """Hardware of a run: the steps are the same on any, over several processes to rounding."""
+    """Hardware of a run: the steps are the same on any hardware, to rounding over several processes."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = field(default="auto", metadata=MAY_CHANGE)
-    """Hardware: GPUs, CPUs, or GPUs where there are some (auto)."""
+    """Device type: GPUs, CPUs, or GPUs if available (auto)."""
     devices: int = field(default=1, metadata=MAY_CHANGE)
-    """Processes per node."""
+    """Number of processes per node."""
     num_nodes: int = field(default=1, metadata=MAY_CHANGE)
     """Nodes."""
     strategy: StrategyName = field(default="ddp", metadata=MAY_CHANGE)
     """Division of the work among processes: each with the whole optimizer (ddp), or with a part of its state (zero-1)
     and of the gradient (zero-2), also in the host's memory (zero-2-offload). ZeRO needs the extra 'cluster'."""
     num_workers: int = field(default=1, metadata=MAY_CHANGE)
-    """Worker processes per rank that read shards and build graphs; 0 does it in the training process."""
+    """Number of worker processes per rank that read shards and build graphs; 0 uses the training process."""
 
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
@@ -37,10 +37,10 @@ class MachineConfig:
 
 
 def check_lanes(lanes: int, machine: MachineConfig) -> None:
-    """Refuse a number of processes that does not divide the lanes.
+    """Check that the number of processes divides the lanes.
 
     Raises:
-        ValueError: naming the numbers that do.
+        ValueError: it does not; the message names the numbers that do.
     """
     if lanes % machine.world_size:
         sizes = [size for size in range(1, lanes + 1) if lanes % size == 0]
@@ -48,7 +48,7 @@ def check_lanes(lanes: int, machine: MachineConfig) -> None:
 
 
 def with_machine(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved configuration with the section `machine`, whose options were once in `fit`."""
+    """Return a resolved configuration with the section `machine`, whose options used to be in `fit`."""
     fit = record.get("fit")
     if "machine" in record or not isinstance(fit, Mapping):
         return dict(record)

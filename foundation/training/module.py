@@ -1,4 +1,4 @@
-"""The LightningModule: one training step is one optimizer step over all of a rank's micro-batches, nothing clever."""
+"""The LightningModule: one training step is one optimizer step over all of a rank's micro-batches."""
 
 import logging
 from collections.abc import Sequence
@@ -60,24 +60,24 @@ class TrainingModule(lightning.LightningModule):
         self._validated = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule, which is stepped by hand."""
+        """Return the optimizer and its schedule, which is stepped manually."""
         num_elements = len(self.potential.elements)
         optimizer = make_optimizer(self.optim_config, self.potential, num_elements, self._rate_factors)
         schedule = make_schedule(self.optim_config, optimizer, self.fit_config.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the resolved configuration into a checkpoint, what it came to, and the gradient if it is still needed."""
+        """Add the resolved configuration, the backend, and the gradient if it is still needed to a checkpoint."""
         checkpoint["config"] = self._record
         checkpoint[BACKEND] = backend_of(self.potential, self.trainer.strategy.root_device)
         checkpoint["kept_gradient"] = self._kept_gradient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the gradient that the next step needs."""
+        """Restore the gradient that the next step needs."""
         self._kept_gradient = checkpoint.get("kept_gradient", {})
 
     def on_fit_start(self) -> None:
-        """Prepare for the gradient, in the way of the strategy."""
+        """Prepare the accumulation of the gradient for the strategy."""
         parameters = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
 
@@ -103,7 +103,7 @@ class TrainingModule(lightning.LightningModule):
         norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
         if failed > 0:
             self.guard.refuse_lost()
-            raise OSError("a checkpoint could not be written, as the log says; put that right and resume the run")
+            raise OSError("a checkpoint could not be written (see the log); fix the cause and resume the run")
         trouble = self.guard.trouble(float(total), float(norm))
         if trouble is None:
             self._gradients.clip(norm)
@@ -117,7 +117,7 @@ class TrainingModule(lightning.LightningModule):
             self.guard.bad_step(self.trainer, self.potential, micro_batches, trouble)
         self.monitor.end_step(taken=trouble is None)
         if self.trainer.global_step % self.fit_config.log_every == 0:
-            # not that of a group: a parameter may have a rate of its own, by a factor
+            # not a group's rate: parameters may have factors
             rate = self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
             self._log_step(norm, rate * self.guard.rate_factor)
         schedule.step()
@@ -158,21 +158,21 @@ class TrainingModule(lightning.LightningModule):
         return share
 
     def _relabelled(self, parts: Parts) -> Parts:
-        """Return the micro-batches with the labels that they are trained on, whose counts the loss is divided by."""
+        """Return the micro-batches with the labels for training, whose counts divide the loss."""
         if self._rehearsal is None or self._rehearsal.relabel is None:
             return parts
         target, rehearsed = parts
         return [target, [self._rehearsal.relabel(batch) if batch.num_graphs else batch for batch in rehearsed]]
 
     def _keep_gradient(self, step: int) -> None:
-        """Keep the gradient of a step on the target for the next one, on the rehearsal, where that adds to it."""
+        """Keep the gradient of a target step for the next, rehearsal step in mode reference."""
         self._kept_gradient = {}
         if self._rehearsal is not None and self._rehearsal.mode == "reference" and step % 2 == 0:
             gradients = {name: parameter.grad for name, parameter in self.potential.named_parameters()}
             self._kept_gradient = {name: grad.clone() for name, grad in gradients.items() if grad is not None}
 
     def _seed(self, step: int, part: int, place: int) -> None:
-        """Make random numbers depend on step, part and lane only: not on what ran before, nor on how many ranks."""
+        """Make random numbers depend only on step, part and lane, not on earlier work or the number of ranks."""
         lanes = self.fit_config.lanes
         lane = self.trainer.global_rank * (lanes // self.trainer.world_size) + place
         number = 2 * (self.fit_config.seed * 0x9E3779B97F4A7C15 + step) + part
@@ -193,7 +193,7 @@ class TrainingModule(lightning.LightningModule):
         log_row(self.trainer.loggers, "train", self.trainer.global_step, values)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
+        """Reset the validation errors."""
         assert isinstance(self.trainer.val_dataloaders, ValidationLoader)
         passes = self.trainer.val_dataloaders
         self._validation_errors = ValidationErrors(passes.names, num_watched=passes.num_watched)
@@ -214,6 +214,6 @@ class TrainingModule(lightning.LightningModule):
                 log.warning("validation: %s", sentence)
         self._validated = True
         values = {f"val/{name}": value for name, value in errors.items()}
-        # what decides which checkpoint is best; the same in all processes
+        # these decide the best checkpoint; the same in all processes
         self.log_dict(values, logger=False)
         log_row(self.trainer.loggers, "validation", self.trainer.global_step, {**values, "val/by_element": by_element})

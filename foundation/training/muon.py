@@ -1,8 +1,8 @@
-"""Muon: the update of a weight matrix is its momentum with all singular values made alike; AdamW for all the rest.
+"""Muon: the update of a weight matrix is its orthogonalised momentum; AdamW for all other parameters.
 
-Jordan et al., https://kellerjordan.github.io/posts/muon (2024). Own code because torch.optim.Muon takes whole matrices
-only, while the weight of an equivariant linear map is one flat vector of a matrix per irrep (e3nn's layout), and
-because it makes them alike in bfloat16. A step costs fifteen products of the size of each matrix, whatever the batch.
+Jordan et al., https://kellerjordan.github.io/posts/muon (2024). Our own code because torch.optim.Muon takes only whole
+matrices, while the weight of an equivariant linear map is one flat vector of a matrix per irrep (e3nn's layout), and
+because it orthogonalises in bfloat16. A step costs fifteen products of the size of each matrix, for any batch.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a s + b s³ + c s⁵, whose iteration takes singular values to between 0.7 and 1.2 in five steps."""
+"""Coefficients of the quintic a s + b s³ + c s⁵, whose iteration maps singular values to 0.7 to 1.2 in five steps."""
 NUM_ITERATIONS = 5
 RMS_OF_ADAM = 0.2
 """Root mean square of an update over the learning rate: about Adam's (Liu et al., arXiv:2502.16982, section 2.2), so
@@ -23,7 +23,7 @@ that one learning rate and one weight decay serve both kinds of parameters."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the groups with `shapes`, AdamW for those without."""
+    """Muon for groups with `shapes`, AdamW for those without."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, momentum: float, betas: tuple[float, float], eps: float = 1e-8
@@ -31,9 +31,9 @@ class Muon(torch.optim.Optimizer):
         """Prepare the optimizer.
 
         Args:
-            groups: Groups of parameters; `shapes` of a group are those of the matrices that lie one after another in
-                each of its parameters, and empty for AdamW.
-            lr: Learning rate of groups that have none of their own.
+            groups: Groups of parameters; `shapes` of a group are those of the consecutive matrices in each of its
+                parameters, or empty for AdamW.
+            lr: Default learning rate of groups.
             momentum: Decay of the momentum of matrices (Nesterov's).
             betas: Decay of AdamW's two moments.
             eps: Added to the root of AdamW's second moment.
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Change every parameter that has a gradient, and return what the closure did, which is called before."""
+        """Update every parameter with a gradient; return the result of the closure, which is called first."""
         with torch.enable_grad():
             result = None if closure is None else closure()
         for group in self.param_groups:
@@ -98,9 +98,9 @@ def _matrices(flat: Tensor, shapes: list[tuple[int, int]]) -> Iterator[Tensor]:
 
 
 def orthogonalized(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return U Vᵀ of a matrix U S Vᵀ, about: every singular value is between 0.7 and 1.2 unless it was next to nothing.
+    """Return approximately U Vᵀ of a matrix U S Vᵀ: singular values become 0.7 to 1.2, unless nearly zero.
 
-    Newton-Schulz iteration in the matrix's own type.
+    Newton-Schulz iteration in the matrix's float type.
     """
     a, b, c = COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

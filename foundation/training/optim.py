@@ -24,20 +24,20 @@ class OptimConfig:
     learning_rate: float = field(default=2e-3, metadata=DECIDES)
     """Highest learning rate; Muon's updates are of the size of Adam's, so that it means the same for all optimizers."""
     schedule: Literal["cosine", "wsd", "constant"] = field(default="cosine", metadata=DECIDES)
-    """Learning rate after the warm-up: half a cosine to the end; warm-up, stable, decay (Hu et al., arXiv:2404.06395):
-    constant, then falling over the last decay_fraction; or constant."""
+    """Learning rate after the warm-up: half a cosine to the end; wsd (warm-up, stable, decay; Hu et al.,
+    arXiv:2404.06395): constant, then falling over the last decay_fraction; or constant."""
     final_fraction: float = field(default=0.01, metadata=DECIDES)
-    """Learning rate at the last step, as a fraction of the highest; a constant one stays."""
+    """Learning rate at the last step, as a fraction of the highest; ignored by constant."""
     warmup_steps: int = field(default=100, metadata=DECIDES)
-    """Steps over which the learning rate rises from zero."""
+    """Number of steps over which the learning rate rises from zero."""
     decay_fraction: float = field(default=0.2, metadata=DECIDES)
-    """Last part of the run, in which the learning rate of wsd falls."""
+    """Last fraction of the run, in which the learning rate of wsd falls."""
     decay_shape: Literal["1-sqrt", "linear"] = field(default="1-sqrt", metadata=DECIDES)
-    """Shape of the decay: by the root of the progress (Hägele et al., arXiv:2405.18392), or linear."""
+    """Shape of the decay: by the square root of the progress (Hägele et al., arXiv:2405.18392), or linear."""
     embedding_rate: Literal["sqrt_elements", "plain"] = field(default="sqrt_elements", metadata=DECIDES)
-    """Learning rate of the element embedding: the common one times the root of the number of elements, because the
-    layer divides its weights by this root and Adam's steps do not depend on the size of the gradient; or the plain
-    one."""
+    """Learning rate of the element embedding: the common one times the square root of the number of elements, because
+    the layer divides its weights by this root and Adam's steps do not depend on the size of the gradient; or the common
+    one (plain)."""
     weight_decay: float = field(default=1e-3, metadata=DECIDES)
     """Decoupled weight decay of the weight matrices; the radial basis is never decayed."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=DECIDES)
@@ -47,7 +47,7 @@ class OptimConfig:
     clip_norm: float = field(default=10.0, metadata=DECIDES)
     """Largest norm of the gradient of a step; larger ones are scaled down."""
     ema_decay: float = field(default=0.999, metadata=DECIDES)
-    """Decay per step of the moving average of the weights, which is what is validated and released."""
+    """Decay per step of the moving average of the weights, which is validated and released."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
@@ -78,10 +78,10 @@ def make_optimizer(
     """Return the optimizer, with decay on weight matrices only (parameters named 'weight').
 
     Args:
-        config: Which, and how fast.
-        module: Whose parameters, those that require a gradient.
-        num_elements: Elements of the embedding.
-        rate_factors: What the learning rate of a parameter is multiplied with besides, by name; one where absent.
+        config: Section optim.
+        module: Module whose parameters with gradients are optimised.
+        num_elements: Number of elements of the embedding.
+        rate_factors: Additional factors of learning rates by parameter name; the default is one.
     """
     rate = config.learning_rate
     embedding_factor = num_elements**0.5 if config.embedding_rate == "sqrt_elements" else 1.0
@@ -103,10 +103,10 @@ def make_optimizer(
 
 
 def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
-    """Return, for the weights between hidden channels, the matrices that each consists of: what Muon is for.
+    """Return the matrix shapes of the weights between hidden channels, for Muon.
 
-    Left out are the embedding, of whose rows a step may see a few only, the last layer of the readout, which has one
-    output, and the biases of levels of theory.
+    Without the embedding, of which a step may use only a few rows, the last layer of the readout, which has one output,
+    and the biases of levels of theory.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Matrices)}
     shapes = {f"{name}.weight": layer.matrix_shapes for name, layer in layers.items() if not name.endswith("embedding")}

@@ -1,9 +1,9 @@
-"""What a step of a run costs on this machine, measured before the run in processes of their own.
+"""Measurement of the cost of a step on this machine before a run, in separate processes.
 
-Processes of their own for three reasons: the peak of a process's memory never falls, so only a fresh one can tell what
-a step adds; a step that does not fit gets its process killed, which must not end the report; and the all-reduce is then
-that of a real process group, while all of its members compute as they will in the run. It costs the start of a process
-and about ten micro-batches.
+Processes are separate for three reasons: the peak memory of a process never falls, so only a fresh one shows the peak
+of a step; a step that does not fit gets its process killed, which must not end the report; and the all-reduce is that
+of a real process group, whose members all compute as in the run. It costs the start of a process and about ten
+micro-batches.
 """
 
 import copy
@@ -39,23 +39,23 @@ from foundation.training.optim import OptimConfig, make_optimizer
 from foundation.training.strategy import device_type
 
 REDUCTIONS = 10
-"""All-reduces that are timed together."""
+"""Number of all-reduces timed together."""
 
 Frames = Int64[np.ndarray, " _"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What to measure: a run's configuration and the frames of some micro-batches, numbered as its plan does."""
+    """Subject of the measurement: a run's configuration, and frames of some micro-batches as numbered by its plan."""
 
     data: Path | tuple[DatasetConfig, ...]
-    """The data of the run."""
+    """Data of the run."""
     model: ModelConfig
     """Its architecture."""
     fit: FitConfig
     """Its loop."""
     machine: MachineConfig
-    """Its hardware; `devices` is the number of processes that measure together."""
+    """Section machine; `devices` is the number of processes that measure together."""
     loss: LossConfig
     """Its loss."""
     optim: OptimConfig
@@ -63,9 +63,9 @@ class Probe:
     ladder: Sequence[Frames]
     """Micro-batches of growing size, to which lines are fitted."""
     kinds: Mapping[str, Frames]
-    """Micro-batches that have to go through, by what is special about each."""
+    """Special micro-batches that must fit, by their property."""
     folder: Path
-    """Folder on the file system of the run, where a checkpoint is written to a nameless file."""
+    """Folder on the file system of the run, for writing a checkpoint to an unnamed file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Trial:
     """One forward and backward pass."""
 
     name: str
-    """Peculiarity of the micro-batch."""
+    """Property of the micro-batch."""
     num_graphs: int
     """Structures."""
     num_atoms: int
@@ -83,25 +83,25 @@ class Trial:
     seconds: float
     """Time of the passes [s]."""
     peak: int
-    """Peak of the memory so far: of the process, or on CUDA of what torch has allocated [bytes]."""
+    """Peak memory so far: of the process, or on CUDA as allocated by torch [bytes]."""
     trouble: str = ""
-    """Error; empty if none."""
+    """Error, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one process measured."""
+    """Measurements of one process."""
 
     convolution: str
-    """Implementation of the convolutions."""
+    """Backend of the convolutions."""
     num_parameters: int
     """Trained parameters."""
     gradient_bytes: int
     """Size of the gradient [bytes]."""
     ladder: tuple[Trial, ...]
-    """The micro-batches of growing size."""
+    """Passes of the micro-batches of growing size."""
     kinds: tuple[Trial, ...]
-    """The special ones."""
+    """Passes of the special micro-batches."""
     optimizer_seconds: float
     """Time of an optimizer step [s]."""
     inference_seconds: float
@@ -109,7 +109,7 @@ class Measured:
     prepare_seconds: float
     """Time to read that micro-batch and to find its neighbours [s]."""
     reduce_seconds: float | None
-    """Time of an all-reduce of the gradient [s]; None of a process alone."""
+    """Time of an all-reduce of the gradient [s]; None for a single process."""
     checkpoint_bytes: int
     """Size of the state of a run, with optimizer and moving average [bytes]."""
     checkpoint_seconds: float
@@ -117,7 +117,7 @@ class Measured:
 
 
 class OutOfMemory(OSError):
-    """A process was killed while it measured, as the system does when memory runs out."""
+    """A process was killed during the measurement, probably because memory ran out."""
 
 
 def memory_of_device(kind: str) -> int:
@@ -128,7 +128,7 @@ def memory_of_device(kind: str) -> int:
 
 
 def measure(probe: Probe) -> list[Measured]:
-    """Return what `probe.machine.devices` processes measured together on this node.
+    """Return the measurements of `probe.machine.devices` processes together on this node.
 
     Raises:
         OutOfMemory: a process was killed.
@@ -143,9 +143,7 @@ def measure(probe: Probe) -> list[Measured]:
         try:
             return [task.result() for task in tasks]
         except BrokenProcessPool as error:
-            raise OutOfMemory(
-                "a process was killed while it measured, as the system does when memory runs out"
-            ) from error
+            raise OutOfMemory("a process was killed during the measurement, probably because memory ran out") from error
 
 
 def _measure(probe: Probe, rank: int, rendezvous: Path) -> Measured:
@@ -167,7 +165,7 @@ def _measure(probe: Probe, rank: int, rendezvous: Path) -> Measured:
 
 
 class _Bench:
-    """A potential in training on a device, and the micro-batches to try on it."""
+    """A potential in training on a device, and the micro-batches to measure."""
 
     def __init__(self, probe: Probe, device: torch.device) -> None:
         keep_freed_memory()
@@ -190,7 +188,7 @@ class _Bench:
         self.average = copy.deepcopy(self.potential.state_dict())
 
     def measured(self) -> Measured:
-        """Measure everything; sizes grow, or the peak of one would hide that of the next."""
+        """Measure everything with growing sizes, because the peak of a larger one would hide that of a smaller one."""
         probe, parameters = self.probe, [p for p in self.potential.parameters() if p.requires_grad]
         convolution = describe_backend(self.potential, self.device)
         self._trial("warm-up", probe.ladder[0])
@@ -214,13 +212,13 @@ class _Bench:
         )
 
     def _prepared(self, frames: Frames) -> tuple[float, GraphBatch]:
-        """Return the time it took to prepare a micro-batch [s], and the micro-batch."""
+        """Return the time to prepare a micro-batch [s], and the micro-batch."""
         started = time.perf_counter()
         batch = self.stream.prepare(frames)
         return time.perf_counter() - started, batch
 
     def _trial(self, name: str, frames: Frames, repeats: int = 1) -> Trial:
-        """Return how forward and backward go through a micro-batch; the time is the shortest of some repeats."""
+        """Return the result of the passes of a micro-batch; the time is the shortest of some repeats."""
         _, batch = self._prepared(frames)
         seconds, trouble = math.inf, ""
         moved = batch.to(self.device)
@@ -229,7 +227,7 @@ class _Bench:
                 self.optimizer.zero_grad()
                 seconds = min(seconds, self._seconds(lambda: self._passes(moved)))
             trouble = self._not_finite()
-        except RuntimeError as error:  # what torch raises on CPUs as well, where it has no class of its own
+        except RuntimeError as error:  # torch raises this on CPUs as well, without a specific class
             if "memory" not in str(error):
                 raise
             trouble = "out of memory"
@@ -252,7 +250,7 @@ class _Bench:
             for name, parameter in self.potential.named_parameters()
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
         ]
-        return f"the gradient of {len(bad)} parameters is not finite, of {bad[0]} for one" if bad else ""
+        return f"the gradient of {len(bad)} parameters is not finite, for example of {bad[0]}" if bad else ""
 
     def _inference(self, batch: GraphBatch) -> float:
         moved = batch.to(self.device)
@@ -270,7 +268,7 @@ class _Bench:
         return self._seconds(lambda: [torch.distributed.all_reduce(flat) for _ in range(REDUCTIONS)]) / REDUCTIONS
 
     def _checkpoint(self) -> tuple[int, float]:
-        """Return the size of the state of a run [bytes], and the time it takes to write it to its file system [s]."""
+        """Return the size of the state of a run [bytes], and the time to write it to its file system [s]."""
         state = {
             "state_dict": self.average,
             "current_model_state": self.potential.state_dict(),
@@ -301,6 +299,6 @@ def _peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # getrusage would count what the parent held when it started this process
+    # getrusage would count the parent's memory at the start of this process
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -1,10 +1,9 @@
-"""Schedule-free AdamW: an average of the iterates takes the place of a decaying learning rate.
+"""Schedule-free AdamW: an average of the iterates replaces a decaying learning rate.
 
-Defazio et al., arXiv:2405.15682, algorithm 1. Three points: z moves by Adam's steps, x is the average of z and is what
-is validated and released, and gradients are taken at y between the two, which is what the parameters are. Own code
-because the authors' package keeps y and z only, computes x from them when training turns to validation, and y from x
-when it turns back: that rounds, so a run would depend on when it was validated or resumed. Keeping x as well costs one
-more copy of the weights.
+Defazio et al., arXiv:2405.15682, algorithm 1. Three points: z moves by Adam's steps, x is the average of z, which is
+validated and released, and the parameters are y between the two, where gradients are taken. Our own code because the
+authors' package keeps only y and z, and computes x from them before validation and y from x afterwards: that rounds, so
+a run would depend on the times of validation and resume. Keeping x as well costs one more copy of the weights.
 """
 
 import contextlib
@@ -16,15 +15,15 @@ from torch import Tensor
 
 
 class ScheduleFree(torch.optim.Optimizer):
-    """Schedule-free AdamW; after a warm-up its learning rate stays."""
+    """Schedule-free AdamW with a constant learning rate after the warm-up."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
         """Prepare the optimizer.
 
         Args:
             groups: Groups of parameters.
-            lr: Learning rate of groups that have none of their own.
-            betas: Place of y between z (0) and x (1), and decay of Adam's second moment.
+            lr: Default learning rate of groups.
+            betas: Position of y between z (0) and x (1), and decay of Adam's second moment.
             eps: Added to the root of the second moment.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0, "sum_of_squares": 0.0}
@@ -32,7 +31,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Change every parameter that has a gradient, and return what the closure did, which is called before."""
+        """Update every parameter with a gradient; return the result of the closure, which is called first."""
         with torch.enable_grad():
             result = None if closure is None else closure()
         for group in self.param_groups:
@@ -59,7 +58,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Make the parameters the average x within the context, without copying or rounding anything."""
+        """Set the parameters to the average x within the context, without copying or rounding."""
         self._swap()
         try:
             yield

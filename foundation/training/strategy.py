@@ -1,9 +1,8 @@
-"""How the processes of a run share its work: DDP with one flat gradient, or DeepSpeed's ZeRO stages 1 and 2.
+"""Distribution of a run over processes: DDP with one flat gradient, or DeepSpeed's ZeRO stages 1 and 2.
 
-Stage 3 is not offered: it takes the parameters away between layers, and the derivative
-by positions inside the model, whose graph the loss differentiates again, needs them there. With fewer than 10^8
-parameters it would save nothing either: activations fill the memory, and these fall with the edge budget or with
-recomputation.
+Stage 3 is not offered: it removes the parameters between layers, but the derivative by positions inside the model,
+whose graph the loss differentiates again, needs them. With fewer than 10^8 parameters it would save nothing either:
+activations fill the memory, which the edge budget or recomputation reduce.
 """
 
 import contextlib
@@ -25,30 +24,30 @@ from torch import Tensor
 from foundation.kernels.trusted import refuse_untrusted_extensions
 from foundation.training.lightning_internals import shard_of, start_processes_on_cpu, sum_gradients_as
 
-# no zero-3: it takes the parameters away between layers, and forces, which the loss differentiates again, need them
+# no zero-3: it removes parameters between layers, but forces, which the loss differentiates again, need them
 StrategyName = Literal["ddp", "zero-1", "zero-2", "zero-2-offload"]
 
 
 def make_strategy(name: StrategyName, world_size: int, clip_norm: float) -> Strategy | str:
-    """Return what Lightning needs to share a run.
+    """Return the strategy for Lightning.
 
     Raises:
-        ValueError: ZeRO for a single process, or without DeepSpeed.
+        ValueError: ZeRO with a single process, or without DeepSpeed.
     """
     if name == "ddp":
         return FlatGradientStrategy() if world_size > 1 else "auto"
     if world_size == 1:
-        raise ValueError(f"strategy {name} shards the optimizer over processes, and there is one: use ddp")
+        raise ValueError(f"strategy {name} shards the optimizer over processes, but the run has one: use ddp")
     return ZeroStrategy(int(name[5]), offload=name.endswith("offload"), clip_norm=clip_norm)
 
 
 def plugins_for(name: StrategyName) -> list[Any]:
-    """Return what else a strategy needs: who started the processes, and how batches are converted."""
+    """Return the plugins of a strategy: the launcher of the processes, and the conversion of batches."""
     return [cluster_environment(), *([] if name == "ddp" else [_OwnPrecision("32-true")])]
 
 
 class _OwnPrecision(DeepSpeedPrecision):
-    """DeepSpeed's precision, which leaves module and batches as they are: the potential converts them itself."""
+    """DeepSpeed's precision without conversion of module and batches: the potential converts them itself."""
 
     def convert_input(self, data: Any) -> Any:
         """Return the batch."""
@@ -63,20 +62,20 @@ class FlatGradientStrategy(DDPStrategy):
     """DDP's process group and launcher without its wrapper: the module itself sums the gradient, in one flat buffer."""
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is."""
+        """Do nothing: the module is not wrapped."""
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed's ZeRO with checkpoints like everybody's: one file, whole, for any number of processes.
+    """DeepSpeed's ZeRO with checkpoints like other strategies': one whole file for any number of processes.
 
-    DeepSpeed's own checkpoints are a folder of pickles per process that only the same number of processes can read.
+    DeepSpeed's own checkpoints are folders of pickles per process that only the same number of processes can read.
     """
 
     def __init__(self, stage: int, *, offload: bool, clip_norm: float) -> None:
-        """Prepare a stage; with offload, the optimizer's state and work are the host's.
+        """Prepare a stage; with offload, the optimizer's state and work are on the host.
 
         Raises:
-            UntrustedCode: somebody else could have written the extensions that DeepSpeed has had compiled.
+            UntrustedCode: somebody else could have written DeepSpeed's compiled extensions.
             ValueError: DeepSpeed is not installed.
         """
         refuse_untrusted_extensions()
@@ -90,7 +89,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config |= {"gradient_clipping": clip_norm, "zero_force_ds_cpu_optimizer": False}
 
     def setup_environment(self) -> None:
-        """Start the process group, on processors too, for which Lightning thinks DeepSpeed is not."""
+        """Start the process group, also on CPUs, where Lightning does not expect DeepSpeed."""
         if self.root_device.type == "cuda":
             super().setup_environment()
         else:
@@ -98,7 +97,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """Where this process computes; DeepSpeed wants a number of processors too."""
+        """Device of this process; DeepSpeed needs an index also for CPUs."""
         assert self.parallel_devices is not None
         device = self.parallel_devices[self.local_rank]
         return torch.device("cpu", 0) if device.type == "cpu" else device
@@ -110,7 +109,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Whether Lightning restores the optimizer: it does, through this class."""
+        """True: Lightning restores the optimizer, through this class."""
         return True
 
     def init_deepspeed(self) -> None:
@@ -120,20 +119,20 @@ class ZeroStrategy(DeepSpeedStrategy):
         sum_gradients_as(self.zero, next(self.lightning_module.parameters()).dtype)
 
     def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint as any other strategy does."""
+        """Write a checkpoint like any other strategy."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint as any other strategy does."""
+        """Read a checkpoint like any other strategy."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
-        """Put weights into the module; load_optimizer_state_dict copies them to DeepSpeed's master weights."""
+        """Load weights into the module; load_optimizer_state_dict copies them to DeepSpeed's master weights."""
         assert self.lightning_module is not None
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Return the whole state of the optimizer as plain torch keeps it; all processes have to call it together."""
+        """Return the whole state of the optimizer in torch's format; all processes must call it together."""
         inner, state, groups = self.zero.optimizer, {}, []
         for parameters, group in zip(self.zero.bit16_groups, inner.param_groups, strict=True):
             partition = group["params"][0]
@@ -145,7 +144,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return {"state": {number: values for number, values in state.items() if values}, "param_groups": groups}
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Take this process's part of an optimizer's state, and of the weights that the module has by now."""
+        """Load this process's part of an optimizer's state, and of the module's present weights."""
         saved, inner = checkpoint["optimizer_states"][0], self.zero.optimizer
         for parameters, group, theirs in zip(
             self.zero.bit16_groups, inner.param_groups, saved["param_groups"], strict=True
@@ -165,7 +164,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.zero.refresh_fp32_params()
 
     def _gather(self, parameter: Any, partition: Tensor, value: Any) -> Any:
-        """Return a state of a whole parameter, of which this process may have a part."""
+        """Return the state of a whole parameter, of which this process may hold a part."""
         if not _is_sharded(value, partition):
             return value
         whole = torch.zeros(parameter.numel(), dtype=value.dtype, device=self.root_device)
@@ -181,9 +180,9 @@ def _is_sharded(value: Any, partition: Tensor) -> bool:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Add a tensor up over all processes, in place, and return it.
+    """Sum a tensor over all processes in place, and return it.
 
-    Without the barrier that Lightning puts before every reduction: a second exchange, each step.
+    Without Lightning's barrier before every reduction, which would be a second communication per step.
     """
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(tensor)
@@ -191,9 +190,9 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Return who started this process: torchrun, srun, or a shell.
+    """Return the environment that started this process: torchrun, srun, or a shell.
 
-    Lightning guesses too, but takes a machine where SLURM is installed for one where srun was forgotten.
+    Lightning's own guess complains of a missing srun on any machine with SLURM installed.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -204,12 +203,12 @@ def cluster_environment() -> ClusterEnvironment:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[int]:
-    """Join the processes that torchrun or srun started, for work that is no run, and give the number of this one.
+    """Join the processes started by torchrun or srun, for work other than a run, and yield the rank of this one.
 
     A single process joins nothing.
 
     Args:
-        device: Where the work is done; 'cuda' is then the accelerator of a process's place on its node.
+        device: Device of the work; 'cuda' is the GPU with the process's local rank.
     """
     environment = cluster_environment()
     rank, world_size = environment.global_rank(), environment.world_size()
@@ -228,7 +227,7 @@ def process_group(device: torch.device) -> Iterator[int]:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is the one that writes to the run folder, before or after any process group is up."""
+    """Return whether this process writes to the run folder, also before and after a process group exists."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

@@ -44,7 +44,7 @@ def test_usr1_to_one_process_stops_all_with_an_exit_code_of_its_own(run: Run, tm
     os.kill(ranks_of(launcher)[1], signal.SIGUSR1)
     assert launcher.wait(120) == 75, (tmp_path / "log").read_text()
     (step,) = re.findall(
-        r"stopped by SIGUSR1 after step (\d+) with a checkpoint: go on with --fit.resume auto",
+        r"stopped by SIGUSR1 after step (\d+) with a checkpoint: resume with --fit.resume auto",
         (tmp_path / "log").read_text(),
     )
     assert f"step={int(step):09d}.ckpt" in {path.name for path in (run.out / "checkpoints").iterdir()}

@@ -194,7 +194,7 @@ def test_a_target_without_stress_is_refused_unless_its_term_is_left_out(
     frames = [bulk("Cu", cubic=True) for _ in range(10)]
     data = built(frames, {"energy": 0.1, "forces": np.zeros((4, 3))}, provenance, tmp_path)
     config = dataclasses.replace(config, data=data.root)
-    refused(config, r"emt-odd has no stress, and loss\.stress\.weight is 5")
+    refused(config, r"emt-odd has no stress, but loss\.stress\.weight is 5")
     finetune(dataclasses.replace(config, loss=LossConfig(stress=TermConfig(weight=0.0))))
 
 
@@ -204,7 +204,7 @@ def test_a_target_without_forces_is_refused_unless_it_is_allowed(
     frames = [bulk("Cu", cubic=True) for _ in range(10)]
     data = built(frames, {"energy": 0.1, "stress": np.zeros(6)}, provenance, tmp_path)
     config = dataclasses.replace(config, data=data.root)
-    refused(config, r"emt-odd has no forces, and loss\.forces\.weight is 20: .*--missing_forces allow")
+    refused(config, r"emt-odd has no forces, but loss\.forces\.weight is 20: .*--missing_forces allow")
 
 
 def test_a_target_with_an_element_that_the_start_does_not_know_is_refused_unless_it_may_be_added(

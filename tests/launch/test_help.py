@@ -10,7 +10,7 @@ from launch.verbs import VERBS
 
 SENTENCES = {
     "build": "Seed of the split; a group's split depends only on this and on its name.",
-    "pretrain": "Optimizer steps of the whole run.",
+    "pretrain": "Number of optimizer steps of the whole run.",
     "preflight": "Price of one device for an hour, in any currency.",
     "fisher": "The diagonal Fisher to compute: its potential, loss and data.",
     "finetune": "It has `runs` (options by name of the run)",

@@ -1,1 +1,1 @@
-"""Fault tolerance: what keeps a run alive or lets it go on with the same bits."""
+"""Fault tolerance: keeps a run alive, or lets it resume with the same bits."""

@@ -1,8 +1,8 @@
-"""The guard rails of a run: steps that would spoil the weights are not taken, and a run that has lost its way returns.
+"""Guard of a run: steps that would spoil the weights are skipped, and a diverging run is rolled back.
 
-The norm of the gradient and the loss are the same numbers in every process, because they come out of the sum over
-processes: a label or gradient that is not finite in one of them is seen by all in the same step, and all skip it. What
-costs time, to find out which frames are to blame, is done only then.
+The norm of the gradient and the loss are the same in every process, because they result from the sum over processes: a
+label or gradient that is not finite in one of them is seen by all in the same step, and all skip it. Only then are the
+responsible frames searched, which costs time.
 """
 
 import logging
@@ -27,29 +27,31 @@ from foundation.training.lightning_internals import callbacks_of
 log = logging.getLogger(__name__)
 
 MAX_NAMED = 8
-"""Frames that a message names."""
+"""Number of frames that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens when training goes wrong."""
+    """Response to diverging training and failing hardware."""
 
     max_bad_steps: int = field(default=5, metadata=DECIDES)
-    """Steps in a row that may be skipped because their loss or gradient is not finite or their loss is a spike."""
+    """Number of consecutive steps that may be skipped because their loss or gradient is not finite or their loss is a
+    spike."""
     then: Literal["rollback", "stop"] = field(default="rollback", metadata=MAY_CHANGE)
-    """After that: back to the weights of the newest checkpoint and on with the next data at a lower rate, or stop."""
+    """Action after that: roll back to the newest checkpoint and continue with the next data at a lower learning rate,
+    or stop."""
     rate_factor: float = field(default=0.5, metadata=DECIDES)
     """Factor of the learning rate after each rollback."""
     max_rollbacks: int = field(default=3, metadata=MAY_CHANGE)
-    """Rollbacks of a run before it stops."""
+    """Number of rollbacks before the run stops."""
     spike_factor: float = field(default=100.0, metadata=DECIDES)
-    """A loss is a spike if it is larger than the median of the last steps by this factor."""
+    """Factor over the median of the last steps above which a loss is a spike."""
     spike_window: int = field(default=50, metadata=DECIDES)
-    """Steps whose median that is; until there are as many, nothing is a spike."""
+    """Number of steps in that median; before there are as many, nothing is a spike."""
     save_errors: Literal["stop", "continue"] = field(default="stop", metadata=MAY_CHANGE)
-    """Response to a checkpoint that cannot be written. It is tried again at the next one either way."""
+    """Response to a checkpoint that cannot be written; the next one is tried in either case."""
     stall_after: float = field(default=1800.0, metadata=MAY_CHANGE)
-    """Time without a step after which a process is reported by name [s]; after twice this the run ends."""
+    """Time without a step after which a process is reported [s]; after twice this the run ends."""
 
     def __post_init__(self) -> None:
         if min(self.max_bad_steps, self.spike_window) < 1 or self.max_rollbacks < 0:
@@ -59,11 +61,11 @@ class GuardConfig:
 
 
 class Diverged(NothingToSave):
-    """A run that stops because its loss or gradient stays unusable; the message names the frames."""
+    """The run stopped because its loss or gradient stays unusable; the message names the frames."""
 
 
 class Guard(Callback):
-    """Judges every step before it is taken."""
+    """Callback that checks every step before it is taken."""
 
     def __init__(self, config: GuardConfig, checkpoints: Checkpoints) -> None:
         self.config, self._checkpoints = config, checkpoints
@@ -71,7 +73,7 @@ class Guard(Callback):
         self._bad_steps = self.num_rollbacks = self.num_skipped = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the judgement of later steps depends on."""
+        """Return the state that the check of later steps depends on."""
         return {
             "losses": list(self._losses),
             "bad_steps": self._bad_steps,
@@ -80,33 +82,33 @@ class Guard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the judgement where it was."""
+        """Restore the state."""
         self._losses.extend(state_dict["losses"])
         self._bad_steps, self.num_rollbacks = state_dict["bad_steps"], state_dict["num_rollbacks"]
         self.num_skipped = state_dict["num_skipped"]
 
     @property
     def save_failure(self) -> bool:
-        """Whether this process has failed to write a checkpoint and the run is to stop for it."""
+        """True if this process failed to write a checkpoint and the run must stop for it."""
         files = self._checkpoints.files
         return files.lost or (self.config.save_errors == "stop" and files.failure is not None)
 
     def refuse_lost(self) -> None:
-        """End the run with the reason where its folder is gone, in the process that writes to it.
+        """Raise an error if the run folder is gone, in the process that writes to it.
 
         Raises:
-            Lost: it is.
+            Lost: it is gone.
         """
         if self._checkpoints.files.lost:
             raise Lost(self._checkpoints.files.failure)
 
     @property
     def rate_factor(self) -> float:
-        """What the rollbacks so far have left of the learning rate."""
+        """Factor of the learning rate after the rollbacks so far."""
         return self.config.rate_factor**self.num_rollbacks
 
     def trouble(self, loss: float, norm: float) -> str | None:
-        """Return what is wrong with a step, if anything."""
+        """Return the problem of a step, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(norm):
@@ -114,21 +116,21 @@ class Guard(Callback):
         if len(self._losses) == self.config.spike_window:
             median = statistics.median(self._losses)
             if loss > self.config.spike_factor * median:
-                return f"the loss is {loss:.3g}, and the median of the last {self.config.spike_window} was {median:.3g}"
+                return f"the loss is {loss:.3g}, but the median of the last {self.config.spike_window} was {median:.3g}"
         return None
 
     def good_step(self, loss: float) -> None:
-        """Take note of a step that was taken."""
+        """Record a step that was taken."""
         self._losses.append(loss)
         self._bad_steps = 0
 
     def bad_step(
         self, trainer: lightning.Trainer, potential: Potential, batches: Sequence[GraphBatch], trouble: str
     ) -> None:
-        """Take note of a step that was not taken: name its frames, and go back or stop if there were too many.
+        """Record a skipped step: name its frames, and roll back or stop after too many.
 
         Raises:
-            Diverged: there were too many, and the run is to stop, or has nothing to go back to.
+            Diverged: too many, and the run must stop or has no checkpoint to go back to.
         """
         self._bad_steps += 1
         self.num_skipped += 1
@@ -139,27 +141,27 @@ class Guard(Callback):
             return
         what = f"{self._bad_steps} steps in a row up to step {step} were unusable: {trouble}. {suspects}"
         if self.config.then == "stop" or self.num_rollbacks == self.config.max_rollbacks:
-            raise Diverged(f"{what} The newest checkpoint is from before.")
+            raise Diverged(f"{what} The newest checkpoint is from before these steps.")
         self._roll_back(trainer, what)
 
     def _roll_back(self, trainer: lightning.Trainer, what: str) -> None:
-        """Take weights, moving average and optimizer from the newest checkpoint; data and schedule go on.
+        """Restore weights, moving average and optimizer from the newest checkpoint; data and schedule continue.
 
         Raises:
-            Diverged: there is no checkpoint.
+            Diverged: no checkpoint.
         """
         self._checkpoints.writer.teardown()
         path = None
         if trainer.is_global_zero:
             try:
-                # not one that a crash has left in between: the run must go the same way without the crash
+                # not one left by a crash: the run must continue as without the crash
                 folder, every = self._checkpoints.folder.parent, self._checkpoints.every
                 path = newest_checkpoint(folder, every, last=trainer.global_step).path
             except FileNotFoundError:
-                log.error("there is no checkpoint yet to go back to")
+                log.error("no checkpoint yet to go back to")
         path = trainer.strategy.broadcast(path)
         if path is None:
-            raise Diverged(f"{what} There is no checkpoint to go back to.")
+            raise Diverged(f"{what} No checkpoint to go back to.")
         state = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(state)
         for averaging in callbacks_of(trainer, WeightAveraging):
@@ -178,7 +180,7 @@ class Guard(Callback):
 
 
 def suspects_of(potential: Potential, batches: Sequence[GraphBatch]) -> str:
-    """Return in words which frames of a process's micro-batches have a label or a prediction that is not finite."""
+    """Name the frames of a process's micro-batches with a label or prediction that is not finite."""
     found: list[str] = []
     potential.eval()
     for batch in batches:

@@ -1,9 +1,9 @@
-"""Leaving in time: after a signal every rank stops behind the same step, one checkpoint is saved, the job queues again.
+"""Preemption: after a signal all ranks stop after the same step, a checkpoint is saved, and the job is requeued.
 
 SLURM sends SIGUSR1 ahead of the time limit (`--signal=USR1@300`), and SIGTERM when it takes the nodes away or a person
 cancels the job; torchrun sends SIGTERM when another process has failed. Signals reach the ranks in different steps, so
-the ranks vote: in each step the largest of one small integer per rank is found, and looked at one step later, when it
-has long arrived, so that neither the processor nor the GPU waits for it. A run stops up to two steps after the signal.
+the ranks vote: each step reduces the maximum of one small integer per rank, read one step later, so that neither CPU
+nor GPU waits for it. A run stops up to two steps after the signal.
 """
 
 import logging
@@ -32,9 +32,9 @@ class PreemptedError(RuntimeError):
 
 
 class Preemption(Callback):
-    """Stops a run on SIGUSR1 or SIGTERM.
+    """Callback that stops a run on SIGUSR1 or SIGTERM.
 
-    After SIGUSR1 a SLURM job queues itself again. After SIGTERM it does not: either SLURM does so itself (preemption,
+    After SIGUSR1 a SLURM job requeues itself. After SIGTERM it does not: either SLURM requeues it (preemption,
     `scontrol requeue`), or somebody cancelled the job.
     """
 
@@ -44,19 +44,19 @@ class Preemption(Callback):
         self._votes: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Take SIGUSR1 from now on; after training it is ignored: what is left to do is short and must not be cut."""
-        if threading.current_thread() is threading.main_thread():  # only there Python lets us handle signals
+        """Handle SIGUSR1 from now on; after training it is ignored, as the rest is short."""
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             signal.signal(signal.SIGUSR1, self._take)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take SIGTERM over from Lightning until training ends, and let SIGUSR1 in that was held back until now."""
+        """Take over SIGTERM from Lightning until training ends, and unblock SIGUSR1."""
         ask_no_rank_for_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._take)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Let SIGUSR1 pass from now on."""
+        """Ignore SIGUSR1 from now on."""
         _ignore_usr1()
 
     def _take(self, number: int, frame: object) -> None:
@@ -65,7 +65,7 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Vote, and stop if the vote of the step before says so.
+        """Vote, and stop if the previous step's vote says so.
 
         Raises:
             PreemptedError: on every rank at the same step.
@@ -78,18 +78,18 @@ class Preemption(Callback):
         self.checkpoints.save(trainer)
         self.checkpoints.finish()
         name = "SIGUSR1" if decision == STOP_AND_REQUEUE else "SIGTERM"
-        message = f"stopped by {name} after step {trainer.global_step} with a checkpoint: go on with --fit.resume auto"
+        message = f"stopped by {name} after step {trainer.global_step} with a checkpoint: resume with --fit.resume auto"
         if trainer.is_global_zero:
             log.warning("%s", message)
             if decision == STOP_AND_REQUEUE and "SLURM_JOB_ID" in os.environ:
                 requeue(os.environ["SLURM_JOB_ID"])
-        # srun kills the others when a rank leaves; rank zero must have queued the job before
+        # srun kills the others when a rank leaves; rank zero must requeue the job before
         trainer.strategy.barrier("requeued")
         _ignore_usr1()
         raise PreemptedError(message)
 
     def _outcome(self) -> int:
-        """Return the highest vote of the step before."""
+        """Return the highest vote of the previous step."""
         if self._votes is None:
             return GO_ON
         votes, copied = self._votes
@@ -108,17 +108,17 @@ class Preemption(Callback):
 
 
 def _ignore_usr1() -> None:
-    """Leave a signal nothing that it could do.
+    """Ignore SIGUSR1 at the level of the system.
 
-    Python takes its own handlers away while it ends, and the system's would kill the process: a job that is complete
-    would count as one that failed.
+    Python removes its own handlers on exit, and the default one would kill the process: a complete job would count as
+    failed.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def requeue(job: str) -> None:
-    """Put the SLURM job that this process belongs to back into the queue, which ends this process too."""
+    """Requeue the SLURM job of this process, which ends this process too."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the bare number of an array's last task means the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:

@@ -1,9 +1,8 @@
-"""A watchdog for runs that nobody watches: a process that takes no step any more is reported by name, then ended.
+"""Watchdog of unattended runs: a process that takes no more steps is reported by name, then ended.
 
-A process that waits in a collective cannot tell for whom, and one that is stopped tells nothing at all. So a thread of
-every process writes the step that it has reached into a store that all can read, and whoever notices that nothing moves
-names those that are behind. Ending the run leaves the machines to the launcher, which starts it again from a
-checkpoint.
+A process waiting in a collective cannot tell for whom, and a stopped one reports nothing. So a thread of every process
+writes its current step into a shared store, and any process that detects a stall names those that are behind. Ending
+the run lets the launcher start it again from a checkpoint.
 """
 
 # torch exports TCPStore without saying so
@@ -26,11 +25,11 @@ from lightning.pytorch.callbacks import Callback
 log = logging.getLogger(__name__)
 
 TRY_AGAIN = 75
-"""Exit code of a process that ends because nothing moves: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a process that ends because of a stall: EX_TEMPFAIL of sysexits.h."""
 
 
 class Watchdog(Callback):
-    """Watches over the steps of a run from a thread."""
+    """Callback that watches the steps of a run from a thread."""
 
     def __init__(self, stall_after: float) -> None:
         self._stall_after = stall_after
@@ -39,7 +38,7 @@ class Watchdog(Callback):
         self._store: torch.distributed.TCPStore | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to watch."""
+        """Start the watching thread."""
         self._step, self._moved = trainer.global_step, time.monotonic()
         self._name = f"process {trainer.global_rank} on {socket.gethostname()}, pid {os.getpid()}"
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
@@ -52,17 +51,17 @@ class Watchdog(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Take note of a step."""
+        """Record a step."""
         self._step, self._moved = trainer.global_step, time.monotonic()
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Take note of a batch of validation."""
+        """Record a validation batch."""
         self._moved = time.monotonic()
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Watch no longer."""
+        """Stop the watching thread."""
         self._ended.set()
 
     def _watch(self, main_thread: int) -> None:
@@ -77,7 +76,7 @@ class Watchdog(Callback):
                 self._name_those_behind()
                 reported = True
             if still > 2 * self._stall_after:
-                log.error("%s: ended, because nothing moves; start the run again with --fit.resume true", self._name)
+                log.error("%s: ended because of the stall; start the run again with --fit.resume true", self._name)
                 logging.shutdown()
                 os._exit(TRY_AGAIN)
 
@@ -116,7 +115,7 @@ def _shared_store(trainer: lightning.Trainer) -> torch.distributed.TCPStore:
 
 
 def _place(thread: int) -> str:
-    """Return where a thread is, in words."""
+    """Describe the place of a thread in the code."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "which has ended"

@@ -1,1 +1,1 @@
-"""Monitoring: what a run says of itself, on the screen, in files and to loggers."""
+"""Monitoring: metrics of a run on the terminal, in files and in loggers."""

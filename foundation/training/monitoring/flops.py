@@ -1,9 +1,9 @@
-"""The floating-point operations of a training step, counted, and how many the machine can do, measured.
+"""Floating-point operations of a training step, counted, and the machine's rate, measured.
 
-Counted are the products that a step cannot do without: convolutions as their kernels are written, radial networks per
-pair of edges, linear maps per atom. Each matrix product is done six times: forward; the gradient by positions; and the
-derivatives of both by weights and inputs. Element-wise work is left out, and so is what recomputation repeats, so that
-the quotient is the model FLOP utilisation of Chowdhery et al. (arXiv:2204.02311), appendix B.
+Counted are the necessary products of a step: convolutions as their kernels are written, radial networks per pair of
+edges, linear maps per atom. Each matrix product is done six times: forward; the gradient by positions; and the
+derivatives of both by weights and inputs. Element-wise work and recomputation are left out, so that the quotient is the
+model FLOP utilisation of Chowdhery et al. (arXiv:2204.02311), appendix B.
 """
 
 import time
@@ -19,28 +19,28 @@ from foundation.nn.radial import RadialNetwork
 from foundation.potential import Potential
 
 PASSES = 6
-"""Times that a matrix product of the energy is done in a training step."""
+"""Number of times that a matrix product of the energy is done in a training step."""
 SIZES = {"cpu": 512, "cuda": 8192}
-"""Rows of the square matrices whose product shows what a device can do."""
+"""Number of rows of the square matrices whose product measures a device's rate."""
 SECONDS = 0.2
 """Duration of the measurement [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """The floating-point operations of a training step."""
+    """Floating-point operations of a training step."""
 
     per_edge: float
-    """For each directed edge."""
+    """Operations per directed edge."""
     per_atom: float
-    """For each atom."""
+    """Operations per atom."""
 
 
 def training_cost(potential: Potential, *, tabulated: bool) -> StepCost | None:
-    """Return the operations of a training step; None for a network without convolutions, whose cost is not known.
+    """Return the operations of a training step; None for a network without convolutions, whose cost is unknown.
 
     Args:
-        potential: What is trained.
+        potential: Potential to train.
         tabulated: Whether radial networks are interpolated: run at a few hundred distances, they are left out.
     """
     per_edge = per_atom = 0.0
@@ -65,7 +65,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type not in SIZES:
         return None
     size = SIZES[device.type]
-    matrix = torch.ones(size, size, dtype=dtype, device=device)  # no random numbers: training's are not to be touched
+    matrix = torch.ones(size, size, dtype=dtype, device=device)  # no random numbers, which would change training's
     best, end = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Where a run's metrics go: a file always, Weights & Biases and TensorBoard if wanted, the screen.
+"""Loggers of a run: a file, Weights & Biases and TensorBoard if requested, and the terminal.
 
-Lightning's CSVLogger is not used: it starts another file in another folder whenever a run goes on. On a terminal there
-is a progress bar; elsewhere, as in the log of a SLURM job, one plain line per logged step.
+Lightning's CSVLogger is not used: it starts another file in another folder whenever a run is resumed. A terminal shows
+a progress bar; other outputs, such as the log of a SLURM job, get one plain line per logged step.
 """
 
 import datetime
@@ -31,11 +31,11 @@ LINE_ENDS = (
     ("speed/atoms_per_second", "", 1.0, ",.0f", " atoms/s"),
     ("speed/data_wait", "wait", 100.0, ".1f", " %"),
 )
-"""End of a plain line, behind loss and errors: metric, its name there, factor, format, unit."""
+"""End of a plain line, after loss and errors: metric, its name, factor, format, unit."""
 
 
 class JsonLines(Logger):
-    """The run's metrics.jsonl and metrics.csv as a logger of Lightning's; only the first process writes."""
+    """Lightning logger of the run's metrics.jsonl and metrics.csv; only the first process writes."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class JsonLines(Logger):
 
     @property
     def name(self) -> str:
-        """Return what Lightning calls the logger."""
+        """Return the logger's name for Lightning."""
         return "logs"
 
     @property
     def version(self) -> str:
-        """Return nothing: there is one file, however often a run goes on."""
+        """Return '': a run has one file, however often it is resumed."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -75,12 +75,12 @@ class JsonLines(Logger):
         if self._file is not None:
             try:
                 write_csv(self.folder)
-            except OSError as error:  # not in place of the error that ends the run
+            except OSError as error:  # must not replace the error that ends the run
                 log.warning("%s: metrics.csv is not written: %s", self.folder, error)
 
 
 class PlainLines(Logger):
-    """One line in the log for every logged step."""
+    """Logger of one line per logged step."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class PlainLines(Logger):
 
     @property
     def name(self) -> str:
-        """Return what Lightning calls the logger."""
+        """Return the logger's name for Lightning."""
         return "lines"
 
     @property
@@ -121,10 +121,10 @@ class PlainLines(Logger):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar with the last logged metrics, which need not pass through Lightning's log for it."""
+    """Lightning's progress bar with the last logged metrics, which do not pass through Lightning's log."""
 
     SHOWN: ClassVar = {"train/loss": "loss", "train/force_mae": "force_mae", "speed/atoms_per_second": "atoms/s"}
-    """Metrics, and what they are called."""
+    """Metrics with their labels."""
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         """Return the metrics to show."""
@@ -133,27 +133,27 @@ class Progress(RichProgressBar):
 
 
 def make_progress() -> list[Callback]:
-    """Return a progress bar where somebody can see it."""
+    """Return a progress bar on a terminal, else nothing."""
     return [Progress()] if sys.stdout.isatty() else []
 
 
 def check_loggers(config: FitConfig) -> None:
-    """Refuse a logger whose package is not installed.
+    """Check that the packages of the requested loggers are installed.
 
     Raises:
-        ValueError: naming the package.
+        ValueError: one is not; the message names it.
     """
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("fit.tensorboard needs a package: pip install 'foundation[tensorboard]', or set it false")
 
 
 def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str, Any]) -> list[Logger]:
-    """Return the sinks of a run.
+    """Return the loggers of a run.
 
     Args:
-        config: Which are wanted.
+        config: Section fit.
         out: The run folder.
-        first_step: Steps that have been taken already.
+        first_step: Number of steps already taken.
         record: The resolved configuration.
 
     Raises:
@@ -165,14 +165,14 @@ def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str
     if config.wandb != "off":
         loggers.append(_wandb(out, config.wandb == "online", record))
     if config.tensorboard:
-        # what a run wrote after the checkpoint that it goes on from is hidden
+        # rows after the resumed checkpoint are hidden
         purge_step = first_step + 1 if first_step else None
         loggers.append(TensorBoardLogger(out / "logs", name="tensorboard", version="", purge_step=purge_step))
     return loggers
 
 
 def _wandb(out: Path, online: bool, record: dict[str, Any]) -> WandbLogger:
-    """Return the logger of a Weights & Biases run, the same one whenever the run goes on."""
+    """Return the logger of a Weights & Biases run, the same one after every resume."""
     identity = out / "logs" / "wandb-id.txt"
     name = identity.read_text().strip() if identity.is_file() else secrets.token_hex(4)
     logger = WandbLogger(
@@ -192,7 +192,7 @@ def _wandb(out: Path, online: bool, record: dict[str, Any]) -> WandbLogger:
 
 
 def log_row(loggers: Iterable[Logger], kind: str, step: int, values: dict[str, Any]) -> None:
-    """Hand a row to every sink; what is not a number goes to the file only."""
+    """Pass a row to every logger; values that are not numbers go only to the file."""
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
     for logger in loggers:
         if isinstance(logger, JsonLines):

@@ -1,6 +1,6 @@
-"""Errors in training and validation: sums that add up exactly over any number of batches and processes.
+"""Errors in training and validation as sums over any number of batches and processes.
 
-All that is to be known goes into one reduction, in which a process without any batch takes part like the others.
+Everything goes into one reduction, in which a process without batches takes part like the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ from foundation.potential import Prediction
 
 
 def reduced(parts: Mapping[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return tensors of float64 added up over processes, all in one reduction, where that leaves them.
+    """Return float64 tensors summed over processes in one reduction, on the device of the result.
 
     Args:
         parts: The tensors of this process by name, of the same shapes in all processes.
-        reduce: Adds a vector up over processes.
+        reduce: Function that sums a vector over processes.
     """
     sums = reduce(torch.cat([part.flatten() for part in parts.values()]))
     pieces = sums.split([part.numel() for part in parts.values()])
@@ -29,7 +29,7 @@ def reduced(parts: Mapping[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> 
 
 
 class ErrorSums:
-    """Sums of the terms of the quantities followed in training, over any number of batches."""
+    """Sums of the terms of the quantities logged in training, over any number of batches."""
 
     def __init__(self) -> None:
         self._terms = unique([FRAMES, *terms_of(followed())])
@@ -46,25 +46,25 @@ class ErrorSums:
         self.sums = self.sums.to(new.device) + new
 
     def add(self, other: "ErrorSums") -> None:
-        """Add what another object has seen."""
+        """Add the sums of another object."""
         self.sums = self.sums.to(other.sums.device) + other.sums
 
     def compute(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """Return the quantities there are labels for, and the number of frames.
+        """Return the quantities with labels, and the number of frames.
 
         Args:
-            reduce: Adds a tensor up over processes.
+            reduce: Function that sums a tensor over processes.
         """
         return self.values(reduce(self.sums))
 
     def values(self, sums: Float64[Tensor, " terms"]) -> dict[str, float]:
-        """Return the quantities that sums such as the own have labels for, and the number of frames."""
+        """Return the quantities with labels from such sums, and the number of frames."""
         named = dict(zip((term.name for term in self._terms), sums.tolist(), strict=True))
         return values_of(named) | {"frames": named[FRAMES.name]}
 
 
 class ElementSums:
-    """Sums by element of the terms of the quantities told by element: over its atoms, or structures that hold it."""
+    """Sums by element of the terms of quantities by element: over its atoms, or structures that contain it."""
 
     def __init__(self) -> None:
         self._followed = {key: ratio for key, ratio in followed().items() if QUANTITIES[key].by_element}
@@ -79,7 +79,7 @@ class ElementSums:
         self.sums = self.sums.to(new.device) + new
 
     def values(self, sums: Float64[Tensor, "elements terms"]) -> dict[str, dict[str, float]]:
-        """Return the quantities of each element, its atoms with labelled forces and the structures that hold it."""
+        """Return the quantities of each element, and the numbers of its atoms with forces and of its structures."""
         found: dict[str, dict[str, float]] = {}
         for symbol, row in zip(SYMBOLS, sums.tolist(), strict=True):
             named = dict(zip((term.name for term in self._terms), row, strict=True))
@@ -91,10 +91,10 @@ class ElementSums:
 
 
 class ValidationErrors:
-    """The errors of a validation: over everything, by data set and by element."""
+    """Errors of a validation: in total, by data set and by element."""
 
     def __init__(self, datasets: Sequence[str], *, num_watched: int = 0) -> None:
-        """Prepare for data sets of these names; the last ones may be watched only, and count in no sum over sets."""
+        """Prepare for data sets of these names; the last num_watched ones are excluded from sums over sets."""
         self.datasets, self._num_own = tuple(datasets), len(datasets) - num_watched
         self._of_dataset, self._of_element = [ErrorSums() for _ in datasets], ElementSums()
 
@@ -107,12 +107,12 @@ class ValidationErrors:
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return the errors and those of each element, over all processes.
 
-        The first go by 'force_mae' and, if there are several data sets or only watched ones, 'NAME/force_mae' as well.
-        An element has the error of forces on its atoms, the energy error of the structures that hold it, and how many
-        atoms (with labelled forces) and structures there were.
+        The first have names such as 'force_mae' and, with several data sets or only watched ones, 'NAME/force_mae' as
+        well. An element has the error of forces on its atoms, the energy error of the structures that contain it, and
+        the numbers of its atoms (with labelled forces) and structures.
 
         Args:
-            reduce: Adds a tensor up over processes; called once.
+            reduce: Function that sums a tensor over processes; called once.
         """
         elements, of_everything = self._of_element.sums, ErrorSums()
         of_datasets = [errors.sums.to(elements.device) for errors in self._of_dataset]

@@ -1,8 +1,8 @@
-"""metrics.jsonl: what a run has measured, one JSON object per line, written once and in order of the steps.
+"""metrics.jsonl: the metrics of a run, one JSON object per line, written once and in order of the steps.
 
-Plain text that is only ever appended to survives whatever kills a run: at worst the last line is torn, and left out by
-whoever reads it. A run that goes on from a checkpoint first drops the rows from after it, which it will write again, so
-every step is in the file once. metrics.csv beside it is made from it when a run ends.
+Append-only plain text survives any kill: at worst the last line is torn, and ignored by readers. A resumed run first
+drops the rows after its checkpoint, which it will write again, so every step is in the file once. metrics.csv is made
+from it when a run ends.
 """
 
 import csv
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 START = "start"
-"""Kind of the row that every process of a run begins with; the others are 'train' and 'validation'."""
+"""Kind of the row that is written at every start of a run; the others are 'train' and 'validation'."""
 KINDS = (START, "train", "validation")
 MAX_STEP, LARGEST, MAX_TEXT = 10**12, 1e300, 10_000
-"""Largest step, number [any unit] and length of a text that a row can have."""
+"""Largest step, number [any unit] and text length of a row."""
 
 
 class MetricsFile:
-    """The file of a run, to be appended to; it is opened for each row, so that nothing is left open by a crash."""
+    """Writer of a run's file; it is opened for each row, so that a crash leaves nothing open."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Drop the rows of a folder's file from after a step: those up to it have been taken."""
+        """Drop the rows of a folder's file after first_step."""
         self.folder, self._path = folder, folder / JSONL
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_rows(folder) if row["kind"] == START or row["step"] <= first_step]
@@ -38,7 +38,7 @@ class MetricsFile:
         self._begin = ""
 
     def append(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Add a row, unless there is one of its kind and step."""
+        """Add a row, unless one of its kind and step exists."""
         if kind != START and step <= self._last.get(kind, -1):
             return
         self._last[kind] = step
@@ -47,7 +47,7 @@ class MetricsFile:
             with self._path.open("a") as file:
                 file.write(self._begin + line)
             self._begin = ""
-        except OSError as error:  # whether a full disk ends a run is for its checkpoints to say
+        except OSError as error:  # on a full disk, the checkpoints decide whether the run ends
             self._begin = "\n"
             log.warning("%s: the row of step %d is lost: %s", self._path, step, error)
 
@@ -57,14 +57,14 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return a value; null where it is not finite, which JSON cannot say."""
+    """Return a value for JSON: None for numbers that are not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a folder's metrics.jsonl, none if there is no file.
+    """Return the rows of a folder's metrics.jsonl, [] without a file.
 
-    A last line that is torn is left out, and so is any other that is no row, with a warning.
+    A torn last line is ignored, and so is any other line that is not a row, with a warning.
     """
     path = folder / JSONL
     if not path.is_file():
@@ -73,12 +73,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     rows = {number: _row(line) for number, line in enumerate(lines, start=1) if line}
     damaged = [number for number, row in rows.items() if row is None and number < len(lines)]
     if damaged:
-        log.warning("%s: %d lines are no rows and are left out, the first is line %d", path, len(damaged), damaged[0])
+        log.warning("%s: %d lines are not rows and are ignored, the first is line %d", path, len(damaged), damaged[0])
     return [row for row in rows.values() if row is not None]
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """Return the row in a line, None if it is none: a kind, a step, and values that can be drawn."""
+    """Return the row in a line: a kind, a step, and values that can be drawn; else None."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -100,7 +100,7 @@ def _is_value(value: Any) -> bool:
 
 
 def write_csv(folder: Path) -> None:
-    """Write a folder's metrics.csv: every row, a metric that it lacks left empty, without the errors of elements."""
+    """Write a folder's metrics.csv: every row, with missing metrics empty, without the errors of elements."""
     rows = [row for row in read_rows(folder) if row["kind"] != START]
     shown = [{name: value for name, value in row.items() if not isinstance(value, dict)} for row in rows]
     columns = list(dict.fromkeys(name for row in shown for name in row))

@@ -1,10 +1,10 @@
-"""What a run says of itself while it trains: errors, speed, how evenly the processes are loaded, what it has cost.
+"""Monitor of a run in training: errors, speed, load balance of the processes, and cost.
 
-Between logged steps nothing is exchanged and no accelerator is waited for: sums stay where they are computed, sizes of
-batches are known to the host, and the number of frames travels with the counts of labels that the loss needs anyway. A
-logged step reduces one vector over the processes. Each process has a place of its own in it for the edges and the
-seconds of every step, because a step lasts as long as its slowest process: what counts is the sum over steps of the
-largest, not the largest of the sums.
+Between logged steps nothing is communicated and no accelerator is waited for: sums stay on their device, sizes of
+batches are known to the host, and the number of frames is reduced with the counts of labels that the loss needs anyway.
+A logged step reduces one vector over the processes. Each process has its own place in it for the edges and seconds of
+every step, because a step lasts as long as its slowest process: the sum over steps of the largest counts, not the
+largest of the sums.
 """
 
 import resource
@@ -49,8 +49,8 @@ def step_counts(
 
     Args:
         parts: This process's micro-batches.
-        device: Where the counts are added up.
-        reduce: Adds a tensor up over processes; called once.
+        device: Device of the counts.
+        reduce: Function that sums a tensor over processes; called once.
     """
     flat: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
@@ -75,7 +75,7 @@ def _sizes(batch: GraphBatch) -> tuple[int, ...]:
 
 
 class Stopwatch:
-    """The seconds that a device computes between a start and a stop, without waiting for it."""
+    """Stopwatch of a device's computing time, without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -90,7 +90,7 @@ class Stopwatch:
         self._laps.append((self._begin, self._now()))
 
     def take(self) -> list[float]:
-        """Return the seconds of all laps and forget them; waits for the device."""
+        """Return the seconds of all laps and reset; waits for the device."""
         laps, self._laps = self._laps, []
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -106,7 +106,7 @@ class Stopwatch:
 
 
 class Monitor(Callback):
-    """Measures the steps of a run; the training module tells it what happens in them."""
+    """Callback that measures the steps of a run, called by the training module."""
 
     def __init__(
         self, config: FitConfig, potential: Potential, *, work: float = 1.0, extras: Sequence[str] = ()
@@ -114,10 +114,10 @@ class Monitor(Callback):
         """Prepare for a run.
 
         Args:
-            config: The loop.
-            potential: What is trained.
+            config: Section fit.
+            potential: Potential to train.
             work: Edge budget of a whole step over that of the run's own data.
-            extras: Which of 'rehearsal' and 'penalty' the loss has besides.
+            extras: Extra parts of the loss: 'rehearsal', 'penalty'.
         """
         self._step_budget = config.lanes * config.edge_budget * work
         self._is_bf16 = config.precision == "bf16"
@@ -128,17 +128,17 @@ class Monitor(Callback):
         self._device_seconds = self._waited = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the frames, atoms and edges seen so far and the seconds of all processes together."""
+        """Return the numbers of frames, atoms and edges so far, and the total seconds of all processes."""
         return {"seen": [float(number) for number in self._seen.values()], "device_seconds": self._device_seconds_now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the counts where they were."""
+        """Restore the counts."""
         self._seen_before = dict(zip(SIZES, state_dict["seen"], strict=True))
         self._seen = {name: torch.tensor(seen, dtype=torch.float64) for name, seen in self._seen_before.items()}
         self._device_seconds = state_dict["device_seconds"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clocks, find out what the device can do, and note that a process of this run begins here."""
+        """Start the clocks, measure the device's rate, and record the start of the run."""
         device = trainer.strategy.root_device
         self._watch, self._world_size = Stopwatch(device), trainer.world_size
         dtype = torch.bfloat16 if self._is_bf16 else next(pl_module.parameters()).dtype
@@ -156,11 +156,11 @@ class Monitor(Callback):
         log_row(trainer.loggers, START, trainer.global_step, facts)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Stop the clock of the speed of training."""
+        """Stop the clock of the training speed."""
         self._validation_began = time.perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Let the clock of the speed of training go on."""
+        """Continue the clock of the training speed."""
         self._since += time.perf_counter() - self._validation_began
 
     def start_step(self, parts: Parts, counts: Sequence[StepCounts]) -> None:
@@ -175,27 +175,27 @@ class Monitor(Callback):
         device = self._seen["frames"].device
         self._edges.append(sum(batch.num_edges for part in parts for batch in part))
         self._step_errors.reset()
-        # where the parts are stepped on in turn, the loss of the other one stays: logged steps may all be of one kind
+        # with alternating parts, the other part's loss is kept: logged steps may all be of one kind
         if parts[0]:
             self._terms = _zeros(TERMS, device)
         self._extras |= _zeros([name for name in self._extras if name == "penalty" or parts[1]], device)
         self._watch.start()
 
     def add(self, prediction: Prediction, batch: GraphBatch, terms: Counts) -> None:
-        """Take note of a micro-batch and its share of the terms of the loss."""
+        """Record a micro-batch and its share of the terms of the loss."""
         self._terms = {name: self._terms[name] + term.detach() for name, term in terms.items()}
         self._step_errors.update(prediction, batch)
 
     def add_extra(self, name: str, share: Float64[Tensor, ""]) -> None:
-        """Take note of a process's share of another part of the loss."""
+        """Record a process's share of another part of the loss."""
         self._extras[name] = self._extras[name] + share.detach()
 
     def stop_computing(self) -> None:
-        """Take note that a process has done its part of a step, up to exchanging gradients."""
+        """Record that a process has finished its part of a step, up to the reduction of gradients."""
         self._watch.stop()
 
     def end_step(self, *, taken: bool) -> None:
-        """End a step; the errors of one that was not taken are left out."""
+        """End a step; the errors of a skipped one are left out."""
         if taken:
             self._errors.add(self._step_errors)
 
@@ -204,14 +204,14 @@ class Monitor(Callback):
     ) -> dict[str, float]:
         """Return the metrics of the last step, and of the steps since the last call; all processes call it together.
 
-        train/loss and its terms are those of the last step on the run's own data, by its global counts; beside it are
-        train/loss_rehearsal, train/penalty and the latter's ratio to the former two. The quantities followed in
+        train/loss and its terms are those of the last step on the run's own data, by its global counts; then come
+        train/loss_rehearsal, train/penalty and the latter's ratio to the sum of both losses. The quantities logged in
         training are over the run's own frames since the last call, in eV/atom, eV/Å and eV/Å³. speed/* are over the
-        same time, validation left out: data_wait is the share of it that the average process waited for data;
-        budget_fill the edges over those that fit; imbalance_* the largest over the mean of the processes, by edges and
-        by the time to the gradient; peak_memory of the largest process [GB]; flop_utilization counted operations over
-        what matrix products reach here. seen/* are since the start of the run, and so are run/device_hours of all
-        processes together.
+        same time without validation: data_wait is the fraction of time that the average process waited for data;
+        budget_fill the edges over the edge budget; imbalance_* the largest over the mean of the processes, by edges and
+        by the time to the gradient; peak_memory that of the largest process [GB]; flop_utilization counted operations
+        over the measured rate of matrix products. seen/* count from the start of the run, as does run/device_hours of
+        all processes together.
         """
         device, num_steps = self._seen["frames"].device, len(self._edges)
         own = torch.tensor([*self._edges, *self._watch.take(), peak_memory(device)], dtype=torch.float64)
@@ -261,7 +261,7 @@ class Monitor(Callback):
         return values
 
     def _remaining(self, trainer: lightning.Trainer, now: float) -> float:
-        """Return how long the rest of the run takes [s] at the pace of this process so far, validation included."""
+        """Return the remaining time of the run [s] at the pace of this process so far, including validation."""
         taken = trainer.global_step - self._first_step
         return (trainer.max_steps - trainer.global_step) * (now - self._began) / taken
 
@@ -285,13 +285,13 @@ def _of_loss(terms: dict[str, float], extras: dict[str, float]) -> dict[str, flo
 
 
 def imbalance(loads: Float64[Tensor, "processes steps"]) -> float:
-    """Return by how much longer steps take than with evenly loaded processes: sum of the largest over sum of means."""
+    """Return the factor by which imbalance lengthens steps: sum of the largest loads over sum of the means."""
     mean = float(loads.mean(dim=0).sum())
     return float(loads.amax(dim=0).sum()) / mean if mean > 0 else 1.0
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the most memory that this process has held: of an accelerator what was allocated, else resident [B]."""
+    """Return the peak memory of this process: allocated on an accelerator, else resident [bytes]."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -236,7 +236,7 @@ def test_a_prediction_that_is_not_finite_is_an_error(potential: Potential, cryst
         for parameter in potential.parameters():
             parameter.mul_(1e30)
     crystal.calc = Calculator(potential, dtype=torch.float32)
-    with pytest.raises(ValueError, match="predicts no finite energy and forces for AlCu3"):
+    with pytest.raises(ValueError, match="the predicted energy or forces for AlCu3 are not finite"):
         crystal.get_potential_energy()
 
 

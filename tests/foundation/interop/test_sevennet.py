@@ -329,7 +329,7 @@ def test_a_file_that_names_no_theory_is_given_one(tmp_path: Path) -> None:
     path = written(tmp_path / "x.pth")
     assert from_sevennet(path).theories == ("unknown",)
     assert from_sevennet(path, "SCAN").theories == ("SCAN",)
-    with pytest.raises(ValueError, match=r"names its levels of theory itself \(R2SCAN, PBE\); leave out SCAN"):
+    with pytest.raises(ValueError, match=r"names its own levels of theory \(R2SCAN, PBE\); leave out SCAN"):
         from_sevennet(find_published("sevennet-mf-0"), "SCAN")
 
 

@@ -196,7 +196,7 @@ def test_a_tensor_lies_inside_its_storage(tmp_path: Path, stream: bytes, message
         (b"]q\0q\0", "two values under one number"),
         (b"}(K\1NK\1Nu", "the key 1 twice"),
         (b"}(" + b"]Nu", "neither text nor a small integer"),
-        (b"}(K\1u", "sets items of what is no dict"),
+        (b"}(K\1u", "sets items of something other than a dict"),
         (b"NN\x86h\7", "takes what it has not put"),
         (b"R", "takes what it has not put"),
         (b"NN", "more or less than one value"),
@@ -264,7 +264,7 @@ def test_an_archive_that_torch_does_not_write_is_refused(tmp_path: Path, change:
     if change == "entries":
         content = b"PK\x01\x02" * 100_001 + content
     (tmp_path / "x.pth").write_bytes(content)
-    said = {"twice": "two entries of one name", "entries": "entries", "no pickle": "without data.pkl"}
+    said = {"twice": "two entries of the same name", "entries": "entries", "no pickle": "without data.pkl"}
     said |= {"overlap": "overlap", "big-endian": "big-endian", "encrypted": "encrypted", "compressed": "compressed"}
     with pytest.raises(ValueError, match=said[change]):
         read_torch_file(tmp_path / "x.pth")

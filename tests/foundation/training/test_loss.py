@@ -162,7 +162,7 @@ def test_strata_of_the_huber_error_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["energy", "stress"])
 def test_the_stratified_huber_error_is_for_forces(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"loss\.{name}: stratified_huber looks at the size of forces; use huber"):
+    with pytest.raises(ValueError, match=rf"loss\.{name}: stratified_huber depends on the size of forces; use huber"):
         LossConfig(**{name: TermConfig(weight=1.0, kind="stratified_huber")})
 
 

@@ -82,7 +82,7 @@ def test_a_term_whose_labels_no_data_set_has_is_refused_and_one_that_some_have_i
     term: str, emt_manifest: Manifest
 ) -> None:
     lacking = without(emt_manifest, term, "train", "val")
-    with pytest.raises(ValueError, match=rf"emt-test has no {term}, and loss\.{term}\.weight is .*{term}\.weight 0"):
+    with pytest.raises(ValueError, match=rf"emt-test has no {term}, but loss\.{term}\.weight is .*{term}\.weight 0"):
         refuse_idle_terms([lacking], LossConfig())
     refuse_idle_terms([lacking, Dataset(manifest=emt_manifest)], LossConfig())
     refuse_idle_terms([lacking], LossConfig(**{term: TermConfig(weight=0.0)}))
@@ -96,7 +96,7 @@ def test_a_pretraining_on_energies_alone_is_refused_unless_the_loss_says_so(
     ase.io.write(tmp_path / "energies.extxyz", [atoms] * 4)
     source = AseFiles(files=(str(tmp_path / "energies.extxyz"),))
     build(BuildConfig(source=source, provenance=provenance, out=tmp_path / "data", val_fraction=0.0, test_fraction=0.0))
-    with pytest.raises(ValueError, match=r"emt-test has no forces, and loss\.forces\.weight is 20"):
+    with pytest.raises(ValueError, match=r"emt-test has no forces, but loss\.forces\.weight is 20"):
         pretrain(PretrainConfig(data=tmp_path / "data", out=tmp_path / "run", model=MODEL, fit=FIT, machine=CPU))
     assert not (tmp_path / "run").exists()
 

@@ -92,7 +92,7 @@ def test_so_does_one_that_is_over_before_the_first(
     emt_manifest: Manifest, warnings_of: Callable[..., list[str]]
 ) -> None:
     (line,) = warnings_of(emt_manifest, validate_every=500)
-    assert line == "no validation in this run: fit.validate_every is 500, and there are 2 steps"
+    assert line == "no validation in this run: fit.validate_every is 500, but the run has 2 steps"
 
 
 def test_a_set_that_is_not_validated_beside_one_that_is_watched_is_named(

@@ -180,7 +180,7 @@ def test_nothing_to_go_back_to_is_an_error(
     emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disturb(monkeypatch, {0}, second_energy_nan)
-    with pytest.raises(Diverged, match="There is no checkpoint to go back to"):
+    with pytest.raises(Diverged, match="No checkpoint to go back to"):
         pretrain(config(emt_manifest, tmp_path / "run", max_bad_steps=1))
 
 
