@@ -1,4 +1,4 @@
-"""Potential to folder and back: config.json and model.safetensors. Nothing is unpickled, every byte is checked."""
+"""A potential as a folder: config.json and model.safetensors. Nothing is unpickled, every byte is checked."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 GOLDEN, CARD = "golden.json", "README.md"
 COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD)
-"""Files of a release: those that are there have to be in SHA256SUMS."""
+"""Files of a release: existing ones must be in SHA256SUMS."""
 SHA256 = "[0-9a-f]{64}"
 """A checksum."""
 MAX_SUMS = 2**20
@@ -65,11 +65,11 @@ def _from_one_architecture(config: dict) -> dict:
 
 
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _from_one_dataset, 2: _from_one_architecture}
-"""From each older schema version, what turns its config.json into the next one's."""
+"""Functions that convert config.json of each older schema version to the next one."""
 
 
 class CorruptCheckpoint(CorruptFile):
-    """A folder that is not the potential that was saved; the message names the file."""
+    """A folder that is not a saved potential; the message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Description:
     architecture: str
     """Name of the architecture."""
     model: Any
-    """Configuration of the network, of the class that the architecture has."""
+    """Configuration of the network, of the architecture's class."""
     elements: tuple[int, ...]
     """Atomic numbers that the potential knows."""
     theories: tuple[str, ...]
@@ -91,18 +91,18 @@ class Description:
     weights_sha256: str
     """Checksum of its weights."""
     provenance: dict[str, Any]
-    """Origin of the potential as the file has it, with what is for people only."""
+    """Origin of the potential as in the file, including entries for people only."""
 
     def __post_init__(self) -> None:
         check_elements(self.elements)
         check_theories(self.theories)
         if not re.fullmatch(SHA256, self.weights_sha256):
-            raise ValueError("weights_sha256 is no checksum")
+            raise ValueError("weights_sha256 is not a checksum")
         _ = self.origin
 
     @property
     def origin(self) -> Provenance:
-        """Origin of the potential, as far as it is read."""
+        """Origin of the potential, with the entries that are read."""
         return typed(Provenance, self.provenance, "provenance")
 
 
@@ -110,30 +110,30 @@ def save(potential: Potential, folder: Path, provenance: dict) -> None:
     """Write a potential; the folder appears, or replaces an older one, only when it is complete.
 
     Args:
-        potential: What to write.
-        folder: Where.
-        provenance: What the potential was made from and how, as JSON.
+        potential: Potential to write.
+        folder: Folder to write.
+        provenance: Origin of the potential, as JSON.
 
     Raises:
         ValueError: the potential has adapters, which are part of training only.
     """
     if any(".adapter." in name for name, _ in potential.named_parameters()):
-        raise ValueError(f"{folder}: the potential has adapters; merge_adapters() makes it one that can be saved")
+        raise ValueError(f"{folder}: the potential has adapters; call merge_adapters() before saving")
     with durable.whole_folder(lock.real(folder)) as partial:
         write_into(partial, potential, provenance)
 
 
 def refuse_to_replace(folder: Path, kind: str) -> None:
-    """Refuse to replace a folder that holds more than a potential, or is none; `kind` is what is written there.
+    """Refuse to replace a folder that holds more than a potential, or none; `kind` names the new content.
 
     Raises:
-        FileExistsError: the folder is there and has no config.json, or holds files that would be lost.
+        FileExistsError: the folder exists and has no config.json, or holds files that would be lost.
     """
     refuse_foreign(folder, kind, CONFIG, lambda path: path.name in (*COVERED, CHECKSUMS))
 
 
 def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
-    """Write the files of a potential into a folder that whole_folder() has given; see save()."""
+    """Write the files of a potential into a folder from whole_folder(); see save()."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS)
     config = {
@@ -151,7 +151,7 @@ def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
 
 
 def weights_sha256(potential: Potential) -> str:
-    """Return the checksum of a potential's weights: that of the file in which they are, or would be, saved."""
+    """Return the checksum of a potential's weights, equal to that of their file."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
@@ -160,9 +160,9 @@ def load(folder: Path | str) -> Potential:
     """Read a potential from a released folder or a run folder, ready to predict.
 
     Raises:
-        FileNotFoundError: there is no potential in the folder.
-        CorruptCheckpoint: a checksum differs, a file cannot be read or describes no potential, or the folder was
-            written by a newer version of the program.
+        FileNotFoundError: no potential in the folder.
+        CorruptCheckpoint: a checksum differs, a file cannot be read or does not describe a potential, or a newer
+            version of the program wrote the folder.
     """
     folder = find(folder)
     verify_checksums(folder)
@@ -182,7 +182,7 @@ def load(folder: Path | str) -> Potential:
 
 
 def _build(config: Description, layout: Layout) -> Potential:
-    """Return a potential without its weights, if these are as many as the file has."""
+    """Return a potential without its weights, if the file has enough numbers."""
     stored = sum(math.prod(shape) for _, shape in layout.values())
     model: Architecture = config.model
     needed = model.num_parameters(len(config.elements), len(config.theories))
@@ -193,7 +193,7 @@ def _build(config: Description, layout: Layout) -> Potential:
 
 
 def _state(potential: Potential, layout: Layout) -> dict[str, torch.Tensor]:
-    """Return the tensors that a file should have, with the references as in schema 1 if they are so in the file."""
+    """Return the expected tensors of a file, with the references as in schema 1 if the file has them so."""
     state = potential.state_dict()
     references = state["reference_energies"]
     if layout.get("reference_energies") == (references.dtype, tuple(references.shape[1:])):
@@ -202,10 +202,11 @@ def _state(potential: Potential, layout: Layout) -> dict[str, torch.Tensor]:
 
 
 def describe(folder: Path) -> Description:
-    """Return a folder's config.json, of any schema in the current one.
+    """Return a folder's config.json, migrated to the current schema.
 
     Raises:
-        CorruptCheckpoint: it cannot be read, describes no potential, or was written by a newer version of the program.
+        CorruptCheckpoint: it cannot be read, does not describe a potential, or was written by a newer version of the
+            program.
     """
     with refusing(folder / CONFIG, CorruptCheckpoint):
         config = typed(dict[str, Any], read_json(folder / CONFIG), "content")
@@ -216,10 +217,10 @@ def describe(folder: Path) -> Description:
             )
         for old in range(version, SCHEMA_VERSION):
             if old not in MIGRATIONS:
-                raise ValueError(f"there never was a schema {version}")
+                raise ValueError(f"schema {version} never existed")
             config = MIGRATIONS[old](config)
         known = {field.name for field in fields(Description)}
-        # a migration may leave behind what it has made the new entries from
+        # a migration may leave the sources of new entries behind
         described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
         require(described, ("architecture", "model"))
         kind = architecture_named(typed(str, described["architecture"], "architecture"))
@@ -228,7 +229,7 @@ def describe(folder: Path) -> Description:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compare every file that SHA256SUMS lists; all files of a release have to be among them.
+    """Compare every file in SHA256SUMS, which must list all files of a release.
 
     Raises:
         CorruptCheckpoint: a file is missing, not listed or differs, or SHA256SUMS itself does.
@@ -250,13 +251,13 @@ def _listed(text: str) -> dict[str, str]:
     """Return the checksums by file name.
 
     Raises:
-        ValueError: a line is no checksum of a plain file name, or a name is there twice.
+        ValueError: a line is not a checksum of a plain file name, or a name occurs twice.
     """
     listed: dict[str, str] = {}
     for number, line in enumerate(text.rstrip("\n").splitlines(), start=1):
         found = re.fullmatch(rf"({SHA256}) [ *]([^/\\]+)", line)  # sha256sum marks binary files by *
         if not found or not found[2].isprintable() or found[2] in (".", "..", CHECKSUMS):
-            raise ValueError(f"line {number} is no checksum of a file of this folder")
+            raise ValueError(f"line {number} is not a checksum of a file of this folder")
         if found[2] in listed:
             raise ValueError(f"line {number} lists {abbreviated(found[2])} again")
         listed[found[2]] = found[1]
@@ -273,7 +274,7 @@ def find(folder: Path | str) -> Path:
     """Return the folder of a potential, given that folder or the run folder that holds it.
 
     Raises:
-        FileNotFoundError: there is no potential.
+        FileNotFoundError: no potential there.
     """
     folder = Path(folder)
     for candidate in (folder, folder / "potential"):

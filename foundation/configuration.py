@@ -1,8 +1,8 @@
-"""A run's configuration as a record: what of it decides what a step does, and what may differ when the run goes on.
+"""Record of a run's configuration: the options that decide a step, and those that may differ on resume.
 
-Every field of a run's configuration says which it is, where it is declared: `field(metadata=DECIDES)`, COMPARED or
-MAY_CHANGE. A field that is itself a configuration, or one of several, says nothing, its own fields do; one that may
-be something else in its place (none, a path) says it for that.
+Every field of a run's configuration is marked where it is declared: `field(metadata=DECIDES)`, COMPARED or MAY_CHANGE.
+A field that is a configuration, or one of several, has no mark, but its own fields do; one that may also be something
+else (None, a path) has the mark for that case.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ log = logging.getLogger(__name__)
 
 ON_RESUME = "on_resume"
 DECIDES = {ON_RESUME: "refused"}
-"""Of a field: another value makes other steps, by rounding at least, so a run does not go on with it."""
+"""Mark of a field: another value changes the steps, at least by rounding, so a run cannot resume with it."""
 COMPARED = {ON_RESUME: "compared"}
-"""Of a field: what it comes to decides and is compared, not how it is written: the path of data by what is in them, as
-all that orders them (the fingerprint of the stream), 'auto' by what it chose."""
+"""Mark of a field: its effect decides and is compared, not its text: the path of data by their content, like all that
+orders them (the fingerprint of the stream), 'auto' by its choice."""
 MAY_CHANGE = {ON_RESUME: "taken"}
-"""Of a field: the steps are the same whatever it is; over processes they are to rounding, as tests show."""
+"""Mark of a field: the steps do not depend on it (over processes, up to rounding, as tests show)."""
 ABSENT = object()
 MAX_SHOWN = 120
-"""Characters of a value that a message shows."""
+"""Longest value in a message [characters]."""
 
 
 def check_numbers(config: object, limits: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse numbers of a config outside their limits, both of which are allowed; None passes.
+    """Check that numbers of a config are within inclusive limits; None passes.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: one is not; the message names the field.
     """
     for name, (least, most) in limits.items():
         value = getattr(config, name)
@@ -44,28 +44,28 @@ def check_numbers(config: object, limits: Mapping[str, tuple[int, int]]) -> None
 
 
 def resolved(config: object) -> dict:
-    """Return a config dataclass as JSON, every default filled in."""
+    """Return a config dataclass as JSON, with all defaults."""
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what two resolved configurations differ in, by dotted name: what it was and what it is, None if absent."""
+    """Return the differences of two resolved configurations by dotted name: old and new value, None if missing."""
     pairs = dict(_flat(before)), dict(_flat(now))
     found = {name: (pairs[0].get(name), pairs[1].get(name)) for name in sorted({**pairs[0], **pairs[1]})}
     return {name: values for name, values in found.items() if values[0] != values[1]}
 
 
 def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
-    """Return in words what a configuration changes that decides what a step does.
+    """Return descriptions of the changes of a configuration that decide a step.
 
-    An option that the record does not have is younger than it and stands for its default, which is said in the log; so
-    is one that is no longer there, of which nothing is known.
+    An option missing from the record is newer than it and taken as its default, which is logged; so is an option that
+    no longer exists and cannot be compared.
 
     Args:
-        before: The configuration that a run began with, resolved.
-        config: The one that it is to go on with, a dataclass.
+        before: Resolved configuration at the start of the run.
+        config: Configuration to resume with, a dataclass.
     """
     old, new = dict(_flat(before)), dict(_flat(resolved(config)))
     found, unknown = [], []
@@ -75,7 +75,7 @@ def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
         if was == now or mark in (COMPARED, MAY_CHANGE):
             continue
         if mark is None:
-            unknown.append(f"{name} ({_shown(was)}, an option that there is no more)")
+            unknown.append(f"{name} ({_shown(was)}, an option that no longer exists)")
         elif was is ABSENT and now == default:
             unknown.append(f"{name} ({_shown(now)} now, the default)")
         else:
@@ -86,7 +86,7 @@ def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
 
 
 def marks(config_class: type, prefix: str = "") -> dict[str, Mapping[str, str] | None]:
-    """Return the mark of every field of a configuration and of those inside it by dotted name, None where it has none.
+    """Return the mark of every field of a configuration, nested ones included, by dotted name; None if missing.
 
     A field that can only be a configuration has no mark and is left out.
     """
@@ -106,7 +106,7 @@ def _declared(config_class: type, path: list[str]) -> tuple[Mapping[str, str] | 
         if item.name != path[0]:
             continue
         rest = path[1:]
-        while rest and rest[0].isdecimal():  # its place in a list
+        while rest and rest[0].isdecimal():  # an index in a list
             rest = rest[1:]
         if inside and rest:
             return next((found for section in inside if (found := _declared(section, rest))[0]), (None, ABSENT))
@@ -116,7 +116,7 @@ def _declared(config_class: type, path: list[str]) -> tuple[Mapping[str, str] | 
 
 
 def _fields(config_class: type) -> Iterator[tuple[dataclasses.Field, list[type], bool]]:
-    """Yield each field, the configurations that it may be or hold, and whether it can be nothing else."""
+    """Yield each field, the configurations that it may be or hold, and whether it is always one."""
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
         hint = hints[item.name]
@@ -144,7 +144,7 @@ def _default(item: dataclasses.Field) -> Any:
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted names and values of a nested dictionary; an empty one is a value, as is a list of values."""
+    """Yield the dotted names and values of a nested dictionary; empty ones and lists of values are values."""
     for name, value in record.items():
         if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
             value = {str(number): each for number, each in enumerate(value)}

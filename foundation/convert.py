@@ -1,4 +1,4 @@
-"""Conversion: potentials of other programs become folders like those that are trained here, and the way back."""
+"""Conversion of potentials of other programs to our folders, and back."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Format = Literal["sevennet"]
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """A potential from another program's file, or into one: give either --from or --to."""
+    """Conversion from another program's file, or into one: give either --from or --to."""
 
     from_: Format | None = None
     """Program that wrote the checkpoint to read (--from on the command line)."""
     to: Format | None = None
-    """Program that is to read what is written."""
+    """Program that will read the result."""
     checkpoint: Path | None = None
-    """With --from: the file to read, or the name of a model that the sevenn package carries, such as sevennet-0."""
+    """With --from: the file to read, or the name of a model in the sevenn package, such as sevennet-0."""
     model: Path | None = None
     """With --to: release folder or run folder to read."""
     theory: str | None = None
@@ -34,7 +34,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if (self.from_ is None) == (self.to is None):
-            raise ValueError("say either what to convert --from or what to convert --to")
+            raise ValueError("give either --from or --to")
         if self.from_ and (self.checkpoint is None or self.model):
             raise ValueError(f"--from {self.from_} reads a --checkpoint and writes the folder --out; it has no --model")
         if self.to and (self.model is None or self.checkpoint or self.theory):
@@ -44,12 +44,12 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> Path:
-    """Convert a potential and return what was written.
+    """Convert a potential and return the written path.
 
     Raises:
-        FileExistsError: there is a folder, or a file, of another kind under the name to write.
-        FileNotFoundError: what to read is not there.
-        ValueError: what to read is refused or damaged, or the other program has no such network.
+        FileExistsError: the name to write is taken by a folder or file of another kind.
+        FileNotFoundError: the input is missing.
+        ValueError: the input is refused or damaged, or the other program has no such network.
         InUse: another process writes there.
     """
     with lock.hold(lock.beside(config.out), config.out):
@@ -66,7 +66,7 @@ def _convert(config: ConvertConfig) -> Path:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")
         if config.out.exists():
-            raise FileExistsError(f"{config.out} exists and stays as it is; remove it or choose another --out")
+            raise FileExistsError(f"{config.out} exists and is not replaced; remove it or choose another --out")
         potential = checkpoint.load(config.model)
         config.out.parent.mkdir(parents=True, exist_ok=True)
         to_sevennet(potential, config.out)
@@ -74,7 +74,7 @@ def _convert(config: ConvertConfig) -> Path:
 
 
 def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
-    """Return what is known of a SevenNet checkpoint, as JSON; what is not is said not to be stated."""
+    """Return the provenance of a SevenNet checkpoint, as JSON; unknown facts read 'not stated'."""
     digest, values = sha256(path), read_checkpoint(path)
     epoch = values.get("epoch")
     facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source")

@@ -1,7 +1,7 @@
-"""Export: a finished, evaluated run becomes a folder that people can download and trust.
+"""Export of a finished, evaluated run as a release folder.
 
 The release holds model.safetensors, config.json, golden.json, README.md (the model card) and SHA256SUMS. It is loaded
-back and has to reproduce the golden predictions before it gets its name.
+back and must reproduce the golden predictions before it gets its name.
 """
 
 import datetime
@@ -38,10 +38,10 @@ from foundation.untrusted import read_json, refusing, require, typed
 log = logging.getLogger(__name__)
 
 MAX_GOLDEN_ATOMS = 40
-"""Atoms up to which a structure is small enough to be one of several golden ones."""
+"""Largest number of atoms of a structure that may be one of several golden ones."""
 TOLERANCE = 1e-9
-"""Largest difference allowed to the golden energies per atom, forces and stresses in float64, relative to 1 + |value|:
-rounding alone may differ between machines."""
+"""Largest allowed difference from the golden energies per atom, forces and stresses in float64, relative to 1 +
+|value|: only rounding may differ between machines."""
 
 
 class GoldenMismatch(ValueError):
@@ -50,42 +50,42 @@ class GoldenMismatch(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to release."""
+    """Run to release, and options."""
 
     run: Path
     """Finished run folder, with potential/ and report/, or forgetting/ if it is a fine-tuning."""
     out: Path
     """Release folder to write; an older release there is replaced once the new one is verified."""
     card: CardFacts | None = None
-    """Facts of the model card; those of the run's configuration when absent."""
+    """Facts of the model card; None: those of the run's configuration."""
     data: Path | None = None
-    """Manifest to take the golden structures from; when absent the run's own or, in a fine-tuning whose target has only
-    large structures or no licence to pass them on, a retained or rehearsed set."""
+    """Manifest for the golden structures; None: the run's own or, for a fine-tuning whose target has only large
+    structures or no licence to pass them on, a retained or rehearsed set."""
     num_golden: int = 3
-    """Structures in golden.json, if there are small ones (40 atoms); of larger ones it gets the smallest alone."""
+    """Number of structures of up to 40 atoms in golden.json; if all are larger, it gets only the smallest."""
     theory: str | None = None
-    """Level of theory to release alone; all of the potential's when absent. The report has to be of this one."""
+    """Level of theory to release alone, which must be that of the report; None: all of the potential's."""
     alpha: float = 1.0
-    """Of a fine-tuning: how far to go from its start (0) to its result (1), one of the run's forgetting.alphas."""
+    """Position between the start (0) and the result (1) of a fine-tuning, one of the run's forgetting.alphas."""
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must be above 0 (the start) and at most 1 (the result), not {self.alpha}")
         if self.num_golden < 1:
-            raise ValueError(f"num_golden must be at least 1, not {self.num_golden}: a release is checked with them")
+            raise ValueError(f"num_golden must be at least 1, not {self.num_golden}: a release is verified with them")
 
 
 def export(config: ExportConfig) -> Path:
     """Write a release and return its folder.
 
     Raises:
-        FileExistsError: there is a folder under that name that is not a release, or holds other files too.
+        FileExistsError: the folder exists and is not a release, or holds other files too.
         FileNotFoundError: the run is not finished, was not evaluated (at alpha), or its data or start are gone.
         MissingFact: the model card lacks a fact.
-        CorruptCheckpoint: the run's potential is damaged, or does not say where it comes from.
-        GoldenMismatch: the exported files do not give back the golden predictions; nothing is left behind.
-        ValueError: the report is of other weights or of another level of theory, the potential has no such level, no
-            data may be passed on to take golden structures from, or alpha is given and it is no fine-tuning.
+        CorruptCheckpoint: the run's potential is damaged, or lacks its provenance.
+        GoldenMismatch: the exported files do not reproduce the golden predictions; nothing is left behind.
+        ValueError: the report belongs to other weights or another level of theory, the potential has no such level, no
+            data for golden structures may be passed on, or alpha is given for a run that is not a fine-tuning.
         InUse: another process writes a release there.
     """
     with lock.hold(lock.beside(config.out), config.out):
@@ -128,20 +128,20 @@ def _export(config: ExportConfig) -> Path:
 
 
 def _interpolated(config: ExportConfig, tuned: Potential, described: Description) -> tuple[Potential, Description]:
-    """Return what lies between the start of a fine-tuning and its result, as the run has measured it.
+    """Return the potential at alpha between the start and the result of a fine-tuning, as measured by the run.
 
     Raises:
         FileNotFoundError: nothing was measured at alpha, or the start is gone.
-        ValueError: it is no fine-tuning, or what lies between is not what was measured.
+        ValueError: the run is not a fine-tuning, or the potential at alpha is not the measured one.
     """
     run, alpha = config.run, config.alpha
     if described.origin.method != FINE_TUNING:
-        raise ValueError(f"{run} is no fine-tuning, so that nothing lies between its start and its result: no alpha")
+        raise ValueError(f"--alpha needs a fine-tuning run, and {run} is not one")
     file = curve_file(run / "forgetting", alpha)
     if not file.is_file():
         there = ", ".join(f"{each:g}" for each in curve_files(run / "forgetting")) or "none"
         raise FileNotFoundError(
-            f"{file}: the run has not measured what lies at alpha {alpha:g} (measured: {there}); name it in "
+            f"{file}: the run has not measured alpha {alpha:g} (measured: {there}); name it in "
             "forgetting.alphas and fine-tune again"
         )
     start = Path(described.origin.start.folder)
@@ -149,7 +149,7 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
     sha256 = checkpoint.weights_sha256(potential)
     if read(file).weights_sha256 != sha256:
         raise ValueError(
-            f"{file}: what lies at alpha {alpha:g} between {start} and {run} is not what was measured: another "
+            f"{file}: the potential at alpha {alpha:g} between {start} and {run} is not the measured one: another "
             "potential is there now, or the run gave the start other reference energies"
         )
     between = Interpolated(alpha=alpha, weights_sha256=described.weights_sha256)
@@ -158,7 +158,7 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
 
 
 def _measured(config: ExportConfig, described: Description) -> dict:
-    """Return the held-out errors that the card states: of a fine-tuning before and after, of all else after it."""
+    """Return the held-out errors for the card: before and after for a fine-tuning, else the evaluation."""
     sha256 = described.weights_sha256
     if described.origin.method == FINE_TUNING:
         section = card_section(config.run, described.origin, sha256, config.theory, config.alpha)
@@ -166,14 +166,14 @@ def _measured(config: ExportConfig, described: Description) -> dict:
     evaluation = _evaluation(config.run, sha256)
     if config.theory is not None and evaluation.theory != config.theory:
         raise ValueError(
-            f"the report is of {evaluation.theory}; measure the errors of {config.theory} with `foundation "
+            f"the report is for {evaluation.theory}; measure the errors of {config.theory} with `foundation "
             f"evaluate --theory {config.theory}` to release it"
         )
     return {"evaluation": evaluation, "errors": evaluation.errors}
 
 
 def _of_one_theory(potential: Potential, described: Description) -> dict:
-    """Return the provenance of a potential that one level of theory was kept of."""
+    """Return the provenance of a potential reduced to one level of theory."""
     return described.provenance | {
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "kept_of": {"theories": described.theories, "weights_sha256": described.weights_sha256},
@@ -216,7 +216,7 @@ def verify_golden(folder: Path) -> None:
 
     Raises:
         CorruptCheckpoint: a file of the release is damaged.
-        GoldenMismatch: naming the first structure and quantity that differ.
+        GoldenMismatch: one differs; the message names structure and quantity.
     """
     potential, file = checkpoint.load(folder), folder / checkpoint.GOLDEN
     with refusing(file, checkpoint.CorruptCheckpoint, let_through=GoldenMismatch):
@@ -239,12 +239,12 @@ def verify_golden(folder: Path) -> None:
                 if not (np.abs(found - expected) <= TOLERANCE * (structure.num_atoms + np.abs(expected))).all():
                     raise GoldenMismatch(
                         f"{file}, structure {number}: the {name} recomputed from the exported files differs by "
-                        f"{np.abs(found - expected).max():.3g}; the release is not what was trained"
+                        f"{np.abs(found - expected).max():.3g}; the release is not the trained potential"
                     )
 
 
 def _golden_sources(config: ExportConfig, origin: Provenance) -> list[tuple[Path, str | None]]:
-    """Return the manifests and splits that golden structures may come from, the best first."""
+    """Return the manifests and splits for golden structures, the best first."""
     if config.data is not None:
         return [(config.data, None)]
     run = origin.run
@@ -269,24 +269,23 @@ def _evaluation(run: Path, weights_sha256: str) -> Evaluation:
         )
     evaluation = Evaluation.from_json(file)
     if evaluation.weights_sha256 != weights_sha256:
-        raise ValueError(f"{file}: this report is of other weights; evaluate {run} again")
+        raise ValueError(f"{file}: this report belongs to other weights; evaluate {run} again")
     return evaluation
 
 
 def _golden_structures(
     sources: Sequence[tuple[Path, str | None]], potential: Potential, count: int
 ) -> tuple[DataProvenance, list[Structure]]:
-    """Return golden structures and whose they are: of the first data that have small ones, or else of the smallest.
+    """Return golden structures and their provenance: small ones of the first data that have any, else the smallest.
 
-    Without a split it is the test split, or the training split if there is none. A release is passed on, so data that
-    may not be are left out.
+    A split of None means test, or train without one. A release is passed on, so data that must not be are left out.
     """
     found: list[tuple[DataProvenance, list[Structure]]] = []
     for path, split in sources:
         manifest = open_manifest(path)
         if not manifest.provenance.redistributable:
             name, licence = manifest.provenance.name, manifest.provenance.licence
-            log.info("no golden structures are taken from %s, whose licence is %r", name, licence)
+            log.info("no golden structures are taken from %s because of its licence: %r", name, licence)
             continue
         split = split or ("test" if manifest.split("test").shards else "train")
         structures = _smallest(manifest, split, potential, count)
@@ -297,17 +296,17 @@ def _golden_structures(
     if not found:
         places = ", ".join(str(path) for path, _ in sources)
         raise ValueError(
-            f"{places}: no structure that the potential can predict and whose licence allows to copy it into a release "
+            f"{places}: no structure that the potential can predict and whose licence allows copying into a release "
             "as a golden structure; give another --data"
         )
     provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))
     sizes = ", ".join(str(structure.num_atoms) for structure in structures)
-    log.info("golden structures are of %s, with %s atoms", provenance.name, sizes)
+    log.info("golden structures are from %s, with %s atoms", provenance.name, sizes)
     return provenance, structures
 
 
 def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) -> list[Structure]:
-    """Return the first small structures of a split that can be predicted, or else the smallest one alone, if any."""
+    """Return the first small structures of a split that can be predicted, else only the smallest one, if any."""
     frames, known = Frames(manifest, split), set(potential.elements)
     if not len(frames):
         return []

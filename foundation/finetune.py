@@ -1,8 +1,8 @@
-"""Fine-tuning: pretraining that begins with a potential, and holds on to what it knows.
+"""Fine-tuning of a pretrained potential without forgetting.
 
-Everything is put together and checked before anything is written; then the start is measured, the run is a fit() like
-any other, and what it made is measured again. The ways not to forget are parts that can be combined freely: rehearsal,
-penalties, freezing, adapters, small and separate learning rates.
+Everything is prepared and checked before anything is written; then the start is evaluated on held-out sets, the run is
+a fit() like any other, and the result is evaluated again. The methods against forgetting can be combined freely:
+rehearsal, penalties, freezing, adapters, small and separate learning rates.
 """
 
 import copy
@@ -61,72 +61,72 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Low-rank adapters: all that is trained then."""
+    """Low-rank adapters, trained instead of the weights."""
 
     rank: int = field(default=8, metadata=DECIDES)
-    """Rank of what is added to each matrix."""
+    """Rank of the addition to each matrix."""
     alpha: float = field(default=8.0, metadata=DECIDES)
-    """Scale of what is added: alpha / rank."""
+    """Numerator of the scale of the addition, alpha / rank."""
     patterns: tuple[str, ...] = field(default=("*",), metadata=DECIDES)
-    """Presets and patterns that choose among the weights of layers that are matrices."""
+    """Presets and patterns that select weights made of matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """A fine-tuning run: a potential, the data of a domain, and what keeps it from forgetting the rest."""
+    """A fine-tuning run: a potential, the data of a domain, and methods against forgetting."""
 
     start: Path = field(metadata=DECIDES)
-    """Released folder or finished run whose weights the run begins with."""
+    """Base potential: released folder or finished run whose weights the run starts from."""
     data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the target's data, or its folder; or several data sets to train on together."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
-    """Length and batches."""
+    """Length of the run and batch composition."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Loss terms, of target and rehearsal alike."""
+    """Loss terms, the same for target and rehearsal."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0, warmup_steps=10)
     )
-    """Optimizer and schedule; other defaults than in pretraining: a low rate, no decay, no average."""
+    """Optimizer and schedule; defaults differ from pretraining: low learning rate, no weight decay, no average."""
     rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
-    """Data of the pretraining to go on training on."""
+    """Pretraining data to continue training on."""
     penalty: PenaltyConfig | None = field(default=None, metadata=DECIDES)
     """Penalty on leaving the start: EWC or L2-SP."""
     freeze: tuple[str, ...] = field(default=(), metadata=DECIDES)
-    """Parameters that stay as they are: embedding, blocks:K, all-but-readout, or patterns over their names."""
+    """Parameters to freeze: embedding, blocks:K, all-but-readout, or patterns over their names."""
     rate_factors: dict[str, float] = field(default_factory=dict, metadata=DECIDES)
-    """Factors of learning rates, by preset or pattern; where several match, the last one counts."""
+    """Factors of learning rates, by preset or pattern; if several match, the last one applies."""
     adapters: AdapterConfig | None = field(default=None, metadata=DECIDES)
-    """Train low-rank adapters in place of the weights; they are merged into the weights at the end."""
+    """Low-rank adapters to train instead of the weights; they are merged into the weights at the end."""
     references: Literal["keep", "refit"] = field(default="keep", metadata=DECIDES)
-    """Reference energies of the elements in the data: the start's, or estimated again for data with another zero of
+    """Reference energies of the elements in the data: those of the start, or refitted for data with another zero of
     energy, which moves all predictions for these elements at this level of theory."""
     new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
-    """Response to an element in the data that the start does not know."""
+    """Treatment of elements in the data that the start does not know."""
     missing_forces: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
-    """Response to a data set without forces where the loss has a term of them."""
+    """Treatment of a data set without forces if the loss has a term for them."""
     missing_stress: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
-    """Response to a data set without stress where the loss has a term of it."""
+    """Treatment of a data set without stress if the loss has a term for it."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
-    """Held-out sets that are measured before, in and after the run."""
+    """Held-out sets evaluated before, during and after the run."""
     card: CardFacts = field(default_factory=CardFacts)
     """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
-    """Replace a run that is already there."""
+    """Replace an existing run."""
     sweep: Path | None = field(default=None, metadata=MAY_CHANGE)
-    """YAML file of runs that differ from this configuration: do all of them, in folders inside `out`, and compare them.
-    It has `runs` (options by name of the run), `grid` (values by option, all combinations), `seeds`, `jobs` (runs at a
-    time) and `threads` (of each); `runs: {base: {}, slow: {optim.learning_rate: 1.0e-4}}` is enough."""
+    """YAML file of a sweep: runs that differ from this configuration, done in folders inside `out`, and compared. It
+    has `runs` (options by name of the run), `grid` (values by option, all combinations), `seeds`, `jobs` (number of
+    runs at a time) and `threads` (of each); `runs: {base: {}, slow: {optim.learning_rate: 1.0e-4}}` is enough."""
     run: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Name of the only run of the sweep to do; an entry of its `runs` stands for all values and seeds."""
+    """Name of the only run of the sweep to do; an entry of its `runs` means all its values and seeds."""
 
     def __post_init__(self) -> None:
         check_lanes(self.fit.lanes, self.machine)
         if self.run is not None and self.sweep is None:
-            raise ValueError("run is the name of a run of a sweep: give the sweep's file as well")
+            raise ValueError("run names a run of a sweep: give the sweep's file as well")
         if self.adapters is not None and self.penalty is not None:
             raise ValueError("adapters freeze the weights that a penalty holds: leave one of the two out")
         if self.adapters is not None and self.freeze:
@@ -134,16 +134,16 @@ class FinetuneConfig:
 
 
 def finetune(config: FinetuneConfig) -> Potential:
-    """Fine-tune a potential, measure what it has learned and forgotten, and return it.
+    """Fine-tune a potential, measure learning and forgetting, and return it.
 
     The run folder gets run.json, checkpoints/, logs/, forgetting/ and, at the very end, potential/.
 
     Raises:
         InUse: another run holds the run folder.
-        FileExistsError: the run folder is there, and neither resume nor overwrite is set.
+        FileExistsError: the run folder exists, and neither resume nor overwrite is set.
         FileNotFoundError: no manifest, potential or Fisher there, or nothing to resume.
-        ValueError: parts do not fit together: the start and the data, the Fisher and the start or the loss, rehearsed
-            data and those held out; or nothing is left to train.
+        ValueError: parts do not fit together: start and data, Fisher and start or loss, rehearsed and held-out data; or
+            no parameter remains trainable.
     """
     with run_folder.opened(config) as folder:
         return _finetune(config, folder)
@@ -181,7 +181,7 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
 
 
 def _begin(config: FinetuneConfig, folder: RunFolder, prepared: "_Prepared") -> Measurement:
-    """Prepare the run folder and return the errors of the start, measured now unless they were before."""
+    """Prepare the run folder and return the errors of the start, measured now unless an earlier run did."""
     before = _measured_already(config, prepared)
     folder.begin()
     if before is None:
@@ -196,18 +196,18 @@ def _begin(config: FinetuneConfig, folder: RunFolder, prepared: "_Prepared") -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A fine-tuning of which nothing has been refused."""
+    """A prepared and checked fine-tuning."""
 
     start: Potential
-    """Start as it is measured before the run, with what was added to it for the data."""
+    """Start as measured before the run, with additions for the data."""
     potential: Potential
     """Potential to be trained."""
     datasets: list[Dataset]
     """The target."""
     held_out: list[HeldOut]
-    """Held-out sets, measured before and after."""
+    """Held-out sets evaluated before and after."""
     additions: Additions
-    """Rehearsal, penalty and factors of learning rates."""
+    """Rehearsal, penalty and learning-rate factors."""
     facts: dict
     """Facts for the provenance."""
 
@@ -240,7 +240,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     if count:
         log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
     else:
-        log.warning("step 0 is not compared with the start, which knows the elements of none of the first frames")
+        log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
     additions = Additions(
         rehearsal=rehearsal,
         penalty=penalty,
@@ -261,38 +261,38 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
 
 
 def _check_labels(config: FinetuneConfig, datasets: Sequence[Dataset]) -> None:
-    """Refuse data that have no labels, or not all that the loss asks for."""
+    """Refuse data without labels, or without those of the loss."""
     refuse_unlabelled(datasets)
     _check_terms(config, datasets, config.loss, "loss")
 
 
 def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: LossConfig, name: str) -> None:
-    """Refuse a term of the loss that has a weight and, in a data set, not one label."""
+    """Refuse a weighted loss term for which a data set has no label."""
     for dataset in datasets:
         for term, sentence in without_labels(dataset, loss).items():
             label = TERMS[term].label
             if getattr(config, f"missing_{label}", "refuse") == "refuse":
                 raise ValueError(
-                    f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or say --missing_{label} allow where other "
+                    f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or set --missing_{label} allow if other "
                     f"data of the run have {term}"
                 )
 
 
 def _check_theories(config: FinetuneConfig, start: Potential, theories: Sequence[str]) -> None:
-    """Refuse data whose level of theory is neither the start's by its description nor named."""
+    """Refuse data whose level of theory is neither named nor, by its description, one of the start's."""
     named = not isinstance(config.data, Path) and all(each.theory for each in config.data)
     unknown = [theory for theory in theories if theory not in start.theories]
     if unknown and not named:
         known = ", ".join(repr(theory) for theory in start.theories)
         raise ValueError(
-            f"the data are at {', '.join(map(repr, unknown))} and {config.start} knows {known}: give each data set a "
+            f"the data are at {', '.join(map(repr, unknown))}, but {config.start} knows {known}: give each data set a "
             "`theory` (--data '[{path: ..., theory: ...}]'), one of the start's if they are compatible, or another "
             "name to add a level of theory"
         )
 
 
 def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> ForgettingConfig:
-    """Return what is measured, the target's own held-out frames if no others are named."""
+    """Return the held-out sets; the target's own held-out frames if none are named."""
     if config.forgetting.target:
         return config.forgetting
     configs = (DatasetConfig(path=config.data),) if isinstance(config.data, Path) else config.data
@@ -305,7 +305,7 @@ def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> Forgett
 
 
 def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[HeldOut]) -> Rehearsal | None:
-    """Return the data of the pretraining to go on training on, none of which may be held out."""
+    """Return the pretraining data to rehearse, checked against held-out data."""
     if config.rehearsal is None:
         return None
     datasets = rehearsal_datasets(config.rehearsal, start)
@@ -326,12 +326,12 @@ def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[Held
 def _importance(
     config: FinetuneConfig, start: Potential, potential: Potential, held_out: Sequence[HeldOut]
 ) -> Fisher | None:
-    """Return the Fisher of the penalty, which has seen nothing that is held out, if one is asked for."""
+    """Return the Fisher of the penalty, if requested, checked against held-out data."""
     if config.penalty is None or config.penalty.fisher is None:
         return None
     if (potential.elements, potential.theories) != (start.elements, start.theories):
         raise ValueError(
-            "a Fisher belongs to the weights of the start, and elements or a level of theory that are added for the "
+            "a Fisher belongs to the weights of the start, but elements or a level of theory added for the "
             "data change these: give the data a `theory` that the start knows, or leave penalty.fisher out, for L2-SP"
         )
     importance = fisher.load(config.penalty.fisher, potential, config.loss)
@@ -340,7 +340,7 @@ def _importance(
 
 
 def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | None) -> Penalty | None:
-    """Freeze, put on adapters and return the penalty, as far as these are asked for."""
+    """Freeze, add adapters and return the penalty, as requested."""
     if config.freeze:
         freeze(potential, config.freeze)
     if config.adapters is not None:
@@ -354,7 +354,7 @@ def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | No
 
 
 def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measurement | None:
-    """Return the measurement of the start by an earlier run if one is named, or by this one if it goes on."""
+    """Return the measurement of the start by an earlier run if one is named, or by this one on resume."""
     if config.forgetting.before is not None:
         return held_out_errors.load(config.forgetting.before / BEFORE, prepared.start, prepared.held_out)
     file = config.out / "forgetting" / BEFORE
@@ -364,7 +364,7 @@ def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measuremen
 
 
 def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, facts: dict) -> None:
-    """Measure what a run has made, write the report, and save the potential."""
+    """Evaluate the result of a run, write the report, and save the potential."""
     start, potential = prepared.start, prepared.potential
     budget = config.forgetting.edge_budget
     after = measure(potential, prepared.held_out, edge_budget=budget)
@@ -373,6 +373,6 @@ def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, fa
     values = write_forgetting(config.out / "forgetting", before, after, curve, {"run": config.out.resolve().name})
     for line in summary(values):
         log.info("%s", line)
-    log.info("what was learned and forgotten: %s", config.out / "forgetting" / "index.html")
+    log.info("report of learning and forgetting: %s", config.out / "forgetting" / "index.html")
     facts = provenance_of(prepared.datasets, potential) | facts
     checkpoint.save(potential, config.out / "potential", facts)

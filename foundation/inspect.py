@@ -15,13 +15,13 @@ class InspectConfig:
     data: Path
     """Manifest, or its folder."""
     verify: bool = False
-    """Whether to compare every file with its checksum as well."""
+    """Compare every file with its checksum as well."""
     out: Path | None = None
     """Folder for a page with figures: index.html, inspection.json and the figures as PNG; None writes no page."""
 
 
 def inspect(config: InspectConfig) -> tuple[Manifest, Inspection]:
-    """Return a data set and its facts, and write the page if asked.
+    """Return a data set and its facts, and write the page if requested.
 
     Raises:
         FileNotFoundError: the manifest or a file is missing.

@@ -31,21 +31,21 @@ from foundation.training.strategy import is_rank_zero
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A pretraining run. What the data determine (elements, references, scale, neighbours) comes from the manifest."""
+    """A pretraining run. Elements, references, scale and mean neighbours are those of the data."""
 
     data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the data, or its folder; or several data sets to train on together."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
-    """Length and batches."""
+    """Length of the run and batch composition."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
     start: Path | None = field(default=None, metadata=DECIDES)
-    """Released folder or finished run whose weights the run begins with; random weights when absent. The architecture
-    has to be the same, and reference energies and scale stay those of the start."""
+    """Base potential: released folder or finished run whose weights the run starts from; None: random weights. The
+    architecture must be the same; reference energies and scale stay those of the start."""
     model: ModelConfig
-    """Architecture. It has no default: the first of its options says which one it is."""
+    """Architecture, without default: the first of its options selects it."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -53,22 +53,22 @@ class PretrainConfig:
     card: CardFacts = field(default_factory=CardFacts)
     """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
-    """Replace a run that is already there."""
+    """Replace an existing run."""
 
     def __post_init__(self) -> None:
         check_lanes(self.fit.lanes, self.machine)
 
 
 def pretrain(config: PretrainConfig) -> Potential:
-    """Train a potential from scratch, or on from another, and return it, with the moving average of its weights.
+    """Train a potential from scratch or from another, and return it with the moving average of its weights.
 
     The run folder gets run.json (the resolved configuration), checkpoints/, logs/ and, at the end, potential/.
 
     Raises:
         InUse: another run holds the run folder.
-        FileExistsError: the run folder is there, and neither resume nor overwrite is set.
+        FileExistsError: the run folder exists, and neither resume nor overwrite is set.
         FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
-        ValueError: the configuration does not fit the data, or the start does not fit either.
+        ValueError: the configuration does not fit the data, or the start does not fit them.
     """
     with run_folder.opened(config) as folder:
         return _pretrain(config, folder)
@@ -107,7 +107,7 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
 
 
 def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
-    """Return what a potential was trained on, as JSON."""
+    """Return the provenance of a potential trained on data, as JSON."""
     packages = ("foundation", "torch", "e3nn", "lightning")
     return {
         "method": "pretraining",
@@ -119,7 +119,7 @@ def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
 
 
 def dataset_facts(dataset: Dataset, theories: Sequence[str]) -> dict:
-    """Return what a card has to say of data that were trained on, as JSON; of a subset, it counts its frames only."""
+    """Return facts of a training data set for a card, as JSON; for a subset, counts are of its frames."""
     statistics = dataset.manifest.split(dataset.split).statistics
     num_frames, num_atoms = statistics.num_frames, statistics.num_atoms
     if dataset.subset is not None:
@@ -136,7 +136,7 @@ def dataset_facts(dataset: Dataset, theories: Sequence[str]) -> dict:
 
 
 def hardware() -> str:
-    """Return what the program runs on, in words."""
+    """Describe the machine."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"

@@ -75,7 +75,7 @@ class StartChanges(OpenRecord):
     new_theories: tuple[str, ...] = ()
     """Levels of theory that were added."""
     same_energies: bool = True
-    """Whether the start's predictions at its levels of theory are kept."""
+    """True if the start's predictions at its levels of theory are kept."""
     references_of_new_elements: dict[str, MovedReferences] | None = None
     """Reference energies of the new elements by level of theory; None without new elements."""
     references: dict[str, MovedReferences] | None = None
@@ -310,7 +310,7 @@ class Provenance(StartChanges):
         """Configuration of the run.
 
         Raises:
-            ValueError: it is none; the message has the dotted name of an entry.
+            ValueError: it is not one; the message has the dotted name of an entry.
         """
         return typed(RunRecord, self.config, "config")
 
@@ -319,7 +319,7 @@ class Provenance(StartChanges):
         """Configuration of the fine-tuning.
 
         Raises:
-            ValueError: it is none; the message has the dotted name of an entry.
+            ValueError: it is not one; the message has the dotted name of an entry.
         """
         return typed(FinetuneRecord, self.config, "config")
 

@@ -1,11 +1,11 @@
-"""A run folder: it belongs to one run at a time, and is begun, continued or replaced, never mixed.
+"""Run folders: one run at a time starts, resumes or replaces one, never mixed.
 
-The first process of a run holds its lock from before anything is looked at to the end; the others follow it through
-their process group. The lock is a file in the folder, which is there also where the folder alone is shared, as between
-containers. So a folder that is replaced is emptied around it.
+The first process of a run holds its lock from before the checks to the end; the others follow it through their process
+group. The lock is a file in the folder, so that it works where only the folder is shared, as between containers. So a
+replaced folder is emptied around it.
 
-In this order: whether the folder may be written to, what the run goes on from, and whether that had the same
-configuration; then the run reads its data and its start; only when nothing has been refused is anything written.
+The order is: check that the folder may be written, find the checkpoint to resume from, compare its configuration; then
+the run reads its data and its start; only after all checks is anything written.
 """
 
 import json
@@ -28,27 +28,27 @@ RECORD = "run.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run folder that this run may write to."""
+    """A run folder that this run may write."""
 
     path: Path
     """The folder."""
     record: dict[str, Any]
     """Resolved configuration of the run, as JSON."""
     checkpoint: WholeCheckpoint | None
-    """Checkpoint that the run goes on from."""
+    """Checkpoint to resume from, or None."""
     empties: bool
-    """Whether an older run is removed from it."""
+    """True if an older run in it is removed."""
 
     def begin(self) -> None:
-        """Make the folder, also out of or in place of one that is there, with the configuration in run.json."""
+        """Make, resume or empty the folder, and write the configuration to run.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir() if self.empties else ():
-            if path.name not in (lock.NAME, RECORD):  # the record goes last: without it nothing is replaced
+            if path.name not in (lock.NAME, RECORD):  # the record is removed last: without it nothing is replaced
                 durable.remove(path)
         durable.write_whole(self.path / RECORD, json.dumps(self.record, indent=1) + "\n")
 
     def refuse_lost(self) -> None:
-        """Refuse to write on where the folder was deleted, moved or replaced while this process held it.
+        """Raise an error if the folder was deleted, moved or replaced while this process held it.
 
         Raises:
             Lost: it was.
@@ -58,18 +58,18 @@ class RunFolder:
 
 @contextmanager
 def opened(config: Any) -> Iterator[RunFolder]:
-    """Hold the folder of a run that may write to it; nothing but the lock is written yet.
+    """Hold the folder of a run after checking it; only the lock is written.
 
     Args:
         config: The configuration of the run.
 
     Raises:
         InUse: another run holds it.
-        FileExistsError: it is there and neither to be continued nor to be replaced, or holds something else or what
-            the run reads.
+        FileExistsError: it exists and is neither resumed nor replaced, or holds other files or those that the run
+            reads.
         NotADirectoryError: it is a file.
-        FileNotFoundError: there is no checkpoint to go on from.
-        ValueError: the run began with another configuration.
+        FileNotFoundError: no checkpoint to resume from.
+        ValueError: the run started with another configuration.
     """
     with _held(config):
         if is_rank_zero():
@@ -83,14 +83,14 @@ def opened(config: Any) -> Iterator[RunFolder]:
 
 
 def found_checkpoint(config: Any) -> WholeCheckpoint | None:
-    """Return the checkpoint that a run goes on from, if any.
+    """Return the checkpoint from which a run resumes, if any.
 
     Args:
         config: The configuration of the run.
 
     Raises:
-        FileNotFoundError: there is none to go on from.
-        ValueError: the run began with another configuration.
+        FileNotFoundError: no checkpoint to resume from.
+        ValueError: the run started with another configuration.
     """
     checkpoint = checkpoint_to_resume(config.out, config.fit.resume)
     if checkpoint is not None:
@@ -100,27 +100,27 @@ def found_checkpoint(config: Any) -> WholeCheckpoint | None:
 
 @contextmanager
 def _held(config: Any) -> Iterator[None]:
-    """Hold the folder of a run, which is made if it is not there; processes other than the first hold nothing."""
+    """Hold the folder of a run, made if missing; processes other than the first hold nothing."""
     if not is_rank_zero():
         yield
         return
     out: Path = config.out
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file, and a run needs a folder; choose another --out")
+        raise NotADirectoryError(f"{out} is a file, but a run needs a folder; choose another --out")
     new = not out.exists()
     if not (new or config.fit.resume or any(out.iterdir())):
-        raise FileExistsError(_already(out))  # empty, so it is somebody else's
+        raise FileExistsError(_already(out))  # empty, so it belongs to somebody else
     try:
         with lock.hold(lock.inside(out), out):
             yield
     finally:
         if new:
             with suppress(OSError):
-                out.rmdir()  # nothing has come of it
+                out.rmdir()  # still empty
 
 
 def _refuse_to_replace(config: Any) -> None:
-    """Refuse a folder that is there, unless it is to be continued, or is an older run that is to be replaced."""
+    """Refuse an existing folder, unless the run resumes, or replaces an older run."""
     if config.fit.resume or not occupied(config.out):
         return
     if not config.overwrite:
@@ -147,15 +147,15 @@ def refuse_in_use(out: Path) -> None:
 
 
 def occupied(out: Path) -> bool:
-    """Return whether there is anything in a run folder, besides the lock of a run that was killed at its beginning."""
+    """Return whether a run folder holds anything other than the lock of a run killed at its start."""
     return out.exists() and (not out.is_dir() or any(path.name != lock.NAME for path in out.iterdir()))
 
 
 def read_record(out: Path) -> dict[str, Any]:
-    """Return the configuration of a run as its folder has it.
+    """Return the configuration of a run from its folder.
 
     Raises:
-        ValueError: run.json cannot be read, or is no configuration.
+        ValueError: run.json cannot be read, or is not a configuration.
     """
     file = out / RECORD
     try:
@@ -164,5 +164,5 @@ def read_record(out: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read ({str(error)[:100]}); the run's checkpoints have it too") from error
     steps = record["fit"].get("steps") if isinstance(record, dict) and isinstance(record.get("fit"), dict) else None
     if type(steps) is not int or not 1 <= steps <= MAX_STEP:
-        raise ValueError(f"{file}: is no configuration of a run, which has a number of fit.steps")
+        raise ValueError(f"{file}: not the configuration of a run, which has a number fit.steps")
     return with_machine(record)

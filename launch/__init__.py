@@ -1,7 +1,7 @@
-"""The command line: everything that may import the rest.
+"""The command line, which may import everything else.
 
-SIGUSR1, with which SLURM says that a job's time is nearly up, ends a process that has no handler for it. It is held
-back here, before the imports that take seconds, and delivered when training starts
+SIGUSR1, by which SLURM announces the end of a job's time, ends a process without a handler for it. It is blocked here,
+before the imports that take seconds, and delivered when training starts
 (foundation/training/fault_tolerance/preemption.py).
 """
 

@@ -1,6 +1,6 @@
-"""The `foundation` command: runs the verb that its arguments name, and turns errors into exit codes.
+"""The `foundation` command: runs the verb named by its arguments, and turns errors into exit codes.
 
-A verb that returns an integer decides the exit code; whatever else it returns, the code is 0.
+An integer returned by a verb is the exit code; otherwise the code is 0.
 """
 
 import logging
@@ -13,11 +13,11 @@ from launch.verbs import VERBS, parse
 USER_ERRORS = (ValueError, OSError)
 """Exceptions of wrong input: shown as a sentence, without a traceback."""
 MAX_SHOWN = 10_000
-"""Longest message [characters]: they quote what was read."""
+"""Longest message [characters]; messages quote files."""
 
 
 class _Formatter(logging.Formatter):
-    """Lines of the log in which the name of a data set cannot command the terminal."""
+    """Formatter of log lines in which names cannot contain terminal commands."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a line."""
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 calls a torch interface that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)`", category=FutureWarning)
-    # Lightning looks for srun even when it is told that a shell started the run
+    # Lightning looks for srun even when told that a shell started the run
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     try:
         verb, config = parse(arguments)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as ended:
         if not isinstance(ended.__context__, KeyboardInterrupt):
             raise
-        # so Lightning ends a process that is interrupted in training, when it has let the checkpoint be written
+        # Lightning ends a process interrupted in training in this way, after the checkpoint is written
         print("foundation: interrupted; continue with --fit.resume true", file=sys.stderr)
         return 130
     except KeyboardInterrupt as error:

@@ -1,4 +1,4 @@
-"""What can be said of a run before any step of it: its folder, its lanes, its data, its micro-batches."""
+"""Checks of a run before its first step: folder, lanes, data and micro-batches."""
 
 import os
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from foundation.training.strategy import make_strategy
 
 Verdict = Literal["ok", "warn", "fail"]
 SAMPLED_BATCHES = 1024
-"""Micro-batches from the beginning of a run that are looked at."""
+"""Number of micro-batches from the beginning of a run to examine."""
 SAMPLED_BLOCKS = 32
-"""Blocks of a split whose checksums are compared, evenly spaced; with verify, every file is."""
+"""Number of evenly spaced blocks of a split whose checksums are compared; with verify, every file is."""
 FEW_STRUCTURES = 8
-"""Below so many structures in the mean micro-batch, micro-batches are of unequal size."""
+"""Number of structures in the mean micro-batch below which micro-batches are uneven."""
 UNEVEN = 1.05
-"""Above this ratio of the largest to the mean work of a process in a step, others wait for it noticeably."""
+"""Ratio of the largest to the mean work of a process in a step above which waiting is noticeable."""
 STEPS_OF_LADDER = (0.25, 0.5, 1.0)
-"""Sizes of the micro-batches to which lines are fitted, as shares of the largest."""
+"""Sizes of the micro-batches to which lines are fitted, as fractions of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Check:
     name: str
     """Subject of the check."""
     verdict: Verdict
-    """ok, warn: look at it, or fail: the run would not come to its end."""
+    """ok; warn: needs attention; fail: the run would not finish."""
     finding: str
     """Finding."""
     advice: str = ""
@@ -50,13 +50,13 @@ class Check:
 
 
 def check_folder(config: PretrainConfig) -> Check:
-    """Return whether the run folder can be made, or goes on."""
+    """Check that the run folder can be made or resumed."""
     out = config.out
     if out.exists() and not config.fit.resume and not config.overwrite:
         return Check(
             name="run folder",
             verdict="fail",
-            finding=f"{out} is there already",
+            finding=f"{out} already exists",
             advice="continue it with --fit.resume true, replace it with --overwrite true, or choose another --out",
         )
     try:
@@ -73,16 +73,16 @@ def check_folder(config: PretrainConfig) -> Check:
             finding=f"{existing_parent(out)} cannot be written to",
             advice="choose another --out",
         )
-    return Check(name="run folder", verdict="ok", finding=f"{out}, {'goes on' if checkpoint else 'new'}")
+    return Check(name="run folder", verdict="ok", finding=f"{out}, {'resumes' if checkpoint else 'new'}")
 
 
 def existing_parent(path: Path) -> Path:
-    """Return the folder that is there and in which a path is, or would be made."""
+    """Return the nearest existing folder of a path."""
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
 def check_lanes(fit: FitConfig, machine: MachineConfig) -> Check:
-    """Return how lanes are shared; a number of processes that does not divide them is refused by the config itself."""
+    """Return the division of lanes; the config itself refuses a number of processes that does not divide them."""
     world_size = machine.world_size
     sizes = ", ".join(str(size) for size in range(1, fit.lanes + 1) if fit.lanes % size == 0)
     return Check(
@@ -94,7 +94,7 @@ def check_lanes(fit: FitConfig, machine: MachineConfig) -> Check:
 
 
 def check_strategy(config: PretrainConfig) -> Check:
-    """Return whether the strategy works with so many processes and what is installed."""
+    """Check that the strategy works with the number of processes and the installed packages."""
     machine = config.machine
     try:
         make_strategy(machine.strategy, machine.world_size, config.optim.clip_norm)
@@ -104,7 +104,7 @@ def check_strategy(config: PretrainConfig) -> Check:
 
 
 def check_files(dataset: Dataset, *, verify: bool, quarantine: bool) -> Check:
-    """Return whether the shards of training and validation are there, and a sample of their blocks (or all) intact."""
+    """Check that the shards of training and validation exist, and that a sample of their blocks (or all) is intact."""
     manifest, checked = dataset.manifest, 0
     name = f"shards of {manifest.provenance.name}"
     splits = {part: manifest.splits[part] for part in (dataset.split, "val") if part in manifest.splits}
@@ -123,7 +123,7 @@ def check_files(dataset: Dataset, *, verify: bool, quarantine: bool) -> Check:
     except (ValueError, OSError) as error:
         advice = "copy or build them again"
         if quarantine:
-            advice += "; the run would leave out the frames of such blocks (corrupt: quarantine)"
+            advice += "; the run would leave out the frames of these blocks (corrupt: quarantine)"
         return Check(name=name, verdict="warn" if quarantine else "fail", finding=str(error), advice=advice)
     shards, size = (sum(values) for values in zip(*((len(s.shards), _bytes(s)) for s in splits.values()), strict=True))
     intact = "every file has its checksum" if verify else f"{checked} blocks read and intact"
@@ -137,11 +137,11 @@ def _bytes(split: Split) -> int:
 def _check_size(path: Path, num_bytes: int) -> None:
     size = path.stat().st_size
     if size != num_bytes:
-        raise OSError(f"{path}: {size} bytes, the manifest says {num_bytes}")
+        raise OSError(f"{path}: {size} bytes, but {num_bytes} in the manifest")
 
 
 def check_cutoff(dataset: Dataset, cutoff: float) -> Check:
-    """Return whether the edges of a data set were counted at the model's cutoff."""
+    """Check that the edges of a data set were counted at the model's cutoff."""
     statistics, name = dataset.manifest.split(dataset.split).statistics, f"cutoff of {dataset.manifest.provenance.name}"
     try:
         statistics.cutoff_number(cutoff)
@@ -156,19 +156,19 @@ class Batches:
     """Micro-batches from the beginning of a run, step by step and lane by lane."""
 
     frames: Int64[np.ndarray, " frames"]
-    """Their frames, numbered as the plan does, one micro-batch after another."""
+    """Their frames, numbered as in the plan, one micro-batch after another."""
     frame_edges: Int64[np.ndarray, " frames"]
-    """Directed edges of each frame."""
+    """Number of directed edges of each frame."""
     ends: Int64[np.ndarray, " batches_plus_one"]
     """Micro-batch i is frames ends[i] to ends[i + 1] - 1."""
     edges: Int64[np.ndarray, "steps lanes"]
-    """Directed edges of each micro-batch."""
+    """Number of directed edges of each micro-batch."""
     atoms: Int64[np.ndarray, "steps lanes"]
-    """Atoms of each micro-batch."""
+    """Number of atoms of each micro-batch."""
     graphs: Int64[np.ndarray, "steps lanes"]
-    """Structures of each micro-batch."""
+    """Number of structures of each micro-batch."""
     largest_frame: int
-    """The largest structure of all that the run takes, seen here or not."""
+    """Number of the largest structure of the run, sampled or not."""
     largest_frame_edges: int
     """Its edges."""
 
@@ -179,7 +179,7 @@ class Batches:
         return len(self.ends) - 1
 
     def cut(self, frames: Int64[np.ndarray, " frames"], largest: int) -> Int64[np.ndarray, " fewer"]:
-        """Return as many of the first frames of a micro-batch as have so many edges, at least one."""
+        """Return the first frames of a micro-batch with up to `largest` edges, at least one."""
         if len(frames) == 1:
             return frames
         order = np.argsort(self.frames, kind="stable")
@@ -193,7 +193,7 @@ class Batches:
 
     @property
     def largest(self) -> int:
-        """Edges of the largest micro-batch that was seen or, of a structure alone, that there is."""
+        """Number of edges of the largest sampled micro-batch, or of the largest single structure if that is larger."""
         return max(int(self.edges.max()), self.largest_frame_edges)
 
 
@@ -242,11 +242,11 @@ class _Counts:
         return atoms, edges
 
     def largest(self, plan: Plan) -> tuple[int, int]:
-        """Return the largest structure that the plan takes, and its edges."""
+        """Return the largest structure of the plan, and its number of edges."""
         limit = int(plan.settings["edge_budget"] or 0) if plan.settings["oversize"] == "skip" else np.inf
         found = (0, 0)
         for (index, cutoff), first in zip(self._sets, self._first, strict=False):
-            # a block of more than the limit may hold smaller frames: those of a sample stand for them
+            # a block above the limit may hold smaller frames: a sample represents them
             most = np.where(index.blocks.max_edges[:, cutoff] <= limit, index.blocks.max_edges[:, cutoff], 0)
             if len(most) and most.max() > found[1]:
                 start, stop = index.first_frame[int(most.argmax()) : int(most.argmax()) + 2].tolist()
@@ -256,7 +256,7 @@ class _Counts:
 
 
 def check_batches(fit: FitConfig, world_size: int, plan: Plan, batches: Batches) -> list[Check]:
-    """Return how the plan fills its micro-batches, and how evenly."""
+    """Check the filling of the plan's micro-batches, and its evenness."""
     structures = float(batches.graphs.mean())
     per_step = f"{batches.edges.sum(axis=1).mean():,.0f} edges, {batches.atoms.sum(axis=1).mean():,.0f} atoms and "
     per_step += f"{batches.graphs.sum(axis=1).mean():,.0f} structures a step"
@@ -269,7 +269,7 @@ def check_batches(fit: FitConfig, world_size: int, plan: Plan, batches: Batches)
             name="micro-batches",
             verdict="warn" if few else "ok",
             finding=f"{structures:.1f} structures each, {fill:.1%} of the edge budget; {per_step}",
-            advice=f"with fewer than {FEW_STRUCTURES} they come out uneven: raise edge_budget, and take fewer lanes"
+            advice=f"with fewer than {FEW_STRUCTURES} they are uneven: raise edge_budget, and use fewer lanes"
             if few
             else "",
         ),
@@ -301,7 +301,7 @@ def _check_oversize(fit: FitConfig, plan: Plan, batches: Batches) -> Check:
 
 
 def kinds_of(batches: Batches, datasets: Sequence[Dataset]) -> dict[str, Int64[np.ndarray, " _"]]:
-    """Return the micro-batches that have to go through, by what is special about each."""
+    """Return the special micro-batches that must fit, by their property."""
     edges, atoms, graphs = (values.ravel() for values in (batches.edges, batches.atoms, batches.graphs))
     chosen = {
         "smallest": int(np.where(graphs > 0, edges, edges.max() + 1).argmin()),
@@ -326,7 +326,7 @@ def kinds_of(batches: Batches, datasets: Sequence[Dataset]) -> dict[str, Int64[n
 def ladder_of(batches: Batches, largest: int) -> list[Int64[np.ndarray, " _"]]:
     """Return the frames of micro-batches of growing size, up to a number of edges."""
     edges = batches.frame_edges
-    # of small structures, or one of them would be the whole of the smallest micro-batch
+    # of small structures, because a large one could fill the smallest micro-batch
     small = edges <= max(STEPS_OF_LADDER[0] * largest / 2, edges.min())
     ends = np.cumsum(edges[small])
     counts = [max(1, int(np.searchsorted(ends, share * largest, side="right"))) for share in STEPS_OF_LADDER]

@@ -1,4 +1,4 @@
-"""The command behind `--` of a launcher: what may stand there, checked before anything is written or started.
+"""The command after `--` of a launcher, checked before anything is written or started.
 
 A wrong option found now costs a second; found by the job it costs a night in the queue.
 """
@@ -10,21 +10,21 @@ from typing import Any
 from foundation.run_folder import occupied
 
 Parse = Callable[[list[str]], tuple[str, Any]]
-"""The command line's own parser: arguments to the verb and its config."""
+"""Type of the command line's parser: arguments to the verb and its config."""
 VERBS_THAT_TRAIN = ("pretrain", "finetune")
 RESUME = ("--fit.resume", "auto")
-"""A first start begins, every further one continues from the newest checkpoint."""
+"""Option by which the first start begins, and every further one continues from the newest checkpoint."""
 SCRIPT, LOGS = "job.sbatch", "slurm-*.log"
-"""Files that a launcher leaves in a run folder before there is a run."""
+"""Files of a launcher in a run folder before the run exists."""
 SHOWN = 60
-"""Characters of a refused value that its error shows."""
+"""Longest part of a refused value in an error [characters]."""
 
 
 def refuse_unprintable(name: str, value: str) -> None:
-    """Refuse a value with a character that a person who reads a script would not see, a line break above all.
+    """Refuse a value with a character invisible to a reader of the script, above all a line break.
 
     Raises:
-        ValueError: naming the option and the character.
+        ValueError: it has one; the message names option and character.
     """
     for place, character in enumerate(value):
         if not character.isprintable():
@@ -36,17 +36,17 @@ def refuse_unprintable(name: str, value: str) -> None:
 
 
 def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tuple[Any, list[str]]:
-    """Return the config that a command amounts to, and the options that the launcher adds to it.
+    """Return the config of a command, and the options that the launcher adds to it.
 
     Raises:
         ValueError: no command, not one that trains, an option that the launcher sets, a word or a run folder with a
-            character that cannot be printed, or what the config refuses.
-        FileExistsError: the run folder is there and the command does not say to continue it.
+            character that cannot be printed, or the config is refused.
+        FileExistsError: the run folder exists and the command does not resume it.
     """
     if not words:
-        raise ValueError("no command: put it behind --, for example `-- pretrain --config configs/pretrain/X.yaml`")
+        raise ValueError("no command: put it after --, for example `-- pretrain --config configs/pretrain/X.yaml`")
     if words[0] not in VERBS_THAT_TRAIN:
-        raise ValueError(f"`{words[0]}` does not train, so there is nothing to launch; run it directly")
+        raise ValueError(f"`{words[0]}` does not train, so it cannot be launched; run it directly")
     option = "the command"
     for word in words:
         option = f"{word.partition('=')[0]} in the command" if word.startswith("--") else option
@@ -59,7 +59,7 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
     if config.overwrite:
         raise ValueError("--overwrite in the command: a job may start more than once; remove the old run yourself")
     if getattr(config, "sweep", None) and config.machine.world_size > 1:
-        raise ValueError("--sweep in the command: a sweep starts processes of its own, so launch it as one process")
+        raise ValueError("--sweep in the command: a sweep starts its own processes, so launch it as one process")
     if config.fit.resume:
         return config, added
     refuse_unprintable("out of the command", str(config.out))
@@ -75,4 +75,4 @@ def _refuse_existing(out: Path) -> None:
             f"{out} already holds a run; continue it with --fit.resume auto in the command, or choose another --out"
         )
     if any(path.name != SCRIPT and not path.match(LOGS) for path in out.iterdir()):
-        raise FileExistsError(f"{out} already exists and is no run; choose another --out in the command")
+        raise FileExistsError(f"{out} already exists and is not a run; choose another --out in the command")

@@ -1,4 +1,4 @@
-"""`foundation build --corpus NAME`: a public corpus by its name, in place of a source and a provenance."""
+"""`foundation build --corpus NAME`: a public corpus by name, in place of a source and a provenance."""
 
 import argparse
 import dataclasses
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 HELP = """--corpus NAME stands for the source and the provenance of a public corpus; --download fetches its files first,
-resuming what an earlier call left, into --folder (runs/corpora/NAME when absent). Known: """ + ", ".join(CORPORA)
+resuming an earlier call, into --folder (by default runs/corpora/NAME). Known: """ + ", ".join(CORPORA)
 
 
 def expand_corpus(arguments: list[str]) -> list[str]:
-    """Return the arguments behind `build` with a corpus's name replaced by the options that it stands for.
+    """Return the arguments after `build` with a corpus's name replaced by its options.
 
     Raises:
-        ValueError: there is no such corpus, it cannot be downloaded, or several processes were to download it.
+        ValueError: no such corpus, it cannot be downloaded, or several processes would download it.
         FileNotFoundError: its files are not in the folder.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -35,17 +35,17 @@ def expand_corpus(arguments: list[str]) -> list[str]:
     folder = known.folder or Path("runs/corpora") / known.corpus
     if known.download:
         if any(name in os.environ for name in LAUNCHERS):
-            raise ValueError("one process downloads: run with --download once without mpirun, then build under it")
+            raise ValueError("only one process may download: use --download once without mpirun, then build under it")
         corpus = find_corpus(known.corpus)
         with lock.hold(lock.inside(folder), folder):
             fetch(corpus, folder)
     source, provenance = corpus_build(known.corpus, folder)
-    # before the other options, so that any of it can be overridden
+    # before the other options, so that these can override it
     return [f"--source={_told(source)}", f"--provenance={_told(provenance)}", *rest]
 
 
 def _told(config: "DataclassInstance") -> str:
-    """Return as JSON what of a config differs from its defaults."""
+    """Return the options of a config that differ from its defaults, as JSON."""
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     defaults = {item.name: item.default for item in dataclasses.fields(config)}
     return json.dumps({name: value for name, value in values.items() if value != defaults[name]})

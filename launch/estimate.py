@@ -1,4 +1,4 @@
-"""What measurements of a step say of a whole run: memory, the largest budget, time, cost, disk."""
+"""Estimates for a whole run from measurements of a step: memory, largest budget, time, cost and disk."""
 
 import math
 import shutil
@@ -15,25 +15,25 @@ from launch.checks import Check
 from launch.slurm import seconds_of
 
 MEMORY_MARGIN = 0.15
-"""Share of the memory that is left free: sizes of micro-batches vary, and memory is allocated in pieces."""
+"""Fraction of the memory to leave free: sizes of micro-batches vary, and memory is allocated in pieces."""
 VISIBLE_BYTES = 8 * 2**20
-"""Rise of the memory from the smallest to the largest micro-batch that was tried, below which it is noise."""
+"""Rise of the memory from the smallest to the largest measured micro-batch, below which it is noise [bytes]."""
 SLACK = 0.1
-"""A data worker should be faster than the device by this share."""
+"""Fraction by which a data worker should be faster than the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What the micro-batches of a run ask of its devices."""
+    """Work of a run's micro-batches for its devices."""
 
     mean_edges: float
-    """Directed edges of the mean micro-batch."""
+    """Number of directed edges of the mean micro-batch."""
     largest: int
-    """Directed edges of the largest."""
+    """Number of directed edges of the largest micro-batch."""
     unevenness: float
-    """Largest over mean work of a process in a step."""
+    """Ratio of the largest to the mean work of a process in a step."""
     validation_edges: int
-    """Directed edges of all validation frames."""
+    """Number of directed edges of all validation frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Line:
     """A quantity as a line in the number of edges."""
 
     fixed: float
-    """Its value without edges."""
+    """Value without edges."""
     slope: float
-    """Increase for each edge."""
+    """Increase per edge."""
     at: tuple[int, ...]
-    """The numbers of edges that it was fitted to."""
+    """Numbers of edges of the fit."""
 
     def __call__(self, edges: float) -> float:
         """Return its value at a number of edges."""
@@ -53,7 +53,7 @@ class Line:
 
     @staticmethod
     def through(edges: Sequence[int], values: Sequence[float]) -> "Line":
-        """Return the least-squares line; neither part is below zero."""
+        """Return the least-squares line with nonnegative parts."""
         x, y = np.array(edges, dtype=float), np.array(values, dtype=float)
         slope, fixed = np.polyfit(x, y, 1) if len(set(edges)) > 1 else (0.0, float(y.mean()))
         if fixed < 0:
@@ -62,7 +62,7 @@ class Line:
 
 
 def lines(ladder: Sequence[Trial]) -> tuple[Line, Line]:
-    """Return the time [s] and the peak of the memory [bytes] of the trials of growing size."""
+    """Return lines of the time [s] and the peak memory [bytes] of the trials of growing size."""
     good = [trial for trial in ladder if not trial.trouble]
     edges = [trial.num_edges for trial in good]
     seconds = Line.through(edges, [trial.seconds for trial in good])
@@ -70,7 +70,7 @@ def lines(ladder: Sequence[Trial]) -> tuple[Line, Line]:
 
 
 def check_kinds(measured: Sequence[Measured]) -> Check:
-    """Return whether every kind of micro-batch went through forward and backward with finite numbers."""
+    """Check that every kind of micro-batch had forward and backward passes with finite numbers."""
     trials = [trial for one in measured for trial in (*one.ladder, *one.kinds)]
     troubles = [
         f"{trial.name or 'plain'} ({trial.num_edges:,} edges): {trial.trouble}" for trial in trials if trial.trouble
@@ -87,23 +87,23 @@ def check_kinds(measured: Sequence[Measured]) -> Check:
 
 
 def check_memory(memory: Line, largest: int, fit: FitConfig, limit: float, *, here: bool) -> Check:
-    """Return whether the largest micro-batch fits a device, and the largest budget that does.
+    """Check that the largest micro-batch fits a device, and find the largest budget that does.
 
     Args:
         memory: Peak of a process, or of a GPU [bytes].
-        largest: Edges of the largest micro-batch of the run.
-        fit: The loop.
+        largest: Number of edges of the largest micro-batch of the run.
+        fit: Section fit.
         limit: Memory of a device [bytes].
         here: Whether the run's own kind of device was measured.
     """
     room = (1 - MEMORY_MARGIN) * limit
     needed = memory(largest)
-    finding = f"{memory.slope / 1e3:,.1f} kB an edge and {memory.fixed / 2**30:.2f} GiB besides "
+    finding = f"{memory.slope / 1e3:,.1f} kB per edge plus {memory.fixed / 2**30:.2f} GiB "
     finding += f"(fitted at {', '.join(f'{edges:,}' for edges in memory.at)} edges)"
     finding += f"; {needed / 2**30:.2f} of {limit / 2**30:.1f} GiB for the largest micro-batch of {largest:,} edges"
-    advice = f"micro-batches of {memory.at[-1]:,} edges are too small to tell what an edge takes"
+    advice = f"micro-batches of {memory.at[-1]:,} edges are too small to measure the memory per edge"
     if memory.slope * (memory.at[-1] - memory.at[0]) > VISIBLE_BYTES:
-        # a micro-batch may be larger than the budget, by as much as in the part of the run that was looked at
+        # a micro-batch may exceed the budget, by as much as in the sampled part of the run
         ratio = max(1.0, largest / fit.edge_budget) if fit.oversize != "alone" else 1.0
         budget = max(0, int((room - memory.fixed) / memory.slope / ratio))
         advice = f"the largest edge_budget that leaves {MEMORY_MARGIN:.0%} free is {budget:,}"
@@ -116,12 +116,12 @@ def check_memory(memory: Line, largest: int, fit: FitConfig, limit: float, *, he
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """How long a run takes, and how that was found."""
+    """Duration of a run, and its parts."""
 
     step: float
     """Time of a step [s]."""
     reduce: float
-    """Of which the all-reduce of the gradient [s]."""
+    """Time of the all-reduce of the gradient in a step [s]."""
     steps: float
     """Time of all steps [s]."""
     validations: float
@@ -138,7 +138,7 @@ class Duration:
 def duration(
     fit: FitConfig, machine: MachineConfig, measured: Sequence[Measured], work: Workload, edges_per_second: float | None
 ) -> Duration:
-    """Return how long a run takes; with a speed in edges/s given, from that instead of what was measured here."""
+    """Return the duration of a run, from measurements here or from a given speed in edges/s."""
     world_size = machine.world_size
     seconds = max(lines(one.ladder)[0](work.mean_edges) for one in measured)
     if edges_per_second:
@@ -149,7 +149,7 @@ def duration(
     step = fit.lanes // world_size * seconds * work.unevenness + reduce
     if not edges_per_second:
         step += max(one.optimizer_seconds for one in measured)
-    # validation is inference, a constant share of the time of training
+    # validation is inference, a constant fraction of the time of training
     share = max(one.inference_seconds / one.ladder[-1].seconds for one in measured)
     validation = work.validation_edges / world_size / work.mean_edges * seconds * share
     return Duration(
@@ -162,12 +162,12 @@ def duration(
 
 
 def prepare_per_edge(measured: Sequence[Measured]) -> float:
-    """Return the time a data worker takes for an edge [s]."""
+    """Return the time of a data worker per edge [s]."""
     return max(one.prepare_seconds / one.ladder[-1].num_edges for one in measured)
 
 
 def check_workers(machine: MachineConfig, measured: Sequence[Measured], edges_per_second: float | None) -> Check:
-    """Return whether the data workers of a process keep up with its device."""
+    """Check that the data workers of a process keep up with its device."""
     prepare = prepare_per_edge(measured)
     compute = (
         1 / edges_per_second if edges_per_second else measured[0].ladder[-1].seconds / measured[0].ladder[-1].num_edges
@@ -177,7 +177,7 @@ def check_workers(machine: MachineConfig, measured: Sequence[Measured], edges_pe
     finding += f"{machine.num_workers} workers"
     if machine.num_workers == 0:
         share = prepare / (prepare + compute)
-        late, finding = share > SLACK, f"{finding}: preparing in turn takes {share:.1%} of a step"
+        late, finding = share > SLACK, f"{finding}: preparation in the same process takes {share:.1%} of a step"
     else:
         late = machine.num_workers < needed
     return Check(
@@ -189,7 +189,7 @@ def check_workers(machine: MachineConfig, measured: Sequence[Measured], edges_pe
 
 
 def check_reduce(machine: MachineConfig, measured: Sequence[Measured]) -> Check:
-    """Return what the all-reduce of the gradient takes, within this node."""
+    """Return the time of the all-reduce of the gradient within this node."""
     size, processes = measured[0].gradient_bytes, len(measured)
     seconds = max((one.reduce_seconds or 0.0) for one in measured)
     finding = f"gradient {size / 1e6:.2f} MB"
@@ -199,7 +199,7 @@ def check_reduce(machine: MachineConfig, measured: Sequence[Measured]) -> Check:
         return Check(
             name="all-reduce",
             verdict="warn",
-            finding=f"{finding}; not measured: {machine.devices} processes of a node cannot run here",
+            finding=f"{finding}; not measured: a node's {machine.devices} processes cannot run here",
             advice="run preflight on a compute node as well",
         )
     # bus bandwidth as nccl-tests defines it: every byte crosses the slowest link 2 (n - 1) / n times
@@ -211,21 +211,21 @@ def check_reduce(machine: MachineConfig, measured: Sequence[Measured]) -> Check:
 
 
 def check_disk(fit: FitConfig, folder: Path, measured: Measured, limit: float | None) -> Check:
-    """Return whether the checkpoints that are kept fit the disk, one more while it is written, and the best."""
+    """Check that the kept checkpoints, the best and one being written fit the disk."""
     size = measured.checkpoint_bytes
     needed = size * (fit.keep_checkpoints + 2)
     free = shutil.disk_usage(folder).free if limit is None else limit
     writes = math.ceil(fit.steps / fit.checkpoint_every)
-    finding = f"{size / 1e6:,.1f} MB a checkpoint, written in {measured.checkpoint_seconds:.2f} s, {writes} times; "
+    finding = f"{size / 1e6:,.1f} MB per checkpoint, written in {measured.checkpoint_seconds:.2f} s, {writes} times; "
     finding += f"{fit.keep_checkpoints} newest, the best and one being written: {needed / 1e9:,.3g} GB "
     finding += f"of {free / 1e9:,.1f} GB free"
     if needed > free:
-        return Check(name="disk", verdict="fail", finding=finding, advice="make room, or lower keep_checkpoints")
+        return Check(name="disk", verdict="fail", finding=finding, advice="free space, or lower keep_checkpoints")
     return Check(name="disk", verdict="ok", finding=finding)
 
 
 def check_time(hours: float, time_limit: str | None) -> Check:
-    """Return whether a run of so many hours ends within the time limit of a job."""
+    """Check that a run of this duration ends within the time limit of a job."""
     finding = f"{hours:,.2f} h in all"
     if time_limit is None:
         return Check(name="time limit", verdict="ok", finding=f"{finding}; no --time_limit given")

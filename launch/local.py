@@ -1,4 +1,4 @@
-"""Processes on this machine, started again together when one of them fails: torchrun's agent, in this process."""
+"""Processes on this machine, restarted together when one of them fails: torchrun's agent, in this process."""
 
 import os
 import signal
@@ -16,17 +16,17 @@ from foundation.training.fault_tolerance.watchdog import TRY_AGAIN
 from launch.command import Parse, check
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
-"""Signals that go on to the processes."""
+"""Signals that are passed on to the processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """Processes on this machine, started again when one fails. The command to run comes after `--`."""
+    """Processes on this machine, restarted when one fails. The command to run comes after `--`."""
 
     processes: int
-    """Processes, one for each GPU if there are any."""
+    """Number of processes, one per GPU if there are any."""
     max_restarts: int = 3
-    """Number of times that they are started again."""
+    """Number of restarts."""
     command: tuple[str, ...]
     """Command to run."""
 
@@ -39,10 +39,10 @@ def launch_local(config: LocalConfig, parse: Parse) -> None:
     """Check the command and run it on several processes.
 
     Raises:
-        ChildProcessError: the processes failed once more than they may.
-        PreemptedError: they stopped and can go on, after a signal or because nothing moved.
+        ChildProcessError: the processes failed more often than max_restarts.
+        PreemptedError: they stopped after a signal or a stall and can be resumed.
         ValueError: the command is wrong.
-        FileExistsError: the run folder is already there.
+        FileExistsError: the run folder already exists.
         InUse: another run holds it.
     """
     run, added = check(config.command, parse, {"--machine.devices": config.processes, "--machine.num_nodes": 1})
@@ -57,9 +57,9 @@ def launch_local(config: LocalConfig, parse: Parse) -> None:
         max_restarts=config.max_restarts,
         signals_to_handle=",".join(FORWARDED),
     )
-    # torch keeps one store over restarts, in which new processes find the addresses of dead ones and wait for them
+    # torch keeps one store over restarts, in which new processes find and wait for addresses of dead ones
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # held back since the start for the sake of a process that trains; the agent passes it on
+    # blocked since the start for a process that trains; the agent passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     try:
         elastic_launch(agent, sys.executable)("-m", "launch", *config.command, *added)
@@ -68,8 +68,8 @@ def launch_local(config: LocalConfig, parse: Parse) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode == TRY_AGAIN:
-            raise PreemptedError(f"process {rank} ended so that it can be started again") from None
+            raise PreemptedError(f"process {rank} stopped and can be started again") from None
         raise ChildProcessError(
             f"process {rank} failed with exit code {failure.exitcode} after {config.max_restarts} restarts; "
-            "what it said is above"
+            "its output is above"
         ) from None

@@ -1,8 +1,8 @@
-"""Options that are one of several configurations, such as the architectures and the sources: the one that is meant.
+"""Choice among several configurations of an option, such as the architectures and the sources.
 
-The parser tries the members of such a union in turn and takes --model.cutoff for the first that has a cutoff, whatever
-else is said. Members are told apart by their first field, which has no default, so whoever gives it has chosen; the
-parser is then told of that member alone.
+The parser tries the members of such a union in turn and takes --model.cutoff as that of the first one with a cutoff,
+regardless of other options. Members differ in their first field, which has no default, so giving it selects the member;
+the parser is then given only that member.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any, get_args, get_type_hints
 from launch.yaml_files import read_mapping
 
 SPECIAL = {"class_path", "init_args", "help"}
-"""Words of the parser itself in the place of options."""
+"""The parser's own words in place of options."""
 Union = tuple[type, ...]
-"""The configurations that an option may be."""
+"""Configurations that an option may be."""
 
 
 def unions(config_class: Any, prefix: str = "") -> Iterator[tuple[str, Union]]:
-    """Yield the dotted names of the options that are one of several configurations, with these."""
+    """Yield the dotted names and members of the options that are one of several configurations."""
     hints = get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
         hint, dotted = hints[item.name], prefix + item.name
@@ -39,17 +39,17 @@ def chosen(
     arguments: Sequence[str],
     value_of: Callable[[str], object],
 ) -> type | None:
-    """Return the member whose first field is given, in files or by arguments; None if none is.
+    """Return the member whose first field is given, in files or by arguments, or None.
 
     Args:
         dotted: Name of the option.
-        members: The configurations that it may be.
+        members: Configurations that it may be.
         options: Options of the whole configuration, from files.
         arguments: Arguments of the command line.
-        value_of: What the text of an argument stands for.
+        value_of: Function from the text of an argument to its value.
 
     Raises:
-        ValueError: first fields of several are given, or other fields only.
+        ValueError: first fields of several are given, or only other fields.
     """
     given = set().union(*(_names(_at(values, dotted)) for values in options))
     given |= _of_arguments(dotted, arguments, value_of)
@@ -58,7 +58,7 @@ def chosen(
     if len(found) > 1:
         raise ValueError(f"{dotted}: {' and '.join(found)} belong to different kinds of {dotted}; give one of them")
     if given and not found and not given & SPECIAL:
-        raise ValueError(f"{dotted}: say which kind of {dotted} it is, by one of the options {', '.join(firsts)}")
+        raise ValueError(f"{dotted}: the kind of {dotted} is missing; give one of the options {', '.join(firsts)}")
     return firsts[found[0]] if found else None
 
 
@@ -69,14 +69,14 @@ def _at(values: Any, dotted: str) -> Any:
 
 
 def _names(value: Any) -> set[str]:
-    """Return the names of the options in a value: a mapping, or the name of a file of one."""
+    """Return the names of the options in a value: a mapping, or the name of a file with one."""
     if isinstance(value, str) and is_file(Path(value)):
         value = read_mapping(Path(value))
     return set(value) if isinstance(value, Mapping) else set()
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a file under a name, which may also be text that is too long for one."""
+    """Return whether a file exists; the name may be too long for one."""
     try:
         return path.is_file()
     except OSError:

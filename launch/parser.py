@@ -1,4 +1,4 @@
-"""Arguments to a config object: a YAML file, dotted options over it, and errors that are one sentence."""
+"""Parser of arguments to a config object: YAML files, dotted options over them, and errors of one sentence."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ from foundation.configuration import resolved
 from launch.members import chosen, is_file, unions
 from launch.yaml_files import InvalidYaml, YamlLoader, parse_yaml, read_mapping, to_yaml
 
-IN_PLAIN_WORDS = (
+REPLACEMENTS = (
     (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),
     (r"\n\s*Given value type: .*\s+Given value: .*", ""),
     (r"\n\s*- Expected a <class 'NoneType'>.*", ""),
@@ -30,9 +30,9 @@ IN_PLAIN_WORDS = (
     (r"\n\s*- ", "; or "),
     (r"Problem with given class_path '[^']*':", ""),
     (r"Parser key \"([^\"]*)\":", r"\1:"),
-    (r"Group '([^']*)' does not accept option '([^']*)'", r"there is no option '\1.\2'"),
-    (r"Option ('[^']*') is not accepted", r"there is no option \1"),
-    (r"([\w.]+):\s+there is no option '", r"there is no option '\1."),
+    (r"Group '([^']*)' does not accept option '([^']*)'", r"unknown option '\1.\2'"),
+    (r"Option ('[^']*') is not accepted", r"unknown option \1"),
+    (r"([\w.]+):\s+unknown option '", r"unknown option '\1."),
     (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
     (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
     (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
@@ -42,19 +42,19 @@ IN_PLAIN_WORDS = (
     (r"Exceeds the limit \(\d+ digits\) for integer string conversion.*", "too large for a number"),
     (r"\s*\n\s*", " "),
 )
-"""Patterns that take the parser's words for its own types out of a message, and what takes their place."""
+"""Patterns of the parser's terms for its types in a message, with their replacements."""
 
 MAX_MESSAGE = 1000
-"""Longest message of the parser [characters]: it quotes what was read."""
+"""Longest message of the parser [characters]; it quotes files."""
 COMMAND = "command"
-"""Field of the config of a launcher: the words behind `--`."""
+"""Field of a launcher's config: the words after `--`."""
 MISSING = object()
 PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
 HELP = ("-h", "--help")
 KEY_WIDTH = 26
-"""Characters of the column of options."""
+"""Width of the column of options [characters]."""
 OPTIONS = {"--from": "--from_"}
-"""Options of a plain name that Python keeps for itself, so that no field of a dataclass can have it."""
+"""Options whose names are Python keywords, with the names of their fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Loaded:
     config: type
     """Dataclass whose fields are the options."""
     run: Callable[[Any], object]
-    """Function of the config; the integer that it returns is the exit code."""
+    """Function of the config; an integer result is the exit code."""
     expand: Callable[[list[str]], list[str]] = list
-    """Rewrites the arguments behind the verb before they are parsed."""
+    """Function that rewrites the arguments after the verb before parsing."""
     epilog: str | None = None
     """Text below the options."""
 
@@ -78,38 +78,38 @@ class Verb:
     help: str
     """Phrase for the list of verbs."""
     load: Callable[[], Loaded]
-    """Imports the code."""
+    """Function that imports the code."""
     keys: tuple[str, ...] = ()
-    """Options that --help shows; the others come with `--help all`. All of them if empty."""
+    """Options shown by --help (all if empty); `--help all` shows the others."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
     """A parser whose errors are one sentence, without a page of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the arguments; the parsers inside this one, whose errors it reads, do that in their own way."""
+        """Refuse the arguments; inner parsers, whose errors this one reads, keep their own way."""
         if not self.exit_on_error:
             super().error(message, ex)
-        message = in_plain_words(message).rstrip(".")
+        message = simplified(message).rstrip(".")
         guess = near_option(message, [action.dest for action in self._actions])
         raise ValueError(f"{message}{guess}. All options: {self.prog} --help all") from ex
 
 
-def in_plain_words(message: str) -> str:
-    """Return what the parser has to say without its words for types, in one line of bounded length."""
+def simplified(message: str) -> str:
+    """Return the parser's message without its terms for types, in one line of bounded length."""
     message = message[: 10 * MAX_MESSAGE]
-    for pattern, plain in IN_PLAIN_WORDS:
+    for pattern, plain in REPLACEMENTS:
         message = re.sub(pattern, plain, message)
     message = message.strip()
     return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
 
 
 def near_option(message: str, names: Sequence[str]) -> str:
-    """Return a question for the option that was meant, where a message is about one that does not exist.
+    """Return a suggestion for a misspelt option in a message, or ''.
 
-    An option that has moved to another section is found by its last name, a misspelt one by its letters.
+    An option that moved to another section is found by its last name, a misspelt one by its letters.
     """
-    found = re.search(r"(?:there is no option '|unrecognized arguments: --)([\w.-]+)", message)
+    found = re.search(r"(?:unknown option '|unrecognized arguments: --)([\w.-]+)", message)
     if found is None:
         return ""
     last = found[1].rpartition(".")[2]
@@ -119,7 +119,7 @@ def near_option(message: str, names: Sequence[str]) -> str:
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:
-    """Return the help of the command as a whole."""
+    """Return the help of the whole command."""
     lines = [f"  {name:<14}{verb.help}" for name, verb in verbs.items()]
     return "\n".join(
         [
@@ -136,8 +136,8 @@ def overview(verbs: Mapping[str, Verb]) -> str:
 
 
 def _short_help(parser: jsonargparse.ArgumentParser, keys: Sequence[str]) -> str:
-    """Return the help of a verb with the first sentence of each of some options."""
-    # argparse has no other way to ask a parser for its options
+    """Return the short help of a verb: the first sentence of each main option."""
+    # argparse has no public access to the options of a parser
     actions = {action.dest: action for action in parser._actions}
     width = min(shutil.get_terminal_size().columns, 120)
     lines = [parser.format_usage(), *textwrap.wrap(" ".join((parser.description or "").split()), width), ""]
@@ -157,12 +157,12 @@ def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.A
     """Return the parser of a verb; the docstring under each field is its help."""
     jsonargparse.set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
-        # a class_path in a file would import, and so run, any module that lies about
+        # a class_path in a file would import, and so run, any module
         import_path_denylist=["*"],
         import_path_allowlist=["data_pipeline", "foundation", "launch"],
     )
     jsonargparse.set_loader("yaml", _value_of, exceptions=(InvalidYaml,))
-    # it reads text that has to be a number once more, by YAML 1.1, where 1:30 is 90 and yes is true; there is no option
+    # the parser reads numbers once more, by YAML 1.1, where 1:30 is 90 and yes is true, without an option to change it
     loaders_dumpers.yaml_default_loader = YamlLoader
     parser = _Parser(
         prog=f"foundation {name}",
@@ -172,22 +172,22 @@ def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.A
         allow_abbrev=False,
         print_config=None,
     )
-    parser.add_argument("--config", action="config", help="YAML file; later options override what it says")
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print all options as YAML, for --config, and end")
     parser.add_class_arguments(config_class, fail_untyped=True, skip={COMMAND})
     return parser
 
 
 def _value_of(text: str) -> object:
-    """Return what the text of an option, or of a file that is one, stands for."""
+    """Return the value of the text of an option, or of a file given as one."""
     value = parse_yaml(text)
-    # {task} and its like are words here, not mappings of nothing
+    # {task} and the like are words here, not mappings
     words = isinstance(value, dict) and value and "\n" not in text.strip() and not any(value.values())
     return text if words and all(each is None for each in value.values()) else value
 
 
 def _files_of(arguments: Sequence[str]) -> list[Path]:
-    """Return the files that stand behind --config."""
+    """Return the files after --config."""
     named = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
@@ -197,7 +197,7 @@ def _files_of(arguments: Sequence[str]) -> list[Path]:
 
 
 def _as_declared(argument: str) -> str:
-    """Return an option as the fields of the configs have it: --num-nodes is --num_nodes."""
+    """Return an option with the name of its field: --num-nodes is --num_nodes."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -205,17 +205,17 @@ def _as_declared(argument: str) -> str:
 
 
 def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments: list[str]) -> jsonargparse.Namespace:
-    """Return what a parser makes of the options.
+    """Return the parsed options.
 
     Raises:
         ValueError: they are wrong, or a file is.
     """
-    # before the parser reads them, which knows no lines
+    # before the parser reads them, which does not know line numbers
     options = {file: read_mapping(file) for file in _files_of(arguments)}
     for file, values in options.items():
         if inside := {"config", PRINT_CONFIG[2:]} & values.keys():
-            raise ValueError(f"{file}: {inside.pop()} is an option of the command line only; leave it out")
-    # the parser has no other way to learn which of several configurations an option is
+            raise ValueError(f"{file}: {inside.pop()} is only an option of the command line; leave it out")
+    # the parser has no other way to get the selected member of a union
     actions = {action.dest: action for action in parser._actions}
     for dotted, members in unions(config_class):
         member = chosen(dotted, members, options.values(), arguments, _value_of)
@@ -224,17 +224,17 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
         values = parser.parse_args(arguments)
     except ValueError as error:
         for file in (Path(argument.rpartition("=")[2]) for argument in arguments):
-            # a file that stands in place of options; a UnicodeDecodeError does not say which
+            # a file in place of options; a UnicodeDecodeError does not name it
             if (f"in place of {file}," in str(error) or isinstance(error, UnicodeDecodeError)) and is_file(file):
                 read_mapping(file)
         if isinstance(error, UnicodeDecodeError):
-            raise ValueError("a file that stands in place of options is not in UTF-8, so it is no YAML") from error
+            raise ValueError("a file in place of options is not in UTF-8, so it is not YAML") from error
         raise
     _refuse_nothing(config_class, values, "")
     try:
         return parser.instantiate(values)
     except ValueError as error:  # of a __post_init__, in the parser's wrapping
-        raise ValueError(in_plain_words(str(error))) from error
+        raise ValueError(simplified(str(error))) from error
 
 
 def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
@@ -242,7 +242,7 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
 
     Raises:
         ValueError: an argument or a file is wrong.
-        SystemExit: help or a configuration was asked for, and is printed.
+        SystemExit: help or a configuration was requested, and is printed.
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     command = tuple(arguments[split + 1 :])
@@ -272,7 +272,7 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
 
 
 def _verb(verbs: Mapping[str, Verb], words: list[str]) -> tuple[str, list[str]]:
-    """Return the verb that words begin with, and the words behind it.
+    """Return the verb at the beginning of words, and the words after it.
 
     Raises:
         ValueError: it is unknown.
@@ -289,7 +289,7 @@ def _verb(verbs: Mapping[str, Verb], words: list[str]) -> tuple[str, list[str]]:
 def _config_of(
     name: str, config_class: type, parser: jsonargparse.ArgumentParser, words: list[str], command: tuple[str, ...]
 ) -> tuple[Any, bool]:
-    """Return the config object of a verb, and whether it is to be printed.
+    """Return the config object of a verb, and whether to print it.
 
     Raises:
         ValueError: an option is wrong, or a file.
@@ -303,14 +303,14 @@ def _config_of(
     if any(field.name == COMMAND for field in dataclasses.fields(config_class)):
         settings[COMMAND] = command
     elif command:
-        raise ValueError(f"`{name}` takes no command behind --")
+        raise ValueError(f"`{name}` takes no command after --")
     config = config_class(**settings)
     _refuse_not_finite(config)
     return config, printed
 
 
 def _refuse_nothing(config_class: type, values: jsonargparse.Namespace, name: str) -> None:
-    """Refuse null where a value must be, which the parser lets pass.
+    """Refuse null for a required value, which the parser accepts.
 
     Raises:
         ValueError: naming the option.
@@ -328,14 +328,14 @@ def _refuse_nothing(config_class: type, values: jsonargparse.Namespace, name: st
 
 
 def _classes(hint: Any) -> Iterable[type]:
-    """Return the config classes that a type is made of."""
+    """Return the config classes in a type."""
     if dataclasses.is_dataclass(hint):
         return [cast(type, hint)]
     return [found for inside in get_args(hint) for found in _classes(inside)]
 
 
 def _refuse_not_finite(value: object, name: str = "") -> None:
-    """Refuse numbers that are none, which pass every comparison with a limit.
+    """Refuse NaN and infinities, which pass comparisons with limits.
 
     Raises:
         ValueError: naming the option.

@@ -1,8 +1,8 @@
-"""Pre-flight: what would make a run fail, what it would take and what it would cost, before any GPU hour.
+"""Pre-flight: checks of a run, and estimates of its time, memory and cost, before any GPU hour.
 
-Everything is asked of the run's own code: its data through its plan, its step through its loss and optimizer in real
-processes, its checkpoint through a real file. Nothing is written where the run will write. What cannot be measured
-here, as on a login node without GPU, is said to be of this machine.
+Everything uses the run's own code: data through its plan, a step through its loss and optimizer in real processes, a
+checkpoint through a real file. Nothing is written to the run folder. Values that cannot be measured here (on a login
+node without a GPU) are marked as this machine's.
 """
 
 import dataclasses
@@ -60,35 +60,35 @@ from launch.estimate import (
 from launch.slurm import seconds_of
 
 ELSEWHERE_EDGES = 20_000
-"""Edges of the largest micro-batch that is tried on a CPU in place of the run's GPU."""
+"""Number of edges of the largest micro-batch measured on a CPU in place of the run's GPU."""
 STAND_IN_FRAMES = 400
-"""Frames that stand for data that are not there."""
+"""Number of frames in place of missing data."""
 COLORS = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig(PretrainConfig):
-    """A pretraining run, to be checked and estimated instead of started.
+    """A pretraining run to check and estimate instead of starting it.
 
-    Fine-tunings cannot be estimated yet: `foundation finetune` with --fit.steps 1 and another --out tells if one runs.
+    Fine-tunings cannot be estimated yet: `foundation finetune` with --fit.steps 1 and another --out shows if one runs.
     """
 
     verify: bool = False
     """Compare every file of the data with its checksum, instead of a sample of blocks."""
     memory: float | None = None
-    """Memory of one device [GiB]; that of this machine's when absent (of its CPU memory, each process's share)."""
+    """Memory of one device [GiB]; None: this machine's (each process's share of the CPU memory)."""
     free_disk: float | None = None
-    """Disk that the run may fill [GB], such as what is left of a quota; what is free when absent."""
+    """Disk space for the run [GB], such as the rest of a quota; None: the free space."""
     edges_per_second: float | None = None
-    """Speed of one device in training [edges/s], as a log of such a device says; measured here when absent."""
+    """Speed of one device in training [edges/s], for example from a log; None: measured here."""
     price: float | None = None
     """Price of one device for an hour, in any currency."""
     time_limit: str | None = None
-    """Time limit of a job as sbatch takes it, such as 24:00:00 or 2-00:00:00."""
+    """Time limit of a job in sbatch's format, such as 24:00:00 or 2-00:00:00."""
     report: Path | None = None
-    """JSON file to write the report to as well."""
+    """JSON file for the report, or None."""
     strict: bool = False
-    """End with exit code 1 if there are warnings."""
+    """End with exit code 1 after warnings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class PreflightConfig(PretrainConfig):
 
 @dataclass(kw_only=True)
 class Report:
-    """The lines of the report and the numbers behind them."""
+    """Lines of the report, and its numbers."""
 
     checks: list[Check] = field(default_factory=list)
     """Checks, in order."""
@@ -110,11 +110,11 @@ class Report:
     """Findings by name; the unit is part of the description in the table."""
 
     def failed(self) -> bool:
-        """Return whether the run would not come to its end."""
+        """Return whether the run would fail."""
         return any(check.verdict == "fail" for check in self.checks)
 
     def code(self, *, strict: bool) -> int:
-        """Return the exit code: 2 if the run would fail, 1 for warnings if they count, else 0."""
+        """Return the exit code: 2 if the run would fail, 1 after warnings with strict, else 0."""
         if self.failed():
             return 2
         return int(strict and any(check.verdict == "warn" for check in self.checks))
@@ -134,7 +134,7 @@ def preflight(config: PreflightConfig) -> int:
 
 
 def _examine(config: PreflightConfig, report: Report) -> None:
-    """Fill the report, as far as what was found allows."""
+    """Fill the report, up to the first obstacle."""
     fit = config.fit
     report.checks += [
         check_folder(config),
@@ -160,14 +160,14 @@ def _examine(config: PreflightConfig, report: Report) -> None:
 
 
 def _without_data(config: PreflightConfig, report: Report) -> None:
-    """Add what the configuration says without data, measured on a small set of alloys in their place."""
+    """Add estimates without the data, measured on a small set of alloys in their place."""
     fit = config.fit
     edges = HEADROOM * fit.lanes * fit.edge_budget
     report.numbers |= {"steps": fit.steps, "edges_per_step": edges}
     finding = (
         f"{fit.steps:,} steps of {edges:,.0f} edges if micro-batches are as full as usual. What follows is measured "
     )
-    finding += "on alloys of seven metals in place of the data, whose elements and validation are not counted"
+    finding += "on alloys of seven metals in place of the data; its elements and validation are not counted"
     report.checks.append(Check(name="without data", verdict="warn", finding=finding))
     budget = min(fit.edge_budget, ELSEWHERE_EDGES)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def _without_data(config: PreflightConfig, report: Report) -> None:
 
 
 def _check_devices(machine: MachineConfig) -> Check:
-    """Return whether the devices of a node are here."""
+    """Check that the devices of a node are here."""
     if _is_here(machine):
         kind = device_type(machine.accelerator)
         name = torch.cuda.get_device_name(0) if kind == "cuda" else "CPU"
@@ -194,24 +194,24 @@ def _check_devices(machine: MachineConfig) -> Check:
         return Check(
             name="devices",
             verdict="warn",
-            finding=f"{found} x {name} here, the run asks for {machine.devices}",
+            finding=f"{found} x {name} here, the run needs {machine.devices}",
             advice="fine on a login node; a node of the run needs as many",
         )
     return Check(
         name="devices",
         verdict="warn",
-        finding=f"no GPU here, the run asks for {machine.devices}: memory and time below are those of this CPU",
-        advice="run preflight on a compute node too, or say --edges_per_second and --memory of its devices",
+        finding=f"no GPU here, the run needs {machine.devices}: memory and time below are those of this CPU",
+        advice="run preflight on a compute node too, or give --edges_per_second and --memory of its devices",
     )
 
 
 def _is_here(machine: MachineConfig) -> bool:
-    """Return whether this machine has the kind of device that a run asks for."""
+    """Return whether this machine has the run's kind of device."""
     return machine.accelerator in ("auto", "cpu") or device_type(machine.accelerator) == "cuda"
 
 
 def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
-    """Return the data sets, checked; none if a run could not open them or their edges were not counted."""
+    """Return the checked data sets; [] if a run could not open them or their edges were not counted."""
     try:
         datasets, _ = open_datasets(config.data)
         refuse_unlabelled(datasets)
@@ -229,7 +229,7 @@ def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
 
 
 def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) -> Batches | None:
-    """Return micro-batches of the run's plan; if a structure is too large for it, of one where it is alone."""
+    """Return micro-batches of the run's plan; with too large structures, of one in which these are alone."""
     fit, batches = config.fit, None
     for oversize in dict.fromkeys((fit.oversize, "alone")):
         try:
@@ -256,7 +256,7 @@ def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) 
 
 
 def _check_length(fit: FitConfig, datasets: Sequence[Dataset], passes: float, report: Report) -> Check:
-    """Return how far the steps reach."""
+    """Return the number of passes and frames of the steps."""
     sums = [(d.repeat, d.manifest.split(d.split).statistics) for d in datasets]
     frames = passes * sum(repeat * statistics.num_frames for repeat, statistics in sums)
     atoms = passes * sum(repeat * statistics.num_atoms for repeat, statistics in sums)
@@ -271,7 +271,7 @@ def _check_length(fit: FitConfig, datasets: Sequence[Dataset], passes: float, re
 def _measured(
     config: PreflightConfig, datasets: Sequence[Dataset], batches: Batches, largest: int, report: Report
 ) -> list[Measured]:
-    """Return what the processes of a node measure, at up to so many edges; nothing if they could not."""
+    """Return the measurements of a node's processes, up to `largest` edges; [] if they failed."""
     fit, count = config.fit, _processes(config.machine)
     kinds = kinds_of(batches, datasets)
     probe = Probe(
@@ -296,14 +296,14 @@ def _measured(
 
 
 def _processes(machine: MachineConfig) -> int:
-    """Return how many processes of a node can run here."""
+    """Return the number of processes of a node that can run here."""
     kind = device_type(machine.accelerator)
     available = torch.cuda.device_count() if kind == "cuda" else (os.cpu_count() or 1) if _is_here(machine) else 1
     return machine.devices if machine.devices <= available else 1
 
 
 def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measured], report: Report) -> None:
-    """Add what follows from the measurements, if there are any."""
+    """Add the estimates that follow from measurements, if there are any."""
     if not measured:
         return
     fit, machine, first = config.fit, config.machine, measured[0]
@@ -332,15 +332,15 @@ def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measur
 
 
 def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Measured]) -> Check:
-    """Return what takes how long."""
+    """Return the times of steps, validations and checkpoints."""
     fit, here, seconds = config.fit, _is_here(config.machine), lines(measured[0].ladder)[0]
-    how = f"{seconds.fixed * 1e3:.1f} ms a micro-batch and {seconds.slope * 1e6:.3g} µs an edge"
+    how = f"{seconds.fixed * 1e3:.1f} ms per micro-batch plus {seconds.slope * 1e6:.3g} µs per edge"
     if config.edges_per_second:
         how = f"from --edges_per_second {config.edges_per_second:,.0f}, not measured"
     elif not here:
         how += ", on this machine's CPU"
     finding = (
-        f"{run.step:.3g} s a step ({how}): {run.steps / 3600:,.2f} h; {fit.steps // fit.validate_every} validations "
+        f"{run.step:.3g} s per step ({how}): {run.steps / 3600:,.2f} h; {fit.steps // fit.validate_every} validations "
     )
     finding += f"{run.validations / 3600:,.2f} h, checkpoints {run.checkpoints / 3600:,.2f} h"
     trusted = here or config.edges_per_second is not None
@@ -348,19 +348,19 @@ def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Meas
 
 
 def _price(config: PreflightConfig, seconds: float, report: Report) -> None:
-    """Add hours, hours of all devices, cost, and what a time limit means."""
+    """Add hours, device-hours, cost, and the number of jobs within a time limit."""
     world_size, hours = config.machine.world_size, seconds / 3600
     report.numbers |= {"hours": hours, "device_hours": world_size * hours}
     finding = f"{hours:,.2f} h on {world_size} devices: {world_size * hours:,.2f} device-hours"
     if config.price is not None:
         report.numbers["cost"] = config.price * world_size * hours
-        finding += f", {config.price * world_size * hours:,.2f} at {config.price:g} an hour"
+        finding += f", {config.price * world_size * hours:,.2f} at {config.price:g} per hour"
     report.checks.append(Check(name="cost", verdict="ok", finding=finding))
     report.checks.append(check_time(hours, config.time_limit))
 
 
 def _validation_edges(datasets: Sequence[Dataset], cutoff: float) -> int:
-    """Return the edges of all validation frames."""
+    """Return the number of edges of all validation frames."""
     total = 0
     for manifest in (dataset.manifest for dataset in datasets):
         if "val" in manifest.splits and manifest.split("val").shards:
@@ -374,7 +374,7 @@ def _print(config: PreflightConfig, report: Report) -> None:
     table = Table(title=f"Pre-flight of {config.out}", title_justify="left", show_lines=True)
     table.add_column("check", no_wrap=True)
     table.add_column("")
-    table.add_column("found, and what to do", overflow="fold")
+    table.add_column("finding and advice", overflow="fold")
     for check in report.checks:
         text = Text(check.finding)
         if check.advice:

@@ -1,4 +1,4 @@
-"""The whole main job once: build, pretrain, evaluate, export, load back, relax a structure."""
+"""Quickstart: build, pretrain, evaluate, export, load back, and relax a structure."""
 
 import time
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from launch import tables as tables
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """The configs of the four verbs, in order."""
+    """Configs of the four verbs, in order."""
 
     build: BuildConfig
     """The data."""
@@ -30,7 +30,7 @@ class QuickstartConfig:
 
 
 def quickstart(config: QuickstartConfig) -> None:
-    """Build, pretrain, evaluate, export, load back and relax, then print a table of what was reached."""
+    """Build, pretrain, evaluate, export, load back and relax, then print a table of the errors."""
     started = time.perf_counter()
     tables.console.rule("1 of 4: build shards")
     tables.manifest(build(config.build))
@@ -50,9 +50,9 @@ def quickstart(config: QuickstartConfig) -> None:
     tables.errors(errors)
     tables.evaluation_page(config.evaluate)
     tables.release(release)
-    tables.console.print(f"all of it took {time.perf_counter() - started:.0f} s")
+    tables.console.print(f"total time {time.perf_counter() - started:.0f} s")
 
 
 def strained_structure(manifest: Manifest, split: str) -> Structure:
-    """Return the structure of a split with the largest force: the one with most to relax."""
+    """Return the structure of a split with the largest force, which has most to relax."""
     return max(Frames(manifest, split), key=lambda structure: float(abs(structure.forces).max()))

@@ -1,7 +1,7 @@
-"""A SLURM job script: written so that a person can read, change and submit it by hand, and submitted if asked.
+"""SLURM job scripts that a person can read, change and submit by hand; submitted on request.
 
-The job may be stopped by its time limit, preempted, or lose a node; each time it is queued again and continues where it
-was. One start and the next write to the same log.
+The job may be stopped by its time limit, preempted, or lose a node; each time it is requeued and resumes. All starts
+write to the same log.
 """
 
 import logging
@@ -20,9 +20,9 @@ from launch.command import SCRIPT, Parse, check, refuse_unprintable
 log = logging.getLogger(__name__)
 
 TASK = "{task}"
-"""In the command of a job array: the number of the task."""
+"""Placeholder of the task number in the command of a job array."""
 MAX_TASKS = 100_000
-"""Tasks of an array, each of which is checked before the script is written."""
+"""Largest number of tasks of an array, all checked before the script is written."""
 TEMPLATE = """\
 #!/bin/bash
 # Written by `foundation launch slurm`. Submit it again with: sbatch {script}
@@ -42,39 +42,39 @@ srun --cpus-per-task={cpus} --kill-on-bad-exit=1 $hold \\
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """A SLURM job that trains and, when it is stopped, queues itself again. The command to run comes after `--`."""
+    """A SLURM job that trains and requeues itself when it is stopped. The command to run comes after `--`."""
 
     time: str
-    """Time limit of one start, as SLURM writes it: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of one start, in SLURM's format: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     nodes: int = 1
     """Nodes."""
     gpus_per_node: int = 0
-    """GPUs of a node, one process for each; 0 trains on CPUs."""
+    """Number of GPUs per node, with one process each; 0 trains on CPUs."""
     processes_per_node: int = 1
-    """Processes of a node, if there are no GPUs."""
+    """Number of processes per node without GPUs."""
     cpus_per_task: int | None = None
-    """CPU cores of a process; one, and one for each of its --machine.num_workers, if nothing is said."""
+    """Number of CPU cores per process; None: one plus one for each of its --machine.num_workers."""
     memory: str | None = None
-    """Memory of a node, as SLURM writes it (240G); the partition's default if nothing is said."""
+    """Memory of a node, in SLURM's format (240G); None: the partition's default."""
     partition: str | None = None
     """Partition."""
     account: str | None = None
-    """Account that pays."""
+    """SLURM account (--account)."""
     qos: str | None = None
     """Quality of service."""
     name: str | None = None
-    """Name of the job; that of the run folder if nothing is said."""
+    """Name of the job; None: that of the run folder."""
     array: str | None = None
-    """A sweep: numbers of the tasks as SLURM writes them (0-15, or 0-15%4 for four at a time). `{task}` in the command,
-    as in `--config sweep/{task}.yaml --out runs/sweep-{task}`, is the number of the task."""
+    """Task numbers of a job array, in SLURM's format (0-15, or 0-15%4 for four at a time). `{task}` in the command, as
+    in `--config sweep/{task}.yaml --out runs/sweep-{task}`, is the number of the task."""
     signal_before: int = 300
-    """Time before the time limit at which the run saves a checkpoint and queues itself again [s]."""
+    """Time before the time limit at which the run saves a checkpoint and requeues itself [s]."""
     directives: tuple[str, ...] = ()
     """More options of sbatch, one line each: ["--constraint=h100", "--exclusive"]."""
     prologue: tuple[str, ...] = ()
-    """Lines of shell to run first: ["module load cuda"]. The only option that is run as it stands."""
+    """Lines of shell to run first: ["module load cuda"]. The only option that is run unquoted."""
     out: Path | None = None
-    """Folder of the script and of the logs; the run folder if nothing is said."""
+    """Folder of the script and of the logs; None: the run folder."""
     submit: bool = False
     """Submit the script."""
     command: tuple[str, ...]
@@ -88,11 +88,11 @@ class SlurmConfig:
         if self.gpus_per_node < 0 or (self.cpus_per_task is not None and self.cpus_per_task < 1):
             raise ValueError("gpus_per_node must be at least 0 and cpus_per_task at least 1")
         if self.gpus_per_node and self.processes_per_node > 1:
-            raise ValueError("with --gpus-per-node there is one process for each GPU; leave --processes-per-node out")
+            raise ValueError("with --gpus-per-node each GPU has one process; leave --processes-per-node out")
         if seconds_of(self.time) <= self.signal_before:
             raise ValueError(f"time {self.time}: shorter than signal_before, {self.signal_before} s; nothing would run")
         if self.array is not None and self.out is None:
-            raise ValueError("the tasks of an array have different run folders; say with --out where the script goes")
+            raise ValueError("the tasks of an array have different run folders; give the script a folder with --out")
 
 
 def _refuse_what_shells_would_run(config: SlurmConfig) -> None:
@@ -106,11 +106,11 @@ def _refuse_what_shells_would_run(config: SlurmConfig) -> None:
 
 
 def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
-    """Check the command, write the job script and, if asked, submit it; return the script.
+    """Check the command, write the job script and submit it on request; return the script.
 
     Raises:
         ValueError: the command or the configuration is wrong.
-        FileExistsError: the run folder is already there.
+        FileExistsError: the run folder already exists.
         OSError: sbatch is missing or refuses the script.
     """
     machine = {
@@ -119,7 +119,7 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
         "--machine.num_nodes": config.nodes,
     }
     if config.array is None and any(TASK in word for word in config.command):
-        raise ValueError(f"{TASK} in the command is the number of a task of a job array; say which with --array")
+        raise ValueError(f"{TASK} in the command is the task number of a job array; give the numbers with --array")
     checked = [
         check([word.replace(TASK, task) for word in config.command], parse, machine) for task in tasks_of(config.array)
     ]
@@ -129,7 +129,7 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
     folder = (config.out or run.out).absolute()
     refuse_unprintable("the folder of the script", str(folder))
     if "\\" in str(folder):
-        raise ValueError(f"{folder}: SLURM takes a backslash out of the name of a log; choose another --out")
+        raise ValueError(f"{folder}: SLURM removes backslashes from the name of a log; choose another --out")
     script = folder / SCRIPT
     text = script_text(config, run, [*config.command, *added], script)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,22 +180,22 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
 
 
 def _directive(line: str) -> str:
-    """Return an option of sbatch, quoted as a shell would have to.
+    """Return an option of sbatch, with shell quoting.
 
     Raises:
-        ValueError: it is no option, or a quotation in it does not end.
+        ValueError: it is not an option, or a quotation in it is not closed.
     """
     try:
         words = shlex.split(line)
     except ValueError as error:
         raise ValueError(f"directives: {line!r}: {error}; write an option as on the command line of sbatch") from None
     if not words or not words[0].startswith("-"):
-        raise ValueError(f"directives: {line!r} is no option of sbatch; write it as --constraint=h100")
+        raise ValueError(f"directives: {line!r} is not an option of sbatch; write it as --constraint=h100")
     return shlex.join(words)
 
 
 def _lines(words: Sequence[str]) -> str:
-    """Return a command as shell, an option and its value on each line."""
+    """Return a command as shell text, with an option and its value on each line."""
     lines = [[]]
     for word in words:
         if word.startswith("--"):
@@ -209,7 +209,7 @@ def _quoted(word: str) -> str:
 
 
 def tasks_of(array: str | None) -> list[str]:
-    """Return the numbers of the tasks of a job array; one empty word if there is no array.
+    """Return the task numbers of a job array; [''] if the job is not an array.
 
     Raises:
         ValueError: SLURM would not understand it.

@@ -1,8 +1,8 @@
-"""Sweeps: runs that differ from one configuration in a few options, each a process and a folder of its own.
+"""Sweeps: runs that differ from one configuration in a few options, each with its own process and folder.
 
-A process for each run, so that one that fails or runs out of memory ends alone and every run is what its own command
-would make; the price is the start of an interpreter. All runs are checked before the first starts. The same command
-goes on with a sweep: finished runs are skipped, others continue from their newest checkpoint.
+Each run has a process, so that a failure or lack of memory ends only that run and every run equals that of its own
+command; the price is the start of an interpreter. All runs are checked before the first starts. The same command
+resumes a sweep: finished runs are skipped, others continue from their newest checkpoint.
 
 The folder of a sweep has one folder for each run, configs/NAME.yaml (`foundation VERB --config` of it is the run) and
 logs/NAME.log.
@@ -41,31 +41,31 @@ log = logging.getLogger(__name__)
 
 CONFIGS, LOGS, LOCK = "configs", "logs", "sweep.lock"
 NAME = re.compile(r"\w[\w.=+-]*")
-"""Pattern of the name of a run: it is the name of a folder too."""
+"""Pattern of the name of a run, which is also the name of a folder."""
 MAX_NAME, MAX_RUNS = 200, 10_000
-"""Longest name of a run [characters], and most runs."""
+"""Longest name of a run [characters], and largest number of runs."""
 NO_CHANGE = "forgetting.before"
-"""Option that says where what a run would measure is there already, so that another value makes no other run."""
+"""Option that reuses an earlier measurement, so that another value does not make another run."""
 SET_BY_SWEEP = ("out", "sweep", "run", "overwrite", "fit.resume")
 TAIL_LINES = 12
-"""Lines of the log of a failed run that are shown at the end."""
+"""Number of lines of a failed run's log that are shown at the end."""
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """The runs of a sweep, as its file names them."""
+    """Content of a sweep's file."""
 
     runs: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
-    """Options of each run that differ from the configuration, by dotted name; a mapping adds to the one it meets."""
+    """Options of each run that differ from the configuration, by dotted name; mappings are merged."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of options, by dotted name: every run is done with every combination, named NAME-VALUE-VALUE."""
+    """Values of options, by dotted name: every run is repeated for every combination, named NAME-VALUE-VALUE."""
     seeds: tuple[int, ...] = ()
-    """Values of fit.seed: every run is done with each, named NAME-seedN."""
+    """Values of fit.seed: every run is repeated for each, named NAME-seedN."""
     jobs: int = 1
-    """Runs at a time."""
+    """Number of runs at a time."""
     threads: int = 1
-    """Threads of a run (OMP_NUM_THREADS). Another number may round sums differently."""
+    """Number of threads of a run (OMP_NUM_THREADS). Another number may round sums differently."""
 
     def __post_init__(self) -> None:
         if min(self.jobs, self.threads) < 1:
@@ -91,21 +91,21 @@ class Run:
     out: Path
     """Its folder."""
     record: dict[str, Any]
-    """Its whole configuration, as JSON."""
+    """Resolved configuration, as JSON."""
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to its end."""
+        """True if it is finished."""
         return (self.out / "potential").is_dir()
 
     @property
     def config(self) -> Path:
-        """The file with its configuration."""
+        """File with its configuration."""
         return self.out.parent / CONFIGS / f"{self.name}.yaml"
 
     @property
     def log(self) -> Path:
-        """The file with what it says."""
+        """File with its output."""
         return self.out.parent / LOGS / f"{self.name}.log"
 
 
@@ -118,22 +118,22 @@ def sweep(
     *,
     only: str | None = None,
 ) -> int:
-    """Do the runs of a sweep that are not finished yet, and return the exit code: 0 if then all are, else 1.
+    """Do the unfinished runs of a sweep, and return the exit code: 0 if all are then finished, else 1.
 
     Args:
-        base: Configuration of the verb; its `out` becomes the folder of the sweep.
+        base: Configuration of the verb; its `out` is the folder of the sweep.
         file: The file of the sweep.
         verb: Verb that does a run.
         parse: The command line's parser.
-        compare: What is called at the end with the folders of all finished runs and the folder of the sweep.
+        compare: Function called at the end with the folders of all finished runs and the folder of the sweep.
         only: Name of the run to do, or of an entry of `runs` with all its values and seeds; then nothing is compared.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         FileExistsError: the sweep's folder, or one of a run's name, holds something else.
-        ValueError: the file, or the configuration of a run, is wrong; or a run that is there began with another one.
+        ValueError: the file, or the configuration of a run, is wrong; or an existing run started with another one.
         BlockingIOError: another process is at work on the sweep.
-        KeyboardInterrupt: stopped by SIGINT; what runs had a checkpoint written.
+        KeyboardInterrupt: stopped by SIGINT, after checkpoints of the active runs.
         PreemptedError: stopped by SIGTERM or SIGUSR1, in the same way.
     """
     plan = read_sweep(file)
@@ -163,11 +163,11 @@ def read_sweep(file: Path) -> SweepConfig:
     """Read the file of a sweep.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be understood.
+        FileNotFoundError: it is missing.
+        ValueError: it is wrong.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no file of a sweep there; it is YAML with {', '.join(PARSERS)}")
+        raise FileNotFoundError(f"{file}: no such file; a sweep is YAML with {', '.join(PARSERS)}")
     values = read_mapping(file)
     try:
         if unknown := values.keys() - PARSERS.keys():
@@ -219,7 +219,7 @@ def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
     """
     count = math.prod([len(plan.runs), *map(len, plan.grid.values()), len(plan.seeds) or 1])
     if count > MAX_RUNS:
-        raise ValueError(f"{count:,} runs, which no machine can do; a sweep has at most {MAX_RUNS:,}")
+        raise ValueError(f"{count:,} runs; a sweep has at most {MAX_RUNS:,}")
     found: dict[str, dict[str, Any]] = {}
     seeds = [("seed" + str(seed), {"fit.seed": seed}) for seed in plan.seeds] or [("", {})]
     for (name, options), values, (seed, seeded) in itertools.product(
@@ -227,23 +227,23 @@ def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
     ):
         whole = "-".join(part for part in (str(name), *map(_in_a_name, values), seed) if part)
         if not NAME.fullmatch(whole) or len(whole) > MAX_NAME or whole in (CONFIGS, LOGS, LOCK):
-            raise ValueError(f"a run cannot be called {abbreviated(whole)}: use letters, digits and . _ = + -")
+            raise ValueError(f"a run cannot be named {abbreviated(whole)}: use letters, digits and . _ = + -")
         if whole in found:
-            raise ValueError(f"two runs would be called {whole!r}; give one of them another name")
+            raise ValueError(f"two runs would be named {whole!r}; give one of them another name")
         found[whole] = options | dict(zip(plan.grid, values, strict=True)) | seeded
     return found
 
 
 def chosen(plan: SweepConfig, name: str) -> set[str]:
-    """Return the names of the runs that one name stands for: one run, or an entry of `runs` with all values and seeds.
+    """Return the names of the runs of a name: one run, or an entry of `runs` with all values and seeds.
 
     Raises:
-        ValueError: no run is called so.
+        ValueError: no run has this name.
     """
     if name in plan.runs:
         return set(planned(dataclasses.replace(plan, runs={name: plan.runs[name]})))
     if name not in planned(plan):
-        raise ValueError(f"no run of the sweep is called {abbreviated(name)}; choose from {', '.join(planned(plan))}")
+        raise ValueError(f"the sweep has no run {abbreviated(name)}; choose from {', '.join(planned(plan))}")
     return {name}
 
 
@@ -253,11 +253,11 @@ def _in_a_name(value: object) -> str:
 
 
 def checked_runs(base: Any, plan: SweepConfig, verb: str, parse: Parse) -> list[Run]:
-    """Return the runs of a sweep with their whole configurations, each of them as the command line reads it.
+    """Return the runs of a sweep with their resolved configurations, each as the command line reads it.
 
     Raises:
         FileExistsError: the sweep's folder, or one of a run's name, holds something else.
-        ValueError: the configuration of a run is wrong, or a run that is there began with another one.
+        ValueError: the configuration of a run is wrong, or an existing run started with another one.
     """
     if base.overwrite:
         raise ValueError("--overwrite with a sweep: it may start more than once; remove the old folder yourself")
@@ -277,7 +277,7 @@ def checked_runs(base: Any, plan: SweepConfig, verb: str, parse: Parse) -> list[
 
 
 def with_options(record: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with options of dotted names changed; what was not there is added."""
+    """Return a configuration with options of dotted names changed or added."""
     changed = copy.deepcopy(dict(record))
     for option, value in options.items():
         *path, last = str(option).split(".")
@@ -292,7 +292,7 @@ def with_options(record: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
 
 
 def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> dict[str, Any]:
-    """Return a configuration as the command line reads it, every default filled in."""
+    """Return a configuration as the command line reads it, with all defaults."""
     try:
         _, config = parse([verb, "--config", to_yaml(record)])
     except ValueError as error:
@@ -301,31 +301,31 @@ def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> 
 
 
 def _check_folder(run: Run, verb: str, parse: Parse) -> None:
-    """Refuse a folder that holds something else than this very run."""
+    """Refuse a folder that holds anything other than this run."""
     if not occupied(run.out):
         return
     file = run.out / "run.json"
     if not file.is_file():
         raise FileExistsError(
-            f"{run.out} has no run.json, so it is no run and stays as it is; give the run another name"
+            f"{run.out} has no run.json, so it is not a run and is not replaced; give the run another name"
         )
-    # as it is read today, so that an option that is new since then has its default
+    # as read today, so that a newer option has its default
     began = _as_read(read_record(run.out), str(file), verb, parse)
     changed = [
         f"{name} was {was} and is {now}" for name, (was, now) in changes(began, run.record).items() if name != NO_CHANGE
     ]
     if changed:
         raise ValueError(
-            f"run {run.name} is {'finished' if run.finished else 'begun'} with another configuration: "
+            f"run {run.name} was {'finished' if run.finished else 'started'} with another configuration: "
             f"{'; '.join(changed)}. Restore it, give the run another name, or remove {run.out}"
         )
 
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[int]:
-    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so that it is held while one of them is.
+    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so it is held as long as any of them runs.
 
-    So it is one of flock(), which that of a run folder must not be.
+    So it is a flock(), unlike the lock of a run folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("a") as file:
@@ -333,14 +333,14 @@ def _alone(out: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
-                f"{out}: this sweep, or a run that it has started, is still at work: {holder_of(out / LOCK)}"
+                f"{out}: this sweep, or one of its runs, is still running: {holder_of(out / LOCK)}"
             ) from None
         say_who(file.fileno())
         yield file.fileno()
 
 
 class _Processes:
-    """The processes of the runs; a signal to this one stops them with a checkpoint each."""
+    """Processes of the runs; a signal to this one stops them with a checkpoint each."""
 
     def __init__(self, verb: str, plan: SweepConfig, lock: int) -> None:
         self.verb, self.plan, self.lock = verb, plan, lock
@@ -353,7 +353,7 @@ class _Processes:
         failed: dict[Run, int] = {}
         waiting = list(runs)
         if len(runs) < total:
-            log.info("%d of %d runs are finished already", total - len(runs), total)
+            log.info("%d of %d runs are already finished", total - len(runs), total)
         with self._signals_taken():
             while self.running or (waiting and not self.signals):
                 while waiting and len(self.running) < self.plan.jobs and not self.signals:
@@ -366,11 +366,11 @@ class _Processes:
         if self.signals:
             name = signal.Signals(self.signals[0]).name
             kind = KeyboardInterrupt if self.signals[0] == signal.SIGINT else PreemptedError
-            raise kind(f"the sweep was stopped by {name}; the same command goes on with it")
+            raise kind(f"the sweep was stopped by {name}; the same command resumes it")
         return failed
 
     def _start(self, run: Run) -> None:
-        again = "goes on" if (run.out / "run.json").is_file() else "begins"
+        again = "resumes" if (run.out / "run.json").is_file() else "starts"
         log.info("%s %s; it writes to %s", run.name, again, run.log)
         with run.log.open("a") as file:
             process = subprocess.Popen(
@@ -380,12 +380,12 @@ class _Processes:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(self.plan.threads)},
                 pass_fds=(self.lock,),
-                start_new_session=True,  # Ctrl-C of a terminal goes to this process only, which tells the others
+                start_new_session=True,  # Ctrl-C of a terminal goes only to this process, which tells the others
             )
         self.running[process] = run, time.monotonic()
 
     def _ended(self) -> dict[Run, int]:
-        """Take note of the processes that have ended and return those that failed."""
+        """Record the processes that have ended and return those that failed."""
         failed = {}
         for process in [process for process in self.running if process.poll() is not None]:
             run, began = self.running.pop(process)
@@ -393,7 +393,7 @@ class _Processes:
             if process.returncode == 0:
                 log.info("%s is finished after %.1f minutes", run.name, minutes)
             elif self.signals:
-                log.info("%s has stopped after %.1f minutes", run.name, minutes)
+                log.info("%s stopped after %.1f minutes", run.name, minutes)
             else:
                 log.error("%s failed after %.1f minutes", run.name, minutes)
                 failed[run] = process.returncode
@@ -416,12 +416,12 @@ class _Processes:
     def _signals_taken(self) -> Iterator[None]:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         before = {number: signal.signal(number, self._take) for number in numbers}
-        # held back since the start of a job for the sake of a process that trains
+        # blocked since the start of a job for a process that trains
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         try:
             yield
         finally:
-            for process in self.running:  # if this process itself has failed
+            for process in self.running:  # if this process itself failed
                 process.terminate()
             for process in self.running:
                 process.wait()

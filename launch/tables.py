@@ -1,4 +1,4 @@
-"""What the commands print on the screen: short tables."""
+"""Tables that the commands print."""
 
 import os
 import sys
@@ -35,14 +35,14 @@ from foundation.reports.run_report import RunFacts, remarks, summary_table
 from foundation.reports.tradeoff_record import Tradeoff
 
 LOG_WIDTH = 160
-"""Width of what goes to a file or a pipe, where no terminal says how wide it is: wide enough for every table."""
+"""Width of output to a file or a pipe [characters], wide enough for every table."""
 
 
 class _Plain(Console):
-    """A console on which a name is a name: no markup, no emoji, no commands to the terminal."""
+    """A console without markup, emoji or terminal commands in names."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """Return text as it is shown."""
+        """Return text with control characters escaped."""
         return super().render_str(printable(text), **how)
 
 
@@ -52,7 +52,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def inspection(config: InspectConfig, opened: Manifest, found: Inspection) -> None:
-    """Print the contents of a data set and what looks wrong with it."""
+    """Print the contents of a data set and warnings."""
     manifest(opened)
     console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}")
     _distributions(opened, found)
@@ -83,14 +83,14 @@ def _distributions(opened: Manifest, found: Inspection) -> None:
 
 
 def sparkline(counts: np.ndarray, width: int = 20) -> str:
-    """Return a histogram as one line of bars, from the first place that is not empty to the last."""
+    """Return a histogram as one line of bars, from the first to the last non-empty bin."""
     filled = np.flatnonzero(counts)
     if len(filled) == 0:
         return ""
     shown = counts[filled[0] : filled[-1] + 1]
     column = np.arange(len(shown)) * width // len(shown) if len(shown) > width else np.arange(len(shown))
     heights = np.bincount(column, weights=shown)
-    # whatever is not empty can be seen
+    # every non-empty bin is visible
     return "".join(BARS[int(np.ceil(8 * height / heights.max()))] for height in heights)
 
 
@@ -109,7 +109,7 @@ def _periodic_table(frames: dict[str, int]) -> None:
     console.print(text, end="")
     ranked = [f"{symbol} {number:,}" for symbol, number in frames.items()]
     listed = ranked if len(ranked) <= 16 else [*ranked[:8], "…", *ranked[-8:]]
-    console.print(f"frames that hold an element: {', '.join(listed).replace(', …,', ' …')}")
+    console.print(f"frames with each element: {', '.join(listed).replace(', …,', ' …')}")
 
 
 def _work_check(label: str, check: WorkCheck, factor: str) -> None:
@@ -157,7 +157,7 @@ def manifest(opened: Manifest) -> None:
 
 
 def errors(found: Evaluation) -> None:
-    """Print held-out errors beside the trivial predictors."""
+    """Print held-out errors and those of the trivial predictors."""
     table = Table(title=f"Errors on the {found.split} split of {found.dataset}", title_justify="left")
     for name in ("", "potential", "trivial predictor", "ratio"):
         table.add_column(name, justify="right" if name else "left")
@@ -167,18 +167,18 @@ def errors(found: Evaluation) -> None:
 
 
 def evaluation(config: EvaluateConfig, found: Evaluation) -> None:
-    """Print the outcome of an evaluation."""
+    """Print the result of an evaluation."""
     errors(found)
     evaluation_page(config)
 
 
 def evaluation_page(config: EvaluateConfig) -> None:
-    """Print where the page of an evaluation is."""
+    """Print the path of an evaluation's page."""
     console.print(f"report: {report_folder(config) / 'index.html'}")
 
 
 def training(config: ReportConfig, facts: list[RunFacts]) -> None:
-    """Print the numbers of runs, what deserves a look, and where the page is."""
+    """Print the facts of runs, remarks, and the path of the page."""
     shown = Table(title="Training", title_justify="left")
     shown.add_column("")
     for values in facts:
@@ -188,12 +188,12 @@ def training(config: ReportConfig, facts: list[RunFacts]) -> None:
     console.print(shown)
     for values in facts:
         for remark in remarks(values):
-            console.print(Text.assemble(("look at this: ", "bold yellow"), printable(f"{values.name}: {remark}")))
+            console.print(Text.assemble(("remark: ", "bold yellow"), printable(f"{values.name}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
 
 
 def tradeoff(config: TradeoffConfig, found: Tradeoff) -> None:
-    """Print what methods of fine-tuning have learned and forgotten, and where the page is."""
+    """Print the trade-off of fine-tuning methods, and the path of the page."""
     metric = found.metric
     title = f"{QUANTITIES[metric].title}; of retained sets its change"
     shown = Table(title=title, title_justify="left")
@@ -222,7 +222,7 @@ def _error(errors: dict[str, Estimate], metric: str) -> str:
 
 
 def converted(config: ConvertConfig, path: Path) -> None:
-    """Print what a conversion wrote and how to use it."""
+    """Print the result of a conversion and its use."""
     if config.from_:
         potential(path)
     else:
@@ -232,12 +232,12 @@ def converted(config: ConvertConfig, path: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Print where a release is and the two lines that use it."""
+    """Print the path of a release and the two lines that use it."""
     potential(folder, "release")
 
 
 def potential(folder: Path, kind: str = "potential") -> None:
-    """Print where a potential is and the two lines that use it."""
+    """Print the path of a potential and the two lines that use it."""
     console.print(f"{kind}: {folder}")
     console.print(f'    potential = foundation.load("{folder}")', highlight=False)
     console.print("    atoms.calc = foundation.Calculator(potential)", highlight=False)

@@ -1,4 +1,4 @@
-"""Verbs of the command line: name, help, the keys that people set, and the function that loads config and code.
+"""Verbs of the command line: name, help, main options, and the function that loads config and code.
 
 The code of a verb is imported when the verb is chosen, because torch, Lightning and matplotlib take seconds.
 """
@@ -69,7 +69,7 @@ def _compare(runs: Sequence[Path], out: Path) -> None:
     config = TradeoffConfig(runs=tuple(runs), out=out)
     try:
         tables.tradeoff(config, tradeoff(config))
-    except ValueError as error:  # nothing that was asked for has failed
+    except ValueError as error:  # the runs themselves did not fail
         logging.getLogger(__name__).warning("the runs of the sweep are not compared: %s", error)
 
 
@@ -147,7 +147,7 @@ def _quickstart() -> Loaded:
 
 
 def _name_runs(words: list[str], option: str) -> list[str]:
-    """Return `FOLDER...` at the beginning of the arguments as an option, a list if there are several folders."""
+    """Return arguments with leading `FOLDER...` turned into an option, a list for several folders."""
     runs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     if not runs:
         return words
@@ -156,14 +156,14 @@ def _name_runs(words: list[str], option: str) -> list[str]:
 
 
 def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
-    """Return a function that ends with the exit code of a run that can be started again, if a signal stops it."""
+    """Return a function that returns the exit code for a restartable run if a signal stops it."""
     from foundation.training.fault_tolerance.preemption import PreemptedError
     from foundation.training.fault_tolerance.watchdog import TRY_AGAIN
 
     def attempt(config: Any) -> object:
         try:
             return run(config)
-        except PreemptedError:  # it was logged before the job went back to the queue
+        except PreemptedError:  # logged before the job was requeued
             return TRY_AGAIN
 
     return attempt
@@ -180,8 +180,8 @@ TRAINING_KEYS = (
 )
 VERBS = {
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS),
-    "merge": Verb("make several data sets one", _merge),
-    "inspect": Verb("show what a data set holds and what looks wrong with it", _inspect),
+    "merge": Verb("merge several data sets into one", _merge),
+    "inspect": Verb("show the contents of a data set and warnings", _inspect),
     "pretrain": Verb("train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model")),
     "finetune": Verb(
         "train a potential on the data of a domain, and measure what it forgets",
@@ -206,12 +206,12 @@ VERBS = {
     "launch slurm": Verb("write the script of a SLURM job, and submit it", _slurm),
     "launch local": Verb("run several processes on this machine", _local),
     "quickstart": Verb(
-        "do all of it once, on an embedded data set",
+        "run all steps once, on an embedded data set",
         _quickstart,
         ("build.out", "pretrain.out", "pretrain.fit.steps", "evaluate.model", "export.out"),
     ),
 }
-"""Everything that `foundation` can do, in the order of its help."""
+"""All verbs of `foundation`, in the order of its help."""
 
 
 def parse(arguments: list[str]) -> tuple[str, Any]:
@@ -219,6 +219,6 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
 
     Raises:
         ValueError: an argument or a file is wrong.
-        SystemExit: help or a configuration was asked for, and is printed.
+        SystemExit: help or a configuration was requested, and is printed.
     """
     return parser.parse(VERBS, arguments)

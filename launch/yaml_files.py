@@ -1,8 +1,8 @@
-"""YAML as the command line reads and writes it: one reader for configurations, sweeps and what stands in an option.
+"""YAML of the command line: one reader for configurations, sweeps and values of options.
 
-A file may come from anywhere, so it is measured before anything is built from it: aliases are counted as what they
-stand for. A word is a number, true, false or null only where YAML 1.2 says so: `No` is nobelium, `on` is a word,
-24:00:00 is a time limit, 010 and 2024-01-31 are text. Keys are text as they are written.
+A file is untrusted, so its size is measured before anything is built from it, with aliases written out. A word is a
+number, true, false or null only by YAML 1.2: `No` is nobelium, `on` is a word, 24:00:00 is a time limit, 010 and
+2024-01-31 are text. Keys are text as written.
 """
 
 import math
@@ -23,11 +23,11 @@ else:  # the same in C, ten times faster, if PyYAML was built with libyaml
 MAX_BYTES = 4 * 2**20
 """Largest file [bytes]."""
 MAX_NODES = 100_000
-"""Most values, lists and mappings, those counted again that an alias repeats."""
+"""Largest number of values, lists and mappings, including those repeated by aliases."""
 MAX_DEPTH = 40
-"""Deepest nesting; a configuration has about six levels."""
+"""Largest nesting depth; a configuration has about six levels."""
 MAX_DIGITS = 19
-"""Digits of a whole number: 64 bits."""
+"""Largest number of digits of an integer: 64 bits."""
 _MAP, _SEQ, _STR, _MERGE, _NULL, _BOOL, _INT, _FLOAT = (
     f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "merge", "null", "bool", "int", "float")
 )
@@ -41,16 +41,16 @@ _WORDS = {
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
     ),
 }
-"""Plain words that are no text, by their type; what fits none before it may fit the next."""
+"""Patterns of plain words that are not text, by type; the first match applies."""
 _OCTAL = re.compile("[-+]?0[0-9_]+")
 
 
 class InvalidYaml(ValueError):
-    """Text that is no YAML, or that this program does not read; the message names file and line."""
+    """Text that is not YAML, or not accepted by this program; the message names file and line."""
 
 
 class YamlLoader(SafeLoader):
-    """Builds plain values of text that is measured."""
+    """Loader of plain values from measured text."""
 
     def resolve(self, kind: type, value: str | None, implicit: Any) -> str:
         """Return the type of a value."""
@@ -61,14 +61,14 @@ class YamlLoader(SafeLoader):
         return next((tag for tag, words in _WORDS.items() if words.fullmatch(value)), _STR)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping whose keys are text, each there once."""
+        """Return a mapping with unique text keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
             if key.value in seen and key.tag != _MERGE:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{abbreviated(key.value)} stands there twice, leave one of them out",
+                    problem=f"{abbreviated(key.value)} occurs twice; remove one of them",
                     problem_mark=key.start_mark,
                 )
             seen.add(key.value)
@@ -84,11 +84,11 @@ class YamlLoader(SafeLoader):
         return self.construct_sequence(node, deep=True)
 
     def construct_word(self, node: yaml.ScalarNode) -> bool | int | float | None:
-        """Return what a plain word stands for."""
+        """Return the value of a plain word."""
         text = str(self.construct_scalar(node))
         if not _WORDS[node.tag].fullmatch(text):
             raise yaml.MarkedYAMLError(
-                problem=f"{abbreviated(text)} is no {node.tag[18:]}", problem_mark=node.start_mark
+                problem=f"{abbreviated(text)} is not of type {node.tag[18:]}", problem_mark=node.start_mark
             )
         if node.tag == _NULL:
             return None
@@ -116,14 +116,14 @@ YamlLoader.yaml_multi_constructors = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what the reader above, and readers of YAML 1.1, take for the same values."""
+    """Dumper of YAML that this reader and readers of YAML 1.1 read as the same values."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
+        """Write values out instead of aliases."""
         return True
 
     def write_text(self, text: str) -> yaml.Node:
-        """Return how text is written: with escapes if there is something in it that no eye sees, a line break apart."""
+        """Return the node of a text: escaped if it has invisible characters other than line breaks."""
         hidden = not text.replace("\n", "").isprintable()
         return self.represent_scalar(_STR, text, style='"' if hidden else None)
 
@@ -141,18 +141,18 @@ def read_yaml(file: Path) -> Any:
     """Return the values of a YAML file.
 
     Raises:
-        InvalidYaml: it is no YAML, too large, deep or long, or has a key twice; the message names file and line.
+        InvalidYaml: it is not YAML, too large, deep or long, or has a key twice; the message names file and line.
         OSError: it cannot be read.
     """
     with file.open("rb") as opened:
         content = opened.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise InvalidYaml(f"{file}: larger than {MAX_BYTES:,} bytes, so it is no configuration")
+        raise InvalidYaml(f"{file}: larger than {MAX_BYTES:,} bytes, so it is not a configuration")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise InvalidYaml(f"{file}, line {line}: not in UTF-8, so it is no YAML, or was saved otherwise") from error
+        raise InvalidYaml(f"{file}, line {line}: not in UTF-8, so it is not YAML, or in another encoding") from error
     return parse_yaml(text, str(file))
 
 
@@ -160,7 +160,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """Return the options in a YAML file.
 
     Raises:
-        InvalidYaml: it cannot be read, or is something else than a mapping.
+        InvalidYaml: it cannot be read, or is not a mapping.
         OSError: it cannot be read.
     """
     values = read_yaml(file)
@@ -170,10 +170,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str = "") -> Any:
-    """Return the values of YAML text; `where` is what messages call it.
+    """Return the values of YAML text; `where` names it in messages.
 
     Raises:
-        InvalidYaml: it is no YAML, too large, deep or long, or has a key twice.
+        InvalidYaml: it is not YAML, too large, deep or long, or has a key twice.
     """
     if len(text) > MAX_BYTES:
         raise InvalidYaml(f"{where or 'text'}: larger than {MAX_BYTES:,} characters")
@@ -186,14 +186,14 @@ def parse_yaml(text: str, where: str = "") -> Any:
         place += [f"line {mark.line + 1}"] if mark else []
         raise InvalidYaml(f"{', '.join(place)}: {one_line(error.problem or str(error))}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InvalidYaml(f"{where or 'text'}: no YAML ({one_line(str(error))})") from error
+        raise InvalidYaml(f"{where or 'text'}: not YAML ({one_line(str(error))})") from error
 
 
 def _measure(events: Iterator[yaml.Event]) -> None:
-    """Refuse what would become too large or too deep.
+    """Refuse text that would become too large or too deep.
 
     Raises:
-        yaml.MarkedYAMLError: naming the line.
+        yaml.MarkedYAMLError: it would; the message names the line.
     """
     total, anchors = 0, {}  # of each anchor its values and its depth
     begun: list[list[Any]] = [["", 0, 0]]  # anchor, values before it, depth of what is in it
@@ -211,7 +211,7 @@ def _measure(events: Iterator[yaml.Event]) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
                 raise yaml.MarkedYAMLError(
-                    problem=f"*{one_line(str(event.anchor))} stands for nothing that is complete before it",
+                    problem=f"*{one_line(str(event.anchor))} refers to nothing complete before it",
                     problem_mark=event.start_mark,
                 )
             values, depth = anchors[event.anchor]
@@ -220,6 +220,6 @@ def _measure(events: Iterator[yaml.Event]) -> None:
         if total > MAX_NODES or len(begun) - 1 + begun[-1][2] > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 problem=f"more than {MAX_NODES:,} values, or nested more than {MAX_DEPTH} deep, with all aliases "
-                "written out: this is no configuration",
+                "written out: this is not a configuration",
                 problem_mark=event.start_mark,
             )

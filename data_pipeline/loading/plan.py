@@ -1,8 +1,8 @@
 """Plan of the data stream: a pure function of (indexes, seed, step), so that processes never have to communicate.
 
-A run has a fixed number of lanes; an optimizer step is one micro-batch from each lane, whatever the number of
-processes. Every lane has the same number of steps in a pass, so the step alone gives the pass and the place in it,
-every frame is read exactly as often per pass as requested, and the whole state of the stream is one integer.
+A run has a fixed number of lanes; an optimizer step is one micro-batch from each lane, for any number of processes.
+Every lane has the same number of steps in a pass, so the step alone gives the pass and the place in it, every frame is
+read exactly as often per pass as requested, and the whole state of the stream is one integer.
 
 A pass assigns units of frames to the lanes; single frames are considered only when their window is packed. So any step
 of 10⁸ frames on 1,024 lanes is planned in a second and some hundred bytes per block.

@@ -69,7 +69,7 @@ def resolve(name: str, *, field: str, folders: bool = False) -> Path:
     """Return the path in a source's field, with its environment variables expanded.
 
     Raises:
-        FileNotFoundError: a variable is not set, or there is no such file (or folder, if folders is True).
+        FileNotFoundError: a variable is not set, or the file (or folder, if folders is True) is missing.
     """
     path = Path(os.path.expandvars(name)).expanduser()
     if "$" in str(path):

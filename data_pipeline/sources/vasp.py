@@ -89,7 +89,7 @@ def read_outcar(path: Path) -> Frames:
                 yield number, parser.build(calculated)
             except InvalidStructure as error:
                 yield number, error
-            except Exception as error:  # ASE lets pass whatever its parsing raises
+            except Exception as error:  # ASE's parsing raises any type
                 yield number, InvalidStructure(reason_of(error))
             number, predicted, last = number + 1, 0, ionic
     for _ in range(predicted):
@@ -267,7 +267,7 @@ class _Run:
                 atoms.calc.results["stress"] = KBAR * _rows(stress, 3)  # ASE keeps six, whether symmetric or not
         except InvalidStructure as error:
             return error
-        except Exception as error:  # ASE lets pass whatever its parsing raises
+        except Exception as error:  # ASE's parsing raises any type
             return InvalidStructure(reason_of(error))
         return atoms
 

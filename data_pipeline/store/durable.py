@@ -1,8 +1,8 @@
-"""Durable: the one way to write a file or a folder whole, so that whoever reads it finds the old one or the new one.
+"""Durable writes: the one way to write a file or a folder whole, so that readers find either the old or the new one.
 
-What is written gets another name beside its own, is flushed to the disk and renamed; then the folder is flushed, which
-knows the name. A process that is killed leaves the other name at most, and the next one that writes there removes it. A
-power cut finds what was promised on the disk. The price is some milliseconds for every file.
+Content is written under another name, flushed to the disk and renamed; then the folder, which holds the name, is
+flushed. A killed process leaves at most the other name, which the next writer removes. After a power cut, a completed
+write is on the disk. The price is some milliseconds per file.
 """
 
 import errno
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""End of the name under which something is written."""
+"""Suffix of the name under which something is written."""
 
 
 def partial_of(path: Path) -> Path:
@@ -23,7 +23,7 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path, *, shared: bool = False, flush: bool = True) -> Iterator[Path]:
-    """Yield the name under which to write a file, which gets its own, and replaces an older one, after the block.
+    """Yield the temporary name of a file, which is renamed, replacing an older one, after the block.
 
     Nothing is left of it after an error.
 
@@ -71,7 +71,7 @@ def whole_folder(path: Path, *, flush: bool = True) -> Iterator[Path]:
 
 
 def put_in_place(new: Path, path: Path, *, flush: bool = True) -> None:
-    """Give a finished file or folder its name; an older folder of that name is gone only once the new one has it.
+    """Rename a finished file or folder; an older folder of that name is removed only afterwards.
 
     Args:
         new: The file or folder, in the same file system.
@@ -100,13 +100,13 @@ def put_in_place(new: Path, path: Path, *, flush: bool = True) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Give an older folder its name again if a process was killed while the new one took its place."""
+    """Restore an older folder if a process was killed while replacing it."""
     if os.path.lexists(_replaced(path)) and not os.path.lexists(path):
         os.replace(_replaced(path), path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
+    """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -114,12 +114,12 @@ def remove(path: Path) -> None:
 
 
 def _replaced(path: Path) -> Path:
-    # hidden, and a name that nobody gives to a copy of their own
+    # hidden, and not a name that people give to copies
     return path.with_name(f".{path.name}.replaced")
 
 
 def _flush(path: Path) -> None:
-    """Make the disk know the content of a file, or the names in a folder."""
+    """Flush the content of a file, or the names in a folder, to the disk."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What may be replaced: a folder that is ours and holds nothing else, and nothing that is read for what replaces it."""
+"""Checks before replacing a folder: it is ours, holds nothing else, and nothing that its replacement is made from."""
 
 import dataclasses
 import os
@@ -10,30 +10,32 @@ from data_pipeline.quoting import abbreviated
 
 
 def refuse_foreign(folder: Path, kind: str, marker: str, belongs: Callable[[Path], bool] = lambda path: True) -> None:
-    """Refuse to replace a folder that is not of a kind, or holds more, which would be lost.
+    """Refuse to replace a folder that is not of a kind, or holds other files, which would be lost.
 
     Args:
-        folder: The folder; it need not be there.
-        kind: Word for what is written there.
+        folder: The folder; it need not exist.
+        kind: Word for the new content.
         marker: Name of a file that every folder of this kind has.
-        belongs: Whether a file or folder in it is part of it.
+        belongs: Function that tells whether a file or folder in it is part of it.
 
     Raises:
-        FileExistsError: the folder is there and has no such file, or holds files that would be lost.
+        FileExistsError: the folder exists and has no such file, or holds files that would be lost.
     """
     if not folder.exists():
         return
     if not (folder / marker).is_file():
-        raise FileExistsError(f"{folder} has no {marker}, so it is no {kind} and stays as it is; choose another --out")
+        raise FileExistsError(
+            f"{folder} has no {marker}, so it is not a {kind} and is not replaced; choose another --out"
+        )
     if foreign := sorted(path.name for path in folder.iterdir() if not belongs(path)):
         raise FileExistsError(
-            f"{folder} holds what is of no {kind} and would be lost ({abbreviated(', '.join(foreign))}); move it away, "
+            f"{folder} holds other files that would be lost ({abbreviated(', '.join(foreign))}); move them away, "
             "or choose another --out"
         )
 
 
 def refuse_inside(paths: Iterable[Path], folders: Sequence[Path]) -> None:
-    """Refuse to replace folders in which something lies that is read for what replaces them.
+    """Refuse to replace folders that hold an input of their replacement.
 
     Raises:
         FileExistsError: the message names both.
@@ -41,13 +43,11 @@ def refuse_inside(paths: Iterable[Path], folders: Sequence[Path]) -> None:
     for path in paths:
         for folder in folders:
             if path.is_relative_to(folder.absolute()) or path.resolve().is_relative_to(folder.resolve()):
-                raise FileExistsError(
-                    f"{path} lies in {folder}, which would be replaced by what is made of it; choose another --out"
-                )
+                raise FileExistsError(f"{path} lies in {folder}, which the result would replace; choose another --out")
 
 
 def named_paths(settings: Any, *, texts: bool = False) -> list[Path]:
-    """Return every file and folder that settings name and that is there.
+    """Return every existing file and folder that settings name.
 
     Args:
         settings: A dataclass, paths, or containers of these.

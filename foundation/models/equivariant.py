@@ -61,8 +61,8 @@ class EquivariantConfig(Architecture):
     max_degree: int = field(default=2, metadata=DECIDES)
     """Highest degree of the spherical harmonics of edges."""
     unit_harmonics: bool = field(default=True, metadata=DECIDES)
-    """Whether spherical harmonics are of an edge's direction; otherwise they are of its vector and grow with its length
-    (as in SevenNet-0 of 22 May 2024)."""
+    """True: spherical harmonics of an edge's direction; False: of its vector, growing with its length (as in SevenNet-0
+    of 22 May 2024)."""
     cutoff: float = field(default=5.0, metadata=DECIDES)
     """Distance below which atoms are neighbours [Å]."""
     num_basis: int = field(default=8, metadata=DECIDES)
@@ -82,8 +82,8 @@ class EquivariantConfig(Architecture):
     NequIP)."""
 
     theory_biases: bool | None = field(default=None, metadata=DECIDES)
-    """Whether the network sees the level of theory: a bias of the even scalars for each, in both self-interactions of
-    every block and in the readout (SevenNet-MF). None: if there are several."""
+    """Let the network see the level of theory: a bias of the even scalars for each, in both self-interactions of every
+    block and in the readout (SevenNet-MF). None: if there are several."""
 
     def __post_init__(self) -> None:
         irreps = parse_irreps(self.irreps)

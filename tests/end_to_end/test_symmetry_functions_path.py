@@ -150,8 +150,8 @@ def test_a_dotted_option_changes_the_architecture_that_the_file_states(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--model.hidden_size 3", "there is no option 'model.hidden_size'"),
-        ("--model.num_blocks 3", "there is no option 'model.num_blocks'"),
+        ("--model.hidden_size 3", "unknown option 'model.hidden_size'"),
+        ("--model.num_blocks 3", "unknown option 'model.num_blocks'"),
         ("--model.irreps 4x0e", "model: irreps and radial_functions belong to different kinds of model"),
         ("--model.cutoff null", "model.cutoff: a value is needed, not null"),
         ("--model.cutoff far", "model: cutoff: a value of type float is needed"),
@@ -164,4 +164,4 @@ def test_what_is_wrong_is_said_by_its_dotted_name(
     assert main([*words, *options.split()]) == 2
     assert said in capsys.readouterr().err
     assert main([*words[:1], *words[3:], "--model.cutoff", "5"]) == 2
-    assert "say which kind of model it is, by one of the options irreps, radial_functions" in capsys.readouterr().err
+    assert "the kind of model is missing; give one of the options irreps, radial_functions" in capsys.readouterr().err

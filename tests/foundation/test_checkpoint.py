@@ -211,7 +211,7 @@ DIGEST = "0" * 64
 def test_a_line_that_is_no_checksum_of_a_file_of_the_folder_is_refused(release: Path, line: str) -> None:
     lines = (release / "SHA256SUMS").read_text().splitlines()
     listed(release, [*lines, line])
-    with pytest.raises(CorruptCheckpoint, match=r"SHA256SUMS: line 4 is no checksum"):
+    with pytest.raises(CorruptCheckpoint, match=r"SHA256SUMS: line 4 is not a checksum"):
         load(release)
 
 

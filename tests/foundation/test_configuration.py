@@ -115,7 +115,7 @@ def test_an_option_that_the_record_does_not_know_was_its_default_and_that_is_sai
     older["fit"]["forgotten_option"] = 3
     assert deciding_changes(older, PRETRAIN) == []
     assert "fit.recompute (False now, the default)" in caplog.text
-    assert "fit.forgotten_option (3, an option that there is no more)" in caplog.text
+    assert "fit.forgotten_option (3, an option that no longer exists)" in caplog.text
     recomputing = dataclasses.replace(PRETRAIN, fit=dataclasses.replace(FIT, recompute=True))
     assert deciding_changes(older, recomputing) == ["fit.recompute was None and is True"]
 

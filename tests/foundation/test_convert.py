@@ -83,8 +83,8 @@ def test_what_is_not_there_says_what_is(source: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either what to convert --from or"),
-        ({"from_": "sevennet", "to": "sevennet"}, "either what to convert --from or"),
+        ({}, "either --from or --to"),
+        ({"from_": "sevennet", "to": "sevennet"}, "either --from or --to"),
         ({"from_": "sevennet"}, "reads a --checkpoint"),
         ({"to": "sevennet"}, "reads a --model"),
         ({"from_": "sevennet", "checkpoint": Path("x.pth"), "model": Path("x")}, "it has no --model"),
@@ -100,12 +100,14 @@ def test_options_that_do_not_belong_together_are_refused(options: dict, message:
 def test_what_is_in_the_way_stays(own: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match=r"mine has no config\.json, so it is no potential and stays"):
+    with pytest.raises(
+        FileExistsError, match=r"mine has no config\.json, so it is not a potential and is not replaced"
+    ):
         convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "mine"))
     with pytest.raises(FileExistsError, match=r"mine is a folder; --out is the file"):
         convert(ConvertConfig(to="sevennet", model=tmp_path, out=tmp_path / "mine"))
     (tmp_path / "mine" / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match=r"mine holds what is of no potential .*notes\.txt"):
+    with pytest.raises(FileExistsError, match=r"mine holds other files .*notes\.txt"):
         convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "mine"))
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 
@@ -113,7 +115,7 @@ def test_what_is_in_the_way_stays(own: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_there_stays_as_it_is(own: Path, tmp_path: Path) -> None:
     folder = convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "converted"))
     (tmp_path / "frames.xyz").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"frames.xyz exists and stays as it is; remove it or choose another"):
+    with pytest.raises(FileExistsError, match=r"frames.xyz exists and is not replaced; remove it or choose another"):
         convert(ConvertConfig(to="sevennet", model=folder, out=tmp_path / "frames.xyz"))
     assert (tmp_path / "frames.xyz").read_text() == "mine"
 

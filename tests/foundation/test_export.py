@@ -131,7 +131,7 @@ def test_without_a_report_there_is_no_release(run: Path) -> None:
 
 def test_a_report_of_other_weights_is_refused(run: Path) -> None:
     rewrite(run / "report", "evaluation.json", lambda values: values.update(weights_sha256="0" * 64))
-    with pytest.raises(ValueError, match=r"evaluation\.json: this report is of other weights; evaluate .* again"):
+    with pytest.raises(ValueError, match=r"evaluation\.json: this report belongs to other weights; evaluate .* again"):
         export(ExportConfig(run=run, out=run / "release"))
     assert not (run / "release").exists()
 
@@ -175,7 +175,7 @@ def test_data_that_are_gone_are_an_error_that_names_them(run: Path, tmp_path: Pa
 
 def test_exporting_again_replaces_the_old_release_and_no_file_of_others(run: Path, release: Path) -> None:
     (release / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"release holds what is of no release and would be lost \('notes.txt'\)"):
+    with pytest.raises(FileExistsError, match=r"release holds other files that would be lost \('notes.txt'\)"):
         export(ExportConfig(run=run, out=release, card=CARD))
     assert (release / "notes.txt").read_text() == "mine"
     (release / "notes.txt").unlink()
@@ -269,7 +269,7 @@ def test_one_level_of_theory_is_released_alone(two_theories: Path) -> None:
 def test_the_report_has_to_be_of_the_theory_that_is_released(two_theories: Path) -> None:
     other = load(two_theories).theories[0]
     before = sorted(two_theories.iterdir())
-    with pytest.raises(ValueError, match=rf"the report is of SCAN; measure the errors of {other} with"):
+    with pytest.raises(ValueError, match=rf"the report is for SCAN; measure the errors of {other} with"):
         export(ExportConfig(run=two_theories, out=two_theories / "release", theory=other))
     with pytest.raises(ValueError, match=r"name one, not HSE"):
         export(ExportConfig(run=two_theories, out=two_theories / "release", theory="HSE"))

@@ -307,4 +307,4 @@ def test_what_was_learned_and_forgotten_is_said_at_the_end(
         finetune(config)
     said = caplog.messages
     assert any("(target, " in line and "force MAE" in line and "meV/Å (" in line for line in said)
-    assert said[-1] == f"what was learned and forgotten: {config.out / 'forgetting' / 'index.html'}"
+    assert said[-1] == f"report of learning and forgetting: {config.out / 'forgetting' / 'index.html'}"

@@ -257,7 +257,7 @@ def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
     )
     start = checkpoint.describe(out / "potential").provenance["start"]
     assert [each["name"] for each in start["datasets"]] == ["emt-target", "emt-test", "emt-test"]
-    refused(out, f"{target.root}: no structure .* whose licence allows to copy it")
+    refused(out, f"{target.root}: no structure .* whose licence allows copying")
     release = export(ExportConfig(run=out, out=tmp_path / "release", data=emt_manifest.root))
     card = (release / "README.md").read_text()
     assert "| begins with | Three steps more (fine-tuning), weights with SHA-256" in card
@@ -288,16 +288,14 @@ def test_what_was_not_measured_between_is_not_released(
     curved: Path, tuned: Path, start: Path, tmp_path: Path, emt_manifest: Manifest
 ) -> None:
     run, data = Path(shutil.copytree(curved, tmp_path / "run")), emt_manifest.root
-    refused(
-        run, r"alpha-0\.3.*not measured what lies at alpha 0\.3 \(measured: 0\.25, 0\.5\)", FileNotFoundError, alpha=0.3
-    )
+    refused(run, r"alpha-0\.3.*not measured alpha 0\.3 \(measured: 0\.25, 0\.5\)", FileNotFoundError, alpha=0.3)
     with pytest.raises(ValueError, match="alpha must be above 0"):
         ExportConfig(run=run, out=run / "refused", alpha=0.0)
     # the start's references were estimated again, so that what was measured did not begin with the start's
     again = Path(shutil.copytree(tuned, tmp_path / "again"))
-    refused(again, "is not what was measured: .*other reference energies", alpha=0.5, data=data)
+    refused(again, "is not the measured one: .*other reference energies", alpha=0.5, data=data)
     pretrained = Path(shutil.copytree(start, tmp_path / "start"))
-    refused(pretrained, "is no fine-tuning", alpha=0.5, data=data, card=CARD)
+    refused(pretrained, "needs a fine-tuning run", alpha=0.5, data=data, card=CARD)
     change(
         run / "potential",
         "config.json",

@@ -149,7 +149,7 @@ def test_what_was_refused_leaves_no_folder(emt_manifest: Manifest, tmp_path: Pat
         pretrain(config(emt_manifest, tmp_path / "run", resume=True))
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="file is a file, and a run needs a folder"):
+    with pytest.raises(NotADirectoryError, match="file is a file, but a run needs a folder"):
         pretrain(config(emt_manifest, tmp_path / "file", resume="auto"))
 
 
@@ -256,7 +256,7 @@ def test_what_a_run_reads_is_not_in_the_folder_that_it_empties(
     inside = dataclasses.replace(config(emt_manifest, old, overwrite=True), data=old / "data")
     for changed in (inside, dataclasses.replace(config(emt_manifest, old, overwrite=True), start=old / "potential")):
         with pytest.raises(
-            FileExistsError, match=r"lies in .*old, which would be replaced by what is made of it; choose another --out"
+            FileExistsError, match=r"lies in .*old, which the result would replace; choose another --out"
         ):
             pretrain(changed)
     assert content(old) == before
@@ -265,7 +265,7 @@ def test_what_a_run_reads_is_not_in_the_folder_that_it_empties(
 def test_a_run_does_not_empty_the_folder_of_its_start(emt_manifest: Manifest, finished: Path, tmp_path: Path) -> None:
     old = shutil.copytree(finished, tmp_path / "old")
     before = content(old)
-    with pytest.raises(FileExistsError, match=r"old lies in .*old, which would be replaced"):
+    with pytest.raises(FileExistsError, match=r"old lies in .*old, which the result would replace"):
         pretrain(dataclasses.replace(config(emt_manifest, old, overwrite=True), start=old))
     assert content(old) == before
 
@@ -273,7 +273,7 @@ def test_a_run_does_not_empty_the_folder_of_its_start(emt_manifest: Manifest, fi
 def test_a_folder_without_a_record_of_a_run_is_not_emptied(emt_manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"home has no run\.json, so it is no run and stays as it is"):
+    with pytest.raises(FileExistsError, match=r"home has no run\.json, so it is not a run and is not replaced"):
         pretrain(config(emt_manifest, tmp_path / "home", overwrite=True))
     assert content(tmp_path / "home") == {"thesis.tex": b"years of work"}
 

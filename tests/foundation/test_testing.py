@@ -124,7 +124,7 @@ def test_the_potential_is_left_alone() -> None:
 
 
 def test_an_unknown_law_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match="no law 'gravity'; the laws are rotation, mirror"):
+    with pytest.raises(ValueError, match="unknown law 'gravity'; the laws are rotation, mirror"):
         check_laws(springs("nothing"), ["gravity"])
 
 

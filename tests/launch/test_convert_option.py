@@ -26,6 +26,6 @@ def test_there_and_back(option: list[str], tmp_path: Path, capsys: pytest.Captur
 
 def test_a_wrong_use_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "--out", str(tmp_path / "x")]) == 2
-    assert "say either what to convert --from or what to convert --to" in capsys.readouterr().err
+    assert "give either --from or --to" in capsys.readouterr().err
     assert main(["convert", "--from", "sevennet", "--checkpoint", "gone.pth", "--out", str(tmp_path / "x")]) == 2
     assert "gone.pth: no such file" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_a_corpus_stands_for_its_source_and_its_provenance(tmp_path: Path) -> No
 
 def test_one_process_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_RANK", "1")
-    with pytest.raises(ValueError, match="one process downloads"):
+    with pytest.raises(ValueError, match="only one process may download"):
         expand_corpus(["build", "--corpus", "mptrj", "--download", "--folder", str(tmp_path)])
 
 

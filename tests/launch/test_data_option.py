@@ -37,7 +37,7 @@ def test_several_come_as_a_list_in_yaml(tmp_path: Path) -> None:
 def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data:\n- path: data/mptrj\n  repeats: 8\n")
-    with pytest.raises(ValueError, match=r"there is no option 'data\.repeats'"):
+    with pytest.raises(ValueError, match=r"unknown option 'data\.repeats'"):
         data_of("--config", str(file))
 
 

@@ -118,7 +118,7 @@ def test_every_text_is_refused_or_arrives_as_it_is(value: str, extra: str) -> No
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("touch marker", "is no option of sbatch"), ("--comment='a", "No closing quotation"), ("", "")],
+    [("touch marker", "is not an option of sbatch"), ("--comment='a", "No closing quotation"), ("", "")],
 )
 def test_a_directive_that_is_no_option_is_refused(line: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"directives: .*{message}"):

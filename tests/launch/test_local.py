@@ -15,7 +15,7 @@ COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "1
         ("--processes 3", COMMAND, "8 lanes cannot be shared by 3 processes"),
         ("--processes 0", COMMAND, "processes must be at least 1"),
         ("--processes 2 --max-restarts -1", COMMAND, "max_restarts at least 0"),
-        ("--processes 2", [], "no command: put it behind --"),
+        ("--processes 2", [], "no command: put it after --"),
         ("--processes 2", ["--", "launch", "local"], "`launch` does not train"),
     ],
 )

@@ -12,7 +12,7 @@ from launch.__main__ import main
 MESSAGES = {
     "--penalty.weight -1": "penalty.weight (lambda) must be zero or more, not -1.0",
     "--penalty.fisher F": "penalty: the following arguments are required: weight",
-    "--penalty.wieght 1": "there is no option 'penalty.wieght'",
+    "--penalty.wieght 1": "unknown option 'penalty.wieght'",
     "--rehearsal.data D --rehearsal.fraction 0": "rehearsal.fraction is above 0 (nothing) and at most 1 (all), not 0.0",
     "--rehearsal.data D --rehearsal.mode both": "rehearsal: mode: one of 'joint', 'alternate', 'reference' is needed",
     "--freeze embedding": "freeze: a list is needed, such as [embedding]",

@@ -20,7 +20,7 @@ def test_the_report_is_in_the_folder_of_the_run(tmp_path: Path, capsys: pytest.C
     assert main(["report", str(run)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "training energy MAE [meV/atom], last" in printed
-    assert "look at this: run: processes waited for data 25% of the time" in printed
+    assert "remark: run: processes waited for data 25% of the time" in printed
     assert (run / "curves" / "index.html").is_file()
     assert (run / "logs" / "metrics.csv").read_text().count("\n") == 1 + 200 + 4
 

@@ -98,10 +98,10 @@ def test_a_sweep_is_an_array_whose_tasks_have_their_own_run_folders(tmp_path: Pa
         ("--time 24h", [*COMMAND], "time '24h': write it as minutes, hours:minutes:seconds or days-hours"),
         ("--time 4", [*COMMAND], "time 4: shorter than signal_before, 300 s"),
         ("--array 0-x --out o", [*COMMAND], "array '0-x': write it as 0-15"),
-        ("--array 0-3", [*COMMAND], "say with --out where the script goes"),
+        ("--array 0-3", [*COMMAND], "give the script a folder with --out"),
         ("--array 0-3 --out o", [*COMMAND], "would share a run folder; put {task} into --out of the command"),
-        ("", [*COMMAND, "--model.cutoff", "{task}"], "say which with --array"),
-        ("", [], "no command: put it behind --"),
+        ("", [*COMMAND, "--model.cutoff", "{task}"], "give the numbers with --array"),
+        ("", [], "no command: put it after --"),
         ("", ["--", "evaluate", "--model", "m", "--data", "d"], "`evaluate` does not train"),
         ("", [*COMMAND, "--machine.devices", "2"], "--machine.devices in the command: leave it out"),
         ("", [*COMMAND, "--machine.num-nodes=2"], "--machine.num_nodes in the command: leave it out"),
@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "runs" / "big").mkdir(parents=True)
     (tmp_path / "runs" / "big" / "thesis.tex").touch()
     assert launch() == 2
-    assert "already exists and is no run" in capsys.readouterr().err
+    assert "already exists and is not a run" in capsys.readouterr().err
 
 
 def test_sbatch_that_refuses_is_an_error_with_its_reason(

@@ -123,7 +123,7 @@ def test_another_configuration_of_a_finished_run_is_refused_with_the_option(
 ) -> None:
     done, _, _ = partly_failed
     message = (
-        r"run bold is finished with another configuration: optim.learning_rate was 0.02 and is 0.01. "
+        r"run bold was finished with another configuration: optim.learning_rate was 0.02 and is 0.01. "
         r"Restore it, give the run another name, or remove .*bold"
     )
     with pytest.raises(ValueError, match=message):
@@ -164,7 +164,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_goes_on_where_it_was(small: Swee
         lambda: os.kill(os.getpid(), signal.SIGTERM),
     )
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(PreemptedError, match="the sweep was stopped by SIGTERM; the same command goes on with it"):
+    with pytest.raises(PreemptedError, match="the sweep was stopped by SIGTERM; the same command resumes it"):
         small.start(plan, *LONG)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -195,17 +195,17 @@ def test_a_second_interrupt_ends_the_runs_at_once(small: Sweep) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ({"runs": {"good": {}, "bad": {"optim.learnin_rate": 1}}}, "run bad: .*there is no option 'optim.learnin_"),
-        ({"runs": {"good": {}, "bad": {"optim": {"rate": 1}}}}, "run bad: .*there is no option 'optim.rate'"),
+        ({"runs": {"good": {}, "bad": {"optim.learnin_rate": 1}}}, "run bad: .*unknown option 'optim.learnin_"),
+        ({"runs": {"good": {}, "bad": {"optim": {"rate": 1}}}}, "run bad: .*unknown option 'optim.rate'"),
         ({"runs": {"good": {}, "bad": {"fit.lanes": "two"}}}, "run bad: .*fit.lanes"),
         ({"runs": {"bad": {}}, "grid": {"fit.lanes": [2, 0]}}, "run bad-0: lanes must be at least 1"),
         ({"runs": {"bad": {"out": "elsewhere"}}}, r"sweep.yaml: out cannot differ between runs"),
         ({"runs": {"bad": {"fit.resume": False}}}, "fit.resume cannot differ between runs"),
         ({"runs": {"bad": {"fit.seed": 3}}, "seeds": [1]}, "fit.seed is an option of a run and seeds are given"),
         ({"runs": {"bad": {"fit.lanes": 3}}, "grid": {"fit.lanes": [1]}}, "fit.lanes is in grid and in a run"),
-        ({"runs": {"a/b": {}}}, "a run cannot be called 'a/b'"),
-        ({"runs": {"configs": {}}}, "a run cannot be called 'configs'"),
-        ({"runs": {"a": {}}, "grid": {"fit.steps": [1, "1"]}}, "two runs would be called 'a-1'"),
+        ({"runs": {"a/b": {}}}, "a run cannot be named 'a/b'"),
+        ({"runs": {"configs": {}}}, "a run cannot be named 'configs'"),
+        ({"runs": {"a": {}}, "grid": {"fit.steps": [1, "1"]}}, "two runs would be named 'a-1'"),
         ({"runs": {}}, "runs must name at least one run"),
         ({"runs": {"a": {}}, "grid": {"fit.steps": []}}, "each option of grid at least one value"),
         ({"runs": {"a": None}}, "runs must map the name of each run to its options, {} for none"),
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_said_before_anything_starts(small: Sweep, plan: dict, 
 
 def test_a_name_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("runs:\n  a: {}\n  b: {}\n  a: {fit.steps: 3}\n")
-    with pytest.raises(ValueError, match=r"sweep.yaml, line 4: 'a' stands there twice"):
+    with pytest.raises(ValueError, match=r"sweep.yaml, line 4: 'a' occurs twice"):
         read_sweep(tmp_path / "sweep.yaml")
 
 
@@ -255,12 +255,12 @@ def test_a_name_stands_for_one_run_or_for_an_entry_with_all_its_seeds() -> None:
     plan = SweepConfig(runs={"lora": {}, "lora-rehearsal": {"freeze": ["embedding"]}}, seeds=(0, 1))
     assert chosen(plan, "lora") == {"lora-seed0", "lora-seed1"}
     assert chosen(plan, "lora-rehearsal-seed1") == {"lora-rehearsal-seed1"}
-    with pytest.raises(ValueError, match="no run of the sweep is called 'ewc'; choose from lora-seed0, lora-seed1, lo"):
+    with pytest.raises(ValueError, match="the sweep has no run 'ewc'; choose from lora-seed0, lora-seed1, lo"):
         chosen(plan, "ewc")
 
 
 def test_a_run_is_named_only_of_a_sweep() -> None:
-    with pytest.raises(ValueError, match="run is the name of a run of a sweep"):
+    with pytest.raises(ValueError, match="run names a run of a sweep"):
         parse(["finetune", "--start", "s", "--data", "d", "--out", "o", "--fit.steps", "1", "--run", "a"])
 
 
@@ -285,14 +285,17 @@ def test_a_sweep_at_which_another_process_is_at_work_is_left_alone(small: Sweep)
     small.out.mkdir()
     with (small.out / "sweep.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match=r"sweep: this sweep, or a run that it has started, is still at work"):
+        with pytest.raises(BlockingIOError, match=r"sweep: this sweep, or one of its runs, is still running"):
             small.start({"runs": {"a": {}}})
     assert [path.name for path in small.out.iterdir()] == ["sweep.lock"]
 
 
 @pytest.mark.parametrize(
     ("there", "message"),
-    [("run.json", "holds a run, not a sweep"), ("a/precious", "a has no run.json, so it is no run and stays as it is")],
+    [
+        ("run.json", "holds a run, not a sweep"),
+        ("a/precious", "a has no run.json, so it is not a run and is not replaced"),
+    ],
 )
 def test_a_folder_that_holds_something_else_is_left_alone(small: Sweep, there: str, message: str) -> None:
     (small.out / there).parent.mkdir(parents=True)
@@ -315,7 +318,7 @@ def test_a_sweep_is_launched_as_one_process(machine: dict[str, int]) -> None:
         fit=SimpleNamespace(resume="auto"),
         machine=MachineConfig(**machine),
     )
-    with pytest.raises(ValueError, match="a sweep starts processes of its own, so launch it as one process"):
+    with pytest.raises(ValueError, match="a sweep starts its own processes, so launch it as one process"):
         check(["finetune"], lambda words: ("finetune", config), {})
     config.sweep = None
     assert check(["finetune"], lambda words: ("finetune", config), {}) == (config, [])

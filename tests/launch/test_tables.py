@@ -47,7 +47,7 @@ def test_inspect_prints_what_is_in_real_data(
         "energy per atom, eV",
         "force on an atom, eV/Å",
         "mean normal stress, eV/Å³",
-        "frames that hold an element: O ",
+        "frames with each element: O ",
         "0 pairs of neighbouring frames to compare, too few for a verdict",
         "warning: elements in",
         "warning: elements in fewer than 5 training frames, whose noise their reference energies follow:",

@@ -47,7 +47,7 @@ class _Entries:
     stride: int
     """Number of columns between components of the output."""
     odd: bool
-    """Whether the harmonic changes sign with the edge's direction."""
+    """True if the harmonic changes sign with the edge's direction."""
     couplings: dict[tuple[int, int], list[tuple[int, float]]]
     """Nonzero (b, value) for every (a, c)."""
     matrix: dict[tuple[int, int], int]

@@ -415,7 +415,7 @@ def test_a_source_in_the_folder_that_is_replaced_is_refused(
     if linked:
         named = tmp_path / "link.extxyz"
         named.symlink_to(inside)
-    with pytest.raises(FileExistsError, match="which would be replaced by what is made of it"):
+    with pytest.raises(FileExistsError, match="which the result would replace"):
         build(configure(source=AseFiles(files=(str(named),)), overwrite=True))
     assert inside.is_file()
     assert (tmp_path / "data" / "manifest.json").is_file()

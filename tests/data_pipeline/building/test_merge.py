@@ -211,7 +211,7 @@ def test_a_data_set_in_the_folder_to_write_is_refused_and_stays(tmp_path: Path, 
     one, two = make("one", 1), make("two", 2)
     (tmp_path / "merged.partial").mkdir()
     inside = one.rename(tmp_path / "merged.partial" / "one")
-    with pytest.raises(FileExistsError, match="which would be replaced by what is made of it"):
+    with pytest.raises(FileExistsError, match="which the result would replace"):
         merge([inside, two], tmp_path / "merged", "all")
     assert (inside / "manifest.json").is_file()
 

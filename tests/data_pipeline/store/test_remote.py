@@ -162,7 +162,7 @@ def test_what_is_not_there_is_named(server: Server, reopen: Callable[..., Manife
         open_manifest(f"{server.url}/other", cache=tmp_path / "cache")
     frames = Frames(reopen(), "train")
     (server.folder / "train-000000.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{server.url}/train-000000\.tar, bytes from \d+: not there"):
+    with pytest.raises(FileNotFoundError, match=rf"{server.url}/train-000000\.tar, bytes from \d+: not found"):
         frames[0]
 
 

@@ -20,14 +20,14 @@ def test_what_is_not_there_and_what_is_ours_may_be_replaced(tmp_path: Path) -> N
 
 
 def test_a_folder_of_another_kind_stays(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match=r"has no config\.json, so it is no release and stays as it is"):
+    with pytest.raises(FileExistsError, match=r"has no config\.json, so it is not a release and is not replaced"):
         refuse(tmp_path)
 
 
 def test_what_would_be_lost_is_named(tmp_path: Path) -> None:
     for name in ("config.json", "thesis.tex", "notes.txt"):
         (tmp_path / name).touch()
-    with pytest.raises(FileExistsError, match=r"would be lost \('notes\.txt, thesis\.tex'\); move it away"):
+    with pytest.raises(FileExistsError, match=r"would be lost \('notes\.txt, thesis\.tex'\); move them away"):
         refuse(tmp_path)
 
 
@@ -38,7 +38,7 @@ def test_what_is_read_is_not_replaced_also_behind_a_link(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(folder / "source")
     refuse_inside([tmp_path], [folder])
     for path in (folder, folder / "source", tmp_path / "link"):
-        with pytest.raises(FileExistsError, match=rf"{path} lies in {folder}, which would be replaced"):
+        with pytest.raises(FileExistsError, match=rf"{path} lies in {folder}, which the result would replace"):
             refuse_inside([path], [folder])
 
 
