@@ -132,7 +132,7 @@ class Inspection:
     """Contents of a data set, and what looks wrong with it."""
 
     provenance: Provenance
-    """Where the data come from."""
+    """Origin of the data."""
     manifest_fingerprint: str
     """Fingerprint of the manifest."""
     num_frames: int
@@ -146,7 +146,7 @@ class Inspection:
     splits: dict[str, SplitContents]
     """Splits by name."""
     distributions: dict[str, Distribution]
-    """Distributions by name, of all quantities that there are values of."""
+    """Distributions of all quantities with values, by name."""
     frames_of_element: dict[str, int]
     """Number of frames that hold each element, most frequent first."""
     stress_check: WorkCheck
@@ -156,7 +156,7 @@ class Inspection:
     rejected: dict[str, int]
     """Number of frames left out by reason."""
     warnings: list[str]
-    """What looks wrong, a sentence each."""
+    """Warnings, a sentence each."""
 
 
 def inspect_manifest(manifest: Manifest) -> Inspection:

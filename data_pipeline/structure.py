@@ -62,13 +62,13 @@ class Structure:
     stress: Float32[np.ndarray, "3 3"]
     """Stress [eV/Å³], symmetric, positive in tension; zero where has_stress is False."""
     has_forces: bool
-    """Whether forces were given."""
+    """True if forces were given."""
     has_stress: bool
-    """Whether stress was given."""
+    """True if stress was given."""
     alternative_energy: float
     """A second total energy [eV] under another convention, stored but not trained on; zero if missing."""
     has_alternative_energy: bool
-    """Whether a second energy was given."""
+    """True if a second energy was given."""
     id: str
     """Name of the frame, unique in its data set."""
     group: str

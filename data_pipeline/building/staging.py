@@ -52,11 +52,11 @@ class Reading:
     split_seed: int
     """Seed of the hash that assigns groups to splits."""
     isolated_atoms: bool
-    """Whether to look for atoms without neighbours."""
+    """Look for atoms without neighbours."""
     duplicates: bool
-    """Whether to compute fingerprints, by which duplicates are found."""
+    """Compute fingerprints, by which duplicates are found."""
     refuse: bool
-    """Whether a frame that cannot be trained on ends the build (True) or is recorded and left out."""
+    """True if a frame that cannot be trained on ends the build; otherwise it is recorded and left out."""
 
 
 def part_folder(staged: Path, number: int) -> Path:

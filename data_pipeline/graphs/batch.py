@@ -66,9 +66,9 @@ class GraphBatch:
     stress: Float[Tensor, "graphs 3 3"]
     """Labelled stress [eV/Å³], positive in tension; zero where has_stress is False."""
     has_forces: Bool[Tensor, " graphs"]
-    """Whether a structure's forces are labelled."""
+    """Structures with labelled forces."""
     has_stress: Bool[Tensor, " graphs"]
-    """Whether a structure's stress is labelled."""
+    """Structures with a labelled stress."""
     theory: Int[Tensor, " graphs"]
     """Number of the level of theory of each structure's labels."""
     weight: Float64[Tensor, " graphs"]

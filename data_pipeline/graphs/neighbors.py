@@ -37,7 +37,7 @@ class Cells:
     inverses: Float64[np.ndarray, "frames 3 3"]
     """Inverse matrices [1/Å]."""
     usual: Bool[np.ndarray, " frames"]
-    """Whether vesin can search here."""
+    """Cells in which vesin can search."""
 
 
 class NeighborSearch:

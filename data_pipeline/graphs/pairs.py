@@ -28,7 +28,7 @@ class Mirrored:
     origin: Int64[np.ndarray, " pairs"]
     """Index of each pair in the mirrored list."""
     flipped: Bool[np.ndarray, " pairs"]
-    """Whether a pair's first edge runs against the list's direction."""
+    """Pairs whose first edge runs against the list's direction."""
 
     def signed(self, vectors: Shaped[np.ndarray, "pairs 3"]) -> Shaped[np.ndarray, "edges 3"]:
         """Return for every edge the vector from first to second of its pair in the list, with the sign of the edge."""

@@ -69,7 +69,7 @@ class Job:
     slot_bytes: int
     """Size of a slot [bytes]; a larger batch goes through a slower pipe."""
     pin_memory: bool
-    """Whether batches are copied to page-locked memory, from which copies to an accelerator are asynchronous."""
+    """Copy batches to page-locked memory, from which copies to an accelerator are asynchronous."""
 
     def tasks(self, worker: int = 0, num_workers: int = 1) -> Iterable[int]:
         """Return the tasks, or those of one of several workers: task mod num_workers is the worker."""

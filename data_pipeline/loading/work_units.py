@@ -42,7 +42,7 @@ class Budgets:
     atoms: int | None
     """Number of atoms of a full micro-batch; None sets no limit."""
     oversize: Oversize
-    """Whether a larger frame is an error, a micro-batch of its own, or left out."""
+    """Treatment of a larger frame: an error, a micro-batch of its own, or left out."""
 
     def exceeded(self, edges: Int[np.ndarray, " any"], atoms: Int[np.ndarray, " any"]) -> Bool[np.ndarray, " any"]:
         """Return a mask of the numbers of edges or atoms above the budget."""

@@ -56,7 +56,7 @@ class Unread(NamedTuple):
     kind: Kind
     value: np.ndarray
     readable: bool
-    """Whether an option can read it as it is: not a single component, and not a gradient, whose sign is the other."""
+    """True if an option can read it: not a single component, and not a gradient, which has the opposite sign."""
 
 
 def unread_labels(

@@ -55,7 +55,7 @@ class Provenance:
 
     @property
     def redistributable(self) -> bool:
-        """Whether frames may be published, judging by the text of the licence.
+        """True if frames may be published, judging by the text of the licence.
 
         False without a licence: an empty text, one that begins with "no" in some form (none, NOASSERTION, not stated)
         or with "unknown", or one that contains "not for redistribution".
@@ -111,7 +111,7 @@ class Manifest:
 
     @property
     def labelled(self) -> bool:
-        """Whether its frames have labels: labels were read from its source, or from those of all merged parts."""
+        """True if its frames have labels, read from its source or from those of all merged parts."""
         return _labelled(self.build_config)
 
     def split(self, name: str) -> Split:
