@@ -16,11 +16,7 @@ from data_pipeline.quoting import abbreviated
 from data_pipeline.store import durable, lock
 from data_pipeline.store.replacing import refuse_foreign
 from data_pipeline.store.shards import sha256
-from foundation.models import Architecture, architecture_named
-from foundation.models.limits import check_elements, check_theories
-from foundation.potential import Potential, check_weights
-from foundation.provenance import Provenance
-from foundation.untrusted import (
+from data_pipeline.store.untrusted import (
     CorruptFile,
     Layout,
     check_layout,
@@ -32,6 +28,10 @@ from foundation.untrusted import (
     require,
     typed,
 )
+from foundation.models import Architecture, architecture_named
+from foundation.models.limits import check_elements, check_theories
+from foundation.potential import Potential, check_weights
+from foundation.provenance import Provenance
 
 SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"

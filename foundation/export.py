@@ -21,6 +21,7 @@ from data_pipeline.loading.datasets import Frames
 from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.store.manifest import Provenance as DataProvenance
+from data_pipeline.store.untrusted import read_json, refusing, require, typed
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import Description
@@ -33,7 +34,6 @@ from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.surgery.theories import keep_theory
 from foundation.surgery.weight_interpolation import interpolate
-from foundation.untrusted import read_json, refusing, require, typed
 
 log = logging.getLogger(__name__)
 

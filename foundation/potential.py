@@ -14,11 +14,11 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import TENSORS, GraphBatch
 from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.untrusted import check_finite
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
-from foundation.untrusted import check_finite
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ missing in older versions have defaults.
 from dataclasses import dataclass, field
 from typing import Any
 
-from foundation.untrusted import OpenRecord, typed
+from data_pipeline.store.untrusted import OpenRecord, typed
 
 FINE_TUNING = "fine-tuning"
 """Method of a fine-tuned potential."""

@@ -26,7 +26,7 @@ PACKAGES = ("data_pipeline", "foundation", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 ALL_CODE = [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))]
 FLOORS = (
-    ("foundation.configuration", "foundation.untrusted", "foundation.provenance"),
+    ("foundation.configuration", "foundation.provenance"),
     ("foundation.kernels",),
     ("foundation.nn",),
     ("foundation.models",),

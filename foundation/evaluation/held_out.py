@@ -20,12 +20,12 @@ from jaxtyping import UInt8
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store import durable
 from data_pipeline.store.json_record import parse_json
+from data_pipeline.store.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 from foundation.checkpoint import weights_sha256
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.quantities import ENERGY_SUM, FRAMES
 from foundation.potential import Potential
-from foundation.untrusted import CorruptFile, Layout, check_layout, read_layout, refusing, typed
 
 Role = Literal["target", "retained", "transfer"]
 """Role of a set: learned in the fine-tuning (target), known before and to be kept (retained), or neither (transfer)."""

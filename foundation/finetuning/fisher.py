@@ -25,6 +25,16 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store import durable, lock
 from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.manifest import open_manifest
+from data_pipeline.store.untrusted import (
+    CorruptFile,
+    Layout,
+    check_finite,
+    check_layout,
+    read_layout,
+    refusing,
+    require,
+    typed,
+)
 from foundation import checkpoint
 from foundation.datasets import refuse_unlabelled
 from foundation.finetuning.penalties import mismatches
@@ -33,7 +43,6 @@ from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
 from foundation.training.loss import LossConfig, without_labels
 from foundation.training.strategy import is_rank_zero, process_group, sum_over_ranks
-from foundation.untrusted import CorruptFile, Layout, check_finite, check_layout, read_layout, refusing, require, typed
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from data_pipeline.store import durable
+from data_pipeline.store.untrusted import typed
 from foundation.configuration import changes
 from foundation.evaluation.comparison import (
     RESAMPLING,
@@ -46,7 +47,6 @@ from foundation.reports.tradeoff_record import (
 )
 from foundation.run_folder import read_record
 from foundation.training.monitoring.metrics_file import read_rows
-from foundation.untrusted import typed
 
 FOLDER = "forgetting"
 """Folder of the report in a run folder."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from data_pipeline.quoting import abbreviated, one_line
 from data_pipeline.store import durable
 from data_pipeline.store.shards import sha256
+from data_pipeline.store.untrusted import refusing
 from data_pipeline.structure import SYMBOLS
 from foundation.checkpoint import CorruptCheckpoint
 from foundation.interop.published import published_of
@@ -47,7 +48,6 @@ from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn.linear import Linear
 from foundation.potential import Potential, check_weights
 from foundation.surgery.theories import add_theory
-from foundation.untrusted import refusing
 
 CONTENTS = ("model_state_dict", "config")
 """Entries of a checkpoint that are read."""

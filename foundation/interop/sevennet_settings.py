@@ -10,9 +10,9 @@ from typing import Any
 from e3nn import o3
 
 from data_pipeline.quoting import abbreviated, one_line
+from data_pipeline.store.untrusted import typed
 from foundation.models.equivariant import EquivariantConfig
 from foundation.models.limits import MAX_BLOCKS, MAX_DEGREE, check_elements, check_theories, parse_irreps
-from foundation.untrusted import typed
 
 REQUIRED = {
     "_model_type": ("E3_equivariant_model",),

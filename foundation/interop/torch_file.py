@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.quoting import abbreviated
+from data_pipeline.store.untrusted import read_bytes
 from foundation.interop.torch_pickle import Machine
-from foundation.untrusted import read_bytes
 
 MAX_BYTES = 2**31
 """Largest file; SevenNet's have ten to a hundred megabytes."""

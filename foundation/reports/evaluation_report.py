@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_pipeline.store import durable
+from data_pipeline.store.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.predictions import Predictions
 from foundation.evaluation.quantities import (
@@ -25,7 +26,6 @@ from foundation.evaluation.quantities import (
 )
 from foundation.reports.escape import figure_text
 from foundation.reports.page import render_page, write_figure
-from foundation.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
 
 MAX_POINTS = 20000
 """Largest number of points in a parity plot; more are thinned evenly."""

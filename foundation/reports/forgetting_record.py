@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.store.untrusted import CorruptFile, read_json, refusing, typed
 from foundation.evaluation.comparison import RESAMPLING, Bootstrap, Estimate, Resampling, bootstrap, change, estimates
 from foundation.evaluation.held_out import Measurement, Role, SetErrors
 from foundation.evaluation.quantities import FORCE_COUNT
-from foundation.untrusted import CorruptFile, read_json, refusing, typed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.colors import Normalize
 
 from data_pipeline.store import durable
+from data_pipeline.store.untrusted import typed
 from foundation.evaluation.quantities import QUANTITIES, followed
 from foundation.provenance import RunRecord
 from foundation.reports.curves import draw_figures
@@ -20,7 +21,6 @@ from foundation.reports.periodic_table import draw_periodic_table
 from foundation.run_folder import RECORD, read_record
 from foundation.training.fault_tolerance.checkpoints import read_best
 from foundation.training.monitoring.metrics_file import START, read_rows
-from foundation.untrusted import typed
 
 AVERAGED = (
     "speed/atoms_per_second",

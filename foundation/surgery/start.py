@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.statistics.sums import Statistics
+from data_pipeline.store.untrusted import refusing, require
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
 from foundation.datasets import numbered_as_in
@@ -29,7 +30,6 @@ from foundation.provenance import MovedReferences, StartChanges, StartFacts
 from foundation.surgery.elements import add_elements, nearest_element
 from foundation.surgery.references import refit_references
 from foundation.surgery.theories import add_theory
-from foundation.untrusted import refusing, require
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from data_pipeline.store.untrusted import CorruptFile
 from data_pipeline.structure import Structure
 from foundation import checkpoint
 from foundation.evaluation import held_out
@@ -23,7 +24,6 @@ from foundation.interop.sevennet import UnsupportedSevenNet, from_sevennet, to_s
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig
-from foundation.untrusted import CorruptFile
 from tests.fuzz.harness import Mutation, Target
 from tests.fuzz.mutations import (
     damaged_bytes,

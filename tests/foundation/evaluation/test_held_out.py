@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.untrusted import CorruptFile
 from foundation.evaluation.comparison import bootstrap
 from foundation.evaluation.held_out import (
     SCHEMA_VERSION,
@@ -28,7 +29,6 @@ from foundation.evaluation.predictions import Predictions, predict
 from foundation.evaluation.quantities import summary
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
-from foundation.untrusted import CorruptFile
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from data_pipeline.store.untrusted import typed
 from foundation.provenance import (
     EnergyErrors,
     Interpolated,
@@ -12,7 +13,6 @@ from foundation.provenance import (
     Residuals,
 )
 from foundation.reports.card_of_fine_tuning import MOVED, method_rows
-from foundation.untrusted import typed
 
 SHA = "a" * 64
 WRITTEN: dict[str, Any] = {

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.store.untrusted import CorruptFile
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.held_out import Measurement, SetErrors, read
 from foundation.reports.forgetting_record import Forgetting, compare
 from foundation.reports.forgetting_report import percent, remarks, table, write_forgetting
-from foundation.untrusted import CorruptFile
 from tests.foundation.evaluation.test_comparison import bare, found_in, make_set, with_sums
 
 

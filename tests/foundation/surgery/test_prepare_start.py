@@ -15,6 +15,7 @@ from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, Provenance
+from data_pipeline.store.untrusted import typed
 from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.interop.published import find_published
 from foundation.interop.sevennet import from_sevennet
@@ -22,7 +23,6 @@ from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
 from foundation.provenance import StartChanges
 from foundation.surgery.start import prepare_start
-from foundation.untrusted import typed
 
 CONFIG = EquivariantConfig(irreps="6x0e+2x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 METALS = (13, 28, 29, 46, 47, 78, 79)

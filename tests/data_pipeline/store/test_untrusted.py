@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from foundation.untrusted import (
+from data_pipeline.store.untrusted import (
     CorruptFile,
     check_layout,
     read_layout,
