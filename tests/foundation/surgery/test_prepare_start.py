@@ -107,7 +107,7 @@ def test_references_refitted_at_a_theory_of_the_start_move_it_and_that_is_said(
         prepared, facts = prepare_start(start, START, *data(few, theory="EMT"), references="refit")
     assert not facts.same_energies
     furthest = max(abs(each.moved) for each in (facts.references or {})["EMT"].elements.values())
-    assert "knows the level of theory EMT already" in caplog.text
+    assert "already knows the level of theory EMT" in caplog.text
     assert f"{furthest:.3g} eV per atom" in caplog.text
     batch = some(few)
     assert (prepared.eval()(batch).energy - start(batch).energy).abs().max() > 0.1
