@@ -11,6 +11,7 @@ from data_pipeline.store.manifest import open_manifest
 from foundation.checkpoint import describe, find, load
 from foundation.datasets import left_out, refuse_unlabelled
 from foundation.evaluation.predictions import predict
+from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
 from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
 from foundation.surgery.theories import theory_of_data
 
@@ -38,6 +39,8 @@ class EvaluateConfig:
     theory: str | None = None
     """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
     potential's only one."""
+    suites: tuple[SuiteConfig, ...] = ()
+    """Suites to run as well."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -45,8 +48,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         FileNotFoundError: no potential or no manifest there.
-        ValueError: no such split, no labels, no frame whose elements are all known, or one of several levels of theory
-            must be named.
+        ValueError: no such split, no labels, no frame whose elements are all known, one of several levels of theory
+            must be named, or a suite has elements unknown to the potential.
     """
     model = find(_existing(config.model))
     out = report_folder(config)
@@ -55,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     potential = load(model).to(torch.device(config.device))
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
+    check_suites(config.suites, potential.elements)
     predictions = predict(
         potential,
         manifest,
@@ -63,6 +67,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
+    findings = run_suites(config.suites, potential, theory)
     for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):
         log.warning("%s", sentence)
     evaluated = Evaluated(
@@ -73,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         theory=potential.theories[theory],
         weights_sha256=describe(model).weights_sha256,
     )
-    return write_report(predictions, out, evaluated)
+    return write_report(predictions, out, evaluated, findings)
 
 
 def report_folder(config: EvaluateConfig) -> Path:

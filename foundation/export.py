@@ -32,6 +32,7 @@ from foundation.reports.card import CardFacts, check_facts, render_card
 from foundation.reports.card_of_fine_tuning import card_section
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
+from foundation.reports.suite_table import suite_table
 from foundation.surgery.theories import keep_theory
 from foundation.surgery.weight_interpolation import interpolate
 
@@ -169,7 +170,8 @@ def _measured(config: ExportConfig, described: Description) -> dict:
             f"the report is for {evaluation.theory}; measure the errors of {config.theory} with `foundation "
             f"evaluate --theory {config.theory}` to release it"
         )
-    return {"evaluation": evaluation, "errors": evaluation.errors}
+    suites = suite_table(evaluation.suites) if evaluation.suites else None
+    return {"evaluation": evaluation, "errors": evaluation.errors, "suites": suites}
 
 
 def _of_one_theory(potential: Potential, described: Description) -> dict:

@@ -27,6 +27,7 @@ from foundation.datasets import (
 )
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
+from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
 from foundation.finetuning import fisher
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
@@ -45,6 +46,7 @@ from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
 from foundation.provenance import FINE_TUNING
 from foundation.reports.card import CardFacts
+from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, write_forgetting
 from foundation.run_folder import RunFolder
 from foundation.surgery.start import prepare_start, start_facts
@@ -112,6 +114,8 @@ class FinetuneConfig:
     """Treatment of a data set without stress if the loss has a term for it."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     """Held-out sets evaluated before, during and after the run."""
+    suites: tuple[SuiteConfig, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Suites run for the start and for the result, at the level of theory of the target."""
     card: CardFacts = field(default_factory=CardFacts)
     """Facts for the model card of a release; may be completed at export."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
@@ -229,6 +233,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     datasets = numbered_as_in(potential, datasets, theories)
     held_out = held_out_sets(_with_target(config, datasets), potential)
     refuse_unlabelled([each.dataset for each in held_out])
+    check_suites(config.suites, potential.elements)
     refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")
     begun = copy.deepcopy(potential).eval()
     rehearsal = _rehearsal(config, begun, held_out)
@@ -370,7 +375,12 @@ def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, fa
     after = measure(potential, prepared.held_out, edge_budget=budget)
     between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
     curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
-    values = write_forgetting(config.out / "forgetting", before, after, curve, {"run": config.out.resolve().name})
+    theory = prepared.datasets[0].theory_number
+    suites = SuiteEnds(
+        **{name: run_suites(config.suites, each, theory) for name, each in (("before", start), ("after", potential))}
+    )
+    title = {"run": config.out.resolve().name}
+    values = write_forgetting(config.out / "forgetting", before, after, curve, title, suites)
     for line in summary(values):
         log.info("%s", line)
     log.info("report of learning and forgetting: %s", config.out / "forgetting" / "index.html")

@@ -32,6 +32,7 @@ from foundation.reports.escape import printable
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
 from foundation.reports.run_report import RunFacts, remarks, summary_table
+from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
 
 LOG_WIDTH = 160
@@ -169,6 +170,13 @@ def errors(found: Evaluation) -> None:
 def evaluation(config: EvaluateConfig, found: Evaluation) -> None:
     """Print the result of an evaluation."""
     errors(found)
+    if found.suites:
+        table = Table(title="Suites", title_justify="left")
+        for name in ("", "value", "reference"):
+            table.add_column(name, justify="right" if name else "left")
+        for row in suite_rows(found.suites):
+            table.add_row(row.title, *row.values, row.reference)
+        console.print(table)
     evaluation_page(config)
 
 

@@ -23,6 +23,7 @@ from foundation.provenance import (
 from foundation.reports.escape import Markdown, code, markdown
 from foundation.reports.forgetting_record import Forgetting, SetChange, compare
 from foundation.reports.forgetting_report import JSON_NAME, curve_file, remarks, table
+from foundation.reports.suite_table import suite_table
 
 MOVED = "; all predictions of the start for these elements there have moved so, which is not in the changes of errors"
 """Consequence of refitting references at a level of theory known to the start."""
@@ -40,6 +41,8 @@ class CardSection:
     """Held-out sets by name."""
     remarks: list[str]
     """Remarks that deserve attention."""
+    suites: Markdown | None
+    """Findings of suites before and after; None: no suites were run."""
 
 
 def card_section(
@@ -81,7 +84,8 @@ def card_section(
         )
     report = replace(report, sets=kept)
     rows = method_rows(origin, report.weights_sha256.before)
-    return CardSection(rows=rows, table=table(report), sets=kept, remarks=remarks(report))
+    suites = suite_table(report.suites.before, report.suites.after) if report.suites.before else None
+    return CardSection(rows=rows, table=table(report), sets=kept, remarks=remarks(report), suites=suites)
 
 
 def method_rows(origin: Provenance, measured_before: str) -> list[tuple[str, Markdown]]:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from foundation.evaluation.quantities import (
     rows,
     summary,
 )
+from foundation.evaluation.suites import Findings
 from foundation.reports.escape import figure_text
 from foundation.reports.page import render_page, write_figure
+from foundation.reports.suite_table import suite_rows
 
 MAX_POINTS = 20000
 """Largest number of points in a parity plot; more are thinned evenly."""
@@ -59,6 +62,8 @@ class Evaluation(Evaluated):
     """Errors by symbol of the element and name, NaN where there are none; for the page."""
     worst_frames: list[Any]
     """Name and errors of the frames with the largest; for the page."""
+    suites: dict[str, Findings] = field(default_factory=dict)
+    """Findings of suites by name of the suite."""
 
     @staticmethod
     def from_json(file: Path) -> "Evaluation":
@@ -71,13 +76,16 @@ class Evaluation(Evaluated):
             return typed(Evaluation, read_json(file), "")
 
 
-def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -> Evaluation:
+def write_report(
+    predictions: Predictions, folder: Path, evaluated: Evaluated, suites: Mapping[str, Findings] = MappingProxyType({})
+) -> Evaluation:
     """Write the three files and return the contents of evaluation.json.
 
     Args:
         predictions: What the potential predicts, beside the labels.
         folder: Where the files go.
         evaluated: Subject of an evaluation.
+        suites: Findings of suites by name of the suite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     errors = predictions.errors()
@@ -91,6 +99,7 @@ def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -
         errors=counts | summary(errors),
         by_element=errors_by_element(errors),
         worst_frames=worst_frames(errors),
+        suites=dict(suites),
     )
     durable.write_whole(folder / "evaluation.json", json.dumps(asdict(found), indent=1) + "\n")
     draw_parity(predictions, found.errors, folder / "parity.png", f"{found.dataset}, {found.split} split")
@@ -99,6 +108,7 @@ def write_report(predictions: Predictions, folder: Path, evaluated: Evaluated) -
         figures={"parity": folder / "parity.png"},
         rows=rows(found.errors),
         notes=notes(found.errors),
+        suite_rows=suite_rows(found.suites),
         quantities=QUANTITIES,
         of_atoms={key: QUANTITIES[key] for key in by_atoms()},
         **asdict(found),

@@ -1,14 +1,15 @@
 """Content of forgetting.json: errors of each held-out set before and after a fine-tuning, and their changes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.store.untrusted import CorruptFile, read_json, refusing, typed
+from data_pipeline.store.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
 from foundation.evaluation.comparison import RESAMPLING, Bootstrap, Estimate, Resampling, bootstrap, change, estimates
 from foundation.evaluation.held_out import Measurement, Role, SetErrors
 from foundation.evaluation.quantities import FORCE_COUNT
+from foundation.evaluation.suites import Findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,17 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forgetting:
+class SuiteEnds:
+    """Findings of suites before and after a fine-tuning, by name of the suite."""
+
+    before: dict[str, Findings] = field(default_factory=dict)
+    """Findings for the start."""
+    after: dict[str, Findings] = field(default_factory=dict)
+    """Findings for the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting(OpenRecord):
     """Learning and forgetting of a fine-tuning; every number has its interval, None if unknown."""
 
     facts: dict[str, Any]
@@ -103,6 +114,8 @@ class Forgetting:
     """Held-out sets by name."""
     curve: tuple[CurvePoint, ...]
     """Interpolations by alpha, sorted."""
+    suites: SuiteEnds = field(default_factory=SuiteEnds)
+    """Findings of suites before and after."""
 
     @staticmethod
     def from_json(file: Path) -> "Forgetting":
@@ -116,7 +129,11 @@ class Forgetting:
 
 
 def compare(
-    before: Measurement, after: Measurement, curve: Mapping[float, Measurement], facts: dict[str, Any]
+    before: Measurement,
+    after: Measurement,
+    curve: Mapping[float, Measurement],
+    facts: dict[str, Any],
+    suites: SuiteEnds | None = None,
 ) -> Forgetting:
     """Return the changes between two measurements of the same sets, and along the line between them."""
     sets: dict[str, SetChange] = {}
@@ -133,6 +150,7 @@ def compare(
         bootstrap=RESAMPLING,
         sets=sets,
         curve=tuple(CurvePoint(alpha=alpha, sets=found) for alpha, found in points.items()),
+        suites=suites or SuiteEnds(),
     )
 
 

@@ -13,8 +13,9 @@ from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, save
 from foundation.evaluation.quantities import QUANTITIES, notes
 from foundation.reports.escape import Markdown, markdown
 from foundation.reports.forgetting_figures import draw_figures
-from foundation.reports.forgetting_record import Forgetting, compare
+from foundation.reports.forgetting_record import Forgetting, SuiteEnds, compare
 from foundation.reports.page import render_page
+from foundation.reports.suite_table import suite_rows
 
 NOTEWORTHY = 0.1
 """Growth of a retained error above which the page gives a remark."""
@@ -30,6 +31,7 @@ def write_forgetting(
     after: Measurement,
     curve: Mapping[float, Measurement],
     facts: dict[str, Any],
+    suites: SuiteEnds | None = None,
 ) -> Forgetting:
     """Write the measurements, forgetting.json, the figures and index.html; return the content of the second.
 
@@ -40,6 +42,7 @@ def write_forgetting(
         curve: Measurements of the interpolations between them, by alpha.
         facts: Facts of the fine-tuning, as JSON; `run` is the title of the page, which shows the numbers and texts
             among the others.
+        suites: Findings of suites for start and result; None: no suites were run.
 
     Raises:
         ValueError: the measurements have different sets or frames.
@@ -53,7 +56,7 @@ def write_forgetting(
     shutil.rmtree(folder / CURVE, ignore_errors=True)
     for alpha, measurement in curve.items():
         save(measurement, curve_file(folder, alpha))
-    found = compare(before, after, curve, facts)
+    found = compare(before, after, curve, facts, suites)
     durable.write_whole(folder / JSON_NAME, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
     figures = draw_figures(found, folder)
     page = render_page("forgetting.html", figures=figures, values=found, remarks=remarks(found), **shown_by_page())
@@ -154,6 +157,7 @@ def shown_by_page() -> dict[str, Any]:
         "change_text": change_text,
         "difference_text": difference_text,
         "is_error": is_error,
+        "suite_rows": suite_rows,
     }
 
 

@@ -154,6 +154,7 @@ def test_no_name_becomes_a_tag_of_a_page(tmp_path: Path) -> None:
     }  # fmt: skip
     of_atoms = {key: QUANTITIES[key] for key in by_atoms()}
     words: dict[str, Any] = {"rows": rows(errors), "notes": [], "quantities": QUANTITIES, "of_atoms": of_atoms}
+    words["suite_rows"] = []
     pages = [
         Tags(render_page("evaluation_report.html", figures={"parity": figure}, **each, **words))
         for each in (values, dict(plain(values)))  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -1,0 +1,10 @@
+"""Suites: one file per physical property, computed from predictions alone and compared with references."""
+
+from foundation.evaluation.suites.dimers import Dimers
+from foundation.evaluation.suites.equation_of_state import EquationOfState
+from foundation.evaluation.suites.suite import Finding, Findings, Suite, check_suites, run_suites
+
+__all__ = ["Dimers", "EquationOfState", "Finding", "Findings", "Suite", "SuiteConfig", "check_suites", "run_suites"]
+
+SuiteConfig = Dimers | EquationOfState
+"""The suites of a YAML file, distinguished by their first field."""

@@ -1,0 +1,41 @@
+"""Table of the findings of suites, for pages, cards and the screen."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from foundation.evaluation.suites import Findings
+from foundation.reports.escape import Markdown
+
+
+class SuiteRow(NamedTuple):
+    """A quantity of a suite, as text."""
+
+    title: str
+    """Suite, quantity and unit."""
+    values: tuple[str, ...]
+    """Values, one per potential; a dash if undetermined."""
+    reference: str
+    """Reference; a dash without one."""
+
+
+def suite_rows(*found: Mapping[str, Findings]) -> list[SuiteRow]:
+    """Return a row for every quantity of the same suites for one or several potentials."""
+    rows = []
+    for suite, findings in found[0].items():
+        for name, finding in findings.items():
+            unit = f" [{finding.unit}]" if finding.unit else ""
+            values = tuple(_text(each[suite][name].value) for each in found)
+            rows.append(SuiteRow(f"{suite}, {name}{unit}", values, _text(finding.reference)))
+    return rows
+
+
+def suite_table(*found: Mapping[str, Findings]) -> Markdown:
+    """Return the rows as a table in Markdown; before and after a fine-tuning in one cell."""
+    lines = ["| suite, quantity | value | reference |", "|---|---|---|"]
+    for title, values, reference in suite_rows(*found):
+        lines.append(f"| {title} | {' → '.join(values)} | {reference} |")
+    return Markdown("\n".join(lines))
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
