@@ -12,10 +12,9 @@ from jaxtyping import Float64
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
+from foundation.evaluation.quantities import GPA
 from foundation.evaluation.suites.suite import Finding, Findings, Predict, Suite, atomic_number
 
-GPA = 160.21766208
-"""Pressure of 1 eV/Å³ [GPa]."""
 FACES = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 CENTRE, QUARTER = np.full((1, 3), 0.5), np.full((1, 3), 0.25)
 PROTOTYPES: dict[str, tuple[Float64[np.ndarray, "sites 3"], ...]] = {
@@ -122,10 +121,10 @@ class EquationOfState(Suite):
             energies = np.array([each.energy / count for each in predict(structures)])
             fitted = birch_murnaghan(volumes, energies)
             values = (None, None, None) if fitted is None else fitted
-            modulus = None if fitted is None else fitted.bulk_modulus * GPA
+            modulus = None if fitted is None else GPA.factor * fitted.bulk_modulus
             found |= {
                 f"{crystal.label}: volume": Finding(value=values[0], unit="Å³/atom", reference=crystal.volume),
-                f"{crystal.label}: bulk modulus": Finding(value=modulus, unit="GPa", reference=crystal.bulk_modulus),
+                f"{crystal.label}: bulk modulus": Finding(value=modulus, unit=GPA.name, reference=crystal.bulk_modulus),
                 f"{crystal.label}: pressure derivative": Finding(value=values[2]),
             }
         return found
