@@ -31,7 +31,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from data_pipeline.building.assembly import Layout, ShardPlan, assembled, is_written, plan_shards, write_shard
 from data_pipeline.building.filters import FilterConfig, check_ids, check_stress, decide, write_rejects
 from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_changes, snapshot
-from data_pipeline.building.splits import SplitBy, Splits, split_name
+from data_pipeline.building.splits import SPLITS, UNNAMED, SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, part_folders, stage_part
 from data_pipeline.building.workers import Task, assign, work
 from data_pipeline.sources import Part, SourceConfig
@@ -70,10 +70,11 @@ class BuildConfig:
     split_by: SplitBy = "group"
     """Unit of the split. group: whole groups, at random. order: the first frames of the source are train, the next val,
     the last test, for molecular dynamics, where a frame is almost its neighbour. blocks: the same within each group, so
-    that every split has a part of it. With fewer than five groups, group falls back to blocks, with a warning, and the
-    manifest records blocks; groups named by the source's group_key stay whole, with a warning."""
+    that every split has a part of it. random: single frames, for frames without relation. With fewer than five groups,
+    group falls back to blocks, with a warning, and the manifest records blocks; groups named by the source's group_key
+    stay whole, with a warning."""
     split_seed: int = 0
-    """Seed of the split; a group's split depends only on this and on its name."""
+    """Seed of the split; that of a group, or of a frame under random, depends only on this and on its name."""
     block_frames: int = 256
     """Number of frames per block, the unit of reading."""
     shard_frames: int = 65536
@@ -271,8 +272,16 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     if config.filters.stress_check:
         check_stress(frames)
     rejections = decide(frames, config.filters)
-    group_key = getattr(config.source, "group_key", None)
-    splits = Splits(frames, rejections, config.val_fraction, config.test_fraction, config.split_by, group_key=group_key)
+    splits = Splits(
+        frames,
+        rejections,
+        config.val_fraction,
+        config.test_fraction,
+        config.split_by,
+        group_key=getattr(config.source, "group_key", None),
+        seed=config.split_seed,
+        named=frames.of_parts([UNNAMED if part.split is None else SPLITS.index(part.split) for part in parts]),
+    )
     rejected = write_rejects(place.data / "rejects.jsonl", frames, parts, rejections)
     if rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in rejected.items())

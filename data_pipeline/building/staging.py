@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Int, Int64
+from jaxtyping import Int, Int8, Int64
 from safetensors import safe_open
 
 from data_pipeline.building.duplicates import fingerprint
@@ -231,6 +231,11 @@ class StagedFrames:
         """Return one column over the frames of a chunk."""
         with safe_open(_columns_path(self.chunks[chunk]), framework="numpy") as file:
             return file.get_tensor(name)
+
+    def of_parts(self, values: Sequence[int]) -> Int8[np.ndarray, " frames"]:
+        """Return the value of its part for each frame, given a value for every part."""
+        of_chunk = np.array(values, dtype=np.int8)[np.array(self.part_of_chunk, dtype=np.int64)]
+        return np.repeat(of_chunk, np.diff(self.first_frame))
 
     def chunk_of(self, frame: int) -> int:
         """Return the chunk that holds a frame."""

@@ -4,6 +4,7 @@ from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
 from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.emt import EmtAlloys
+from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
 from data_pipeline.sources.source import Frame, MachineLearned, Part, Source
@@ -14,7 +15,9 @@ __all__ = [
     "AseLmdb",
     "DeepmdNpy",
     "EmtAlloys",
+    "FileSource",
     "Frame",
+    "Joined",
     "MaceHdf5",
     "MachineLearned",
     "MatpesJson",
@@ -26,6 +29,15 @@ __all__ = [
 ]
 
 SourceConfig = (
-    AseFiles | AseLmdb | DeepmdNpy | EmtAlloys | MaceHdf5 | MlearnJson | MptrjJson | MatpesJson | AlexandriaJson
+    AseFiles
+    | AseLmdb
+    | DeepmdNpy
+    | EmtAlloys
+    | Joined
+    | MaceHdf5
+    | MlearnJson
+    | MptrjJson
+    | MatpesJson
+    | AlexandriaJson
 )
 """The sources of a YAML file, distinguished by their first field."""

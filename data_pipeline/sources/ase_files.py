@@ -7,12 +7,13 @@ are found before ASE reads them (extxyz.py, vasp.py); labels that are not read a
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ase
 import ase.db
@@ -78,6 +79,8 @@ class AseFiles(Source):
     """Paths; ${NAME} stands for an environment variable."""
     format: str | None = None
     """ASE's name of the format; None guesses it from the file."""
+    slices: tuple[str, ...] = ()
+    """Frames to read of each file, as a Python slice such as 0:10:2; empty: all frames of all files."""
     energy_key: str | None = None
     """Entry with the total energy [eV], such as REF_energy or free_energy; None: the calculator's energy."""
     alternative_energy_key: str | None = None
@@ -113,6 +116,10 @@ class AseFiles(Source):
             raise ValueError(f"labels is 'none', and {', '.join(named)} names them; remove one of the two")
         if self.stress_key is not None and self.virials_key is not None:
             raise ValueError("stress_key and virials_key both name the stress; give one of them")
+        if self.slices and len(self.slices) != len(self.files):
+            raise ValueError(f"slices has {len(self.slices)} entries for {len(self.files)} files; give one for each")
+        for chosen in self.slices:
+            slice_of(chosen)
 
     def parts(self) -> Sequence[Part]:
         """Return ranges of frames of each file: several for large extxyz files and databases.
@@ -121,48 +128,11 @@ class AseFiles(Source):
             FileNotFoundError: a file is missing, or its path names an environment variable that is not set.
             InvalidStructure: a file of several parts is damaged.
         """
-        return [part for path, name in named_paths(self.files, "files") for part in self._parts_of(path, name)]
-
-    def _parts_of(self, path: Path, name: str) -> list[Part]:
-        root, compression = get_compression(str(path))
-        size, suffix = path.stat().st_size, Path(root).suffix
-        if self.format == "extxyz" or (self.format is None and suffix in (".xyz", ".extxyz")):
-            return self._extxyz_parts(path, name, size, whole=compression is not None)
-        if self.format == "db" or (self.format is None and suffix == ".db"):
-            return self._database_parts(path, name, size)
-        return [Part(name=name, size=size, read=partial(self._read, path, name, partial(_any, path, self.format)))]
-
-    def _extxyz_parts(self, path: Path, name: str, size: int, *, whole: bool) -> list[Part]:
-        if whole or size <= PART_BYTES:
-            frames = partial(read_extxyz, path, 0, 0, None)
-            return [Part(name=name, size=size, read=partial(self._read, path, name, frames))]
+        slices = self.slices or (":",) * len(self.files)
         return [
-            Part(
-                name=f"{name}:{first}-{last - 1}",
-                size=stop - start,
-                read=partial(self._read, path, name, partial(read_extxyz, path, start, first, stop)),
-            )
-            for (start, first), (stop, last) in itertools.pairwise(cuts(path, PART_BYTES))
-        ]
-
-    def _database_parts(self, path: Path, name: str, size: int) -> list[Part]:
-        spans: list[tuple[int, int]] = []
-        with errors_named(path, "newest row"):
-            database = ase.db.connect(path, type="db", serial=True)
-            newest = list(database.select(sort="-id", limit=1, include_data=False))
-            # from row to row, because the ids may have gaps of any size
-            while rows := list(database.select(f"id>{spans[-1][1] if spans else 0}", sort="id", limit=1)):
-                first = 1 + (rows[0].id - 1) // PART_ROWS * PART_ROWS
-                spans.append((first, min(first + PART_ROWS - 1, newest[0].id)))
-        if not spans:
-            raise no_frames(path)
-        return [
-            Part(
-                name=name if len(spans) == 1 else f"{name}:{first}-{stop}",
-                size=size // len(spans),
-                read=partial(self._read, path, name, partial(_database, path, first, stop)),
-            )
-            for first, stop in spans
+            Part(name=each.name, size=each.size, read=partial(self._read, path, name, each.frames))
+            for (path, name), chosen in zip(named_paths(self.files, "files"), slices, strict=True)
+            for each in ranges(path, name, self.format, chosen)
         ]
 
     def _read(self, path: Path, name: str, frames: Callable[[], Frames]) -> Iterator[Frame]:
@@ -232,7 +202,7 @@ class AseFiles(Source):
             cell=np.asarray(atoms.cell),
             pbc=atoms.pbc,
             energy=energy,
-            forces=_label(atoms, "forces", self.forces_key, atoms.arrays),
+            forces=_label(atoms, "forces", self.forces_key, {**atoms.info, **atoms.arrays}),
             stress=self._stress(atoms),
             alternative_energy=None if second_key is None else _energy(atoms, second_key),
             id=default_id if self.id_key is None else str(_entry(atoms, self.id_key)),
@@ -263,6 +233,96 @@ class AseFiles(Source):
         stress = _label(atoms, "stress", self.stress_key, atoms.info)
         factor = STRESS_UNITS[self.stress_unit] * (1.0 if self.stress_positive_in == "tension" else -1.0)
         return None if stress is None else factor * full_stress(stress)
+
+
+class Range(NamedTuple):
+    """A range of the frames of a file."""
+
+    name: str
+    """Name: that of the file, and the frames if it has several ranges."""
+    size: int
+    """Size to read [bytes]."""
+    frames: Callable[[], Frames]
+    """Generator of the frames as ASE reads them."""
+
+
+def ranges(path: Path, name: str, format: str | None = None, chosen: str = ":") -> list[Range]:
+    """Return the ranges of a file that processes can read independently.
+
+    Args:
+        path: The file.
+        name: Its name in a source.
+        format: ASE's name of the format; None guesses it from the file.
+        chosen: Python slice of the frames to read; one other than ":" gives one range.
+
+    Raises:
+        InvalidStructure: a file of several ranges is damaged, or a database is empty.
+    """
+    root, compression = get_compression(str(path))
+    size, suffix = path.stat().st_size, Path(root).suffix
+    if format == "extxyz" or (format is None and suffix in (".xyz", ".extxyz")):
+        found = _extxyz_ranges(path, name, size, whole=compression is not None or chosen != ":")
+    elif format == "db" or (format is None and suffix == ".db"):
+        found = _database_ranges(path, name, size)
+    else:
+        found = [Range(name, size, partial(_any, path, format))]
+    return found if chosen == ":" else [Range(name, size, partial(_sliced, found, slice_of(chosen)))]
+
+
+def slice_of(text: str) -> slice:
+    """Return the slice in a text such as 0:10:2, or of one frame in a text such as 5.
+
+    Raises:
+        ValueError: the text is no slice.
+    """
+    words = text.split(":")
+    if not 1 <= len(words) <= 3 or not all(re.fullmatch(r"[+-]?\d+|", word.strip()) for word in words):
+        raise ValueError(f"{text!r} is not a slice of frames; write start:stop:step such as 0:10:2, or : for all")
+    numbers = [int(word) if word.strip() else None for word in words]
+    if len(words) > 1:
+        return slice(*numbers)
+    if numbers[0] is None:
+        raise ValueError("an empty slice of frames; write start:stop:step such as 0:10:2, or : for all")
+    return slice(numbers[0], numbers[0] + 1 or None)
+
+
+def _sliced(found: Sequence[Range], chosen: slice) -> Frames:
+    """Yield the chosen frames of a file; only a slice that counts from the end or backwards holds all in memory."""
+    frames = itertools.chain.from_iterable(each.frames() for each in found)
+    if min(each or 0 for each in (chosen.start, chosen.stop, chosen.step)) < 0:
+        yield from list(frames)[chosen]
+    else:
+        yield from itertools.islice(frames, chosen.start, chosen.stop, chosen.step)
+
+
+def _extxyz_ranges(path: Path, name: str, size: int, *, whole: bool) -> list[Range]:
+    if whole or size <= PART_BYTES:
+        return [Range(name, size, partial(read_extxyz, path, 0, 0, None))]
+    return [
+        Range(f"{name}:{first}-{last - 1}", stop - start, partial(read_extxyz, path, start, first, stop))
+        for (start, first), (stop, last) in itertools.pairwise(cuts(path, PART_BYTES))
+    ]
+
+
+def _database_ranges(path: Path, name: str, size: int) -> list[Range]:
+    spans: list[tuple[int, int]] = []
+    with errors_named(path, "newest row"):
+        database = ase.db.connect(path, type="db", serial=True)
+        newest = list(database.select(sort="-id", limit=1, include_data=False))
+        # from row to row, because the ids may have gaps of any size
+        while rows := list(database.select(f"id>{spans[-1][1] if spans else 0}", sort="id", limit=1)):
+            first = 1 + (rows[0].id - 1) // PART_ROWS * PART_ROWS
+            spans.append((first, min(first + PART_ROWS - 1, newest[0].id)))
+    if not spans:
+        raise no_frames(path)
+    return [
+        Range(
+            name if len(spans) == 1 else f"{name}:{first}-{stop}",
+            size // len(spans),
+            partial(_database, path, first, stop),
+        )
+        for first, stop in spans
+    ]
 
 
 def full_stress(stress: ArrayLike) -> Float64[np.ndarray, "3 3"]:

@@ -32,6 +32,8 @@ class Part:
     read: Callable[[], Iterator[Frame]]
     """Generator of the frames in order; pickled for other processes, so a bound method or functools.partial, not a
     lambda."""
+    split: str | None = None
+    """Split of all its frames; None: the options of the build decide."""
 
 
 class Source:
