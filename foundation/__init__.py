@@ -1,7 +1,7 @@
 """Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.
 
-potential = foundation.load("runs/quickstart/release")
-atoms.calc = foundation.Calculator(potential)
+atoms.calc = foundation.Calculator("runs/quickstart/release")
+potential = foundation.load("sevennet-0")
 """
 
 import importlib
@@ -36,17 +36,12 @@ def load(source: Path | str) -> "Potential":
     Names are those of the models in the sevenn package, which must be installed.
 
     Raises:
-        FileNotFoundError: no such folder, file or model.
+        FileNotFoundError: no such folder, file or model; the message says what may have been meant.
         ValueError: the file is damaged, refused, or newer than this program.
     """
     import torch
 
-    from foundation import checkpoint
-    from foundation.interop.published import find_published
-    from foundation.interop.sevennet import from_sevennet
+    from foundation.naming import resolve
 
-    path = Path(source)
     with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
-        if path.is_dir():
-            return checkpoint.load(path)
-        return from_sevennet(path if path.is_file() or path.suffix == ".pth" else find_published(str(source)))
+        return resolve(source).load()

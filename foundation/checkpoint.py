@@ -136,18 +136,29 @@ def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
     """Write the files of a potential into a folder from whole_folder(); see save()."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS)
-    config = {
-        "schema_version": SCHEMA_VERSION,
-        "architecture": potential.network.config.architecture,
-        "model": asdict(potential.network.config),
-        "elements": list(potential.elements),
-        "theories": list(potential.theories),
-        "dtype": str(potential.dtype).removeprefix("torch."),
-        "weights_sha256": sha256(folder / WEIGHTS),
-        "provenance": provenance,
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    described = description_of(potential, provenance, sha256(folder / WEIGHTS))
+    (folder / CONFIG).write_text(json.dumps(asdict(described), indent=1) + "\n")
     write_checksums(folder)
+
+
+def description_of(potential: Potential, provenance: dict, weights: str | None = None) -> Description:
+    """Return the description of a potential that config.json has once it is saved.
+
+    Args:
+        potential: The potential.
+        provenance: Its origin, as JSON.
+        weights: Checksum of its weights; None: computed.
+    """
+    return Description(
+        schema_version=SCHEMA_VERSION,
+        architecture=potential.network.config.architecture,
+        model=potential.network.config,
+        elements=potential.elements,
+        theories=potential.theories,
+        dtype=str(potential.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+        weights_sha256=weights or weights_sha256(potential),
+        provenance=provenance,
+    )
 
 
 def weights_sha256(potential: Potential) -> str:

@@ -1,16 +1,13 @@
 """Conversion of potentials of other programs to our folders, and back."""
 
-import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from data_pipeline.store import lock
-from data_pipeline.store.shards import sha256
 from foundation import checkpoint
-from foundation.interop.published import NOT_STATED, PUBLISHED, find_published, published_of
-from foundation.interop.sevennet import from_sevennet, read_checkpoint, to_sevennet
-from foundation.potential import Potential
+from foundation.interop.sevennet import to_sevennet
+from foundation.naming import SevenNetPotential, resolve
 
 Format = Literal["sevennet"]
 
@@ -26,7 +23,7 @@ class ConvertConfig:
     checkpoint: Path | None = None
     """With --from: the file to read, or the name of a model in the sevenn package, such as sevennet-0."""
     model: Path | None = None
-    """With --to: release folder or run folder to read."""
+    """With --to: potential to read, by its folder, run or published name."""
     theory: str | None = None
     """With --from: name of the level of theory, for a file that names none."""
     out: Path
@@ -59,41 +56,17 @@ def convert(config: ConvertConfig) -> Path:
 def _convert(config: ConvertConfig) -> Path:
     if config.checkpoint is not None:
         checkpoint.refuse_to_replace(config.out, "potential")
-        file = find_published(config.checkpoint.name) if str(config.checkpoint) in PUBLISHED else config.checkpoint
-        potential = from_sevennet(file, config.theory)
-        checkpoint.save(potential, config.out, provenance_of_sevennet(file, potential))
+        found = resolve(config.checkpoint)
+        if not isinstance(found, SevenNetPotential):
+            raise IsADirectoryError(f"{config.checkpoint} is a folder, not a file of SevenNet")
+        found = replace(found, theory=config.theory)
+        checkpoint.save(found.load(), config.out, found.describe().provenance)
     elif config.model is not None:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")
         if config.out.exists():
             raise FileExistsError(f"{config.out} exists and is not replaced; remove it or choose another --out")
-        potential = checkpoint.load(config.model)
+        potential = resolve(config.model).load()
         config.out.parent.mkdir(parents=True, exist_ok=True)
         to_sevennet(potential, config.out)
     return config.out
-
-
-def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
-    """Return the provenance of a SevenNet checkpoint, as JSON; unknown facts read 'not stated'."""
-    digest, values = sha256(path), read_checkpoint(path)
-    epoch = values.get("epoch")
-    facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source")
-    unknown = dict.fromkeys(facts, NOT_STATED)
-    published = published_of(digest)
-    known = published.datasets if published else [unknown | {"theory": name} for name in potential.theories]
-    not_counted = {"repeat": 1.0, **dict.fromkeys(("num_frames", "num_atoms", "manifest_fingerprint"), NOT_STATED)}
-    return {
-        "method": "converted from SevenNet",
-        "converted_from": {
-            "file": path.name,
-            "sha256": digest,
-            "sevenn": values["config"]["version"],
-            "epoch": epoch if isinstance(epoch, int) else NOT_STATED,
-            "citation": published.citation if published else NOT_STATED,
-        },
-        "datasets": [not_counted | dataset for dataset in known],
-        "num_parameters": sum(p.numel() for p in potential.parameters()),
-        "hardware": NOT_STATED,
-        "versions": {name: importlib.metadata.version(name) for name in ("foundation", "torch", "e3nn")},
-        "config": {},
-    }

@@ -8,10 +8,10 @@ import torch
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import open_manifest
-from foundation.checkpoint import describe, find, load
 from foundation.datasets import left_out, refuse_unlabelled
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
+from foundation.naming import resolve
 from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
 from foundation.surgery.theories import theory_of_data
 
@@ -23,7 +23,7 @@ class EvaluateConfig:
     """Potential to evaluate, and data."""
 
     model: Path
-    """Release folder or run folder."""
+    """Potential to evaluate: its folder, run or published name."""
     data: Path
     """Manifest of the data, or its folder."""
     split: str = "test"
@@ -51,11 +51,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ValueError: no such split, no labels, no frame whose elements are all known, one of several levels of theory
             must be named, or a suite has elements unknown to the potential.
     """
-    model = find(_existing(config.model))
+    model = resolve(_existing(config.model))
     out = report_folder(config)
     manifest = open_manifest(config.data)
     refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
-    potential = load(model).to(torch.device(config.device))
+    potential = model.load().to(torch.device(config.device))
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
     check_suites(config.suites, potential.elements)
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         manifest_fingerprint=manifest.fingerprint,
         level_of_theory=described,
         theory=potential.theories[theory],
-        weights_sha256=describe(model).weights_sha256,
+        weights_sha256=model.describe().weights_sha256,
     )
     return write_report(predictions, out, evaluated, findings)
 

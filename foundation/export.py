@@ -26,6 +26,7 @@ from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import Description
 from foundation.evaluation.held_out import read
+from foundation.naming import resolve
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
@@ -146,7 +147,7 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
             "forgetting.alphas and fine-tune again"
         )
     start = Path(described.origin.start.folder)
-    potential = interpolate(checkpoint.load(start), tuned, alpha)
+    potential = interpolate(resolve(start).load(), tuned, alpha)
     sha256 = checkpoint.weights_sha256(potential)
     if read(file).weights_sha256 != sha256:
         raise ValueError(

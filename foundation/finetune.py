@@ -42,6 +42,7 @@ from foundation.finetuning.rehearsal import (
     rehearsal_datasets,
 )
 from foundation.finetuning.step_zero import check_step_zero, first_batches
+from foundation.naming import resolve
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
 from foundation.provenance import FINE_TUNING
@@ -78,7 +79,7 @@ class FinetuneConfig:
     """A fine-tuning run: a potential, the data of a domain, and methods against forgetting."""
 
     start: Path = field(metadata=DECIDES)
-    """Base potential: released folder or finished run whose weights the run starts from."""
+    """Base potential whose weights the run starts from: its folder, run or published name, such as sevennet-0."""
     data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
     """Manifest of the target's data, or its folder; or several data sets to train on together."""
     out: Path = field(metadata=MAY_CHANGE)
@@ -220,7 +221,8 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     datasets, theories = open_datasets(config.data)
     _check_labels(config, datasets)
     seed_everything(config.fit.seed)
-    start = checkpoint.load(config.start)
+    named = resolve(config.start)
+    start = named.load()
     _check_theories(config, start, theories)
     potential, changes = prepare_start(
         start,
@@ -254,7 +256,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     )
     facts = {name: each for name, each in dataclasses.asdict(changes).items() if each is not None} | {
         "method": FINE_TUNING,
-        "start": dataclasses.asdict(start_facts(config.start)),
+        "start": dataclasses.asdict(start_facts(config.start, named.describe())),
         "rehearsal": rehearsal
         and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
         "fisher": importance and importance.facts(),

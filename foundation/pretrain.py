@@ -17,6 +17,7 @@ from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.datasets import DatasetConfig, numbered_as_in, open_datasets, refuse_unlabelled, statistics_by_theory
 from foundation.models import ModelConfig
+from foundation.naming import resolve
 from foundation.potential import Potential, new_potential
 from foundation.reports.card import CardFacts
 from foundation.run_folder import RunFolder
@@ -42,7 +43,7 @@ class PretrainConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
     start: Path | None = field(default=None, metadata=DECIDES)
-    """Base potential: released folder or finished run whose weights the run starts from; None: random weights. The
+    """Base potential whose weights the run starts from: its folder, run or published name; None: random weights. The
     architecture must be the same; reference energies and scale stay those of the start."""
     model: ModelConfig
     """Architecture, without default: the first of its options selects it."""
@@ -83,8 +84,9 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     if config.start is None:
         potential, begun = new_potential(config.model, statistics), {}
     else:
-        potential = start_from(config.start, config.model, statistics)
-        begun = {"start": dataclasses.asdict(start_facts(config.start))}
+        start = resolve(config.start)
+        potential = start_from(start.load(), config.start, config.model, statistics)
+        begun = {"start": dataclasses.asdict(start_facts(config.start, start.describe()))}
     datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
     facts = fit(

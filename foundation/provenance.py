@@ -87,15 +87,23 @@ class StartFacts(OpenRecord):
     """Weights that a training started from."""
 
     folder: str = ""
-    """Folder of the potential."""
+    """Folder of the potential, or its published name."""
     name: str = ""
-    """Name in its card."""
+    """Name in its card, or its published name."""
     method: str | None = None
     """Method by which it was made."""
     weights_sha256: str = ""
     """Checksum of its weights."""
     datasets: tuple[Facts, ...] = ()
     """All data that its weights have seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedFrom(OpenRecord):
+    """Another program's checkpoint from which a potential was read."""
+
+    name: str = ""
+    """Published name of the checkpoint, if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +296,8 @@ class Provenance(StartChanges):
     """Configuration of the run, resolved."""
     start: StartFacts = StartFacts()
     """Weights that the run started from."""
+    converted_from: ConvertedFrom = ConvertedFrom()
+    """Checkpoint of another program."""
     rehearsal: RehearsalFacts | None = None
     """Rehearsed data of a fine-tuning."""
     fisher: FisherFacts | None = None

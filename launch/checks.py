@@ -15,7 +15,7 @@ from data_pipeline.loading.stream import Stream
 from data_pipeline.store.index import SplitIndex
 from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Split
-from foundation.checkpoint import find
+from foundation.naming import resolve
 from foundation.pretrain import PretrainConfig
 from foundation.run_folder import found_checkpoint, refuse_in_use
 from foundation.training.fit_config import FitConfig
@@ -63,7 +63,7 @@ def check_folder(config: PretrainConfig) -> Check:
         refuse_in_use(out)
         checkpoint = found_checkpoint(config)
         if config.start is not None:
-            find(config.start)
+            resolve(config.start)
     except (FileNotFoundError, InUse, ValueError) as error:
         return Check(name="run folder", verdict="fail", finding=str(error))
     if not os.access(existing_parent(out), os.W_OK):

@@ -33,7 +33,7 @@ FLOORS = (
     ("foundation.potential",),
     ("foundation.checkpoint", "foundation.datasets", "foundation.surgery", "foundation.testing"),
     ("foundation.evaluation",),
-    ("foundation.training", "foundation.run_folder", "foundation.interop"),
+    ("foundation.training", "foundation.run_folder", "foundation.interop", "foundation.naming"),
     ("foundation.reports",),
     ("foundation.finetuning",),
     (

@@ -39,6 +39,7 @@ from foundation import checkpoint
 from foundation.datasets import refuse_unlabelled
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
+from foundation.naming import resolve
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
 from foundation.training.loss import LossConfig, without_labels
@@ -91,7 +92,7 @@ class FisherConfig:
     """The diagonal Fisher to compute: its potential, loss and data."""
 
     model: Path
-    """Release folder or run folder."""
+    """Potential, by its folder, run or published name."""
     data: Path
     """Manifest of data that the model has learned, or its folder."""
     out: Path
@@ -403,7 +404,7 @@ def _refuse_other(file: Path) -> None:
 def _compute(config: FisherConfig) -> Fisher:
     previous = None if config.previous is None else read(config.previous)
     manifest = open_manifest(config.data)
-    potential, device = checkpoint.load(config.model), _device(config.device)
+    potential, device = resolve(config.model).load(), _device(config.device)
     theory = theory_of_data(potential, manifest.provenance.level_of_theory, config.theory)
     datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
     refuse_unlabelled(datasets)

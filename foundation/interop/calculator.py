@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import ase
@@ -17,7 +18,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
+from foundation.naming import resolve
 from foundation.potential import Potential
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+"""Float types of a network by name."""
 
 
 class Calculator(AseCalculator):
@@ -32,29 +37,31 @@ class Calculator(AseCalculator):
 
     def __init__(
         self,
-        potential: Potential,
+        potential: Potential | Path | str,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype | str = torch.float64,
         theory: str | None = None,
     ) -> None:
         """Wrap a copy of a potential: later changes of the potential do not affect the calculator.
 
         Args:
-            potential: Result of foundation.load().
+            potential: Result of foundation.load(), or a word for it: a folder, run, SevenNet file or published name.
             device: torch's name of the device.
-            dtype: Float type of the network.
+            dtype: Float type of the network: torch.float64, torch.float32, or its name, "float64" or "float32".
             theory: Level of theory to predict, one of potential.theories; required if there are several.
 
         Raises:
+            FileNotFoundError: the word names no potential.
             ValueError: the level of theory is unknown, or one of several must be named; or the device or float type
                 cannot be used.
         """
         super().__init__()
-        self.theory = potential.theory_number(theory)
-        if dtype not in (torch.float64, torch.float32):
-            raise ValueError(f"dtype is torch.float64 or torch.float32, not {dtype}")
+        dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES.values():
+            raise ValueError(f"dtype must be float64 or float32, not {dtype}")
         with torch.inference_mode(False):
-            copied = copy.deepcopy(potential)
+            copied = copy.deepcopy(potential) if isinstance(potential, Potential) else resolve(potential).load()
+            self.theory = copied.theory_number(theory)
             try:
                 self.potential = copied.to(device).cast(dtype).eval()
             except (RuntimeError, AssertionError) as error:  # torch has no exception for a missing device

@@ -32,6 +32,8 @@ R2SCAN = {
 class Published:
     """A model in the sevenn package."""
 
+    name: str
+    """Name by which it is asked for."""
     file: str
     """File, below pretrained_potentials/."""
     sha256: str
@@ -43,48 +45,58 @@ class Published:
 
 
 PUBLISHED = {
-    "sevennet-0": Published(
-        file="SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
-        sha256="7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",
-        citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
-        datasets=(MPTRJ,),
-    ),
-    "sevennet-0-22may2024": Published(
-        file="SevenNet_0__22May2024/checkpoint_sevennet_0.pth",
-        sha256="5d389fafd512e6ae2830d74d0b66ffc49a55d3832653ff8e7bf7f1343013c1d1",
-        citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
-        datasets=(MPTRJ | {"energy_convention": NOT_STATED},),
-    ),
-    "sevennet-l3i5": Published(
-        file="SevenNet_l3i5/checkpoint_l3i5.pth",
-        sha256="a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",
-        citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
-        datasets=(MPTRJ,),
-    ),
-    "sevennet-mf-0": Published(
-        file="SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
-        sha256="81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",
-        citation="J. Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)",
-        datasets=(MPTRJ | {"energy_convention": NOT_STATED}, R2SCAN),
-    ),
+    each.name: each
+    for each in (
+        Published(
+            name="sevennet-0",
+            file="SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
+            sha256="7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",
+            citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
+            datasets=(MPTRJ,),
+        ),
+        Published(
+            name="sevennet-0-22may2024",
+            file="SevenNet_0__22May2024/checkpoint_sevennet_0.pth",
+            sha256="5d389fafd512e6ae2830d74d0b66ffc49a55d3832653ff8e7bf7f1343013c1d1",
+            citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
+            datasets=(MPTRJ | {"energy_convention": NOT_STATED},),
+        ),
+        Published(
+            name="sevennet-l3i5",
+            file="SevenNet_l3i5/checkpoint_l3i5.pth",
+            sha256="a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",
+            citation="Y. Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
+            datasets=(MPTRJ,),
+        ),
+        Published(
+            name="sevennet-mf-0",
+            file="SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
+            sha256="81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",
+            citation="J. Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)",
+            datasets=(MPTRJ | {"energy_convention": NOT_STATED}, R2SCAN),
+        ),
+    )
 }
-"""Models by the names that foundation.load() accepts."""
+"""Models by name."""
 
 
 def find_published(name: str) -> Path:
     """Return the file of a published model in the installed sevenn package.
 
+    Args:
+        name: Name of the model, one of PUBLISHED.
+
     Raises:
-        FileNotFoundError: no such model, or sevenn is not installed.
+        FileNotFoundError: the package is not installed, or lacks the file.
     """
+    package = "sevenn==0.13.0"
     spec = importlib.util.find_spec("sevenn")
-    if name not in PUBLISHED or spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"{name}: neither a folder nor a model in an installed package. The sevenn package has "
-            f"{', '.join(PUBLISHED)}: `pip install sevenn==0.13.0`, or convert a file with "
-            "`foundation convert --from sevennet --checkpoint FILE --out FOLDER`"
-        )
-    return Path(spec.origin).parent / "pretrained_potentials" / PUBLISHED[name].file
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"{name}: a model of the sevenn package, which is not installed: pip install {package}")
+    file = Path(spec.origin).parent / "pretrained_potentials" / PUBLISHED[name].file
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: the installed sevenn package lacks {file}: pip install {package}")
+    return file
 
 
 def published_of(sha256: str) -> Published | None:

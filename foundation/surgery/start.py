@@ -22,7 +22,7 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import refusing, require
 from data_pipeline.structure import SYMBOLS
-from foundation import checkpoint
+from foundation.checkpoint import CorruptCheckpoint, Description
 from foundation.datasets import numbered_as_in
 from foundation.models import Architecture
 from foundation.potential import Potential
@@ -34,19 +34,20 @@ from foundation.surgery.theories import add_theory
 log = logging.getLogger(__name__)
 
 
-def start_from(folder: Path, model: Architecture, statistics: Mapping[str, Statistics]) -> Potential:
-    """Return the potential of a folder, ready to be trained on data at levels of theory by name.
+def start_from(
+    potential: Potential, folder: Path, model: Architecture, statistics: Mapping[str, Statistics]
+) -> Potential:
+    """Return a potential ready to be trained on data at levels of theory by name.
 
     Args:
-        folder: Released folder or finished run.
+        potential: The potential to start from.
+        folder: Its folder or name, for messages.
         model: The architecture in the configuration of the training.
         statistics: The training data's, by level of theory.
 
     Raises:
-        FileNotFoundError: no potential in the folder.
         ValueError: the potential has another architecture, or does not know an element of the data.
     """
-    potential = checkpoint.load(folder)
     different = _differences(potential.network.config, model)
     if different:
         raise ValueError(f"{folder} has another architecture than `model`: {'; '.join(different)}. Make them agree.")
@@ -80,7 +81,7 @@ def prepare_start(
 
     Args:
         start: The potential, which is not modified.
-        folder: Its folder, for messages.
+        folder: Its folder or name, for messages.
         statistics: The training data's, by level of theory, in the order of the numbers that `datasets` have.
         datasets: The training data.
         references: Whether references of the elements in the data are kept or refitted (references.py).
@@ -177,20 +178,22 @@ def _references(potential: Potential, sums: Statistics) -> Float64[Tensor, " ele
     return torch.where(seen, fitted, known + (fitted - known)[seen].mean())
 
 
-def start_facts(folder: Path) -> StartFacts:
+def start_facts(folder: Path, described: Description) -> StartFacts:
     """Return what a card has to say of the weights that a training began with: all data they have seen.
 
+    Args:
+        folder: Folder of the start, or its published name.
+        described: Its description.
+
     Raises:
-        CorruptCheckpoint: config.json lacks the potential's provenance.
+        CorruptCheckpoint: the description lacks the potential's provenance.
     """
-    folder_of_potential = checkpoint.find(folder)
-    described = checkpoint.describe(folder_of_potential)
-    with refusing(folder_of_potential / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
+    with refusing(folder, CorruptCheckpoint):
         require(described.provenance, ("config", "method", "datasets"))
     origin = described.origin
     return StartFacts(
         folder=str(folder),
-        name=origin.card.get("name", ""),
+        name=origin.card.get("name", "") or origin.converted_from.name,
         method=origin.method,
         weights_sha256=described.weights_sha256,
         datasets=origin.datasets + origin.rehearsed + origin.start.datasets,

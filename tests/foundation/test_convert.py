@@ -62,22 +62,10 @@ def test_there_and_back_gives_the_same_predictions(own: Path, tmp_path: Path, em
     assert all(torch.equal(predictions[0].forces, prediction.forces) for prediction in predictions[1:])
 
 
-def test_a_published_model_loads_by_name_and_a_file_by_its_path(own: Path) -> None:
-    assert foundation.load("sevennet-0").theories == ("PBE",)
-    assert foundation.load(str(own)).elements == foundation.load(own).elements == (13, 29)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("sevennet-1", r"sevennet-1: neither a folder nor a model .* has sevennet-0, "),
-        ("runs/gone/release", r"runs/gone/release: neither a folder nor a model"),
-        ("gone.pth", r"gone\.pth: no such file"),
-    ],
-)
-def test_what_is_not_there_says_what_is(source: str, message: str) -> None:
-    with pytest.raises(FileNotFoundError, match=message):
-        foundation.load(source)
+def test_a_folder_is_no_checkpoint_of_sevennet(own: Path, tmp_path: Path) -> None:
+    folder = convert(ConvertConfig(from_="sevennet", checkpoint=own, out=tmp_path / "converted"))
+    with pytest.raises(IsADirectoryError, match="converted is a folder, not a file of SevenNet"):
+        convert(ConvertConfig(from_="sevennet", checkpoint=folder, out=tmp_path / "again"))
 
 
 @pytest.mark.parametrize(

@@ -28,4 +28,4 @@ def test_a_wrong_use_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["convert", "--out", str(tmp_path / "x")]) == 2
     assert "give either --from or --to" in capsys.readouterr().err
     assert main(["convert", "--from", "sevennet", "--checkpoint", "gone.pth", "--out", str(tmp_path / "x")]) == 2
-    assert "gone.pth: no such file" in capsys.readouterr().err
+    assert "gone.pth: no potential there" in capsys.readouterr().err

@@ -218,8 +218,8 @@ def test_processes_forked_after_threads_have_computed_give_energies(real_data: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": torch.float16}, "dtype is torch.float64 or torch.float32, not torch.float16"),
-        ({"dtype": torch.int64}, "dtype is torch.float64 or torch.float32, not torch.int64"),
+        ({"dtype": torch.float16}, "dtype must be float64 or float32, not torch.float16"),
+        ({"dtype": torch.int64}, "dtype must be float64 or float32, not torch.int64"),
         ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
     ],

@@ -446,13 +446,9 @@ def test_another_programs_file_is_told_apart(tmp_path: Path, values: object) -> 
         from_sevennet(tmp_path / "x.pth")
 
 
-def test_a_missing_file_and_an_unknown_name_say_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file"):
         from_sevennet(tmp_path / "gone.pth")
-    with pytest.raises(
-        FileNotFoundError, match=r"sevennet-9: neither a folder .* has sevennet-0, .*pip install sevenn"
-    ):
-        find_published("sevennet-9")
 
 
 def test_sevenn_itself_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:

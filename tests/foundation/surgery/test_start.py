@@ -51,7 +51,7 @@ def statistics(manifest: Manifest, theory: str) -> dict:
 
 
 def test_references_scale_and_weights_stay_those_of_the_start(first: Path, few: Manifest) -> None:
-    before, begun = load(first), start_from(first, MODEL, statistics(few, "EMT"))
+    before, begun = load(first), start_from(load(first), first, MODEL, statistics(few, "EMT"))
     assert begun.training
     for (name, expected), found in zip(before.state_dict().items(), begun.state_dict().values(), strict=True):
         assert torch.equal(found, expected), name
@@ -61,7 +61,7 @@ def test_a_theory_that_is_new_gets_references_of_its_own_and_the_old_one_predict
     first: Path, few: Manifest
 ) -> None:
     sums = statistics(few, "other")
-    before, begun = load(first), start_from(first, MODEL, sums).eval()
+    before, begun = load(first), start_from(load(first), first, MODEL, sums).eval()
     assert begun.theories == ("EMT", "other")
     fitted = sums["other"].reference_energies()
     seen = [place for place, z in enumerate(begun.elements) if sums["other"].atoms_of_element[z] > 0]
@@ -79,7 +79,7 @@ def test_elements_without_data_take_the_starts_reference_moved_like_the_others(f
     sums.atoms_of_element[missing] = 0
     potential = load(first)
     place = potential.elements.index(missing)
-    references = start_from(first, MODEL, {"other": sums}).get_buffer("reference_energies")
+    references = start_from(load(first), first, MODEL, {"other": sums}).get_buffer("reference_energies")
     moved = (references[1] - references[0]).numpy()
     others = [n for n in range(len(potential.elements)) if sums.atoms_of_element[potential.elements[n]] > 0]
     assert moved[place] == pytest.approx(moved[others].mean())
@@ -90,14 +90,14 @@ def test_another_architecture_is_refused_by_name(first: Path, few: Manifest) -> 
     with pytest.raises(
         ValueError, match=r"cutoff_onset is 4\.5 there and 4\.0 here; readout_channels is 4 there and 8"
     ):
-        start_from(first, wider, statistics(few, "EMT"))
+        start_from(load(first), first, wider, statistics(few, "EMT"))
 
 
 def test_an_element_that_the_start_does_not_know_is_refused(first: Path, few: Manifest) -> None:
     sums = statistics(few, "EMT")
     sums["EMT"].atoms_of_element[92] = 5
     with pytest.raises(ValueError, match="does not know U, which the data at EMT have"):
-        start_from(first, MODEL, sums)
+        start_from(load(first), first, MODEL, sums)
 
 
 def test_what_is_no_potential_is_refused_before_anything_is_written(few: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Words that name a potential: a release folder, a run folder, a checkpoint of SevenNet (.pth), or a published name.
+
+Every verb and function that takes a potential takes these words, and they are read here alone. An existing folder or
+file comes before a published name. A published potential is read from where its package has it: nothing is converted
+to disk, and its description is the one that a converted folder would have.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.checkpoint import CONFIG, WEIGHTS, Description, describe, description_of, find, load
+from foundation.interop.published import PUBLISHED, find_published
+from foundation.interop.sevennet import from_sevennet
+from foundation.interop.sevennet_provenance import provenance_of_sevennet
+from foundation.potential import Potential
+
+
+@dataclass(frozen=True)
+class SavedPotential:
+    """A potential saved as a folder."""
+
+    folder: Path
+    """Folder with its files."""
+
+    def load(self) -> Potential:
+        """Return the potential, ready to predict.
+
+        Raises:
+            CorruptCheckpoint: a file is damaged or refused.
+        """
+        return load(self.folder)
+
+    def describe(self) -> Description:
+        """Return its description, with its origin.
+
+        Raises:
+            CorruptCheckpoint: the file is damaged or refused.
+        """
+        return describe(self.folder)
+
+
+@dataclass(frozen=True)
+class SevenNetPotential:
+    """A potential in a checkpoint of SevenNet."""
+
+    file: Path
+    """The .pth."""
+    theory: str | None = None
+    """Name of its level of theory, if the file names none; None: that of a published model, or "unknown"."""
+
+    def load(self) -> Potential:
+        """Return the potential, ready to predict.
+
+        Raises:
+            CorruptCheckpoint: the file is damaged or refused.
+            UnsupportedSevenNet: this program lacks the network for its options.
+        """
+        return from_sevennet(self.file, self.theory)
+
+    def describe(self) -> Description:
+        """Return the description that its converted folder would have.
+
+        Raises:
+            CorruptCheckpoint: the file is damaged or refused.
+            UnsupportedSevenNet: this program lacks the network for its options.
+        """
+        potential = self.load()
+        return description_of(potential, provenance_of_sevennet(self.file, potential))
+
+
+NamedPotential = SavedPotential | SevenNetPotential
+"""A potential that was found, but not yet read."""
+
+
+def resolve(word: Path | str) -> NamedPotential:
+    """Return the potential that a word names.
+
+    Raises:
+        FileNotFoundError: there is none, or the package that has it is not installed; the message says what may have
+            been meant.
+        IsADirectoryError: the word is a file of a potential, not its folder.
+    """
+    path, name = Path(word), str(word)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.name in (CONFIG, WEIGHTS):
+        raise IsADirectoryError(f"{path}: a potential is named by its folder: give {path.parent}")
+    if path.is_file():
+        return SevenNetPotential(path)
+    if name in PUBLISHED:
+        return SevenNetPotential(find_published(name))
+    raise FileNotFoundError(
+        f"{name}: no potential there: neither a folder or file nor the name of a published potential"
+        f"{_meant(name)}. Names: {', '.join(PUBLISHED)}"
+    )
+
+
+def _in_folder(folder: Path) -> NamedPotential:
+    """Return the potential of a release folder or a run folder."""
+    try:
+        return SavedPotential(find(folder))
+    except FileNotFoundError as error:
+        inside = [each for each in sorted(folder.iterdir()) if each.is_dir() and _has_potential(each)]
+        if not inside:
+            raise
+        raise FileNotFoundError(f"{error}; did you mean {' or '.join(map(str, inside[:3]))}?") from None
+
+
+def _has_potential(folder: Path) -> bool:
+    try:
+        return find(folder).is_dir()
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _meant(name: str) -> str:
+    """Return a suggestion for a misspelt name or folder, or ''."""
+    near = _nearest(name, PUBLISHED) or _near_path(Path(name))
+    return f"; did you mean {near}?" if near else ""
+
+
+def _near_path(path: Path) -> Path | None:
+    """Return the existing path whose parts are most like those of a missing one, if each is similar."""
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (found / part).exists():
+            there = [each.name for each in found.iterdir()] if found.is_dir() else []
+            near = _nearest(part, there)
+            if near is None:
+                return None
+            part = near
+        found = found / part
+    return found
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar name, capital letters apart, if any is similar."""
+    by_lower = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else None
