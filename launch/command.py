@@ -52,7 +52,8 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
         option = f"{word.partition('=')[0]} in the command" if word.startswith("--") else option
         refuse_unprintable(option, word)
     for option in machine:
-        if any(word.partition("=")[0].replace("-", "_") == option.replace("-", "_") for word in words):
+        names = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
+        if any(option == f"--{name}" or option.endswith(f".{name}") for name in names):  # also without its section
             raise ValueError(f"{option} in the command: leave it out, the launcher sets it")
     added = [str(word) for setting in machine.items() for word in setting]
     _, config = parse([*words, *added])

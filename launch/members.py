@@ -6,6 +6,7 @@ the parser is then given only that member.
 """
 
 import dataclasses
+import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,13 +54,22 @@ def chosen(
     """
     given = set().union(*(_names(_at(values, dotted)) for values in options))
     given |= _of_arguments(dotted, arguments, value_of)
-    firsts = {dataclasses.fields(member)[0].name: member for member in members}  # pyright: ignore[reportArgumentType]
+    firsts = {first_field(member): member for member in members}
     found = [name for name in firsts if name in given]
     if len(found) > 1:
         raise ValueError(f"{dotted}: {' and '.join(found)} belong to different kinds of {dotted}; give one of them")
     if given and not found and not given & SPECIAL:
-        raise ValueError(f"{dotted}: the kind of {dotted} is missing; give one of the options {', '.join(firsts)}")
+        near = [each for name in sorted(given) for each in difflib.get_close_matches(name, firsts, n=1, cutoff=0.75)]
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"{dotted}: the kind of {dotted} is missing; give one of the options {', '.join(firsts)}{guess}"
+        )
     return firsts[found[0]] if found else None
+
+
+def first_field(config_class: Any) -> str:
+    """Return the name of the first field of a config class, which tells it from the other members of a union."""
+    return dataclasses.fields(config_class)[0].name
 
 
 def _at(values: Any, dotted: str) -> Any:

@@ -9,7 +9,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
@@ -19,24 +19,21 @@ from jsonargparse import _loaders_dumpers as loaders_dumpers
 
 from data_pipeline.quoting import abbreviated
 from foundation.configuration import resolved
+from launch.explanation import complaint, merged, required
 from launch.members import chosen, is_file, unions
+from launch.words import Options, options_of, rewritten
 from launch.yaml_files import InvalidYaml, YamlLoader, parse_yaml, read_mapping, to_yaml
 
 REPLACEMENTS = (
     (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),
     (r"\n\s*Given value type: .*\s+Given value: .*", ""),
-    (r"\n\s*- Expected a <class 'NoneType'>.*", ""),
-    (r"Not of type Path: .*not list\n\s*- ", ""),
     (r"\n\s*- ", "; or "),
     (r"Problem with given class_path '[^']*':", ""),
     (r"Parser key \"([^\"]*)\":", r"\1:"),
     (r"Group '([^']*)' does not accept option '([^']*)'", r"unknown option '\1.\2'"),
     (r"Option ('[^']*') is not accepted", r"unknown option \1"),
     (r"([\w.]+):\s+unknown option '", r"unknown option '\1."),
-    (r"Expected a <class 'tuple'>\. Got value: (.*)", r"a list is needed, such as [\1]"),
     (r"Expected a dot import path string: (.*)", r"options are needed in place of \1, such as {path: \1}"),
-    (r"Expected a typing\.Literal\[([^]]*)\]", r"one of \1 is needed"),
-    (r"Expected a <class 'str'>", "text is needed, in quotation marks where it looks like a number"),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"a value of type \1 is needed"),
     (r"Importing ('[^']*') is not allowed, .*? to allow it", r"a class of this program is needed, not \1"),
     (r"Exceeds the limit \(\d+ digits\) for integer string conversion.*", "too large for a number"),
@@ -54,8 +51,6 @@ PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
 HELP = ("-h", "--help")
 KEY_WIDTH = 26
 """Width of the column of options [characters]."""
-OPTIONS = {"--from": "--from_"}
-"""Options whose names are Python keywords, with the names of their fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +65,8 @@ class Loaded:
     """Function that rewrites the arguments after the verb before parsing."""
     epilog: str | None = None
     """Text below the options."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of options."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,7 @@ class _Parser(jsonargparse.ArgumentParser):
         """Refuse the arguments; inner parsers, whose errors this one reads, keep their own way."""
         if not self.exit_on_error:
             super().error(message, ex)
-        message = simplified(message).rstrip(".")
-        guess = near_option(message, [action.dest for action in self._actions])
-        raise ValueError(f"{message}{guess}. All options: {self.prog} --help all") from ex
+        raise ValueError(simplified(message).rstrip(".")) from ex
 
 
 def simplified(message: str) -> str:
@@ -103,20 +98,6 @@ def simplified(message: str) -> str:
         message = re.sub(pattern, plain, message)
     message = message.strip()
     return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "..."
-
-
-def near_option(message: str, names: Sequence[str]) -> str:
-    """Return a suggestion for a misspelt option in a message, or ''.
-
-    An option that moved to another section is found by its last name, a misspelt one by its letters.
-    """
-    found = re.search(r"(?:unknown option '|unrecognized arguments: --)([\w.-]+)", message)
-    if found is None:
-        return ""
-    last = found[1].rpartition(".")[2]
-    moved = [name for name in names if name.rpartition(".")[2] == last]
-    near = moved if len(moved) == 1 else difflib.get_close_matches(found[1], names, n=1, cutoff=0.8)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:
@@ -144,7 +125,7 @@ def _short_help(parser: jsonargparse.ArgumentParser, keys: Sequence[str]) -> str
     lines = [parser.format_usage(), *textwrap.wrap(" ".join((parser.description or "").split()), width), ""]
     for key in keys:
         action = actions[key]
-        sentence = re.split(r"(?<=\.)\s", " ".join((action.help or "").split()))[0].rstrip(".")
+        sentence = _sentence(action.help)
         needed = action.required and action.default is None
         unset = "required" if needed else f"default: {json.dumps(action.default, default=str)}"
         text = f"  --{key:<{KEY_WIDTH}} {sentence} ({unset})"
@@ -179,6 +160,22 @@ def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.A
     return parser
 
 
+def _values_of(arguments: Sequence[str], options: Options) -> list[tuple[str, object]]:
+    """Return the names and values of arguments; those of texts and paths as typed."""
+    found = []
+    for argument in arguments:
+        name, _, text = argument[2:].partition("=")
+        if name in options:
+            kinds = set(options[name])
+            bracketed = text.lstrip().startswith(("[", "{"))
+            typed = kinds & {str, Path} and not (bracketed and len(kinds) > 1)
+            try:
+                found.append((name, text if typed else _value_of(text)))
+            except InvalidYaml:
+                found.append((name, text))
+    return found
+
+
 def _value_of(text: str) -> object:
     """Return the value of the text of an option, or of a file given as one."""
     value = parse_yaml(text)
@@ -189,20 +186,13 @@ def _value_of(text: str) -> object:
 
 def _files_of(arguments: Sequence[str]) -> list[Path]:
     """Return the files after --config."""
-    named = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        if name == "--config":
-            named.append(Path(value if equals else following))
+    named = [Path(argument.removeprefix("--config=")) for argument in arguments if argument.startswith("--config=")]
     return [file for file in named if is_file(file)]  # or YAML itself
 
 
-def _as_declared(argument: str) -> str:
-    """Return an option with the name of its field: --num-nodes is --num_nodes."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return OPTIONS.get(name, "--" + name[2:].replace("-", "_")) + equals + value
+def _sentence(text: str | None) -> str:
+    """Return the first sentence of a description, without its full stop."""
+    return re.split(r"(?<=\.)\s", " ".join((text or "").split()))[0].rstrip(".")
 
 
 def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments: list[str]) -> jsonargparse.Namespace:
@@ -230,7 +220,13 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
                 read_mapping(file)
         if isinstance(error, UnicodeDecodeError):
             raise ValueError("a file in place of options is not in UTF-8, so it is not YAML") from error
-        raise
+        helps = {name: _sentence(action.help) for name, action in actions.items()}
+        given = merged(options.values(), _values_of(arguments, options_of(config_class)))
+        found = complaint(config_class, given, "")
+        if found is None and "required" in str(error):
+            found = required(config_class, given, helps)
+        found = found or str(error)
+        raise ValueError(f"{found}. All options: {parser.prog} --help all") from error
     _refuse_nothing(config_class, values, "")
     try:
         return parser.instantiate(values)
@@ -258,9 +254,14 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
         everything = words[wanted[0] + 1 : wanted[0] + 2] == ["all"] or not verbs[name].keys
         print(parser.format_help() if everything else _short_help(parser, verbs[name].keys), end="")
         raise SystemExit(0)
-    words = [_as_declared(word) for word in loaded.expand(words)]
-    files = _files_of(words)
+    files: list[Path] = []
+    words = loaded.expand(words)
     try:
+        words = rewritten(words, options_of(loaded.config), loaded.aliases, _value_of)
+    except ValueError as error:
+        raise ValueError(f"{error}. All options: {parser.prog} --help all") from error
+    try:
+        files = _files_of(words)
         config, printed = _config_of(name, loaded.config, parser, words, command)
     except ValueError as error:
         if not files or any(str(file) in str(error) for file in files):
@@ -301,7 +302,7 @@ def _config_of(
     for key, value in settings.items():
         if isinstance(value, Path) and str(value).startswith(("[", "{")):
             raise ValueError(f"{key}: unknown option in {value}. All options: foundation {name} --{key}.help")
-    if any(field.name == COMMAND for field in dataclasses.fields(config_class)):
+    if any(item.name == COMMAND for item in dataclasses.fields(config_class)):
         settings[COMMAND] = command
     elif command:
         raise ValueError(f"`{name}` takes no command after --")

@@ -46,7 +46,7 @@ def _inspect() -> Loaded:
 def _pretrain() -> Loaded:
     from foundation.pretrain import PretrainConfig, pretrain
 
-    return Loaded(config=PretrainConfig, run=_resumable(pretrain))
+    return Loaded(config=PretrainConfig, run=_resumable(pretrain), aliases=TRAIN)
 
 
 def _finetune() -> Loaded:
@@ -58,7 +58,7 @@ def _finetune() -> Loaded:
             return finetune(config)
         return sweep(config, config.sweep, "finetune", parse, _compare, only=config.run)
 
-    return Loaded(config=FinetuneConfig, run=_resumable(run))
+    return Loaded(config=FinetuneConfig, run=_resumable(run), aliases=TRAIN)
 
 
 def _compare(runs: Sequence[Path], out: Path) -> None:
@@ -169,6 +169,8 @@ def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
     return attempt
 
 
+TRAIN = {"train": "data"}
+"""Other name of the data of a run, beside --val and --test."""
 BUILD_KEYS = (
     *("source", "out", "cutoffs", "val_fraction", "test_fraction", "split_by", "workers", "overwrite"),
     *("provenance.name", "provenance.licence", "provenance.level_of_theory", "filters.max_force"),

@@ -150,11 +150,11 @@ def test_a_dotted_option_changes_the_architecture_that_the_file_states(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--model.hidden_size 3", "unknown option 'model.hidden_size'"),
+        ("--model.hidden_size 3", "unknown option --model.hidden_size (did you mean --model.hidden_sizes?)"),
         ("--model.num_blocks 3", "unknown option 'model.num_blocks'"),
         ("--model.irreps 4x0e", "model: irreps and radial_functions belong to different kinds of model"),
         ("--model.cutoff null", "model.cutoff: a value is needed, not null"),
-        ("--model.cutoff far", "model: cutoff: a value of type float is needed"),
+        ("--model.cutoff far", "model.cutoff: a number is needed"),
     ],
 )
 def test_what_is_wrong_is_said_by_its_dotted_name(

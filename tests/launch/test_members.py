@@ -91,8 +91,8 @@ def test_a_dotted_option_that_several_have_goes_to_the_one_that_is_meant(tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--source.num_frames 3 --source.sed 4", "unknown option 'source.sed'"),
-        ("--source.num_frames 3 --source.seed x", "source: seed: a value of type int is needed"),
+        ("--source.num_frames 3 --source.sed 4", "unknown option --source.sed (did you mean --source.seed?)"),
+        ("--source.num_frames 3 --source.seed x", "source.seed: a whole number is needed, not 'x'"),
         ("--source.num_frames 3 --source.seed null", "source.seed: a value is needed, not null"),
         ("--source.seed 4", "source: the kind of source is missing; give one of the options files, aselmdb"),
     ],

@@ -1,5 +1,6 @@
 """What is wrong with the arguments is said in a sentence: where it is, and what is expected there."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -8,30 +9,74 @@ import pytest
 from data_pipeline.store.manifest import Manifest
 from foundation.training.monitoring.monitor import Monitor
 from launch.__main__ import main
+from launch.verbs import VERBS
+from launch.words import options_of
 
 MESSAGES = {
     "--penalty.weight -1": "penalty.weight (lambda) must be zero or more, not -1.0",
-    "--penalty.fisher F": "penalty: the following arguments are required: weight",
-    "--penalty.wieght 1": "unknown option 'penalty.wieght'",
+    "--penalty.fisher F": "required: --penalty.weight.",
+    "--penalty.wieght 1": "unknown option --penalty.wieght (did you mean --penalty.weight?)",
     "--rehearsal.data D --rehearsal.fraction 0": "rehearsal.fraction is above 0 (nothing) and at most 1 (all), not 0.0",
-    "--rehearsal.data D --rehearsal.mode both": "rehearsal: mode: one of 'joint', 'alternate', 'reference' is needed",
-    "--freeze embedding": "freeze: a list is needed, such as [embedding]",
-    "--forgetting.retained D": "forgetting.retained: a list is needed, such as [D]",
-    "--forgetting.retained [D]": "forgetting.retained: options are needed in place of D, such as {path: D}",
-    "--adapters.rank many": "adapters: rank: a value of type int is needed. Got value: many",
-    "--pnalty.weight 1": "unrecognized arguments: --pnalty.weight 1",
+    "--rehearsal.data D --rehearsal.mode jont": "rehearsal.mode: one of 'joint', 'alternate', 'reference' is "
+    "needed, not 'jont' (did you mean joint?)",
+    '--freeze [{"a":1}]': "freeze: text, in quotation marks where it looks like a number, is needed",
+    "--forgetting.retained [7]": "forgetting.retained: options are needed in place of 7, such as {path: 7}",
+    '--forgetting.retained [{"path":"D","spilt":"val"}]': "unknown option 'forgetting.retained.spilt' (did you "
+    "mean split?)",
+    '--forgetting.retained [{"path":"D"},{"path":"D","split":7}]': "forgetting.retained[1].split: text, in quotation",
+    "--adapters.rank many": "adapters.rank: a whole number is needed, not 'many'",
+    "--adapters.rank 1.5": "adapters.rank: a whole number is needed, not 1.5",
+    "--optim.learning_rate fast": "optim.learning_rate: a number is needed, not 'fast'",
+    "--overwrite maybe": "overwrite: true or false is needed, not 'maybe'",
+    "--resume never": "fit.resume: true or false or 'auto' is needed, not 'never'",
+    "--precision halb": "fit.precision: one of 'float32', 'tf32', 'bf16' is needed, not 'halb'",
+    "--pnalty.weight 1": "unknown option --pnalty.weight (did you mean --penalty.weight?)",
+    "--rnak 4": "unknown option --rnak (did you mean --adapters.rank?)",
+    "--fit.learning_rate 1": "unknown option --fit.learning_rate (did you mean --optim.learning_rate?)",
+    "--weight 1": "--weight could be --loss.energy.weight or --loss.forces.weight or",
+    "--steps": "--steps has no value",
+    "--optim.learning_rate --steps 3": "--optim.learning_rate has no value",
+    "--steps 3 4": "'4' belongs to no option",
+    "-steps 3": "'-steps': options have two dashes, such as --steps",
+    "--seed 3": "--seed could be --fit.seed or --rehearsal.seed: give its full name",
+    "--fit 3": "fit: options are needed in place of 3, such as {",
+    '--fit {"stpes":3}': "unknown option 'fit.stpes' (did you mean steps?)",
     "--config nowhere.yaml": "config: File does not exist:",
 }
+RUN = "finetune --start S --data D --out never --fit.steps 1"
 
 
 @pytest.mark.parametrize("options", MESSAGES)
 def test_a_mistake_is_answered_by_one_sentence(options: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run = "finetune --start S --data D --out never --fit.steps 1"
-    assert main([*run.split(), *options.split()]) == 2
+    assert main([*RUN.split(), *options.split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"foundation: {MESSAGES[options]}")
     assert said.count("\n") == 1
     assert "class" not in said
+    assert "Union" not in said
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if not verb.startswith("launch")])
+def test_all_required_options_are_named_at_once_as_one_types_them(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb]) == 2
+    said = capsys.readouterr().err
+    names = re.findall(r"--([\w.]+) \(", said.partition("required: ")[2])
+    assert names, said
+    known = options_of(VERBS[verb].load().config)
+    assert set(names) <= known.keys()
+
+
+def test_a_word_before_any_option_is_taken_for_the_file_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.xyz").touch()
+    assert main(["finetune", "mine.xyz", "--start", "S"]) == 2
+    assert "'mine.xyz' stands before any option; did you mean --data mine.xyz?" in capsys.readouterr().err
+    assert main(["finetune", "sevennet-0"]) == 2
+    assert "'sevennet-0' stands before any option. All options" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_training_says_how_to_go_on(

@@ -1,0 +1,221 @@
+"""Words of the command line, rewritten to what the parser reads: one `--section.name=value` for each option.
+
+A list is typed as people type it: `--data a.xyz b.xyz`, `--data a.xyz,b.xyz`, the option twice, or
+YAML in quotation marks.
+A word that names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or
+`[1].xyz` is given by its name; a pattern with a comma goes into a YAML list, where nothing is split.
+
+An option is also known by its last names, `--epochs` for `--fit.epochs`, if no other option of the verb ends so.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.quoting import abbreviated
+from launch.members import SPECIAL, is_file
+
+CONFIG = "config"
+FLAGS = ("print_config",)
+"""Options without a value."""
+FIELDS = {"from": "from_"}
+"""Options whose names are Python keywords, with the names of their fields."""
+WHOLE = ("directives", "prologue")
+"""Lists of lines for another program, which may have commas of their own."""
+COMMA = re.compile(r",(?![^\[({]*[\])}])")
+"""Comma outside brackets, which are part of a pattern of files."""
+Options = Mapping[str, tuple[Any, ...]]
+"""Types of the options of a verb, by dotted name; several if an option is one of several configurations."""
+
+
+def options_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, ...]]:
+    """Return the types of all options of a config class by dotted name, sections and their options included."""
+    found: dict[str, tuple[Any, ...]] = {}
+    hints = typing.get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        members = members_of(hints[item.name])
+        found[prefix + item.name] = (*found.get(prefix + item.name, ()), *members)
+        for section in filter(dataclasses.is_dataclass, members):
+            for name, inside in options_of(section, f"{prefix}{item.name}.").items():
+                found[name] = tuple(dict.fromkeys((*found.get(name, ()), *inside)))
+    return found
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself alone."""
+    origin = typing.get_origin(hint)
+    return typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+
+
+def rewritten(
+    words: Sequence[str], options: Options, aliases: Mapping[str, str], value_of: Callable[[str], object]
+) -> list[str]:
+    """Return the words of a verb as options with their full names and one value each.
+
+    Args:
+        words: Arguments after the verb.
+        options: Its options.
+        aliases: Other names of options.
+        value_of: Function from YAML text to its value.
+
+    Raises:
+        ValueError: an option is unknown or could be several, has no value, or a word belongs to no option.
+    """
+    result: list[str] = []
+    lists: dict[str, list[Any]] = {}
+    first = next(iter(words), "--")
+    if not first.startswith("-"):
+        raise ValueError(f"{abbreviated(first)} stands before any option{_as_data(first, options)}")
+    for typed, values in _groups(words):
+        name = full_name(typed, options, aliases)
+        element = None if name.rpartition(".")[2] in SPECIAL else element_of(options.get(name, ()))
+        if name in FLAGS:
+            _refuse_stray(values, options)
+            result.append(f"--{name}")
+        elif name.endswith(".help"):
+            result += [f"--{name}", *values]
+        elif element is not None and values:
+            lists.setdefault(name, []).extend(_entries(values, element, name, value_of))
+            result = [word for word in result if not word.startswith(f"--{name}=")]
+            result.append(f"--{name}={_list_text(lists[name], options[name], element)}")
+        elif name == CONFIG and values:
+            result += [f"--{name}={value}" for value in values]
+        else:
+            if not values and bool not in options.get(name, ()):
+                raise ValueError(f"--{typed} has no value")
+            _refuse_stray(values[1:], options)
+            result.append(f"--{name}={values[0] if values else 'true'}")
+    return result
+
+
+def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every option as typed, without its dashes, and the words that follow it."""
+    typed, values = "", []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            if typed:
+                yield typed, values
+            typed, equals, value = word[2:].partition("=")
+            values = [value] if equals else []
+        elif re.match(r"-(?!inf|nan)[A-Za-z]", word):
+            raise ValueError(f"{abbreviated(word)}: options have two dashes, such as -{word}")
+        else:
+            values.append(word)
+    if typed:
+        yield typed, values
+
+
+def full_name(typed: str, options: Options, aliases: Mapping[str, str]) -> str:
+    """Return the full name of an option that may lack its first sections.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    name = typed.replace("-", "_")
+    name = aliases.get(name, FIELDS.get(name, name))
+    last = name.rpartition(".")[2]
+    inside = any(name.startswith(f"{each}.") and _is_mapping(kinds) for each, kinds in options.items())
+    if name in (CONFIG, *FLAGS) or name.removesuffix("+") in options or last in SPECIAL or inside:
+        return name
+    ends = [each for each in options if each.endswith(f".{name}")]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ValueError(f"--{typed} could be {' or '.join(f'--{each}' for each in ends)}: give its full name")
+    near = nearest(name, options)
+    raise ValueError(f"unknown option --{typed}{f' (did you mean --{near}?)' if near else ''}")
+
+
+def nearest(name: str, names: Sequence[str] | Options) -> str | None:
+    """Return the full name nearest to a misspelt one, or None.
+
+    One that moved to another section is found by its last name, a misspelt one by its letters.
+    """
+    known = {each: each for each in names}
+    ends: dict[str, list[str]] = {}
+    for each in names:
+        ends.setdefault(each.rpartition(".")[2], []).append(each)
+    known = {end: full[0] for end, full in ends.items() if len(full) == 1} | known
+    last = name.rpartition(".")[2]
+    if len(ends.get(last, ())) == 1:
+        return ends[last][0]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return known[near[0]] if near else None
+
+
+def _is_mapping(kinds: tuple[Any, ...]) -> bool:
+    return any(typing.get_origin(kind) is dict for kind in kinds)
+
+
+def element_of(kinds: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the types of the entries of an option that may be a list of words, or None."""
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            inside = members_of(typing.get_args(kind)[0])
+            return None if any(typing.get_origin(each) is tuple for each in inside) else inside
+    return None
+
+
+def _entries(
+    values: Sequence[str], element: tuple[Any, ...], name: str, value_of: Callable[[str], object]
+) -> Iterator[Any]:
+    """Yield the entries of a list in the words of an option."""
+    for value in values:
+        if _names_something(value):
+            yield value
+            continue
+        if value.lstrip().startswith(("[", "{")) or value == "null":
+            read = value_of(value)
+            yield from read if isinstance(read, list) else [read]
+            continue
+        whole = name.rpartition(".")[2] in WHOLE or "://" in value
+        for part in [value] if whole else filter(None, COMMA.split(value)):
+            yield part if {str, Path} & set(element) or _only_section(element) else value_of(part)
+
+
+def _names_something(word: str) -> bool:
+    path = Path(word)
+    try:
+        return word != "" and (is_file(path) or path.is_dir())
+    except OSError:
+        return False
+
+
+def _only_section(element: tuple[Any, ...]) -> Any:
+    """Return the config class that a word stands for by its first field, or None."""
+    alone = len(element) == 1 and dataclasses.is_dataclass(element[0])
+    return element[0] if alone else None
+
+
+def _list_text(entries: list[Any], kinds: tuple[Any, ...], element: tuple[Any, ...]) -> str:
+    """Return the value of an option: one word as it is where one is accepted, else a list."""
+    (first, *others) = entries or [[]]
+    if not others and first is None:
+        return "null"
+    if not others and isinstance(first, str) and {str, Path} & set(kinds):
+        return first
+    if (section := _only_section(element)) is not None:
+        path = dataclasses.fields(section)[0].name
+        entries = [{path: each} if isinstance(each, str) else each for each in entries]
+    return json.dumps(entries)
+
+
+def _refuse_stray(values: Sequence[str], options: Options) -> None:
+    """Refuse a word that belongs to no option.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if values:
+        raise ValueError(f"{abbreviated(values[0])} belongs to no option{_as_data(values[0], options)}")
+
+
+def _as_data(word: str, options: Options) -> str:
+    """Return a suggestion for the name of a file without an option."""
+    return f"; did you mean --data {word}?" if "data" in options and _names_something(word) else ""
