@@ -293,7 +293,7 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
         few = "the source has too few groups or frames; --split_by blocks divides every group"
         raise InvalidStructure(
             f"no frame fell into {'the training' if trains else 'any'} split; "
-            + (f"the filters left out {reasons}." if rejected else f"{few}.")
+            + (f"the filters left out {reasons}, the first: {_first_reject(place)}" if rejected else f"{few}.")
         )
     buffer = io.BytesIO()
     np.save(buffer, splits.of_frames)
@@ -301,6 +301,12 @@ def _decide(config: BuildConfig, place: _Place, parts: list[Part]) -> tuple[list
     for remark in splits.remarks():
         logger.warning("%s", remark)
     return plans, _Decided(rejected, splits.by)
+
+
+def _first_reject(place: _Place) -> str:
+    """Return the reason of the first frame that is left out."""
+    with (place.data / "rejects.jsonl").open() as file:
+        return Record(parse_json(file.readline().encode()), file.name).text("detail")
 
 
 def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided: _Decided) -> Manifest:

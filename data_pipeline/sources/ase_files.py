@@ -189,7 +189,9 @@ class AseFiles(Source):
         second_key = self.alternative_energy_key
         if energy is None:
             where = f"atoms.info[{self.energy_key!r}]" if self.energy_key else "the calculator"
-            there_are = energies_listed(_entries(atoms)) or f"no energies, but {sorted(atoms.info)[:20]} in atoms.info"
+            there_are = (
+                energies_listed(all_entries(atoms)) or f"no energies, but {sorted(atoms.info)[:20]} in atoms.info"
+            )
             raise InvalidStructure(
                 f"no energy in {where}; name its entry with energy_key (--source.energy_key): the frame has {there_are}"
             )
@@ -216,7 +218,7 @@ class AseFiles(Source):
         stress_key = self.stress_key or self.virials_key
         named: dict[Kind, str | None] = {"energy": self.energy_key, "forces": self.forces_key, "stress": stress_key}
         read = {*filter(None, named.values()), *filter(None, [self.alternative_energy_key]), *self.ignored_entries}
-        entries = _entries(atoms, [kind for kind, key in named.items() if key is None])
+        entries = all_entries(atoms, [kind for kind, key in named.items() if key is None])
         unread = unread_labels(entries, len(atoms), read, stress=has_volume(structure.cell))
         if unread:
             labels: dict[Kind, Any] = {
@@ -390,7 +392,7 @@ def _any(path: Path, format: str | None) -> Frames:
         yield number, atoms
 
 
-def _entries(atoms: ase.Atoms, read: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+def all_entries(atoms: ase.Atoms, read: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
     """Yield names and values of possible labels, without those of the calculator that are read."""
     if atoms.calc is not None:
         yield from ((name, value) for name, value in atoms.calc.results.items() if name not in read)

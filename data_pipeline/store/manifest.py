@@ -32,7 +32,9 @@ URL."""
 MERGED_SHARD = rf"(?![/\\])([^/\x00-\x1f]{{1,255}}/){{0,100}}{SHARD}"
 """Pattern of the shards of a merged data set: paths from the manifest's folder to other folders of the same disk."""
 SHA256 = r"[0-9a-f]{64}"
-NO_LICENCE = ("none", "noassertion", "no licence", "no license", "not stated", "unknown")
+NOT_STATED = "not stated"
+"""Text of a fact that nobody stated; without a licence, data are not passed on."""
+NO_LICENCE = ("none", "noassertion", "no licence", "no license", NOT_STATED, "unknown")
 """Beginnings of texts that mean no licence; the first two are SPDX's words."""
 
 

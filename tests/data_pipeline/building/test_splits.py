@@ -161,3 +161,17 @@ def test_the_command_shows_the_warning_and_the_frames_of_the_splits(
         ["val", "1"],
         ["test", "1"],
     ]
+
+
+def test_a_random_split_depends_on_seed_and_name_alone(built: Callable[..., Manifest]) -> None:
+    frames = trajectory("Cu", 200)
+    all_of_them = {name: set(found) for name, found in places(built(frames, split_by="random")).items()}
+    assert all_of_them["train"] | all_of_them["val"] | all_of_them["test"] == set(range(200))
+    for name, fraction in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        # five standard deviations of a binomial distribution
+        assert abs(len(all_of_them[name]) - 200 * fraction) < 5 * np.sqrt(200 * fraction * (1 - fraction))
+    fewer = {name: set(found) for name, found in places(built(frames[:80], split_by="random", overwrite=True)).items()}
+    assert all(fewer[name] == {number for number in all_of_them[name] if number < 80} for name in fewer)
+    other = places(built(frames, split_by="random", split_seed=1, overwrite=True))
+    assert set(other["test"]) != all_of_them["test"]
+    assert len(set(other["test"]) & all_of_them["test"]) < 12  # 2 expected: independent of the first seed

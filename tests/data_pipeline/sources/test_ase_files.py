@@ -400,3 +400,33 @@ def test_vasprun_gives_its_labels_with_the_sign_of_stress_turned(tmp_path: Path)
     np.testing.assert_allclose(structure.forces, [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]], rtol=1e-6)
     printed = np.array([[16.0, 4.0, 3.0], [4.0, 32.0, 2.0], [3.0, 2.0, -16.0]])
     np.testing.assert_allclose(structure.stress, -0.1 * printed / EV_PER_CUBIC_ANGSTROM_IN_GPA, rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", [":", "0:3", "1::2", "-2:", "::-1", "2", "-1", "5:"])
+@pytest.mark.parametrize("suffix", ["extxyz", "traj", "db"])
+def test_slices_choose_frames_as_python_does(tmp_path: Path, text: str, suffix: str) -> None:
+    frames = []
+    for number in range(5):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=number)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(number))
+        frames.append(atoms)
+    path = tmp_path / f"frames.{suffix}"
+    if suffix == "db":
+        with ase.db.connect(path) as rows:
+            for atoms in frames:
+                rows.write(atoms)
+    else:
+        ase.io.write(path, frames)
+    numbers = list(range(5))
+    parts = [int(word) if word else None for word in text.split(":")]
+    expected = numbers[slice(*parts)] if len(parts) > 1 else [numbers[int(text)]]
+    assert [frame.energy for frame in AseFiles(files=(str(path),), slices=(text,))] == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2:3:4", "1.5", "1 2"])
+def test_what_is_no_slice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="slice"):
+        AseFiles(files=("a.xyz",), slices=(text,))
+    with pytest.raises(ValueError, match="slices has 2 entries for 1 files"):
+        AseFiles(files=("a.xyz",), slices=(":", ":"))
