@@ -1,8 +1,8 @@
 """Record of a run's configuration: the options that decide a step, and those that may differ on resume.
 
 Every field of a run's configuration is marked where it is declared: `field(metadata=DECIDES)`, COMPARED or MAY_CHANGE.
-A field that is a configuration, or one of several, has no mark, but its own fields do; one that may also be something
-else (None, a path) has the mark for that case.
+A field that is a configuration, or one of several, has no mark, but its own fields do, unless it has one for all of
+them; one that may also be something else (None, a path) has the mark for that case.
 """
 
 import dataclasses
@@ -121,8 +121,9 @@ def _fields(config_class: type) -> Iterator[tuple[dataclasses.Field, list[type],
     for item in dataclasses.fields(config_class):
         hint = hints[item.name]
         inside = list(_configurations(hint))
-        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        yield item, inside, inside == list(members)
+        alone = inside == list(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+        whole = alone and ON_RESUME in item.metadata
+        yield item, [] if whole else inside, alone and not whole
 
 
 def _configurations(hint: Any) -> Iterator[type]:

@@ -1,15 +1,25 @@
-"""Data sets of a run: one manifest, or several that are trained on together, each at its level of theory."""
+"""Data of a run: data sets that are trained on together, each at its level of theory, and plain files.
 
-from collections.abc import Sequence
+Plain files are built into data sets first, in the run folder, so that a run keeps the frames that it began with.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig, build_plain, is_dataset, plain_fingerprint
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.configuration import COMPARED
 from foundation.potential import Potential
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +27,7 @@ class DatasetConfig:
     """One of several data sets that are trained on together."""
 
     path: Path = field(metadata=COMPARED)
-    """Manifest, or its folder."""
+    """Data set (its folder or manifest), or a plain file, glob or folder of files."""
     repeat: float = field(default=1.0, metadata=COMPARED)
     """Number of times that a pass reads each of its frames; with 0.1, a different tenth of them every time."""
     theory: str | None = field(default=None, metadata=COMPARED)
@@ -31,16 +41,143 @@ class DatasetConfig:
             raise ValueError(f"{self.path}: weight must be positive, not {self.weight}; leave the data set out instead")
 
 
-def open_datasets(data: Path | Sequence[DatasetConfig]) -> tuple[list[Dataset], tuple[str, ...]]:
+Data = Path | tuple[Path | DatasetConfig, ...]
+"""Data sets, plain files, globs or folders of files; plain ones without options are one data set together."""
+LAUNCHED = ("WORLD_SIZE", "SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Environment variables with the number of processes that a launcher started."""
+
+
+def of_run(data: Data) -> tuple[DatasetConfig, ...]:
+    """Return each data set of a run with its options, all defaults where only its path is given.
+
+    Raises:
+        ValueError: there is none.
+    """
+    items = (data,) if isinstance(data, Path) else data
+    if not items:
+        raise ValueError("data is empty: name at least one file or data set")
+    return tuple(DatasetConfig(path=item) if isinstance(item, Path) else item for item in items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainFiles:
+    """Place and settings of the data sets that are built from plain files."""
+
+    folder: Path
+    """Folder of the data sets."""
+    read: ReadConfig
+    """Settings of reading."""
+    cutoff: float
+    """Cutoff of the potential [Å]."""
+    begun: tuple[Path, ...] = ()
+    """Data sets that a resumed run began with."""
+
+    def all_in(self, split: str) -> "PlainFiles":
+        """Return the same with all frames in one split: train, val or test."""
+        fractions = {f"{name}_fraction": float(split == name) for name in ("val", "test")}
+        return replace(self, read=replace(self.read, **fractions))
+
+    def build(self, files: Sequence[Path], *, val: Sequence[Path] = (), test: Sequence[Path] = ()) -> Path:
+        """Build a data set, unless an earlier start of the run did, and return its folder.
+
+        Args:
+            files: Files, globs or folders of files to train on.
+            val: Those for validation.
+            test: Those for the final evaluation.
+
+        Raises:
+            FileNotFoundError: a file is missing, or a glob has no match.
+            InvalidStructure: a frame is refused, or the files hold no labels.
+            ValueError: the labels are ambiguous, or several processes would build at the same time.
+        """
+        words, of_val, of_test = ([str(path) for path in group] for group in (files, val, test))
+        name, fingerprint = self.read.name or _stem(files[0]), "gone"
+        begun = [path for path in self.begun if path.name.rpartition("-")[0] == name]
+        with suppress(FileNotFoundError) if begun else nullcontext():
+            fingerprint = plain_fingerprint(words, self.read, val=of_val, test=of_test, cutoffs=(self.cutoff,))
+        out = self.folder / f"{name}-{fingerprint}"
+        if out.exists():
+            return out
+        if begun:
+            log.warning("%s changed since the run began; it goes on with its own copy, %s", words[0], begun[0])
+            return begun[0]
+        if any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHED):
+            raise ValueError(
+                f"{words[0]} is not a data set yet, and one process has to make it: `foundation build --data FILES "
+                "--out FOLDER` first, then give the folder as --data"
+            )
+        built = build_plain(words, out, self.read, val=of_val, test=of_test, cutoffs=(self.cutoff,))
+        for remark in built.remarks:
+            log.info("%s", remark)
+        return out
+
+
+def _stem(path: Path) -> str:
+    """Return a short name for files: that of the first one without suffixes and wildcards."""
+    plain = "".join(letter for letter in path.name.split(".")[0] if letter.isalnum() or letter in "-_")
+    return plain or "data"
+
+
+def with_plain_built(
+    data: Data, plain: PlainFiles, *, val: Sequence[Path] = (), test: Sequence[Path] = (), theory: str | None = None
+) -> Data:
+    """Return the data sets of a run, those of plain files newly built.
+
+    Args:
+        data: Data sets, files, globs and folders of files.
+        plain: Place and settings of the data sets to build.
+        val: Plain files for validation.
+        test: Plain files for the final evaluation.
+        theory: Level of theory of data given without one.
+
+    Raises:
+        ValueError: files for validation or evaluation beside data sets only; or see PlainFiles.build().
+    """
+    items = (data,) if isinstance(data, Path) else data
+    files = [item for item in items if isinstance(item, Path) and not is_dataset(item)]
+    if (val or test) and not files:
+        raise ValueError("--val and --test go with plain files; a data set that is built has its own splits")
+    alone = [each for item, each in zip(items, of_run(data), strict=True) if item not in files]
+    if theory is None and not files and all(is_dataset(each.path) for each in alone):
+        return data
+    found = [DatasetConfig(path=plain.build(files, val=val, test=test))] if files else []
+    found += [each if is_dataset(each.path) else replace(each, path=plain.build([each.path])) for each in alone]
+    return tuple(replace(item, theory=item.theory or theory) for item in found)
+
+
+@contextmanager
+def one_split(files: Path | tuple[Path, ...], read: ReadConfig, *, split: str, cutoff: float) -> Iterator[Manifest]:
+    """Open a data set, or one made of plain files while it is open, with all of their frames in one split.
+
+    Args:
+        files: The data set, or plain files, globs or folders of files.
+        read: Settings of reading plain files.
+        split: The split of their frames: train, val or test.
+        cutoff: Cutoff of the potential [Å].
+
+    Raises:
+        ValueError: a data set is not alone.
+    """
+    paths = (files,) if isinstance(files, Path) else files
+    ready = [path for path in paths if is_dataset(path)]
+    if ready and len(paths) > 1:
+        raise ValueError(f"{ready[0]} is a data set: give it alone, or merge several with `foundation merge`")
+    if ready:
+        yield open_manifest(ready[0])
+        return
+    with tempfile.TemporaryDirectory(prefix="foundation-") as folder:
+        plain = PlainFiles(folder=Path(folder), read=read, cutoff=cutoff)
+        yield open_manifest(plain.all_in(split).build(paths))
+
+
+def open_datasets(data: Data) -> tuple[list[Dataset], tuple[str, ...]]:
     """Open the data sets of a run, and return them with the names of their levels of theory.
 
     Raises:
         FileNotFoundError: no manifest there.
         ValueError: no data set, one without training frames, or data sets at different levels of theory without names.
     """
-    configs = [DatasetConfig(path=data)] if isinstance(data, Path) else list(data)
-    if not configs:
-        raise ValueError("data is empty: name at least one data set")
+    configs = of_run(data)
     manifests = [open_manifest(config.path) for config in configs]
     for config, manifest in zip(configs, manifests, strict=True):
         if manifest.split("train").statistics.num_frames == 0:

@@ -1,17 +1,19 @@
 """Evaluation: a potential and a split of a data set become a report."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from data_pipeline.loading.datasets import Dataset
-from data_pipeline.store.manifest import open_manifest
-from foundation.datasets import left_out, refuse_unlabelled
+from data_pipeline.plain_files import ReadConfig
+from data_pipeline.store.manifest import Manifest
+from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
 from foundation.naming import resolve
+from foundation.potential import Potential
 from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
 from foundation.surgery.theories import theory_of_data
 
@@ -24,10 +26,12 @@ class EvaluateConfig:
 
     model: Path
     """Potential to evaluate: its folder, run or published name."""
-    data: Path
-    """Manifest of the data, or its folder."""
+    data: Path | tuple[Path, ...]
+    """Data set, or plain files, globs or folders of files, which are read for this evaluation only."""
     split: str = "test"
-    """Split to predict."""
+    """Split of the data set to predict; of plain files, all frames are predicted."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """Settings for reading plain files."""
     out: Path | None = None
     """Folder of the report; None: report/ in the run folder of the model. Required for a model without a run."""
     edge_budget: int = 20000
@@ -53,9 +57,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     model = resolve(_existing(config.model))
     out = report_folder(config)
-    manifest = open_manifest(config.data)
-    refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
     potential = model.load().to(torch.device(config.device))
+    with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:
+        return _evaluate(config, manifest, potential, model.describe().weights_sha256, out)
+
+
+def _evaluate(
+    config: EvaluateConfig, manifest: Manifest, potential: Potential, weights_sha256: str, out: Path
+) -> Evaluation:
+    refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
     check_suites(config.suites, potential.elements)
@@ -76,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         manifest_fingerprint=manifest.fingerprint,
         level_of_theory=described,
         theory=potential.theories[theory],
-        weights_sha256=model.describe().weights_sha256,
+        weights_sha256=weights_sha256,
     )
     return write_report(predictions, out, evaluated, findings)
 

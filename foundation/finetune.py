@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig
 from foundation import checkpoint, run_folder
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.datasets import (
-    DatasetConfig,
+    Data,
+    PlainFiles,
     left_out,
     numbered_as_in,
+    of_run,
     open_datasets,
     refuse_unlabelled,
     statistics_by_theory,
+    with_plain_built,
 )
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
@@ -32,7 +36,7 @@ from foundation.finetuning import fisher
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
-from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets
+from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets, with_plain_sets_built
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
 from foundation.finetuning.rehearsal import (
@@ -80,8 +84,17 @@ class FinetuneConfig:
 
     start: Path = field(metadata=DECIDES)
     """Base potential whose weights the run starts from: its folder, run or published name, such as sevennet-0."""
-    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
-    """Manifest of the target's data, or its folder; or several data sets to train on together."""
+    data: Data = field(metadata=COMPARED)
+    """The target: plain files, globs or folders of files, or data sets that are built, to train on together."""
+    val: tuple[Path, ...] = field(default=(), metadata=COMPARED)
+    """Plain files for validation, in place of a part of the data."""
+    test: tuple[Path, ...] = field(default=(), metadata=COMPARED)
+    """Plain files for the final evaluation, in place of a part of the data."""
+    read: ReadConfig = field(default_factory=ReadConfig, metadata=COMPARED)
+    """Settings for reading plain files."""
+    theory: str | None = field(default=None, metadata=DECIDES)
+    """Level of theory of data given without options: one of the start's if they are compatible, or another name to add
+    it; None: the one in the data's provenance."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
@@ -150,12 +163,30 @@ def finetune(config: FinetuneConfig) -> Potential:
         ValueError: parts do not fit together: start and data, Fisher and start or loss, rehearsed and held-out data; or
             no parameter remains trainable.
     """
-    with run_folder.opened(config) as folder:
-        return _finetune(config, folder)
+    with run_folder.held(config):
+        start = resolve(config.start).load()
+        settled = _settled(config, start)
+        return _finetune(settled, start, run_folder.opened(settled))
 
 
-def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
-    prepared, before = _prepare(config), None
+def _settled(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
+    """Return the configuration with all that follows from the data and the start."""
+    plain = PlainFiles(
+        folder=config.out / run_folder.DATA,
+        read=config.read,
+        cutoff=start.cutoff,
+        begun=run_folder.built_by_resumed(config),
+    )
+    data = with_plain_built(config.data, plain, val=config.val, test=config.test, theory=config.theory)
+    rehearsal = config.rehearsal and dataclasses.replace(
+        config.rehearsal, data=with_plain_built(config.rehearsal.data, plain.all_in("train"))
+    )
+    forgetting = with_plain_sets_built(config.forgetting, plain.all_in("test"))
+    return dataclasses.replace(config, data=data, val=(), test=(), rehearsal=rehearsal, forgetting=forgetting)
+
+
+def _finetune(config: FinetuneConfig, start: Potential, folder: RunFolder) -> Potential:
+    prepared, before = _prepare(config, start), None
 
     def begin() -> None:
         nonlocal before
@@ -217,12 +248,10 @@ class _Prepared:
     """Facts for the provenance."""
 
 
-def _prepare(config: FinetuneConfig) -> _Prepared:
+def _prepare(config: FinetuneConfig, start: Potential) -> _Prepared:
     datasets, theories = open_datasets(config.data)
     _check_labels(config, datasets)
     seed_everything(config.fit.seed)
-    named = resolve(config.start)
-    start = named.load()
     _check_theories(config, start, theories)
     potential, changes = prepare_start(
         start,
@@ -256,7 +285,7 @@ def _prepare(config: FinetuneConfig) -> _Prepared:
     )
     facts = {name: each for name, each in dataclasses.asdict(changes).items() if each is not None} | {
         "method": FINE_TUNING,
-        "start": dataclasses.asdict(start_facts(config.start, named.describe())),
+        "start": dataclasses.asdict(start_facts(config.start, resolve(config.start).describe())),
         "rehearsal": rehearsal
         and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
         "fisher": importance and importance.facts(),
@@ -287,14 +316,14 @@ def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: Loss
 
 def _check_theories(config: FinetuneConfig, start: Potential, theories: Sequence[str]) -> None:
     """Refuse data whose level of theory is neither named nor, by its description, one of the start's."""
-    named = not isinstance(config.data, Path) and all(each.theory for each in config.data)
+    named = all(each.theory for each in of_run(config.data))
     unknown = [theory for theory in theories if theory not in start.theories]
     if unknown and not named:
         known = ", ".join(repr(theory) for theory in start.theories)
         raise ValueError(
             f"the data are at {', '.join(map(repr, unknown))}, but {config.start} knows {known}: give each data set a "
-            "`theory` (--data '[{path: ..., theory: ...}]'), one of the start's if they are compatible, or another "
-            "name to add a level of theory"
+            "`theory` (--theory NAME), one of the start's if they are compatible, or another name to add a level of "
+            "theory"
         )
 
 
@@ -302,9 +331,8 @@ def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> Forgett
     """Return the held-out sets; the target's own held-out frames if none are named."""
     if config.forgetting.target:
         return config.forgetting
-    configs = (DatasetConfig(path=config.data),) if isinstance(config.data, Path) else config.data
     own = []
-    for item, dataset in zip(configs, datasets, strict=True):
+    for item, dataset in zip(of_run(config.data), datasets, strict=True):
         split = next((name for name in ("test", "val") if dataset.manifest.split(name).shards), None)
         if split is not None:
             own.append(HeldOutConfig(path=item.path, split=split, theory=item.theory))

@@ -12,10 +12,19 @@ from pathlib import Path
 import torch
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig
 from foundation import run_folder
 from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
-from foundation.datasets import DatasetConfig, numbered_as_in, open_datasets, refuse_unlabelled, statistics_by_theory
+from foundation.datasets import (
+    Data,
+    PlainFiles,
+    numbered_as_in,
+    open_datasets,
+    refuse_unlabelled,
+    statistics_by_theory,
+    with_plain_built,
+)
 from foundation.models import ModelConfig
 from foundation.naming import resolve
 from foundation.potential import Potential, new_potential
@@ -34,8 +43,14 @@ from foundation.training.strategy import is_rank_zero
 class PretrainConfig:
     """A pretraining run. Elements, references, scale and mean neighbours are those of the data."""
 
-    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
-    """Manifest of the data, or its folder; or several data sets to train on together."""
+    data: Data = field(metadata=COMPARED)
+    """Plain files, globs or folders of files, or data sets that are built, to train on together."""
+    val: tuple[Path, ...] = field(default=(), metadata=COMPARED)
+    """Plain files for validation, in place of a part of the data."""
+    test: tuple[Path, ...] = field(default=(), metadata=COMPARED)
+    """Plain files for the final evaluation, in place of a part of the data."""
+    read: ReadConfig = field(default_factory=ReadConfig, metadata=COMPARED)
+    """Settings for reading plain files."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
     fit: FitConfig
@@ -71,8 +86,17 @@ def pretrain(config: PretrainConfig) -> Potential:
         FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
         ValueError: the configuration does not fit the data, or the start does not fit them.
     """
-    with run_folder.opened(config) as folder:
-        return _pretrain(config, folder)
+    with run_folder.held(config):
+        settled = _settled(config)
+        return _pretrain(settled, run_folder.opened(settled))
+
+
+def _settled(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration with all that follows from the data."""
+    plain = PlainFiles(folder=config.out / run_folder.DATA, read=config.read, cutoff=config.model.cutoff)
+    return dataclasses.replace(
+        config, data=with_plain_built(config.data, plain, val=config.val, test=config.test), val=(), test=()
+    )
 
 
 def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:

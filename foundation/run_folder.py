@@ -4,12 +4,13 @@ The first process of a run holds its lock from before the checks to the end; the
 group. The lock is a file in the folder, so that it works where only the folder is shared, as between containers. So a
 replaced folder is emptied around it.
 
-The order is: check that the folder may be written, find the checkpoint to resume from, compare its configuration; then
-the run reads its data and its start; only after all checks is anything written.
+The order is: check that the folder may be written; build plain files into data sets inside, and settle what follows
+from the data; find the checkpoint to resume from and compare its configuration; then the run reads its data and its
+start; only after all checks is anything else written, and a refused run leaves nothing.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
 
 RECORD = "run.json"
+DATA = "data"
+"""Folder inside with the data sets built from plain files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,12 @@ class RunFolder:
         """Make, resume or empty the folder, and write the configuration to run.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir() if self.empties else ():
-            if path.name not in (lock.NAME, RECORD):  # the record is removed last: without it nothing is replaced
+            # the record is removed last: without it nothing is replaced
+            if path.name not in (lock.NAME, RECORD, DATA):
                 durable.remove(path)
         durable.write_whole(self.path / RECORD, json.dumps(self.record, indent=1) + "\n")
+        if self.empties:
+            _drop_unused(self.path, _built_inside(self.path))
 
     def refuse_lost(self) -> None:
         """Raise an error if the folder was deleted, moved or replaced while this process held it.
@@ -57,8 +63,10 @@ class RunFolder:
 
 
 @contextmanager
-def opened(config: Any) -> Iterator[RunFolder]:
-    """Hold the folder of a run after checking it; only the lock is written.
+def held(config: Any) -> Iterator[None]:
+    """Hold the folder of a run after checking that it may be written; only the lock is.
+
+    Data sets built inside that no run came to use are removed at the end.
 
     Args:
         config: The configuration of the run.
@@ -68,18 +76,68 @@ def opened(config: Any) -> Iterator[RunFolder]:
         FileExistsError: it exists and is neither resumed nor replaced, or holds other files or those that the run
             reads.
         NotADirectoryError: it is a file.
+    """
+    if not is_rank_zero():  # processes other than the first hold nothing
+        yield
+        return
+    out: Path = config.out
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file, but a run needs a folder; choose another --out")
+    new = not out.exists()
+    if not (new or config.fit.resume or any(out.iterdir())):
+        raise FileExistsError(_already(out))  # empty, so it belongs to somebody else
+    try:
+        with lock.hold(lock.inside(out), out):
+            _refuse_to_replace(config)
+            earlier = {*_built_inside(out)}
+            try:
+                yield
+            finally:
+                _drop_unused(out, {*_built_inside(out)} - earlier)
+    finally:
+        if new:
+            with suppress(OSError):
+                out.rmdir()  # still empty
+
+
+def opened(config: Any) -> RunFolder:
+    """Return the folder of a run that holds it.
+
+    Args:
+        config: The configuration of the run, with all that follows from the data.
+
+    Raises:
         FileNotFoundError: no checkpoint to resume from.
         ValueError: the run started with another configuration.
     """
-    with _held(config):
-        if is_rank_zero():
-            _refuse_to_replace(config)
-        yield RunFolder(
-            path=config.out,
-            record=resolved(config),
-            checkpoint=found_checkpoint(config),
-            empties=config.overwrite and not config.fit.resume,
-        )
+    return RunFolder(
+        path=config.out,
+        record=resolved(config),
+        checkpoint=found_checkpoint(config),
+        empties=config.overwrite and not config.fit.resume,
+    )
+
+
+def _built_inside(out: Path) -> list[Path]:
+    """Return the data sets in a run folder, whole or begun."""
+    return sorted((out / DATA).glob("*"))
+
+
+def built_by_resumed(config: Any) -> tuple[Path, ...]:
+    """Return the data sets that a resumed run built from plain files; none for a new run."""
+    file = config.out / RECORD
+    record = file.read_text() if config.fit.resume and file.is_file() else ""
+    return tuple(folder for folder in _built_inside(config.out) if folder.name in record)
+
+
+def _drop_unused(out: Path, folders: Iterable[Path]) -> None:
+    """Remove those of some data sets in a run folder that its record does not name."""
+    record = (out / RECORD).read_text() if (out / RECORD).is_file() else ""
+    for folder in folders:
+        if folder.name not in record:
+            durable.remove(folder)
+    with suppress(OSError):
+        (out / DATA).rmdir()  # empty
 
 
 def found_checkpoint(config: Any) -> WholeCheckpoint | None:
@@ -96,27 +154,6 @@ def found_checkpoint(config: Any) -> WholeCheckpoint | None:
     if checkpoint is not None:
         refuse_changes(checkpoint, config)
     return checkpoint
-
-
-@contextmanager
-def _held(config: Any) -> Iterator[None]:
-    """Hold the folder of a run, made if missing; processes other than the first hold nothing."""
-    if not is_rank_zero():
-        yield
-        return
-    out: Path = config.out
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file, but a run needs a folder; choose another --out")
-    new = not out.exists()
-    if not (new or config.fit.resume or any(out.iterdir())):
-        raise FileExistsError(_already(out))  # empty, so it belongs to somebody else
-    try:
-        with lock.hold(lock.inside(out), out):
-            yield
-    finally:
-        if new:
-            with suppress(OSError):
-                out.rmdir()  # still empty
 
 
 def _refuse_to_replace(config: Any) -> None:

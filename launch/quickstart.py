@@ -40,7 +40,7 @@ def quickstart(config: QuickstartConfig) -> None:
     errors = evaluate(config.evaluate)
     tables.console.rule("4 of 4: export, load back, relax")
     release = export(config.export)
-    start = strained_structure(open_manifest(config.evaluate.data), config.evaluate.split)
+    start = strained_structure(open_manifest(config.build.out), config.evaluate.split)
     relaxation = relax(start, foundation.load(release))
     tables.console.print(
         f"relaxed {relaxation.atoms.get_chemical_formula()} ({start.id}) with ASE in {relaxation.num_steps} steps: "

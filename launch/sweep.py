@@ -309,8 +309,9 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
         raise FileExistsError(
             f"{run.out} has no run.json, so it is not a run and is not replaced; give the run another name"
         )
-    # as read today, so that a newer option has its default
-    began = _as_read(read_record(run.out), str(file), verb, parse)
+    # as asked for, before anything that follows from the data was settled; and as read today, with newer options
+    asked = read_mapping(run.config) if run.config.is_file() else read_record(run.out)
+    began = _as_read(asked, str(run.config if run.config.is_file() else file), verb, parse)
     changed = [
         f"{name} was {was} and is {now}" for name, (was, now) in changes(began, run.record).items() if name != NO_CHANGE
     ]

@@ -1,12 +1,14 @@
 """Held-out sets evaluated before and after a fine-tuning, for what it learns and forgets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import is_dataset
 from data_pipeline.store.manifest import open_manifest
 from foundation.configuration import MAY_CHANGE
+from foundation.datasets import PlainFiles
 from foundation.evaluation.held_out import ROLES, HeldOut, Role
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
@@ -17,9 +19,9 @@ class HeldOutConfig:
     """A held-out split of a data set."""
 
     path: Path = field(metadata=MAY_CHANGE)
-    """Manifest, or its folder."""
+    """Data set (its folder or manifest), or a plain file, glob or folder of files."""
     split: str = field(default="test", metadata=MAY_CHANGE)
-    """Split to predict."""
+    """Split of a data set to predict; of plain files, all frames are predicted."""
     theory: str | None = field(default=None, metadata=MAY_CHANGE)
     """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
     potential's only one."""
@@ -54,6 +56,18 @@ class ForgettingConfig:
             )
         if self.edge_budget < 1:
             raise ValueError(f"forgetting.edge_budget must be positive, not {self.edge_budget}")
+
+
+def with_plain_sets_built(config: ForgettingConfig, plain: PlainFiles) -> ForgettingConfig:
+    """Return the configuration with data sets newly built from plain files in their place."""
+    built = {
+        role: tuple(
+            item if is_dataset(item.path) else replace(item, path=plain.build([item.path]), split="test")
+            for item in getattr(config, role)
+        )
+        for role in ROLES
+    }
+    return replace(config, **built)
 
 
 def held_out_sets(config: ForgettingConfig, potential: Potential) -> list[HeldOut]:

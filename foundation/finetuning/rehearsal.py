@@ -21,7 +21,7 @@ from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import COMPARED, DECIDES
-from foundation.datasets import DatasetConfig, refuse_unlabelled
+from foundation.datasets import Data, DatasetConfig, of_run, refuse_unlabelled
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.selection import farthest_points, frame_features, random_part, with_elements
@@ -40,7 +40,7 @@ MAX_NAMED = 3
 class RehearsalConfig:
     """Pretraining data to continue training on, and options."""
 
-    data: Path | tuple[DatasetConfig, ...] = field(metadata=COMPARED)
+    data: Data = field(metadata=COMPARED)
     """Manifest of the pretraining's data, or its folder; or several data sets. The level of theory is one of the
     start's: the named one, the one in the data set's provenance, or its only one."""
     split: str = field(default="train", metadata=DECIDES)
@@ -92,7 +92,7 @@ def rehearsal_datasets(config: RehearsalConfig, potential: Potential) -> list[Da
         ValueError: no such split or one without frames, a level of theory or element that the potential does not know,
             labels required but missing, or no structure remains.
     """
-    configs = (DatasetConfig(path=config.data),) if isinstance(config.data, Path) else config.data
+    configs = of_run(config.data)
     wanted = [z for z, symbol in enumerate(SYMBOLS) if symbol in config.elements]
     unknown = [SYMBOLS[z] for z in wanted if z not in potential.elements]
     if unknown:

@@ -27,7 +27,7 @@ from jaxtyping import Int64
 
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.stream import Stream
-from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
+from foundation.datasets import Data, open_datasets, statistics_by_theory
 from foundation.kernels.convolution import describe_backend
 from foundation.models import ModelConfig
 from foundation.potential import new_potential
@@ -48,7 +48,7 @@ Frames = Int64[np.ndarray, " _"]
 class Probe:
     """Subject of the measurement: a run's configuration, and frames of some micro-batches as numbered by its plan."""
 
-    data: Path | tuple[DatasetConfig, ...]
+    data: Data
     """Data of the run."""
     model: ModelConfig
     """Its architecture."""

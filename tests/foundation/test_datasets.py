@@ -77,7 +77,7 @@ def test_one_manifest_is_one_theory_with_the_name_it_is_described_by(emt_manifes
 
 def test_data_sets_of_one_name_share_their_statistics(emt_manifest: Manifest, shifted_manifest: Manifest) -> None:
     paths = emt_manifest.root, shifted_manifest.root, emt_manifest.root
-    configs = [DatasetConfig(path=path, theory=name) for path, name in zip(paths, ("a", "b", "a"), strict=True)]
+    configs = tuple(DatasetConfig(path=path, theory=name) for path, name in zip(paths, ("a", "b", "a"), strict=True))
     datasets, theories = open_datasets(configs)
     assert theories == ("a", "b")
     assert [dataset.theory for dataset in datasets] == [0, 1, 0]

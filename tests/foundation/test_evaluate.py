@@ -88,7 +88,7 @@ def test_a_release_outside_of_a_run_does_not_report_into_its_neighbourhood(run: 
 def test_wrong_inputs_are_named(run: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no potential there"):
         evaluate(EvaluateConfig(model=tmp_path / "nowhere" / "run", data=emt_manifest.root))
-    with pytest.raises(FileNotFoundError, match="no manifest there"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         evaluate(EvaluateConfig(model=run, data=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no split 'exam'; it has test, train, val"):
         evaluate(EvaluateConfig(model=run, data=emt_manifest.root, split="exam"))
