@@ -65,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def _evaluate(
     config: EvaluateConfig, manifest: Manifest, potential: Potential, weights_sha256: str, out: Path
 ) -> Evaluation:
+    _refuse_empty(manifest, config)
     refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
@@ -89,6 +90,13 @@ def _evaluate(
         weights_sha256=weights_sha256,
     )
     return write_report(predictions, out, evaluated, findings)
+
+
+def _refuse_empty(manifest: Manifest, config: EvaluateConfig) -> None:
+    """Refuse a split without frames, and name those that have some."""
+    if not manifest.split(config.split).shards:
+        filled = [name for name, split in manifest.splits.items() if split.shards]
+        raise ValueError(f"{config.data}: its split {config.split} is empty; choose --split {' or '.join(filled)}")
 
 
 def report_folder(config: EvaluateConfig) -> Path:

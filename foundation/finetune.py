@@ -53,7 +53,7 @@ from foundation.provenance import FINE_TUNING
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, write_forgetting
-from foundation.run_folder import RunFolder
+from foundation.run_folder import RunFolder, reporting
 from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
@@ -154,9 +154,10 @@ class FinetuneConfig:
 def finetune(config: FinetuneConfig) -> Potential:
     """Fine-tune a potential, measure learning and forgetting, and return it.
 
-    The run folder gets run.json, checkpoints/, logs/, forgetting/ and, at the very end, potential/.
+    The run folder gets run.json, checkpoints/, logs/, potential/ and, at the very end, forgetting/.
 
     Raises:
+        ReportFailed: the potential is saved, but could not be measured or its report not be made.
         InUse: another run holds the run folder.
         FileExistsError: the run folder exists, and neither resume nor overwrite is set.
         FileNotFoundError: no manifest, potential or Fisher there, or nothing to resume.
@@ -218,10 +219,11 @@ def _finetune(config: FinetuneConfig, start: Potential, folder: RunFolder) -> Po
 
 def _begin(config: FinetuneConfig, folder: RunFolder, prepared: "_Prepared") -> Measurement:
     """Prepare the run folder and return the errors of the start, measured now unless an earlier run did."""
-    before = _measured_already(config, prepared)
+    known = _measured_already(config, prepared)
+    # before anything is written: a set without a usable frame is refused here
+    before = known or measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
     folder.begin()
-    if before is None:
-        before = measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
+    if known is None:
         held_out_errors.save(before, config.out / "forgetting" / BEFORE)
     for item in prepared.held_out:
         data, number = item.dataset, before.sets[item.name].num_skipped
@@ -399,7 +401,17 @@ def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measuremen
 
 
 def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, facts: dict) -> None:
-    """Evaluate the result of a run, write the report, and save the potential."""
+    """Save the result of a run; only then evaluate it and write the report."""
+    facts = provenance_of(prepared.datasets, prepared.potential) | facts
+    checkpoint.save(prepared.potential, config.out / "potential", facts)
+    with reporting(config.out, "finetune"):
+        _report(config, prepared, before)
+
+
+def _report(config: FinetuneConfig, prepared: _Prepared, before: Measurement) -> None:
+    """Evaluate the result of a run and write the report of learning and forgetting."""
+    if not prepared.held_out:
+        log.warning("no held-out frames, neither of the target nor others: what the run learned is not measured")
     start, potential = prepared.start, prepared.potential
     budget = config.forgetting.edge_budget
     after = measure(potential, prepared.held_out, edge_budget=budget)
@@ -414,5 +426,3 @@ def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, fa
     for line in summary(values):
         log.info("%s", line)
     log.info("report of learning and forgetting: %s", config.out / "forgetting" / "index.html")
-    facts = provenance_of(prepared.datasets, potential) | facts
-    checkpoint.save(potential, config.out / "potential", facts)

@@ -19,7 +19,8 @@ from typing import Any
 from data_pipeline.store import durable, lock
 from data_pipeline.store.replacing import named_paths, refuse_foreign, refuse_inside
 from foundation.configuration import resolved
-from foundation.training.fault_tolerance.checkpoints import WholeCheckpoint, checkpoint_to_resume, refuse_changes
+from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
+from foundation.training.fault_tolerance.reading import WholeCheckpoint
 from foundation.training.machine import with_machine
 from foundation.training.monitoring.metrics_file import MAX_STEP
 from foundation.training.strategy import is_rank_zero
@@ -60,6 +61,31 @@ class RunFolder:
             Lost: it was.
         """
         lock.refuse_lost(lock.inside(self.path), self.path)
+
+
+class ReportFailed(RuntimeError):
+    """A finished run whose potential is saved, but whose report could not be made; the message says how to make it."""
+
+
+@contextmanager
+def reporting(out: Path, verb: str) -> Iterator[None]:
+    """Measure and report a finished run, whose potential is saved: an error then costs the report alone.
+
+    Args:
+        out: The run folder.
+        verb: Verb of the run.
+
+    Raises:
+        ReportFailed: there was an error.
+    """
+    try:
+        yield
+    except Exception as error:  # of any library that measures or draws
+        raise ReportFailed(
+            f"{out / 'potential'} is saved and can be used, but its report could not be made "
+            f"({type(error).__name__}: {error}). Make it again, without training: foundation {verb} --config "
+            f"{out / RECORD} --fit.resume true"
+        ) from error
 
 
 @contextmanager

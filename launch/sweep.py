@@ -32,6 +32,7 @@ from data_pipeline.quoting import abbreviated
 from data_pipeline.store import durable
 from data_pipeline.store.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
+from foundation.reports.forgetting_report import JSON_NAME
 from foundation.run_folder import occupied, read_record
 from foundation.training.fault_tolerance.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
@@ -95,8 +96,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True if it is finished."""
-        return (self.out / "potential").is_dir()
+        """True if it is finished, with its report."""
+        return (self.out / "potential").is_dir() and (self.out / "forgetting" / JSON_NAME).is_file()
 
     @property
     def config(self) -> Path:

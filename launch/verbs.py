@@ -156,7 +156,8 @@ def _name_runs(words: list[str], option: str) -> list[str]:
 
 
 def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
-    """Return a function that returns the exit code for a restartable run if a signal stops it."""
+    """Return a function that returns the exit code of a run stopped by a signal, or of one without its report."""
+    from foundation.run_folder import ReportFailed
     from foundation.training.fault_tolerance.preemption import PreemptedError
     from foundation.training.fault_tolerance.watchdog import TRY_AGAIN
 
@@ -165,12 +166,17 @@ def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
             return run(config)
         except PreemptedError:  # logged before the job was requeued
             return TRY_AGAIN
+        except ReportFailed as error:
+            logging.getLogger(__name__).error("%s", error, exc_info=error.__cause__)
+            return REPORT_FAILED
 
     return attempt
 
 
 TRAIN = {"train": "data"}
 """Other name of the data of a run, beside --val and --test."""
+REPORT_FAILED = 3
+"""Exit code of a finished run, with its potential saved, whose report could not be made."""
 BUILD_KEYS = (
     *("source", "out", "cutoffs", "val_fraction", "test_fraction", "split_by", "workers", "overwrite"),
     *("provenance.name", "provenance.licence", "provenance.level_of_theory", "filters.max_force"),

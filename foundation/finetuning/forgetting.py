@@ -1,5 +1,6 @@
 """Held-out sets evaluated before and after a fine-tuning, for what it learns and forgets."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from foundation.datasets import PlainFiles
 from foundation.evaluation.held_out import ROLES, HeldOut, Role
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ def with_plain_sets_built(config: ForgettingConfig, plain: PlainFiles) -> Forget
 
 
 def held_out_sets(config: ForgettingConfig, potential: Potential) -> list[HeldOut]:
-    """Open the held-out sets of a fine-tuning: targets, then retained, then transfer.
+    """Open the held-out sets of a fine-tuning: targets, then retained, then transfer; empty splits are left out.
 
     Raises:
         FileNotFoundError: no manifest there.
@@ -81,7 +84,9 @@ def held_out_sets(config: ForgettingConfig, potential: Potential) -> list[HeldOu
     chosen: Iterator[tuple[Role, HeldOutConfig]] = ((role, item) for role in ROLES for item in getattr(config, role))
     for role, item in chosen:
         manifest = open_manifest(item.path)
-        manifest.split(item.split)  # refused here, not after hours of training
+        if not manifest.split(item.split).shards:  # an unknown split is refused here, not after hours of training
+            log.warning("%s: its split %s is empty, so nothing is measured on it", item.path, item.split)
+            continue
         theory = theory_of_data(potential, manifest.provenance.level_of_theory, item.theory)
         name = item.name or manifest.provenance.name
         if name in [other.name for other in opened]:

@@ -27,11 +27,11 @@ FEW_ELEMENTS = 12
 
 def draw_figures(forgetting: Forgetting, folder: Path) -> dict[str, Path]:
     """Draw all figures with data, and return their files by name."""
-    figures = {"errors": _errors(forgetting.sets)}
+    figures = {"errors": _errors(forgetting.sets)} if forgetting.sets else {}
     few = {name: row for name, row in forgetting.sets.items() if 0 < len(row.by_element) <= FEW_ELEMENTS}
     if few:
         figures["elements"] = _elements(few)
-    if forgetting.curve:
+    if forgetting.curve and forgetting.sets:
         figures["curve"] = _curve(forgetting)
     for name, figure in figures.items():
         write_figure(figure, folder / f"{name}.png", 150)

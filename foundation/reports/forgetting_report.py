@@ -79,6 +79,8 @@ def remarks(forgetting: Forgetting) -> list[str]:
     """Return remarks on a fine-tuning that deserve attention."""
     found = []
     roles = {row.role for row in forgetting.sets.values()}
+    if "target" not in roles:
+        found.append("no held-out frames of the target were measured, so learning is unknown")
     if "retained" not in roles:
         found.append("no retained set was measured, so forgetting is unknown")
     for name, row in forgetting.sets.items():

@@ -19,7 +19,7 @@ from foundation.reports.curves import draw_figures
 from foundation.reports.page import render_page
 from foundation.reports.periodic_table import draw_periodic_table
 from foundation.run_folder import RECORD, read_record
-from foundation.training.fault_tolerance.checkpoints import read_best
+from foundation.training.fault_tolerance.reading import read_best
 from foundation.training.monitoring.metrics_file import START, read_rows
 
 AVERAGED = (

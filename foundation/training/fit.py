@@ -19,9 +19,10 @@ from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential
 from foundation.training.additions import NO_ADDITIONS, Additions
 from foundation.training.data import TrainingData
-from foundation.training.fault_tolerance.checkpoints import Checkpoints, WholeCheckpoint, refuse_other_backend
+from foundation.training.fault_tolerance.checkpoints import Checkpoints, refuse_other_backend
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.preemption import Preemption
+from foundation.training.fault_tolerance.reading import WholeCheckpoint
 from foundation.training.fault_tolerance.watchdog import Watchdog
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.lightning_internals import Averaging

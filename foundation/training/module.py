@@ -16,8 +16,8 @@ from foundation.kernels.convolution import backend_of
 from foundation.potential import Potential
 from foundation.training.additions import Additions, Parts, StepLoader
 from foundation.training.data import ValidationLoader
-from foundation.training.fault_tolerance.checkpoints import BACKEND
 from foundation.training.fault_tolerance.guard import Guard
+from foundation.training.fault_tolerance.reading import BACKEND
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
 from foundation.training.lightning_internals import count_step, set_counted_batches

@@ -17,13 +17,8 @@ from foundation.configuration import resolved
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.reports.run_report import facts_of, read_run, remarks, summary_table
-from foundation.training.fault_tolerance.checkpoints import (
-    CheckpointFiles,
-    newest_checkpoint,
-    read_checkpoint,
-    refuse_changes,
-    refuse_other_backend,
-)
+from foundation.training.fault_tolerance.checkpoints import CheckpointFiles, refuse_changes, refuse_other_backend
+from foundation.training.fault_tolerance.reading import newest_checkpoint, read_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.monitoring.metrics_file import MetricsFile, write_csv
 from tests.fuzz.harness import Mutation, Target

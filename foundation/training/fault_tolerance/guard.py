@@ -21,7 +21,8 @@ from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.store.lock import Lost
 from foundation.configuration import DECIDES, MAY_CHANGE
 from foundation.potential import Potential
-from foundation.training.fault_tolerance.checkpoints import Checkpoints, NothingToSave, newest_checkpoint
+from foundation.training.fault_tolerance.checkpoints import Checkpoints, NothingToSave
+from foundation.training.fault_tolerance.reading import newest_checkpoint
 from foundation.training.lightning_internals import callbacks_of
 
 log = logging.getLogger(__name__)

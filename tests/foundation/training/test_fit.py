@@ -13,7 +13,7 @@ from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fault_tolerance.checkpoints import newest_checkpoint
+from foundation.training.fault_tolerance.reading import newest_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.metrics_file import read_rows

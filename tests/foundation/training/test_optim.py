@@ -18,7 +18,7 @@ from foundation.nn.computation import Computation
 from foundation.nn.matmul import Matmul
 from foundation.potential import Potential, new_potential
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fault_tolerance.checkpoints import newest_checkpoint
+from foundation.training.fault_tolerance.reading import newest_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.module import TrainingModule

@@ -22,8 +22,8 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.shards import sha256
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fault_tolerance.checkpoints import newest_checkpoint
 from foundation.training.fault_tolerance.guard import GuardConfig
+from foundation.training.fault_tolerance.reading import newest_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
