@@ -94,13 +94,16 @@ def _of_mapping(kinds: Sequence[Any], value: Mapping[str, Any], name: str) -> st
     if value.keys() & SPECIAL:
         return None
     chosen = [kind for kind in kinds if typing.get_origin(kind) is dict or first_field(kind) in value]
+    if len(kinds) > 1 and not chosen:
+        firsts = ", ".join(first_field(kind) for kind in kinds)
+        return f"{name}: the kind of {name} is missing; give one of the options {firsts}"
     kind = (chosen or kinds)[0]
     if typing.get_origin(kind) is dict:
         entry = typing.get_args(kind)[1]
         return next((found for key, each in value.items() if (found := complaint(entry, each, f"{name}.{key}"))), None)
     hints = typing.get_type_hints(kind)
     for key, each in value.items():
-        dotted = f"{name}.{key}" if name else key
+        dotted = f"{name}.{key}" if name else key.rstrip("_")
         if key not in hints:
             near = nearest(key, list(hints))
             return f"unknown option '{dotted}'" + (f" (did you mean {near}?)" if near else "")
@@ -135,8 +138,9 @@ def _needed(kinds: Iterable[Any], value: Any) -> str:
             needed.append(("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices)))
             near += difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
         elif dataclasses.is_dataclass(kind):
-            shown = str(value)[:MAX_VALUE]
-            return f"options are needed in place of {shown}, such as {{{first_field(kind)}: {shown}}}"
+            first, shown = first_field(kind), str(value)[:MAX_VALUE]
+            fitting = {str, Path} & set(members_of(typing.get_type_hints(kind)[first]))
+            return f"options are needed in place of {shown}, such as {{{first}: {shown if fitting else '...'}}}"
         elif typing.get_origin(kind) is tuple:
             needed.append(f"a list, such as [{str(value)[:MAX_VALUE]}],")
         else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import json
 import math
 import operator
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any, NoReturn, cast, get_args
+from typing import Any, NoReturn, cast, get_args, get_type_hints
 
 import jsonargparse
 from jsonargparse import _loaders_dumpers as loaders_dumpers
@@ -48,7 +49,7 @@ COMMAND = "command"
 """Field of a launcher's config: the words after `--`."""
 MISSING = object()
 PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
-HELP = ("-h", "--help")
+HELP, VERSION = ("-h", "--help"), "--version"
 KEY_WIDTH = 26
 """Width of the column of options [characters]."""
 
@@ -79,6 +80,8 @@ class Verb:
     """Function that imports the code."""
     keys: tuple[str, ...] = ()
     """Options shown by --help (all if empty); `--help all` shows the others."""
+    group: str = ""
+    """Title above the verb in the list of verbs; '': it belongs to the group before it."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -102,7 +105,10 @@ def simplified(message: str) -> str:
 
 def overview(verbs: Mapping[str, Verb]) -> str:
     """Return the help of the whole command."""
-    lines = [f"  {name:<14}{verb.help}" for name, verb in verbs.items()]
+    lines = []
+    for name, verb in verbs.items():
+        lines += ["", verb.group] if verb.group and lines else [verb.group] if verb.group else []
+        lines.append(f"  {name:<14}{verb.help}")
     return "\n".join(
         [
             "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--traceback]",
@@ -112,6 +118,8 @@ def overview(verbs: Mapping[str, Verb]) -> str:
             *lines,
             "",
             "foundation VERB --help shows the options that people set, --help all every option.",
+            "An option may lack its section where no other ends so: --steps 100 is --fit.steps 100.",
+            "A list is several words, the option again, or words with commas: --data a.xyz b.xyz.",
             "--traceback shows where in the code an error arose.",
         ]
     )
@@ -162,17 +170,18 @@ def _parser(name: str, config_class: type, epilog: str | None) -> jsonargparse.A
 
 def _values_of(arguments: Sequence[str], options: Options) -> list[tuple[str, object]]:
     """Return the names and values of arguments; those of texts and paths as typed."""
-    found = []
+    found: list[tuple[str, object]] = []
     for argument in arguments:
         name, _, text = argument[2:].partition("=")
-        if name in options:
-            kinds = set(options[name])
-            bracketed = text.lstrip().startswith(("[", "{"))
+        if not {name, name.rpartition(".")[0]} & options.keys():
+            continue
+        kinds = set(options.get(name, ()))
+        bracketed = text.lstrip().startswith(("[", "{"))
+        try:
             typed = kinds & {str, Path} and not (bracketed and len(kinds) > 1)
-            try:
-                found.append((name, text if typed else _value_of(text)))
-            except InvalidYaml:
-                found.append((name, text))
+            found.append((name, text if typed else _value_of(text)))
+        except InvalidYaml:
+            found.append((name, text))
     return found
 
 
@@ -188,6 +197,11 @@ def _files_of(arguments: Sequence[str]) -> list[Path]:
     """Return the files after --config."""
     named = [Path(argument.removeprefix("--config=")) for argument in arguments if argument.startswith("--config=")]
     return [file for file in named if is_file(file)]  # or YAML itself
+
+
+def _with_help(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Return a message and the command that shows all options."""
+    return f"{message}{'' if message.endswith('?') else '.'} All options: {parser.prog} --help all"
 
 
 def _sentence(text: str | None) -> str:
@@ -224,9 +238,9 @@ def _settings(parser: jsonargparse.ArgumentParser, config_class: type, arguments
         given = merged(options.values(), _values_of(arguments, options_of(config_class)))
         found = complaint(config_class, given, "")
         if found is None and "required" in str(error):
-            found = required(config_class, given, helps)
+            found = required(config_class, given | {COMMAND: ()}, helps)
         found = found or str(error)
-        raise ValueError(f"{found}. All options: {parser.prog} --help all") from error
+        raise ValueError(_with_help(found, parser)) from error
     _refuse_nothing(config_class, values, "")
     try:
         return parser.instantiate(values)
@@ -244,7 +258,10 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     command = tuple(arguments[split + 1 :])
     words = [word for word in arguments[:split] if word != TRACEBACK]
-    if not words or words[0] in HELP:
+    if words == [VERSION]:
+        print(f"foundation {importlib.metadata.version('foundation')}")
+        raise SystemExit(0)
+    if not words or words[0] in (*HELP, "help"):
         print(overview(verbs))
         raise SystemExit(0 if words else 2)
     name, words = _verb(verbs, words)
@@ -259,7 +276,7 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
     try:
         words = rewritten(words, options_of(loaded.config), loaded.aliases, _value_of)
     except ValueError as error:
-        raise ValueError(f"{error}. All options: {parser.prog} --help all") from error
+        raise ValueError(_with_help(str(error), parser)) from error
     try:
         files = _files_of(words)
         config, printed = _config_of(name, loaded.config, parser, words, command)
@@ -299,9 +316,11 @@ def _config_of(
     settings = _settings(parser, config_class, words).as_dict()
     settings.pop("config", None)
     printed = settings.pop(PRINT_CONFIG.removeprefix("--"))
+    hints = get_type_hints(config_class)
     for key, value in settings.items():
-        if isinstance(value, Path) and str(value).startswith(("[", "{")):
-            raise ValueError(f"{key}: unknown option in {value}. All options: foundation {name} --{key}.help")
+        if isinstance(value, Path) and str(value).startswith(("[", "{")) and not value.exists():
+            found = complaint(hints[key], _value_of(str(value)), key) or f"{key}: there is no {value}"
+            raise ValueError(_with_help(found, parser))
     if any(item.name == COMMAND for item in dataclasses.fields(config_class)):
         settings[COMMAND] = command
     elif command:

@@ -3,8 +3,6 @@
 The code of a verb is imported when the verb is chosen, because torch, Lightning and matplotlib take seconds.
 """
 
-import itertools
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +30,9 @@ def _merge() -> Loaded:
     from launch import tables
 
     return Loaded(
-        config=MergeConfig, run=lambda config: tables.manifest(merge(config.manifests, config.out, config.name))
+        config=MergeConfig,
+        run=lambda config: tables.manifest(merge(config.manifests, config.out, config.name)),
+        expand=lambda words: _name_first(words, "--manifests"),
     )
 
 
@@ -92,7 +92,7 @@ def _tradeoff() -> Loaded:
     return Loaded(
         config=TradeoffConfig,
         run=lambda config: tables.tradeoff(config, tradeoff(config)),
-        expand=lambda words: _name_runs(words, "--runs"),
+        expand=lambda words: _name_first(words, "--runs"),
     )
 
 
@@ -110,7 +110,7 @@ def _report() -> Loaded:
     return Loaded(
         config=ReportConfig,
         run=lambda config: tables.training(config, report(config)),
-        expand=lambda words: _name_runs(words, "--run"),
+        expand=lambda words: _name_first(words, "--run"),
     )
 
 
@@ -146,13 +146,9 @@ def _quickstart() -> Loaded:
     return Loaded(config=QuickstartConfig, run=_resumable(quickstart))
 
 
-def _name_runs(words: list[str], option: str) -> list[str]:
-    """Return arguments with leading `FOLDER...` turned into an option, a list for several folders."""
-    runs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    if not runs:
-        return words
-    alone = option == "--run" and len(runs) == 1
-    return [option, runs[0] if alone else json.dumps(runs), *words[len(runs) :]]
+def _name_first(words: list[str], option: str) -> list[str]:
+    """Return arguments with the option that leading `FOLDER...` belong to."""
+    return [option, *words] if words and not words[0].startswith("-") else words
 
 
 def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -187,37 +183,42 @@ TRAINING_KEYS = (
     "optim.learning_rate",
 )
 VERBS = {
-    "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS),
-    "merge": Verb("merge several data sets into one", _merge),
-    "inspect": Verb("show the contents of a data set and warnings", _inspect),
-    "pretrain": Verb("train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model")),
     "finetune": Verb(
         "train a potential on the data of a domain, and measure what it forgets",
         _finetune,
         ("start", *TRAINING_KEYS, "rehearsal", "penalty", "freeze", "sweep"),
+        group="From your own file to a potential:",
     ),
-    "preflight": Verb(
-        "check a pretraining and estimate its time, memory and cost",
-        _preflight,
-        ("data", "out", "verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),
+    "evaluate": Verb("measure errors and write a report", _evaluate),
+    "export": Verb("write a release folder with its model card", _export),
+    "quickstart": Verb(
+        "run all steps once, on an embedded data set",
+        _quickstart,
+        ("build.out", "pretrain.out", "pretrain.fit.steps", "evaluate.model", "export.out"),
+        group="To try:",
+    ),
+    "pretrain": Verb(
+        "train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model"), group="To train and to compare:"
     ),
     "fisher": Verb(
         "measure how much each weight of a potential matters to data",
         _fisher,
         ("model", "data", "out", "split", "max_structures", "seed", "device", "theory", "previous", "gamma"),
     ),
-    "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
-    "evaluate": Verb("measure errors and write a report", _evaluate),
     "report": Verb("draw the curves of a run, or of several", _report),
-    "export": Verb("write a release folder with its model card", _export),
+    "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
+    "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
+    "merge": Verb("merge several data sets into one", _merge),
+    "inspect": Verb("show the contents of a data set and warnings", _inspect),
     "convert": Verb("read or write another program's checkpoint", _convert),
+    "preflight": Verb(
+        "check a pretraining and estimate its time, memory and cost",
+        _preflight,
+        ("data", "out", "verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),
+        group="On a cluster:",
+    ),
     "launch slurm": Verb("write the script of a SLURM job, and submit it", _slurm),
     "launch local": Verb("run several processes on this machine", _local),
-    "quickstart": Verb(
-        "run all steps once, on an embedded data set",
-        _quickstart,
-        ("build.out", "pretrain.out", "pretrain.fit.steps", "evaluate.model", "export.out"),
-    ),
 }
 """All verbs of `foundation`, in the order of its help."""
 

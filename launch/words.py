@@ -3,7 +3,8 @@
 A list is typed as people type it: `--data a.xyz b.xyz`, `--data a.xyz,b.xyz`, the option twice, or
 YAML in quotation marks.
 A word that names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or
-`[1].xyz` is given by its name; a pattern with a comma goes into a YAML list, where nothing is split.
+`[1].xyz` is given by its name; one that does not exist yet is written `./[1].xyz`, and a pattern with a comma goes into
+a YAML list, where nothing is split.
 
 An option is also known by its last names, `--epochs` for `--fit.epochs`, if no other option of the verb ends so.
 """
@@ -26,10 +27,28 @@ FLAGS = ("print_config",)
 """Options without a value."""
 FIELDS = {"from": "from_"}
 """Options whose names are Python keywords, with the names of their fields."""
+ELSEWHERE = {
+    "batch_size": "fit.edge_budget",
+    "device": "machine.accelerator",
+    "e0s": "references",
+    "foundation_model": "start",
+    "gpus": "machine.devices",
+    "hidden_irreps": "model.irreps",
+    "lr": "optim.learning_rate",
+    "max_num_epochs": "fit.epochs",
+    "output": "out",
+    "per_epoch": "fit.checkpoint_every",
+    "r_max": "model.cutoff",
+    "restart_latest": "fit.resume",
+    "test_file": "test",
+    "train_file": "data",
+    "valid_file": "val",
+}
+"""Options of other programs, with those of this one."""
 WHOLE = ("directives", "prologue")
 """Lists of lines for another program, which may have commas of their own."""
-COMMA = re.compile(r",(?![^\[({]*[\])}])")
-"""Comma outside brackets, which are part of a pattern of files."""
+COMMA = re.compile(r",(?!\s)(?![^\[({]*[\])}])")
+"""Comma without a space after it, as in a text, and outside the brackets of a pattern of files."""
 Options = Mapping[str, tuple[Any, ...]]
 """Types of the options of a verb, by dotted name; several if an option is one of several configurations."""
 
@@ -128,11 +147,11 @@ def full_name(typed: str, options: Options, aliases: Mapping[str, str]) -> str:
         return ends[0]
     if ends:
         raise ValueError(f"--{typed} could be {' or '.join(f'--{each}' for each in ends)}: give its full name")
-    near = nearest(name, options)
+    near = nearest(name, [CONFIG, *options])
     raise ValueError(f"unknown option --{typed}{f' (did you mean --{near}?)' if near else ''}")
 
 
-def nearest(name: str, names: Sequence[str] | Options) -> str | None:
+def nearest(name: str, names: Sequence[str]) -> str | None:
     """Return the full name nearest to a misspelt one, or None.
 
     One that moved to another section is found by its last name, a misspelt one by its letters.
@@ -143,6 +162,8 @@ def nearest(name: str, names: Sequence[str] | Options) -> str | None:
         ends.setdefault(each.rpartition(".")[2], []).append(each)
     known = {end: full[0] for end, full in ends.items() if len(full) == 1} | known
     last = name.rpartition(".")[2]
+    if ELSEWHERE.get(last.lower()) in names:
+        return ELSEWHERE[last.lower()]
     if len(ends.get(last, ())) == 1:
         return ends[last][0]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
@@ -171,7 +192,12 @@ def _entries(
             yield value
             continue
         if value.lstrip().startswith(("[", "{")) or value == "null":
-            read = value_of(value)
+            try:
+                read = value_of(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"--{name} {value}: not a list in YAML ({error}); a file of such a name is written ./{value}"
+                ) from error
             yield from read if isinstance(read, list) else [read]
             continue
         whole = name.rpartition(".")[2] in WHOLE or "://" in value
@@ -218,4 +244,5 @@ def _refuse_stray(values: Sequence[str], options: Options) -> None:
 
 def _as_data(word: str, options: Options) -> str:
     """Return a suggestion for the name of a file without an option."""
-    return f"; did you mean --data {word}?" if "data" in options and _names_something(word) else ""
+    option = CONFIG if word.endswith((".yaml", ".yml")) else "data"
+    return f"; did you mean --{option} {word}?" if option in (CONFIG, *options) and _names_something(word) else ""

@@ -42,5 +42,5 @@ def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key_on_the_command_line_is_not_taken_for_a_path() -> None:
-    with pytest.raises(ValueError, match=r"data: unknown option in .*repeats"):
+    with pytest.raises(ValueError, match=r"unknown option 'data\.repeats' \(did you mean repeat\?\)"):
         data_of("--data", "[{path: data/mptrj, repeats: 8}]")

@@ -1,5 +1,6 @@
 """The help of the command and of its verbs: short, from the docstrings of the options, and quick."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -46,6 +47,9 @@ def test_the_list_of_verbs_has_all_and_waits_for_no_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, modules = done.stdout.rsplit("\n", 2)[:2]
     assert not [verb for verb in VERBS if f"\n  {verb} " not in text]
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")][:3] == [
+        *("finetune", "evaluate", "export"),
+    ]
     assert not {"torch", "numpy", "lightning", "e3nn", "matplotlib"} & set(modules.split())
 
 
@@ -57,7 +61,16 @@ def test_an_unknown_verb_is_answered_by_the_nearest(capsys: pytest.CaptureFixtur
     assert main(["launch", "slrum"]) == 2
     assert "did you mean launch slurm?" in capsys.readouterr().err
     assert main(["xyz"]) == 2
-    assert "choose from build, merge, inspect" in capsys.readouterr().err
+    assert "choose from finetune, evaluate, export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--help", "-h", "help"])
+def test_help_is_shown_by_any_of_its_words(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "usage: foundation VERB" in printed([words], capsys)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(["--version"], capsys) == f"foundation {importlib.metadata.version('foundation')}\n"
 
 
 def test_no_arguments_show_the_verbs_and_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from foundation.datasets import DatasetConfig
+from launch import parser
 from launch.__main__ import parse
+from launch.parser import Loaded, Verb
 from launch.words import nearest, options_of, rewritten
 from launch.yaml_files import parse_yaml
 
@@ -49,7 +51,7 @@ WAYS = {
     "--data a --data b": '--data=["a", "b"]',
     "--data a,b": '--data=["a", "b"]',
     "--data a b": '--data=["a", "b"]',
-    "--data 'a, b'": '--data=["a", " b"]',
+    "--data 'a, b'": "--data=a, b",
     "--data=a --data=b": '--data=["a", "b"]',
     "--data '[a, b]'": '--data=["a", "b"]',
     """--data '["a","b"]'""": '--data=["a", "b"]',
@@ -105,6 +107,8 @@ def test_a_file_is_named_whole_whatever_characters_its_name_has(
         ("--other.epochs 2", r"unknown option --other.epochs \(did you mean --inner.epochs\?\)"),
         ("--dta 2", r"unknown option --dta \(did you mean --data\?\)"),
         ("--xyz 2", "unknown option --xyz$"),
+        ("--train_flie 2", "unknown option --train_flie"),
+        ("--train_file 2", r"unknown option --train_file \(did you mean --data\?\)"),
         ("--data", "--data has no value"),
         ("--epochs 2 3", "'3' belongs to no option"),
         ("b --epochs 2", "'b' stands before any option"),
@@ -120,6 +124,40 @@ def test_a_name_in_another_section_is_the_nearest() -> None:
     assert nearest("fit.epochs", OPTIONS) == "inner.epochs"
     assert nearest("inner.epoch", OPTIONS) == "inner.epochs"
     assert nearest("nothing.like.it", OPTIONS) is None
+
+
+VERBS = {"verb": Verb("help", lambda: Loaded(config=Config, run=print))}
+B = DatasetConfig(path=Path("b"), repeat=2.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "data"),
+    [
+        ("--data a", Path("a")),
+        ("--data a,b", (Path("a"), Path("b"))),
+        ("--data a '{path: b, repeat: 2}'", (Path("a"), B)),
+        ("--data '{path: b, repeat: 2}'", (B,)),
+        ("--data '[a, {path: b, repeat: 2}]'", (Path("a"), B)),
+    ],
+)
+def test_the_parser_reads_what_was_rewritten(line: str, data: object) -> None:
+    assert parser.parse(VERBS, ["verb", *shlex.split(line)])[1].data == data
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--data '[{pth: b}]'", r"unknown option 'data.pth' \(did you mean path\?\)"),
+        ("--data a '{path: b, repaet: 2}'", r"unknown option 'data\[1\].repaet' \(did you mean repeat\?\)"),
+        ("--data a '{path: b, repeat: often}'", r"data\[1\].repeat: a number is needed, not 'often'"),
+        ("--data '[a'", r"--data \[a: not a list in YAML .* a file of such a name is written \./\[a"),
+        ("--data a --val null", "val: a value is needed, not null"),
+        ("--data a --factors.x much", "factors.x: a number is needed, not 'much'"),
+    ],
+)
+def test_the_one_value_of_a_list_that_is_wrong_is_named(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parser.parse(VERBS, ["verb", *shlex.split(line)])
 
 
 SMALL = ["--out", "run", "--steps", "1", "--irreps", "4x0e"]
