@@ -24,7 +24,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/foundation quickstart --config configs/quickstart.yaml
+	$(BIN)/foundation quickstart
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not long"

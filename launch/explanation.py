@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.quoting import MAX_VALUE, abbreviated
-from launch.members import SPECIAL, first_field, is_file
+from launch.members import SPECIAL, first_field
 from launch.words import members_of, nearest
-from launch.yaml_files import InvalidYaml, read_mapping
+from launch.yaml_files import InvalidYaml, is_file, read_mapping
 
 NEEDED = {
     bool: "true or false",

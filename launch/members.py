@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from launch.yaml_files import read_mapping
+from launch.yaml_files import is_file, read_mapping
 
 SPECIAL = {"class_path", "init_args", "help"}
 """The parser's own words in place of options."""
@@ -83,14 +83,6 @@ def _names(value: Any) -> set[str]:
     if isinstance(value, str) and is_file(Path(value)):
         value = read_mapping(Path(value))
     return set(value) if isinstance(value, Mapping) else set()
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a file exists; the name may be too long for one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _of_arguments(dotted: str, arguments: Sequence[str], value_of: Callable[[str], object]) -> set[str]:

@@ -21,9 +21,9 @@ from jsonargparse import _loaders_dumpers as loaders_dumpers
 from data_pipeline.quoting import abbreviated
 from foundation.configuration import resolved
 from launch.explanation import complaint, merged, required
-from launch.members import chosen, is_file, unions
+from launch.members import chosen, unions
 from launch.words import Options, options_of, rewritten
-from launch.yaml_files import InvalidYaml, YamlLoader, parse_yaml, read_mapping, to_yaml
+from launch.yaml_files import InvalidYaml, YamlLoader, is_file, parse_yaml, read_mapping, to_yaml
 
 REPLACEMENTS = (
     (r"\s*Does not validate against any of the Union subtypes\s+Subtypes: .*\s+Errors:\s*- ", " "),

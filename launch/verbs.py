@@ -143,7 +143,9 @@ def _local() -> Loaded:
 def _quickstart() -> Loaded:
     from launch.quickstart import QuickstartConfig, quickstart
 
-    return Loaded(config=QuickstartConfig, run=_resumable(quickstart))
+    return Loaded(
+        config=QuickstartConfig, run=_resumable(quickstart), expand=lambda words: ["--config", "quickstart", *words]
+    )
 
 
 def _name_first(words: list[str], option: str) -> list[str]:

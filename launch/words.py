@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.quoting import abbreviated
-from launch.members import SPECIAL, is_file
+from launch.members import SPECIAL
+from launch.yaml_files import config_file
 
 CONFIG = "config"
 FLAGS = ("print_config",)
@@ -85,6 +86,7 @@ def rewritten(
 
     Raises:
         ValueError: an option is unknown or could be several, has no value, or a word belongs to no option.
+        FileNotFoundError: no configuration of that name.
     """
     result: list[str] = []
     lists: dict[str, list[Any]] = {}
@@ -104,7 +106,7 @@ def rewritten(
             result = [word for word in result if not word.startswith(f"--{name}=")]
             result.append(f"--{name}={_list_text(lists[name], options[name], element)}")
         elif name == CONFIG and values:
-            result += [f"--{name}={value}" for value in values]
+            result += [f"--{name}={_config(value)}" for value in values]
         else:
             if not values and bool not in options.get(name, ()):
                 raise ValueError(f"--{typed} has no value")
@@ -206,11 +208,15 @@ def _entries(
 
 
 def _names_something(word: str) -> bool:
-    path = Path(word)
     try:
-        return word != "" and (is_file(path) or path.is_dir())
-    except OSError:
+        return word != "" and Path(word).exists()
+    except (OSError, ValueError):
         return False
+
+
+def _config(value: str) -> str:
+    """Return the file of a configuration, or YAML in place of one as it is."""
+    return value if value.lstrip().startswith("{") or "\n" in value else str(config_file(value))
 
 
 def _only_section(element: tuple[Any, ...]) -> Any:

@@ -5,6 +5,7 @@ number, true, false or null only by YAML 1.2: `No` is nobelium, `on` is a word, 
 2024-01-31 are text. Keys are text as written.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 else:  # the same in C, ten times faster, if PyYAML was built with libyaml
     SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+PACKAGED = Path(__file__).parent / "configs"
+"""Folder of the configurations of this package; in a clone a link to that of the repository."""
 MAX_BYTES = 4 * 2**20
 """Largest file [bytes]."""
 MAX_NODES = 100_000
@@ -135,6 +138,36 @@ _Dumper.add_implicit_resolver(_FLOAT, re.compile(f"(?:{_WORDS[_FLOAT].pattern})$
 def to_yaml(values: Any) -> str:
     """Return plain values as YAML."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the configurations of this package by name, such as pretrain/small."""
+    return {file.relative_to(PACKAGED).with_suffix("").as_posix(): file for file in sorted(PACKAGED.rglob("*.yaml"))}
+
+
+def config_file(word: str) -> Path:
+    """Return the file of a configuration: a local one, or else one of this package by its name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if is_file(Path(word)):
+        return Path(word)
+    known, name = packaged_configs(), word.removeprefix("configs/").removesuffix(".yaml")
+    if name in known:
+        return known[name]
+    ends = {each.rpartition("/")[2]: each for each in known}
+    near = difflib.get_close_matches(name, [*known, *ends], n=1)
+    guess = f" (did you mean {ends.get(near[0], near[0])}?)" if near else f"; there are {', '.join(known)}"
+    raise FileNotFoundError(f"--config {word}: no such file, nor a configuration of this package{guess}")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file exists; the name may be too long for one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_yaml(file: Path) -> Any:

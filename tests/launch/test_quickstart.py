@@ -6,7 +6,6 @@ import pytest
 
 from launch.__main__ import main
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHORTER = """--build.source.num_frames 60 --pretrain.fit.steps 4 --pretrain.fit.validate_every 2
     --pretrain.fit.checkpoint_every 2 --pretrain.fit.log_every 1""".split()
 
@@ -15,7 +14,7 @@ def test_the_quickstart_makes_all_that_it_promises_and_can_be_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["quickstart", "--config", str(REPOSITORY / "configs" / "quickstart.yaml"), *SHORTER]
+    command = ["quickstart", *SHORTER]
     assert main(command) == 0
     run = tmp_path / "runs" / "quickstart"
     for name in ("evaluation.json", "parity.png", "index.html"):

@@ -74,7 +74,7 @@ WAYS = {
     "--on": "--inner.on=true",
     "--factors.a 2": "--factors.a=2",
     "--perhaps.weight 2": "--perhaps.weight=2",
-    "--config a b": "--config=a --config=b",
+    "--config {} {}": "--config={} --config={}",
 }
 
 
@@ -84,8 +84,8 @@ def test_a_list_is_typed_in_any_of_the_usual_ways(line: str) -> None:
 
 
 def test_a_repeated_list_stands_where_it_was_given_last_and_other_options_keep_their_order() -> None:
-    assert said("--data a --config f --epochs 2 --data b --epochs 3") == [
-        *("--config=f", "--inner.epochs=2", '--data=["a", "b"]', "--inner.epochs=3"),
+    assert said("--data a --config {} --epochs 2 --data b --epochs 3") == [
+        *("--config={}", "--inner.epochs=2", '--data=["a", "b"]', "--inner.epochs=3"),
     ]
 
 
