@@ -57,7 +57,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
     return {name: values for name, values in found.items() if values[0] != values[1]}
 
 
-def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
+def deciding_changes(before: Mapping[str, Any], config: object, *, settled: bool = True) -> list[str]:
     """Return descriptions of the changes of a configuration that decide a step.
 
     An option missing from the record is newer than it and taken as its default, which is logged; so is an option that
@@ -66,13 +66,14 @@ def deciding_changes(before: Mapping[str, Any], config: object) -> list[str]:
     Args:
         before: Resolved configuration at the start of the run.
         config: Configuration to resume with, a dataclass.
+        settled: False if its data are still to decide what it leaves out, which is then not compared.
     """
     old, new = dict(_flat(before)), dict(_flat(resolved(config)))
     found, unknown = [], []
     for name in sorted({**old, **new}):
         was, now = old.get(name, ABSENT), new.get(name, ABSENT)
         mark, default = _declared(type(config), name.split("."))
-        if was == now or mark in (COMPARED, MAY_CHANGE):
+        if was == now or mark in (COMPARED, MAY_CHANGE) or (not settled and now in (None, ABSENT)):
             continue
         if mark is None:
             unknown.append(f"{name} ({_shown(was)}, an option that no longer exists)")

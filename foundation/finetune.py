@@ -49,7 +49,7 @@ from foundation.finetuning.step_zero import check_step_zero, first_batches
 from foundation.naming import resolve
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
-from foundation.provenance import FINE_TUNING
+from foundation.provenance import FINE_TUNING, StartChanges
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, write_forgetting
@@ -58,7 +58,8 @@ from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fit import fit, seed_everything
-from foundation.training.fit_config import FitConfig
+from foundation.training.fit_config import FitConfig, FitOptions
+from foundation.training.lengths import announce, sized
 from foundation.training.loss import TERMS, LossConfig, Penalty, without_labels
 from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
@@ -97,15 +98,13 @@ class FinetuneConfig:
     it; None: the one in the data's provenance."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
-    fit: FitConfig
-    """Length of the run and batch composition."""
+    fit: FitOptions = field(default_factory=FitOptions)
+    """Length of the run and batch composition; what is left out is taken from the data."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms, the same for target and rehearsal."""
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0, warmup_steps=10)
-    )
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0))
     """Optimizer and schedule; defaults differ from pretraining: low learning rate, no weight decay, no average."""
     rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
     """Pretraining data to continue training on."""
@@ -142,7 +141,8 @@ class FinetuneConfig:
     """Name of the only run of the sweep to do; an entry of its `runs` means all its values and seeds."""
 
     def __post_init__(self) -> None:
-        check_lanes(self.fit.lanes, self.machine)
+        if self.fit.lanes is not None:
+            check_lanes(self.fit.lanes, self.machine)
         if self.run is not None and self.sweep is None:
             raise ValueError("run names a run of a sweep: give the sweep's file as well")
         if self.adapters is not None and self.penalty is not None:
@@ -164,14 +164,12 @@ def finetune(config: FinetuneConfig) -> Potential:
         ValueError: parts do not fit together: start and data, Fisher and start or loss, rehearsed and held-out data; or
             no parameter remains trainable.
     """
-    with run_folder.held(config):
-        start = resolve(config.start).load()
-        settled = _settled(config, start)
-        return _finetune(settled, start, run_folder.opened(settled))
+    with run_folder.opened(config) as folder:
+        return _finetune(config, folder)
 
 
-def _settled(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
-    """Return the configuration with all that follows from the data and the start."""
+def _with_data_sets(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
+    """Return the configuration with data sets built from plain files in their place."""
     plain = PlainFiles(
         folder=config.out / run_folder.DATA,
         read=config.read,
@@ -186,8 +184,9 @@ def _settled(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
     return dataclasses.replace(config, data=data, val=(), test=(), rehearsal=rehearsal, forgetting=forgetting)
 
 
-def _finetune(config: FinetuneConfig, start: Potential, folder: RunFolder) -> Potential:
-    prepared, before = _prepare(config, start), None
+def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
+    prepared, before = _prepare(config, folder), None
+    config, folder = prepared.config, prepared.folder
 
     def begin() -> None:
         nonlocal before
@@ -197,7 +196,7 @@ def _finetune(config: FinetuneConfig, start: Potential, folder: RunFolder) -> Po
     facts = fit(
         prepared.potential,
         prepared.datasets,
-        config=config.fit,
+        config=prepared.fit,
         machine=config.machine,
         loss=config.loss,
         optim=config.optim,
@@ -233,9 +232,33 @@ def _begin(config: FinetuneConfig, folder: RunFolder, prepared: "_Prepared") -> 
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """Start and data of a fine-tuning, and its configuration with all that they decide."""
+
+    config: FinetuneConfig
+    """Configuration without anything left to the data."""
+    fit: FitConfig
+    """Its section fit."""
+    start: Potential
+    """The start."""
+    potential: Potential
+    """Copy of the start with additions for the data."""
+    changes: StartChanges
+    """Changes made to it."""
+    datasets: list[Dataset]
+    """The target, at the levels of theory of the copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """A prepared and checked fine-tuning."""
 
+    config: FinetuneConfig
+    """Configuration without anything left to the data."""
+    fit: FitConfig
+    """Its section fit."""
+    folder: RunFolder
+    """Run folder, with this configuration as the record."""
     start: Potential
     """Start as measured before the run, with additions for the data."""
     potential: Potential
@@ -250,11 +273,17 @@ class _Prepared:
     """Facts for the provenance."""
 
 
-def _prepare(config: FinetuneConfig, start: Potential) -> _Prepared:
+def _settled(config: FinetuneConfig) -> _Settled:
+    """Open start and data, and return them with the configuration that follows."""
+    start = resolve(config.start).load()
+    config = _with_data_sets(config, start)
     datasets, theories = open_datasets(config.data)
     _check_labels(config, datasets)
     seed_everything(config.fit.seed)
     _check_theories(config, start, theories)
+    fit, optim, reasons = sized(
+        config.fit, config.optim, datasets, cutoff=start.cutoff, world_size=config.machine.world_size
+    )
     potential, changes = prepare_start(
         start,
         config.start,
@@ -264,6 +293,21 @@ def _prepare(config: FinetuneConfig, start: Potential) -> _Prepared:
         new_elements=config.new_elements,
     )
     datasets = numbered_as_in(potential, datasets, theories)
+    announce(reasons)
+    return _Settled(
+        config=dataclasses.replace(config, fit=fit, optim=optim),
+        fit=fit,
+        start=start,
+        potential=potential,
+        changes=changes,
+        datasets=datasets,
+    )
+
+
+def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
+    settled = _settled(given)
+    config, start, potential, datasets = settled.config, settled.start, settled.potential, settled.datasets
+    folder = folder.settled(config)
     held_out = held_out_sets(_with_target(config, datasets), potential)
     refuse_unlabelled([each.dataset for each in held_out])
     check_suites(config.suites, potential.elements)
@@ -273,19 +317,15 @@ def _prepare(config: FinetuneConfig, start: Potential) -> _Prepared:
     importance = _importance(config, start, potential, held_out)
     penalty = _limit(config, potential, importance)
     retained = [each.dataset for each in held_out if each.role == "retained"]
-    batches = first_batches(start, [*datasets, *retained])
-    count, largest = check_step_zero(start, potential, batches, same_references=changes.same_energies)
-    if count:
-        log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
-    else:
-        log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
+    _compare_step_zero(settled, [*datasets, *retained])
     additions = Additions(
         rehearsal=rehearsal,
         penalty=penalty,
         rate_factors=rate_factors(potential, config.rate_factors),
         watched=retained,
     )
-    facts = {name: each for name, each in dataclasses.asdict(changes).items() if each is not None} | {
+    changes = dataclasses.asdict(settled.changes)
+    facts = {name: each for name, each in changes.items() if each is not None} | {
         "method": FINE_TUNING,
         "start": dataclasses.asdict(start_facts(config.start, resolve(config.start).describe())),
         "rehearsal": rehearsal
@@ -294,8 +334,27 @@ def _prepare(config: FinetuneConfig, start: Potential) -> _Prepared:
         "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
     }
     return _Prepared(
-        start=begun, potential=potential, datasets=datasets, held_out=held_out, additions=additions, facts=facts
+        config=config,
+        fit=settled.fit,
+        folder=folder,
+        start=begun,
+        potential=potential,
+        datasets=datasets,
+        held_out=held_out,
+        additions=additions,
+        facts=facts,
     )
+
+
+def _compare_step_zero(settled: _Settled, datasets: Sequence[Dataset]) -> None:
+    """Check that the potential predicts as the start on the first frames of data sets."""
+    batches = first_batches(settled.start, datasets)
+    same = settled.changes.same_energies
+    count, largest = check_step_zero(settled.start, settled.potential, batches, same_references=same)
+    if count:
+        log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
+    else:
+        log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
 
 
 def _check_labels(config: FinetuneConfig, datasets: Sequence[Dataset]) -> None:

@@ -32,7 +32,8 @@ from foundation.reports.card import CardFacts
 from foundation.run_folder import RunFolder
 from foundation.surgery.start import start_facts, start_from
 from foundation.training.fit import fit, seed_everything
-from foundation.training.fit_config import FitConfig
+from foundation.training.fit_config import FitOptions
+from foundation.training.lengths import announce, sized
 from foundation.training.loss import LossConfig, refuse_idle_terms
 from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
@@ -53,8 +54,8 @@ class PretrainConfig:
     """Settings for reading plain files."""
     out: Path = field(metadata=MAY_CHANGE)
     """Run folder to write."""
-    fit: FitConfig
-    """Length of the run and batch composition."""
+    fit: FitOptions = field(default_factory=FitOptions)
+    """Length of the run and batch composition; what is left out is taken from the data."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
     start: Path | None = field(default=None, metadata=DECIDES)
@@ -72,7 +73,8 @@ class PretrainConfig:
     """Replace an existing run."""
 
     def __post_init__(self) -> None:
-        check_lanes(self.fit.lanes, self.machine)
+        if self.fit.lanes is not None:
+            check_lanes(self.fit.lanes, self.machine)
 
 
 def pretrain(config: PretrainConfig) -> Potential:
@@ -86,23 +88,32 @@ def pretrain(config: PretrainConfig) -> Potential:
         FileNotFoundError: no manifest, no potential to start from, or nothing to resume.
         ValueError: the configuration does not fit the data, or the start does not fit them.
     """
-    with run_folder.held(config):
-        settled = _settled(config)
-        return _pretrain(settled, run_folder.opened(settled))
+    with run_folder.opened(config) as folder:
+        return _pretrain(config, folder)
 
 
-def _settled(config: PretrainConfig) -> PretrainConfig:
-    """Return the configuration with all that follows from the data."""
-    plain = PlainFiles(folder=config.out / run_folder.DATA, read=config.read, cutoff=config.model.cutoff)
-    return dataclasses.replace(
-        config, data=with_plain_built(config.data, plain, val=config.val, test=config.test), val=(), test=()
+def _with_data_sets(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration with data sets built from plain files in their place."""
+    plain = PlainFiles(
+        folder=config.out / run_folder.DATA,
+        read=config.read,
+        cutoff=config.model.cutoff,
+        begun=run_folder.built_by_resumed(config),
     )
+    data = with_plain_built(config.data, plain, val=config.val, test=config.test)
+    return dataclasses.replace(config, data=data, val=(), test=())
 
 
 def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
+    config = _with_data_sets(config)
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
     refuse_idle_terms(datasets, config.loss)
+    lengths, optim, reasons = sized(
+        config.fit, config.optim, datasets, cutoff=config.model.cutoff, world_size=config.machine.world_size
+    )
+    folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim))
+    announce(reasons)
     seed_everything(config.fit.seed)
     statistics = statistics_by_theory(datasets, theories)
     if config.start is None:
@@ -116,10 +127,10 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     facts = fit(
         potential,
         datasets,
-        config=config.fit,
+        config=lengths,
         machine=config.machine,
         loss=config.loss,
-        optim=config.optim,
+        optim=optim,
         out=folder.path,
         record=folder.record,
         checkpoint=folder.checkpoint,

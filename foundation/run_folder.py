@@ -4,15 +4,15 @@ The first process of a run holds its lock from before the checks to the end; the
 group. The lock is a file in the folder, so that it works where only the folder is shared, as between containers. So a
 replaced folder is emptied around it.
 
-The order is: check that the folder may be written; build plain files into data sets inside, and settle what follows
-from the data; find the checkpoint to resume from and compare its configuration; then the run reads its data and its
-start; only after all checks is anything else written, and a refused run leaves nothing.
+The order is: check that the folder may be written, find the checkpoint to resume from, compare its configuration; then
+the run builds plain files into data sets inside, reads its data and its start, and compares what these decide; only
+after all checks is anything else written, and a refused run leaves nothing.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,25 @@ class RunFolder:
 
     path: Path
     """The folder."""
-    record: dict[str, Any]
-    """Resolved configuration of the run, as JSON."""
     checkpoint: WholeCheckpoint | None
     """Checkpoint to resume from, or None."""
     empties: bool
     """True if an older run in it is removed."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """Configuration of the run, as JSON, with all that its data decide."""
+
+    def settled(self, config: Any) -> "RunFolder":
+        """Return the folder with the configuration that the run goes by, compared with that of its checkpoint.
+
+        Args:
+            config: The configuration, with all that its data decide.
+
+        Raises:
+            ValueError: the run started with another configuration.
+        """
+        if self.checkpoint is not None:
+            refuse_changes(self.checkpoint, config)
+        return replace(self, record=resolved(config))
 
     def begin(self) -> None:
         """Make, resume or empty the folder, and write the configuration to run.json."""
@@ -89,8 +102,8 @@ def reporting(out: Path, verb: str) -> Iterator[None]:
 
 
 @contextmanager
-def held(config: Any) -> Iterator[None]:
-    """Hold the folder of a run after checking that it may be written; only the lock is.
+def opened(config: Any) -> Iterator[RunFolder]:
+    """Hold the folder of a run after checking it; only the lock is written.
 
     Data sets built inside that no run came to use are removed at the end.
 
@@ -102,46 +115,22 @@ def held(config: Any) -> Iterator[None]:
         FileExistsError: it exists and is neither resumed nor replaced, or holds other files or those that the run
             reads.
         NotADirectoryError: it is a file.
-    """
-    if not is_rank_zero():  # processes other than the first hold nothing
-        yield
-        return
-    out: Path = config.out
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file, but a run needs a folder; choose another --out")
-    new = not out.exists()
-    if not (new or config.fit.resume or any(out.iterdir())):
-        raise FileExistsError(_already(out))  # empty, so it belongs to somebody else
-    try:
-        with lock.hold(lock.inside(out), out):
-            _refuse_to_replace(config)
-            earlier = {*_built_inside(out)}
-            try:
-                yield
-            finally:
-                _drop_unused(out, {*_built_inside(out)} - earlier)
-    finally:
-        if new:
-            with suppress(OSError):
-                out.rmdir()  # still empty
-
-
-def opened(config: Any) -> RunFolder:
-    """Return the folder of a run that holds it.
-
-    Args:
-        config: The configuration of the run, with all that follows from the data.
-
-    Raises:
         FileNotFoundError: no checkpoint to resume from.
         ValueError: the run started with another configuration.
     """
-    return RunFolder(
-        path=config.out,
-        record=resolved(config),
-        checkpoint=found_checkpoint(config),
-        empties=config.overwrite and not config.fit.resume,
-    )
+    with _held(config):
+        if is_rank_zero():
+            _refuse_to_replace(config)
+        earlier = {*_built_inside(config.out)}
+        try:
+            yield RunFolder(
+                path=config.out,
+                checkpoint=found_checkpoint(config, settled=False),
+                empties=config.overwrite and not config.fit.resume,
+            )
+        finally:
+            if is_rank_zero():
+                _drop_unused(config.out, {*_built_inside(config.out)} - earlier)
 
 
 def _built_inside(out: Path) -> list[Path]:
@@ -166,11 +155,12 @@ def _drop_unused(out: Path, folders: Iterable[Path]) -> None:
         (out / DATA).rmdir()  # empty
 
 
-def found_checkpoint(config: Any) -> WholeCheckpoint | None:
+def found_checkpoint(config: Any, *, settled: bool = True) -> WholeCheckpoint | None:
     """Return the checkpoint from which a run resumes, if any.
 
     Args:
         config: The configuration of the run.
+        settled: False if its data are still to decide what it leaves out, which is then not compared.
 
     Raises:
         FileNotFoundError: no checkpoint to resume from.
@@ -178,8 +168,29 @@ def found_checkpoint(config: Any) -> WholeCheckpoint | None:
     """
     checkpoint = checkpoint_to_resume(config.out, config.fit.resume)
     if checkpoint is not None:
-        refuse_changes(checkpoint, config)
+        refuse_changes(checkpoint, config, settled=settled)
     return checkpoint
+
+
+@contextmanager
+def _held(config: Any) -> Iterator[None]:
+    """Hold the folder of a run, made if missing; processes other than the first hold nothing."""
+    if not is_rank_zero():
+        yield
+        return
+    out: Path = config.out
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file, but a run needs a folder; choose another --out")
+    new = not out.exists()
+    if not (new or config.fit.resume or any(out.iterdir())):
+        raise FileExistsError(_already(out))  # empty, so it belongs to somebody else
+    try:
+        with lock.hold(lock.inside(out), out):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):
+                out.rmdir()  # still empty
 
 
 def _refuse_to_replace(config: Any) -> None:
@@ -189,7 +200,7 @@ def _refuse_to_replace(config: Any) -> None:
     if not config.overwrite:
         raise FileExistsError(_already(config.out))
     refuse_foreign(config.out, "run", RECORD)
-    read = [getattr(config, field.name) for field in fields(config) if field.name != "out"]
+    read = [getattr(config, item.name) for item in fields(config) if item.name != "out"]
     refuse_inside(named_paths(read), [config.out])
 
 

@@ -25,7 +25,8 @@ from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Provenance
 from foundation.datasets import open_datasets, refuse_unlabelled
 from foundation.pretrain import PretrainConfig
-from foundation.training.fit_config import FitConfig
+from foundation.training.fit_config import FitConfig, with_defaults
+from foundation.training.lengths import sized
 from foundation.training.loss import refuse_idle_terms
 from foundation.training.machine import MachineConfig
 from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
@@ -99,6 +100,12 @@ class PreflightConfig(PretrainConfig):
         if self.time_limit is not None:
             seconds_of(self.time_limit)
 
+    @property
+    def lengths(self) -> FitConfig:
+        """Section fit once every length is known."""
+        assert isinstance(self.fit, FitConfig), "before _sized()"
+        return self.fit
+
 
 @dataclass(kw_only=True)
 class Report:
@@ -135,14 +142,16 @@ def preflight(config: PreflightConfig) -> int:
 
 def _examine(config: PreflightConfig, report: Report) -> None:
     """Fill the report, up to the first obstacle."""
-    fit = config.fit
+    of_data = Report()
+    datasets = _open(config, of_data)
+    config = _sized(config, datasets, of_data)
     report.checks += [
         check_folder(config),
-        check_lanes(fit, config.machine),
+        check_lanes(config.lengths, config.machine),
         check_strategy(config),
         _check_devices(config.machine),
+        *of_data.checks,
     ]
-    datasets = _open(config, report)
     batches = _plan(config, datasets, report) if datasets else None
     if batches is None:
         _without_data(config, report)
@@ -159,9 +168,23 @@ def _examine(config: PreflightConfig, report: Report) -> None:
     _estimate(config, work, _measured(config, datasets, batches, limit, report), report)
 
 
+def _sized(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) -> PreflightConfig:
+    """Return the configuration with all lengths: of the data, or the defaults without data."""
+    if datasets:
+        fit, optim, reasons = sized(
+            config.fit, config.optim, datasets, cutoff=config.model.cutoff, world_size=config.machine.world_size
+        )
+        report.checks += [Check(name="from the data", verdict="ok", finding=reason) for reason in reasons]
+        return dataclasses.replace(config, fit=fit, optim=optim)
+    if config.fit.steps is None:
+        finding = "the number of steps follows from the data, which are not here: a single one is estimated"
+        report.checks.append(Check(name="length", verdict="warn", finding=finding, advice="give --fit.steps"))
+    return dataclasses.replace(config, fit=with_defaults(config.fit))
+
+
 def _without_data(config: PreflightConfig, report: Report) -> None:
     """Add estimates without the data, measured on a small set of alloys in their place."""
-    fit = config.fit
+    fit = config.lengths
     edges = HEADROOM * fit.lanes * fit.edge_budget
     report.numbers |= {"steps": fit.steps, "edges_per_step": edges}
     finding = (
@@ -230,7 +253,7 @@ def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
 
 def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) -> Batches | None:
     """Return micro-batches of the run's plan; with too large structures, of one in which these are alone."""
-    fit, batches = config.fit, None
+    fit, batches = config.lengths, None
     for oversize in dict.fromkeys((fit.oversize, "alone")):
         try:
             stream = Stream(
@@ -272,7 +295,7 @@ def _measured(
     config: PreflightConfig, datasets: Sequence[Dataset], batches: Batches, largest: int, report: Report
 ) -> list[Measured]:
     """Return the measurements of a node's processes, up to `largest` edges; [] if they failed."""
-    fit, count = config.fit, _processes(config.machine)
+    fit, count = config.lengths, _processes(config.machine)
     kinds = kinds_of(batches, datasets)
     probe = Probe(
         data=config.data,
@@ -306,7 +329,7 @@ def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measur
     """Add the estimates that follow from measurements, if there are any."""
     if not measured:
         return
-    fit, machine, first = config.fit, config.machine, measured[0]
+    fit, machine, first = config.lengths, config.machine, measured[0]
     here, kind = _is_here(machine), device_type(machine.accelerator)
     share = machine.devices if kind == "cpu" and here else 1
     limit = config.memory * 2**30 if config.memory else memory_of_device(kind) / share
@@ -333,7 +356,7 @@ def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measur
 
 def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Measured]) -> Check:
     """Return the times of steps, validations and checkpoints."""
-    fit, here, seconds = config.fit, _is_here(config.machine), lines(measured[0].ladder)[0]
+    fit, here, seconds = config.lengths, _is_here(config.machine), lines(measured[0].ladder)[0]
     how = f"{seconds.fixed * 1e3:.1f} ms per micro-batch plus {seconds.slope * 1e6:.3g} µs per edge"
     if config.edges_per_second:
         how = f"from --edges_per_second {config.edges_per_second:,.0f}, not measured"

@@ -171,7 +171,7 @@ def _trainer(
         limit_val_batches=None if validated else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
+        log_every_n_steps=min(config.log_every, config.steps),
         inference_mode=False,  # forces need autograd in validation too
         callbacks=[*callbacks, *(progress := make_progress())],
         enable_progress_bar=bool(progress),

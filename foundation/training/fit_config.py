@@ -1,7 +1,7 @@
 """Settings of the training loop, apart from model, data, loss, optimizer and hardware."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.loading.datasets import Corrupt
 from data_pipeline.loading.plan import Oversize
@@ -19,31 +19,39 @@ LIMITS = {
     "seed": (0, 2**32 - 1),
 }
 """Smallest and largest value of each number, far beyond practical ones."""
+MAX_EPOCHS = 10**6
+"""Largest number of passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Length of the run, batch composition, and intervals of validation, checkpoints and logs."""
+class FitOptions:
+    """Length of the run, batch composition, and intervals of validation, checkpoints and logs.
 
-    steps: int = field(metadata=DECIDES)
-    """Number of optimizer steps of the whole run."""
-    lanes: int = field(default=8, metadata=COMPARED)
-    """Number of micro-batches per optimizer step; the number of processes must divide it."""
-    edge_budget: int = field(default=20000, metadata=COMPARED)
-    """Number of directed edges of a micro-batch."""
+    Lengths left out are taken from the data when the run starts (lengths.py): the training itself has a FitConfig.
+    """
+
+    steps: int | None = field(default=None, metadata=DECIDES)
+    """Number of optimizer steps of the whole run; None: from `epochs`, or from the number of frames."""
+    epochs: float | None = field(default=None, metadata=COMPARED)
+    """Number of passes over the training data, in place of `steps`."""
+    lanes: int | None = field(default=None, metadata=COMPARED)
+    """Number of micro-batches per optimizer step; the number of processes must divide it. None: from the data."""
+    edge_budget: int | None = field(default=None, metadata=COMPARED)
+    """Number of directed edges of a micro-batch; None: from the data."""
     atom_budget: int | None = field(default=None, metadata=COMPARED)
     """Number of atoms of a micro-batch; None sets no limit."""
-    oversize: Oversize = field(default="error", metadata=COMPARED)
-    """Treatment of a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    oversize: Oversize | None = field(default=None, metadata=COMPARED)
+    """Treatment of a structure larger than the budget: an error, a micro-batch of its own, or it is left out. None: an
+    error if edge_budget is given, else a micro-batch of its own."""
     corrupt: Corrupt = field(default="error", metadata=MAY_CHANGE)
     """Treatment of an unreadable block of frames: an error, or 'quarantine': its frames are left out, with a warning
     and a count."""
     seed: int = field(default=0, metadata=COMPARED)
     """Seed of the weights and of the order of the data."""
-    validate_every: int = field(default=500, metadata=MAY_CHANGE)
-    """Number of steps between validations."""
-    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
-    """Number of steps between checkpoints."""
+    validate_every: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Number of steps between validations; None: ten in the run, and more in long ones."""
+    checkpoint_every: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Number of steps between checkpoints; None: as often as validations, and more often between distant ones."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """Number of the newest checkpoints to keep."""
     best_by: str = field(default="val/force_mae", metadata=MAY_CHANGE)
@@ -76,10 +84,39 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
+        if self.epochs is not None and not 0 < self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"epochs must be above 0 and at most {MAX_EPOCHS:,}, not {self.epochs}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"steps {self.steps} and epochs {self.epochs:g} are both lengths of the run: give one")
         computation_of(self)  # refuses options impossible for any network
 
 
-def computation_of(config: FitConfig) -> Computation:
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(FitOptions):
+    """Section `fit` with every length: what the training takes and the record of a run has."""
+
+    steps: int = field(metadata=DECIDES)
+    """Number of optimizer steps of the whole run."""
+    lanes: int = field(default=8, metadata=COMPARED)
+    """Number of micro-batches per optimizer step; the number of processes must divide it."""
+    edge_budget: int = field(default=20000, metadata=COMPARED)
+    """Number of directed edges of a micro-batch."""
+    oversize: Oversize = field(default="error", metadata=COMPARED)
+    """Treatment of a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
+    validate_every: int = field(default=500, metadata=MAY_CHANGE)
+    """Number of steps between validations."""
+    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
+    """Number of steps between checkpoints."""
+
+
+def with_defaults(fit: FitOptions) -> FitConfig:
+    """Return a section fit with FitConfig's defaults in place of what is left out, and one step."""
+    values: dict[str, Any] = {name: value for name, value in vars(fit).items() if value is not None}
+    values.pop("epochs", None)
+    return FitConfig(**{"steps": 1, **values})
+
+
+def computation_of(config: FitOptions) -> Computation:
     """Return the network's computation options for a run."""
     return Computation(
         backend=config.backend,

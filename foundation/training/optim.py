@@ -13,6 +13,9 @@ from foundation.nn.matrices import Matrices
 from foundation.training.muon import Muon
 from foundation.training.schedule_free import ScheduleFree
 
+WARMUP_FRACTION, MAX_WARMUP = 0.05, 2000
+"""Warm-up of a run that does not give it, as a fraction of its steps, and the largest number of steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -28,8 +31,8 @@ class OptimConfig:
     arXiv:2404.06395): constant, then falling over the last decay_fraction; or constant."""
     final_fraction: float = field(default=0.01, metadata=DECIDES)
     """Learning rate at the last step, as a fraction of the highest; ignored by constant."""
-    warmup_steps: int = field(default=100, metadata=DECIDES)
-    """Number of steps over which the learning rate rises from zero."""
+    warmup_steps: int | None = field(default=None, metadata=DECIDES)
+    """Number of steps over which the learning rate rises from zero; None: 5 % of the run, at most 2,000."""
     decay_fraction: float = field(default=0.2, metadata=DECIDES)
     """Last fraction of the run, in which the learning rate of wsd falls."""
     decay_shape: Literal["1-sqrt", "linear"] = field(default="1-sqrt", metadata=DECIDES)
@@ -50,7 +53,7 @@ class OptimConfig:
     """Decay per step of the moving average of the weights, which is validated and released."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
+        if self.learning_rate <= 0 or self.clip_norm <= 0 or (self.warmup_steps or 0) < 0 or self.weight_decay < 0:
             raise ValueError("learning_rate and clip_norm must be positive, warmup_steps and weight_decay not negative")
         first, second = self.betas
         decays = (("ema_decay", self.ema_decay), ("momentum", self.momentum), ("betas", first), ("betas", second))
@@ -113,18 +116,24 @@ def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
     return {name: parts for name, parts in shapes.items() if max(min(part) for part in parts) > 1}
 
 
+def warmup_of(num_steps: int) -> int:
+    """Return the number of steps of the warm-up of a run that does not give it."""
+    return min(math.ceil(WARMUP_FRACTION * num_steps), MAX_WARMUP)
+
+
 def make_schedule(
     config: OptimConfig, optimizer: torch.optim.Optimizer, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the schedule over a run of num_steps steps."""
+    warmup = warmup_of(num_steps) if config.warmup_steps is None else config.warmup_steps
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
         if config.schedule == "constant":
             return 1.0
         if config.schedule == "cosine":
-            progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
+            progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
             kept = 0.5 * (1.0 + math.cos(math.pi * progress))
         else:
             length = config.decay_fraction * num_steps

@@ -48,12 +48,13 @@ def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> WholeChec
     return newest_checkpoint(out)
 
 
-def refuse_changes(checkpoint: WholeCheckpoint, config: object) -> None:
+def refuse_changes(checkpoint: WholeCheckpoint, config: object, *, settled: bool = True) -> None:
     """Check that a checkpoint's run had the same configuration in all options that decide a step.
 
     Args:
         checkpoint: The checkpoint.
         config: The configuration of this run.
+        settled: False if its data are still to decide what it leaves out, which is then not compared.
 
     Raises:
         ValueError: an option that decides a step has changed.
@@ -61,7 +62,7 @@ def refuse_changes(checkpoint: WholeCheckpoint, config: object) -> None:
     if not isinstance(checkpoint.config, dict) or not checkpoint.config:
         log.warning("%s does not contain its configuration: not compared", checkpoint.path)
         return
-    changed = deciding_changes(with_machine(checkpoint.config), config)
+    changed = deciding_changes(with_machine(checkpoint.config), config, settled=settled)
     if changed:
         raise ValueError(
             f"cannot resume {checkpoint.path} with another configuration: {'; '.join(changed)}. Restore it, or start a "
