@@ -27,6 +27,7 @@ from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
+from foundation.interop.example_data import ExampleDataConfig
 from foundation.report import ReportConfig, curves_folder
 from foundation.reports.escape import printable
 from foundation.reports.evaluation_report import Evaluation
@@ -237,6 +238,14 @@ def converted(config: ConvertConfig, path: Path) -> None:
         console.print(f"checkpoint of sevenn: {path}")
         console.print(f"    sevenn get_model {path}    # for LAMMPS", highlight=False)
         console.print(f'    atoms.calc = sevenn.calculator.SevenNetCalculator("{path}")', highlight=False)
+
+
+def example(config: ExampleDataConfig, file: Path) -> None:
+    """Print the path of an example file and the command that trains on it."""
+    potential = "--start sevennet-0" if config.name == "lpsc" else "--irreps 32x0e+16x1e"
+    verb = "finetune" if config.name == "lpsc" else "pretrain"
+    console.print(f"{config.frames} frames with energy, forces and stress: {file}")
+    console.print(f"    foundation {verb} {potential} --data {file} --out runs/{file.stem}", highlight=False)
 
 
 def release(folder: Path) -> None:

@@ -148,6 +148,17 @@ def _quickstart() -> Loaded:
     )
 
 
+def _example_data() -> Loaded:
+    from foundation.interop.example_data import ExampleDataConfig, example_data
+    from launch import tables
+
+    return Loaded(
+        config=ExampleDataConfig,
+        run=lambda config: tables.example(config, example_data(config)),
+        expand=lambda words: _name_first(words, "--name"),
+    )
+
+
 def _name_first(words: list[str], option: str) -> list[str]:
     """Return arguments with the option that leading `FOLDER...` belong to."""
     return [option, *words] if words and not words[0].startswith("-") else words
@@ -199,6 +210,7 @@ VERBS = {
         ("build.out", "pretrain.out", "pretrain.fit.steps", "evaluate.model", "export.out"),
         group="To try:",
     ),
+    "example-data": Verb("write a file of labelled frames to train on", _example_data),
     "pretrain": Verb(
         "train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model"), group="To train and to compare:"
     ),
