@@ -7,6 +7,7 @@ from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
+from data_pipeline.sources.random_crystals import RandomCrystals
 from data_pipeline.sources.source import Frame, MachineLearned, Part, Source
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MlearnJson",
     "MptrjJson",
     "Part",
+    "RandomCrystals",
     "Source",
     "SourceConfig",
 ]
@@ -34,6 +36,7 @@ SourceConfig = (
     | DeepmdNpy
     | EmtAlloys
     | Joined
+    | RandomCrystals
     | MaceHdf5
     | MlearnJson
     | MptrjJson
