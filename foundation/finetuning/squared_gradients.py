@@ -76,7 +76,7 @@ def squared_gradients(
     frames, chosen = _choice(datasets, max_structures, seed)
     keys = torch.zeros(len(chosen), dtype=torch.int64, device=potential.device)
     own = range(rank, len(chosen), world_size)
-    with _whole_in_training(potential):
+    with whole_in_training(potential):
         for place, batch in zip(own, _structures(potential, datasets, frames, chosen[rank::world_size]), strict=True):
             if batch is None:
                 counts[2] += 1
@@ -96,7 +96,7 @@ def squared_gradients(
 
 
 @contextlib.contextmanager
-def _whole_in_training(potential: Potential) -> Iterator[None]:
+def whole_in_training(potential: Potential) -> Iterator[None]:
     """Enable gradients of all parameters and training mode within the block."""
     flags, training = [parameter.requires_grad for parameter in potential.parameters()], potential.training
     potential.train().requires_grad_(True)
