@@ -36,8 +36,10 @@ from foundation.provenance import Provenance
 SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 GOLDEN, CARD = "golden.json", "README.md"
-COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD)
-"""Files of a release: existing ones must be in SHA256SUMS."""
+REHEARSAL, FISHER = "rehearsal", "fisher.safetensors"
+"""Protection that a release may carry (foundation/finetuning/protection.py): a data set, and a Fisher."""
+COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, FISHER)
+"""Files of a release: existing ones must be in SHA256SUMS, and so must those of the rehearsal's folder."""
 SHA256 = "[0-9a-f]{64}"
 """A checksum."""
 MAX_SUMS = 2**20
@@ -129,7 +131,7 @@ def refuse_to_replace(folder: Path, kind: str) -> None:
     Raises:
         FileExistsError: the folder exists and has no config.json, or holds files that would be lost.
     """
-    refuse_foreign(folder, kind, CONFIG, lambda path: path.name in (*COVERED, CHECKSUMS))
+    refuse_foreign(folder, kind, CONFIG, lambda path: path.name in (*COVERED, REHEARSAL, CHECKSUMS))
 
 
 def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
@@ -250,7 +252,8 @@ def verify_checksums(folder: Path) -> None:
         raise CorruptCheckpoint(f"{sums}: missing, so nothing can be checked; copy or download the folder again")
     with refusing(sums, CorruptCheckpoint):
         listed = _listed(read_bytes(sums, MAX_SUMS).decode())
-        unlisted = [name for name in COVERED if name not in listed and (folder / name).exists()]
+        unlisted = [name for name in (*COVERED, *_below(folder, REHEARSAL)) if name not in listed]
+        unlisted = [name for name in unlisted if (folder / name).exists()]
         if unlisted:
             raise ValueError(f"does not list {unlisted[0]}")
     for name, expected in listed.items():
@@ -259,15 +262,16 @@ def verify_checksums(folder: Path) -> None:
 
 
 def _listed(text: str) -> dict[str, str]:
-    """Return the checksums by file name.
+    """Return the checksums by the name of the file, a plain one or one in the rehearsal's folder.
 
     Raises:
-        ValueError: a line is not a checksum of a plain file name, or a name occurs twice.
+        ValueError: a line is not a checksum of such a file, or a name occurs twice.
     """
     listed: dict[str, str] = {}
     for number, line in enumerate(text.rstrip("\n").splitlines(), start=1):
-        found = re.fullmatch(rf"({SHA256}) [ *]([^/\\]+)", line)  # sha256sum marks binary files by *
-        if not found or not found[2].isprintable() or found[2] in (".", "..", CHECKSUMS):
+        # sha256sum marks binary files by *
+        found = re.fullmatch(rf"({SHA256}) [ *]((?:{REHEARSAL}/)?[^/\\]+)", line)
+        if not found or not found[2].isprintable() or found[2].split("/")[-1] in (".", "..", CHECKSUMS):
             raise ValueError(f"line {number} is not a checksum of a file of this folder")
         if found[2] in listed:
             raise ValueError(f"line {number} lists {abbreviated(found[2])} again")
@@ -277,8 +281,14 @@ def _listed(text: str) -> dict[str, str]:
 
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over the files of a folder, in the format of the sha256sum command."""
-    files = sorted(file for file in folder.iterdir() if file.name != CHECKSUMS)
-    (folder / CHECKSUMS).write_text("".join(f"{sha256(file)}  {file.name}\n" for file in files))
+    names = [path.name for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS]
+    names += _below(folder, REHEARSAL)
+    (folder / CHECKSUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in sorted(names)))
+
+
+def _below(folder: Path, name: str) -> list[str]:
+    """Return the names of the files of a folder in a folder, with its own name before each."""
+    return [f"{name}/{path.name}" for path in (folder / name).glob("*")]
 
 
 def find(folder: Path | str) -> Path:

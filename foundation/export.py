@@ -255,7 +255,8 @@ def _golden_sources(config: ExportConfig, origin: Provenance) -> list[tuple[Path
         raise FileNotFoundError("the potential was not trained here: give the data of its golden structures (--data)")
     found: list[tuple[Path, str | None]] = [(path, None) for path in _paths(run.data)]
     found += [(Path(each.path), each.split) for each in run.forgetting.retained]
-    return found + ([(path, run.rehearsal.split) for path in _paths(run.rehearsal.data)] if run.rehearsal else [])
+    rehearsed = run.rehearsal
+    return found + ([(path, rehearsed.split) for path in _paths(rehearsed.data or ())] if rehearsed else [])
 
 
 def _paths(data: str | Sequence[DataRecord]) -> list[Path]:

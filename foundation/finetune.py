@@ -32,13 +32,14 @@ from foundation.datasets import (
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
 from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
-from foundation.finetuning import fisher
+from foundation.finetuning import fisher, fisher_by_term
 from foundation.finetuning.adapters import add_adapters, merge_adapters
 from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets, with_plain_sets_built
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
+from foundation.finetuning.protection import found_or_made, rehearsal_of
 from foundation.finetuning.rehearsal import (
     RehearsalConfig,
     refuse_fisher_held_out,
@@ -53,7 +54,7 @@ from foundation.provenance import FINE_TUNING, StartChanges
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, write_forgetting
-from foundation.run_folder import RunFolder, reporting
+from foundation.run_folder import PROTECTION, RunFolder, reporting
 from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
@@ -177,9 +178,9 @@ def _with_data_sets(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
         begun=run_folder.built_by_resumed(config),
     )
     data = with_plain_built(config.data, plain, val=config.val, test=config.test, theory=config.theory)
-    rehearsal = config.rehearsal and dataclasses.replace(
-        config.rehearsal, data=with_plain_built(config.rehearsal.data, plain.all_in("train"))
-    )
+    rehearsal = config.rehearsal
+    if rehearsal is not None and rehearsal.data is not None:
+        rehearsal = dataclasses.replace(rehearsal, data=with_plain_built(rehearsal.data, plain.all_in("train")))
     forgetting = with_plain_sets_built(config.forgetting, plain.all_in("test"))
     return dataclasses.replace(config, data=data, val=(), test=(), rehearsal=rehearsal, forgetting=forgetting)
 
@@ -313,8 +314,9 @@ def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
     check_suites(config.suites, potential.elements)
     refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")
     begun = copy.deepcopy(potential).eval()
-    rehearsal = _rehearsal(config, begun, held_out)
-    importance = _importance(config, start, potential, held_out)
+    protection = _protection(config, start)
+    rehearsal = _rehearsal(_with_carried(config, protection, start), begun, held_out)
+    importance = _importance(config, start, potential, held_out, protection)
     penalty = _limit(config, potential, importance)
     retained = [each.dataset for each in held_out if each.role == "retained"]
     _compare_step_zero(settled, [*datasets, *retained])
@@ -400,6 +402,22 @@ def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> Forgett
     return dataclasses.replace(config.forgetting, target=tuple(own))
 
 
+def _protection(config: FinetuneConfig, start: Potential) -> Path | None:
+    """Return the folder with the start's protection, if the run uses it."""
+    carried = config.rehearsal is not None and config.rehearsal.data is None
+    if carried or (config.penalty is not None and config.penalty.fisher == "start"):
+        return found_or_made(config.start, start, config.out / PROTECTION)
+    return None
+
+
+def _with_carried(config: FinetuneConfig, protection: Path | None, start: Potential) -> FinetuneConfig:
+    """Return the configuration with the data of the protection, if it is to rehearse these."""
+    if protection is None or config.rehearsal is None or config.rehearsal.data is not None:
+        return config
+    data = rehearsal_of(protection, start)
+    return dataclasses.replace(config, rehearsal=dataclasses.replace(config.rehearsal, data=data))
+
+
 def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[HeldOut]) -> Rehearsal | None:
     """Return the pretraining data to rehearse, checked against held-out data."""
     if config.rehearsal is None:
@@ -420,7 +438,11 @@ def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[Held
 
 
 def _importance(
-    config: FinetuneConfig, start: Potential, potential: Potential, held_out: Sequence[HeldOut]
+    config: FinetuneConfig,
+    start: Potential,
+    potential: Potential,
+    held_out: Sequence[HeldOut],
+    protection: Path | None,
 ) -> Fisher | None:
     """Return the Fisher of the penalty, if requested, checked against held-out data."""
     if config.penalty is None or config.penalty.fisher is None:
@@ -430,7 +452,11 @@ def _importance(
             "a Fisher belongs to the weights of the start, but elements or a level of theory added for the "
             "data change these: give the data a `theory` that the start knows, or leave penalty.fisher out, for L2-SP"
         )
-    importance = fisher.load(config.penalty.fisher, potential, config.loss)
+    if isinstance(config.penalty.fisher, Path):
+        importance = fisher.load(config.penalty.fisher, potential, config.loss)
+    else:
+        assert protection is not None
+        importance = fisher_by_term.read(protection / checkpoint.FISHER, start).of(config.loss, start)
     refuse_fisher_held_out(importance, [each.dataset for each in held_out])
     return importance
 

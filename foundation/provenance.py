@@ -176,8 +176,8 @@ class FitRecord(OpenRecord):
 class RehearsalRecord(OpenRecord):
     """Section `rehearsal` in the record of a run."""
 
-    data: str | tuple[DataRecord, ...]
-    """Manifest of the data, or several data sets."""
+    data: str | tuple[DataRecord, ...] | None = None
+    """Manifest of the data, or several data sets; None for those that the start carries."""
     split: str
     """Split of them."""
     ratio: float

@@ -28,6 +28,9 @@ from foundation.training.strategy import is_rank_zero
 RECORD = "run.json"
 DATA = "data"
 """Folder inside with the data sets built from plain files."""
+PROTECTION = "protection"
+"""Folder of a protection that a fine-tuning made for its start. It is no part of the run: it takes minutes to make,
+depends on the start only, and serves the next run in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir() if self.empties else ():
             # the record is removed last: without it nothing is replaced
-            if path.name not in (lock.NAME, RECORD, DATA):
+            if path.name not in (lock.NAME, RECORD, DATA, PROTECTION):
                 durable.remove(path)
         durable.write_whole(self.path / RECORD, json.dumps(self.record, indent=1) + "\n")
         if self.empties:
@@ -221,8 +224,9 @@ def refuse_in_use(out: Path) -> None:
 
 
 def occupied(out: Path) -> bool:
-    """Return whether a run folder holds anything other than the lock of a run killed at its start."""
-    return out.exists() and (not out.is_dir() or any(path.name != lock.NAME for path in out.iterdir()))
+    """Return whether a run folder holds anything other than the lock and protection of a run killed at its start."""
+    ours = (lock.NAME, PROTECTION, PROTECTION + durable.PARTIAL)
+    return out.exists() and (not out.is_dir() or any(path.name not in ours for path in out.iterdir()))
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -253,6 +253,12 @@ def release(folder: Path) -> None:
     potential(folder, "release")
 
 
+def protected(folder: Path) -> None:
+    """Print the path of a potential with its protection, and the line that uses it."""
+    console.print(f"protected potential: {folder}")
+    console.print(f"    foundation finetune --start {folder} --data FILES --out FOLDER --recipe reewc", highlight=False)
+
+
 def potential(folder: Path, kind: str = "potential") -> None:
     """Print the path of a potential and the two lines that use it."""
     console.print(f"{kind}: {folder}")

@@ -85,6 +85,13 @@ def _fisher() -> Loaded:
     return Loaded(config=FisherConfig, run=compute_fisher)
 
 
+def _protect() -> Loaded:
+    from foundation.finetuning.protection import ProtectConfig, protect
+    from launch import tables
+
+    return Loaded(config=ProtectConfig, run=lambda config: tables.protected(protect(config)))
+
+
 def _tradeoff() -> Loaded:
     from foundation.finetuning.tradeoff import TradeoffConfig, tradeoff
     from launch import tables
@@ -219,6 +226,7 @@ VERBS = {
         _fisher,
         ("model", "data", "out", "split", "max_structures", "seed", "device", "theory", "previous", "gamma"),
     ),
+    "protect": Verb("make what keeps a potential from forgetting in fine-tunings, and add it to its folder", _protect),
     "report": Verb("draw the curves of a run, or of several", _report),
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),

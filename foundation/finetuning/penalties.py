@@ -34,9 +34,10 @@ class PenaltyConfig:
 
     weight: float = field(metadata=DECIDES)
     """Lambda, in units of the loss if the Fisher is not normalised."""
-    fisher: Path | None = field(default=None, metadata=DECIDES)
-    """File written by `foundation fisher` for the start with the loss of this run; None weights all parameters
-    equally."""
+    fisher: Literal["start"] | Path | None = field(default=None, metadata=DECIDES)
+    """File written by `foundation fisher` for the start with the loss of this run; or `start` for the one that the
+    start carries, of generated structures and for any loss (`foundation protect`), which the run makes if it is
+    missing; None weights all parameters equally."""
     power: float = field(default=1.0, metadata=DECIDES)
     """Exponent applied to the Fisher first: below one, weights differ less; 0.5 gives the sensitivity of the loss
     itself."""

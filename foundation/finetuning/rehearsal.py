@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -40,9 +39,10 @@ MAX_NAMED = 3
 class RehearsalConfig:
     """Pretraining data to continue training on, and options."""
 
-    data: Data = field(metadata=COMPARED)
+    data: Data | None = field(default=None, metadata=COMPARED)
     """Manifest of the pretraining's data, or its folder; or several data sets. The level of theory is one of the
-    start's: the named one, the one in the data set's provenance, or its only one."""
+    start's: the named one, the one in the data set's provenance, or its only one. None: the generated structures that
+    the start carries (`foundation protect`); if it carries none, the run makes some."""
     split: str = field(default="train", metadata=DECIDES)
     """Split to rehearse."""
     ratio: float = field(default=1.0, metadata=DECIDES)
@@ -77,7 +77,12 @@ class RehearsalConfig:
             raise ValueError(f"rehearsal.elements: {', '.join(unknown)} is not a chemical symbol, such as Li or Cl")
         if self.seed < 0:
             raise ValueError(f"rehearsal.seed must not be negative, but is {self.seed}")
-        if not isinstance(self.data, Path) and not self.data:
+        if self.data is None and self.labels == "data":
+            raise ValueError(
+                "rehearsal without data rehearses generated structures, which have no labels: set --rehearsal.labels "
+                "start, or name data with --rehearsal.data"
+            )
+        if self.data == ():
             raise ValueError("rehearsal.data is empty; leave rehearsal out instead")
 
 
@@ -92,7 +97,7 @@ def rehearsal_datasets(config: RehearsalConfig, potential: Potential) -> list[Da
         ValueError: no such split or one without frames, a level of theory or element that the potential does not know,
             labels required but missing, or no structure remains.
     """
-    configs = of_run(config.data)
+    configs = () if config.data is None else of_run(config.data)
     wanted = [z for z, symbol in enumerate(SYMBOLS) if symbol in config.elements]
     unknown = [SYMBOLS[z] for z in wanted if z not in potential.elements]
     if unknown:
