@@ -1,7 +1,8 @@
 """Export of a finished, evaluated run as a release folder.
 
-The release holds model.safetensors, config.json, golden.json, README.md (the model card) and SHA256SUMS. It is loaded
-back and must reproduce the golden predictions before it gets its name.
+The release holds model.safetensors, config.json, golden.json, README.md (the model card), SHA256SUMS, and what protects
+it in fine-tunings, if the run's potential carries that. It is loaded back and must reproduce the golden predictions
+before it gets its name.
 """
 
 import datetime
@@ -26,6 +27,7 @@ from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import Description
 from foundation.evaluation.held_out import read
+from foundation.finetuning.protection import copy_into as protection_into
 from foundation.naming import resolve
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
@@ -34,6 +36,7 @@ from foundation.reports.card_of_fine_tuning import card_section
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.reports.suite_table import suite_table
+from foundation.run_folder import PROTECTION
 from foundation.surgery.theories import keep_theory
 from foundation.surgery.weight_interpolation import interpolate
 
@@ -115,15 +118,17 @@ def _export(config: ExportConfig) -> Path:
         if config.theory is None and config.alpha == 1:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
                 shutil.copyfile(source / name, partial / name)
+            protection = protection_into(partial, source, described)
         else:
             made_from = described.provenance if config.theory is None else _of_one_theory(potential, described)
-            checkpoint.write_into(partial, potential, made_from)
-            described = checkpoint.describe(partial)
+            # a protection belongs to the weights of the run
+            checkpoint.write_into(partial, potential, {k: v for k, v in made_from.items() if k != PROTECTION})
+            described, protection = checkpoint.describe(partial), ""
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, described) | measured
         facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
-        (partial / checkpoint.CARD).write_text(render_card(card, facts))
+        (partial / checkpoint.CARD).write_text(render_card(card, facts) + protection)
         checkpoint.write_checksums(partial)
         verify_golden(partial)
     return config.out

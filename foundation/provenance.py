@@ -153,6 +153,18 @@ class Interpolated(OpenRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProtectionFacts(OpenRecord):
+    """Protection in fine-tunings that a potential carries."""
+
+    num_structures: int
+    """Number of generated crystals."""
+    num_atoms: int
+    """Number of their atoms."""
+    seed: int
+    """Seed of the crystals."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecord(OpenRecord):
     """A data set in the record of a run."""
 
@@ -306,6 +318,8 @@ class Provenance(StartChanges):
     """Number of weights that a fine-tuning trained."""
     interpolated: Interpolated | None = None
     """Position between the start and the result of a fine-tuning; None at the result."""
+    protection: ProtectionFacts | None = None
+    """Protection in fine-tunings that it carries."""
 
     def __post_init__(self) -> None:
         _ = self.card

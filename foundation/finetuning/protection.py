@@ -19,17 +19,20 @@ from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import open_manifest
 from data_pipeline.store.untrusted import read_json
 from foundation import checkpoint
-from foundation.checkpoint import FISHER, REHEARSAL
+from foundation.checkpoint import FISHER, REHEARSAL, Description
 from foundation.datasets import DatasetConfig
 from foundation.finetuning import fisher_by_term
 from foundation.finetuning.fisher import CorruptFisher
 from foundation.finetuning.generated import build_generated
 from foundation.potential import Potential
+from foundation.provenance import ProtectionFacts
 from foundation.run_folder import PROTECTION
 from foundation.training.strategy import cluster_environment
 
 log = logging.getLogger(__name__)
 
+TITLE = "## Protection in fine-tunings"
+"""Title of the section of the card, the last one."""
 NUM_STRUCTURES = 640
 """Number of generated crystals: some 6,500 atoms, 0.4 MB."""
 
@@ -52,26 +55,6 @@ class ProtectConfig:
             raise ValueError("num_structures must be at least 1, and seed not negative")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    """Facts of a protection, for config.json and the card."""
-
-    num_structures: int
-    num_atoms: int
-    seed: int
-    theories: tuple[str, ...]
-
-    def section(self) -> str:
-        """Return the section of the card."""
-        return (
-            "\n## Protection in fine-tunings\n\n"
-            f"`{REHEARSAL}/` holds {self.num_structures:,} generated crystals ({self.num_atoms:,} atoms), relaxed by "
-            f"this potential, without labels; `{FISHER}` is their diagonal Fisher by term of the loss. Neither holds "
-            "training data. With them a fine-tuning keeps what the potential knows:\n\n"
-            "```bash\nfoundation finetune --start path/to/this/folder --data FILES --out FOLDER --recipe reewc\n```\n"
-        )
-
-
 def protect(config: ProtectConfig) -> Path:
     """Add a protection to the folder of a potential, and return the folder.
 
@@ -90,18 +73,18 @@ def protect(config: ProtectConfig) -> Path:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, partial / name)
             facts = make(potential.to(torch.device(config.device)), partial, config.num_structures, config.seed)
-            described_again = read_json(folder / checkpoint.CONFIG)
-            described_again |= {"provenance": described.provenance | {PROTECTION: asdict(facts)}}
-            (partial / checkpoint.CONFIG).write_text(json.dumps(described_again, indent=1) + "\n")
+            provenance = described.provenance | {PROTECTION: asdict(facts)}
+            config = read_json(folder / checkpoint.CONFIG) | {"provenance": provenance}
+            (partial / checkpoint.CONFIG).write_text(json.dumps(config, indent=1) + "\n")
             if (folder / checkpoint.CARD).is_file():
-                text = (folder / checkpoint.CARD).read_text().partition(facts.section()[:30])[0]
-                (partial / checkpoint.CARD).write_text(text + facts.section())
+                text = (folder / checkpoint.CARD).read_text().partition(f"\n{TITLE}\n")[0]
+                (partial / checkpoint.CARD).write_text(text + card_section(facts))
             checkpoint.write_checksums(partial)
             checkpoint.load(partial)
     return folder
 
 
-def make(potential: Potential, folder: Path, num_structures: int, seed: int = 0) -> _Facts:
+def make(potential: Potential, folder: Path, num_structures: int, seed: int = 0) -> ProtectionFacts:
     """Write the protection of a potential into a folder that gets its name when it is whole, and return its facts."""
     began = time.monotonic()
     manifest = build_generated(potential, folder / REHEARSAL, num_structures=num_structures, seed=seed)
@@ -114,8 +97,31 @@ def make(potential: Potential, folder: Path, num_structures: int, seed: int = 0)
         "protection: %d generated crystals in %.0f s, their Fisher in %.0f s",
         *(statistics.num_frames, relaxed - began, time.monotonic() - relaxed),
     )
-    return _Facts(
-        num_structures=statistics.num_frames, num_atoms=statistics.num_atoms, seed=seed, theories=potential.theories
+    return ProtectionFacts(num_structures=statistics.num_frames, num_atoms=statistics.num_atoms, seed=seed)
+
+
+def copy_into(folder: Path, source: Path, described: Description) -> str:
+    """Copy the protection that a potential carries into a folder, and return its section of the card; "" without one.
+
+    Args:
+        folder: Folder from whole_folder() to write into.
+        source: Folder of the potential.
+        described: Description of the potential.
+    """
+    if described.origin.protection is None:
+        return ""
+    shutil.copytree(source / REHEARSAL, folder / REHEARSAL)
+    shutil.copyfile(source / FISHER, folder / FISHER)
+    return card_section(described.origin.protection)
+
+
+def card_section(facts: ProtectionFacts) -> str:
+    """Return the section of the card on a protection."""
+    return (
+        f"\n{TITLE}\n\n`{REHEARSAL}/` holds {facts.num_structures:,} generated crystals ({facts.num_atoms:,} atoms), "
+        f"relaxed by this potential, without labels; `{FISHER}` is their diagonal Fisher by term of the loss. Neither "
+        "holds training data. With them a fine-tuning keeps what the potential knows:\n\n"
+        "```bash\nfoundation finetune --start path/to/this/folder --data FILES --out FOLDER --recipe reewc\n```\n"
     )
 
 

@@ -16,8 +16,10 @@ from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import CorruptCheckpoint
+from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning import fisher_by_term, protection
+from foundation.finetuning.forgetting import ForgettingConfig
 from foundation.finetuning.generated import relaxed
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.protection import ProtectConfig, protect
@@ -25,6 +27,7 @@ from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.reports.card import CardFacts
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig
 from foundation.training.optim import OptimConfig
@@ -34,6 +37,8 @@ from tests.machine import CPU
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(steps=4, lanes=1, edge_budget=3000, validate_every=2, checkpoint_every=2, log_every=1)
 NUM_STRUCTURES = 24
+FACTS = ("name", "description", "authors", "licence", "intended_use", "limitations", "citation")
+CARD = CardFacts(**dict.fromkeys(FACTS, "A fact"))
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +185,23 @@ def test_a_fine_tuning_uses_what_its_start_carries_with_any_loss(config: Finetun
         assert not (each.out / "protection").exists()
         record = json.loads((each.out / "run.json").read_text())
         assert (record["rehearsal"]["data"], record["penalty"]["fisher"]) == (None, "start")
+
+
+def test_a_release_carries_the_protection_of_its_run_unless_it_has_other_weights(config: FinetuneConfig) -> None:
+    config = dataclasses.replace(config, forgetting=ForgettingConfig(alphas=(0.5,)))
+    finetune(config)
+    protect(ProtectConfig(model=config.out, num_structures=12))
+    release = export(ExportConfig(run=config.out, out=config.out / "release", card=CARD))
+    facts = checkpoint.describe(release).origin.protection
+    assert facts is not None
+    assert open_manifest(release / "rehearsal").split("train").statistics.num_frames == facts.num_structures
+    assert (release / "README.md").read_text().count("## Protection in fine-tunings") == 1
+    potential = checkpoint.load(release)
+    fisher_by_term.read(release / "fisher.safetensors", potential).of(LossConfig(), potential)
+    between = export(ExportConfig(run=config.out, out=config.out / "between", card=CARD, alpha=0.5))
+    assert checkpoint.describe(between).origin.protection is None
+    assert not (between / "rehearsal").exists()
+    assert "Protection" not in (between / "README.md").read_text()
 
 
 def test_a_run_whose_start_carries_none_makes_its_own_keeps_it_and_resumes_with_it(
