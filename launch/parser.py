@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.metadata
+import itertools
 import json
 import math
 import operator
@@ -62,6 +63,8 @@ class Loaded:
     """Dataclass whose fields are the options."""
     run: Callable[[Any], object]
     """Function of the config; an integer result is the exit code."""
+    instead: Mapping[str, type] = field(default_factory=dict)
+    """Dataclasses that take the place of `config` if an option, which only they have, is given."""
     expand: Callable[[list[str]], list[str]] = list
     """Function that rewrites the arguments after the verb before parsing."""
     epilog: str | None = None
@@ -266,10 +269,12 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
         raise SystemExit(0 if words else 2)
     name, words = _verb(verbs, words)
     loaded = verbs[name].load()
+    loaded = dataclasses.replace(loaded, config=_class_of(loaded, words))
     parser = _parser(name, loaded.config, loaded.epilog)
     if wanted := [number for number, word in enumerate(words) if word in HELP]:
-        everything = words[wanted[0] + 1 : wanted[0] + 2] == ["all"] or not verbs[name].keys
-        print(parser.format_help() if everything else _short_help(parser, verbs[name].keys), end="")
+        listed = verbs[name].keys if loaded.config is verbs[name].load().config else ()
+        everything = words[wanted[0] + 1 : wanted[0] + 2] == ["all"] or not listed
+        print(parser.format_help() if everything else _short_help(parser, listed), end="")
         raise SystemExit(0)
     files: list[Path] = []
     words = loaded.expand(words)
@@ -288,6 +293,16 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
         print(to_yaml({key: value for key, value in resolved(config).items() if key != COMMAND}), end="")
         raise SystemExit(0)
     return name, config
+
+
+def _class_of(loaded: Loaded, words: Sequence[str]) -> type:
+    """Return the dataclass of the options given, on the command line or in files."""
+    if not loaded.instead:
+        return loaded.config
+    given = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    files = _files_of([f"--config={following}" for word, following in itertools.pairwise(words) if word == "--config"])
+    given = given.union(*(read_mapping(file) for file in [*files, *_files_of(words)]))
+    return next((kind for option, kind in loaded.instead.items() if option in given), loaded.config)
 
 
 def _verb(verbs: Mapping[str, Verb], words: list[str]) -> tuple[str, list[str]]:

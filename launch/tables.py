@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from foundation.report import ReportConfig, curves_folder
 from foundation.reports.escape import printable
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
-from foundation.reports.run_report import RunFacts, remarks, summary_table
+from foundation.reports.run_report import RunFacts, summary_table
+from foundation.reports.run_report import remarks as remarks_on_run
 from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
 
@@ -158,6 +160,12 @@ def manifest(opened: Manifest) -> None:
     console.print(f"{len(elements)} elements in {where}: {' '.join(SYMBOLS[z] for z in elements)}")
 
 
+def remarks(shown: Sequence[str]) -> None:
+    """Print remarks on a data set, line by line."""
+    for line in shown:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def errors(found: Evaluation) -> None:
     """Print held-out errors and those of the trivial predictors."""
     table = Table(title=f"Errors on the {found.split} split of {found.dataset}", title_justify="left")
@@ -196,7 +204,7 @@ def training(config: ReportConfig, facts: list[RunFacts]) -> None:
         shown.add_row(name, *cells)
     console.print(shown)
     for values in facts:
-        for remark in remarks(values):
+        for remark in remarks_on_run(values):
             console.print(Text.assemble(("remark: ", "bold yellow"), printable(f"{values.name}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
 

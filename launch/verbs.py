@@ -14,15 +14,28 @@ from launch.parser import Loaded, Verb
 
 def _build() -> Loaded:
     from data_pipeline.building.build import BuildConfig, build, is_first_rank
+    from data_pipeline.plain_files import BuildFilesConfig, build_plain, checks_on, choices_on, lines
     from launch import tables
     from launch.corpus import HELP, expand_corpus
 
-    def run(config: BuildConfig) -> None:
+    def run(config: BuildConfig | BuildFilesConfig) -> None:
+        if isinstance(config, BuildFilesConfig):
+            options = {"val": config.val, "test": config.test, "cutoffs": config.cutoffs, "overwrite": config.overwrite}
+            built = build_plain(config.data, config.out, config.read, **options)
+            tables.remarks((*built.remarks, f"data set: {config.out}"))
+            return
         manifest = build(config)
         if is_first_rank():  # once for all ranks of MPI
             tables.manifest(manifest)
+            tables.remarks(lines([*choices_on(manifest), *checks_on(manifest)]))
 
-    return Loaded(config=BuildConfig, run=run, expand=expand_corpus, epilog=HELP)
+    files = (
+        "--data FILES builds files of labelled frames, with everything else found from them; its options: foundation "
+        "build --data --help. "
+    )
+    return Loaded(
+        config=BuildConfig, instead={"data": BuildFilesConfig}, run=run, expand=expand_corpus, epilog=files + HELP
+    )
 
 
 def _merge() -> Loaded:

@@ -57,7 +57,8 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 def options() -> set[str]:
     """Return every option of every verb, in full and without the sections that it stands in."""
     found = CORPUS_OPTIONS | OF_THE_PARSER
-    for config in (verb.load().config for verb in VERBS.values()):
+    loaded = [verb.load() for verb in VERBS.values()]
+    for config in (config for each in loaded for config in (each.config, *each.instead.values())):
         found |= {name.rstrip("_") for name in config.__dataclass_fields__}
         for name, section in inside(config):
             found |= {f"{name}.{field}" for field in section.__dataclass_fields__} | {name}

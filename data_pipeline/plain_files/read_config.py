@@ -1,6 +1,7 @@
 """Options for reading plain files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from data_pipeline.building.splits import SplitBy
@@ -44,3 +45,27 @@ class ReadConfig:
     """Functional, code and pseudopotentials of the labels; None: as VASP's files state it, else not stated."""
     licence: str | None = None
     """Licence of the data; None: not stated, and the data are not passed on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFilesConfig:
+    """Options for building a data set from plain files; everything else is found from them, and said."""
+
+    data: tuple[str, ...]
+    """Files of labelled frames, globs, folders and structure_lists."""
+    out: Path
+    """Folder to write."""
+    val: tuple[str, ...] = ()
+    """Files for validation."""
+    test: tuple[str, ...] = ()
+    """Files for the final evaluation."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """Options of reading and splitting."""
+    cutoffs: tuple[float, ...] = (5.0,)
+    """Cutoffs of the models to train [Å]: edges are counted at these."""
+    overwrite: bool = False
+    """Replace an existing data set."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is empty: name at least one file")

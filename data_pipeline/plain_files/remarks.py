@@ -1,7 +1,7 @@
 """Remarks on a data set: what was read, as what, how it is split, and what looks wrong, in short lines.
 
-They follow from the data set alone, so a build, a fine-tuning and a pretraining say the same of it. Frames that occur
-twice, and energies of several zeros, are looked for in data sets of moderate size only, as every frame is read for it.
+They follow from the data set alone, so every verb says the same of it. Frames that occur twice, and energies of several
+zeros, are looked for in data sets of moderate size only, as every frame is read for it.
 """
 
 import json
@@ -49,16 +49,24 @@ def lines(remarks: Sequence[str]) -> list[str]:
 
 def remarks_on(manifest: Manifest) -> list[str]:
     """Return the contents, the split, the level of theory and the suspicious properties of a data set."""
-    total = all_statistics(manifest)
     return [
-        _about_size(manifest, total),
-        *_about_labels(manifest, total),
-        _about_split(manifest, total),
+        _about_size(manifest, all_statistics(manifest)),
+        *choices_on(manifest),
         f"level of theory: {manifest.provenance.level_of_theory}",
         *_about_rejected(manifest),
-        *(f"check: {each}" for each in inspect_manifest(manifest).warnings if not each.startswith("no frames in")),
-        *(f"check: {warning}" for warning in _about_frames(manifest, total)),
+        *checks_on(manifest),
     ]
+
+
+def choices_on(manifest: Manifest) -> list[str]:
+    """Return the entries that were read as labels, with the number of each, and the split."""
+    return [*_about_labels(manifest, all_statistics(manifest)), _about_split(manifest)]
+
+
+def checks_on(manifest: Manifest) -> list[str]:
+    """Return the suspicious properties of a data set."""
+    found = [each for each in inspect_manifest(manifest).warnings if not each.startswith("no frames in")]
+    return [f"check: {each}" for each in (*found, *_about_frames(manifest, all_statistics(manifest)))]
 
 
 def _about_size(manifest: Manifest, total: Statistics) -> str:
@@ -101,11 +109,12 @@ def _read_keys(build_config: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _about_split(manifest: Manifest, total: Statistics) -> str:
+def _about_split(manifest: Manifest) -> str:
     counts = {name: split.statistics.num_frames for name, split in ordered_splits(manifest).items()}
     text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    if len(counts) == 3 and [*counts.values()][1:] == [0, 0]:
-        return f"split: train {total.num_frames:,}, nothing in val and test, so errors cannot be measured"
+    filled = [name for name, count in counts.items() if count]
+    if len(filled) == 1:
+        return f"split: all in {filled[0]}" + ", so that errors cannot be measured" * (filled == ["train"])
     return f"split: {text} ({_read_rule(manifest.build_config)})"
 
 

@@ -10,7 +10,7 @@ from launch.__main__ import main
 from launch.verbs import VERBS
 
 SENTENCES = {
-    "build": "Seed of the split; a group's split depends only on this and on its name.",
+    "build": "Seed of the split; that of a group, or of a frame under random, depends only on this and on its name.",
     "pretrain": "Number of optimizer steps of the whole run.",
     "preflight": "Price of one device for an hour, in any currency.",
     "fisher": "The diagonal Fisher to compute: its potential, loss and data.",

@@ -212,7 +212,7 @@ def test_frames_that_cannot_be_used_are_left_out_and_said(tmp_path: Path, build:
 def test_few_frames_are_all_for_training(tmp_path: Path, build: Callable[..., Built], number: int) -> None:
     built = build(xyz(tmp_path / "a.xyz", labelled(number)))
     assert sizes(built.manifest) == (number, 0, 0)
-    assert said(built, f"split: train {number}, nothing in val and test")
+    assert said(built, "split: all in train, so that errors cannot be measured")
     asked = build(tmp_path / "a.xyz", val_fraction=0.0, test_fraction=0.0)
     assert sizes(asked.manifest) == (number, 0, 0)
 
