@@ -6,7 +6,7 @@ potential = foundation.load("sevennet-0")
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from foundation.interop.calculator import Calculator
@@ -30,13 +30,18 @@ def __getattr__(name: str) -> object:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-def load(source: Path | str) -> "Potential":
+def load(source: Path | str, checkpoint: Literal["best", "newest"] | int | None = None) -> "Potential":
     """Return a potential, ready to predict, from a folder, a SevenNet checkpoint (.pth) or a name ("sevennet-0").
 
     Names are those of the models in the sevenn package, which must be installed.
 
+    Args:
+        source: Release folder, run folder, file or name.
+        checkpoint: Checkpoint of a run: the best by its validation, the newest, or that of a step; None: the potential
+            of a finished run, and the newest checkpoint of an unfinished one.
+
     Raises:
-        FileNotFoundError: no such folder, file or model; the message says what may have been meant.
+        FileNotFoundError: no such folder, file, model or checkpoint; the message says what may have been meant.
         ValueError: the file is damaged, refused, or newer than this program.
     """
     import torch
@@ -44,4 +49,4 @@ def load(source: Path | str) -> "Potential":
     from foundation.naming import resolve
 
     with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
-        return resolve(source).load()
+        return resolve(source, checkpoint).load()

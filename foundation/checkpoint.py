@@ -184,7 +184,7 @@ def load(folder: Path | str) -> Potential:
         raise CorruptCheckpoint(f"{weights}: the checksum differs from config.json's; copy or download it again")
     with refusing(weights, CorruptCheckpoint, f"not the weights that {CONFIG} describes ({{}}); download them again"):
         layout, _ = read_layout(weights)
-        potential = _build(config, layout)
+        potential = build(config, layout)
         check_layout(layout, {name: (t.dtype, tuple(t.shape)) for name, t in _state(potential, layout).items()})
         state = read_tensors(weights)
         # schema 1 had the references of a single theory
@@ -194,8 +194,16 @@ def load(folder: Path | str) -> Potential:
     return potential.eval()
 
 
-def _build(config: Description, layout: Layout) -> Potential:
-    """Return a potential without its weights, if the file has enough numbers."""
+def build(config: Description, layout: Layout) -> Potential:
+    """Return a potential without its weights, if a file has enough numbers for them.
+
+    Args:
+        config: Its description.
+        layout: Type and shape of each tensor of the file.
+
+    Raises:
+        ValueError: the file has too few numbers.
+    """
     stored = sum(math.prod(shape) for _, shape in layout.values())
     model: Architecture = config.model
     needed = model.num_parameters(len(config.elements), len(config.theories))
@@ -222,23 +230,36 @@ def describe(folder: Path) -> Description:
             program.
     """
     with refusing(folder / CONFIG, CorruptCheckpoint):
-        config = typed(dict[str, Any], read_json(folder / CONFIG), "content")
-        version = typed(int, config["schema_version"], "schema_version")
-        if version > SCHEMA_VERSION:
-            raise CorruptCheckpoint(
-                f"{folder}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it"
-            )
-        for old in range(version, SCHEMA_VERSION):
-            if old not in MIGRATIONS:
-                raise ValueError(f"schema {version} never existed")
-            config = MIGRATIONS[old](config)
-        known = {field.name for field in fields(Description)}
-        # a migration may leave the sources of new entries behind
-        described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
-        require(described, ("architecture", "model"))
-        kind = architecture_named(typed(str, described["architecture"], "architecture"))
-        model = typed(kind, described["model"], "model")
-        return typed(Description, described | {"model": model}, "")
+        return read_description(read_json(folder / CONFIG), folder)
+
+
+def read_description(content: Any, where: Path) -> Description:
+    """Return a description from JSON, migrated to the current schema.
+
+    Args:
+        content: The JSON.
+        where: Its place, for messages.
+
+    Raises:
+        CorruptCheckpoint: a newer version of the program wrote it.
+        ValueError: it does not describe a potential.
+        KeyError: it lacks an entry.
+    """
+    config = typed(dict[str, Any], content, "content")
+    version = typed(int, config["schema_version"], "schema_version")
+    if version > SCHEMA_VERSION:
+        raise CorruptCheckpoint(f"{where}: schema {version} is newer than this program's {SCHEMA_VERSION}; update it")
+    for old in range(version, SCHEMA_VERSION):
+        if old not in MIGRATIONS:
+            raise ValueError(f"schema {version} never existed")
+        config = MIGRATIONS[old](config)
+    known = {field.name for field in fields(Description)}
+    # a migration may leave the sources of new entries behind
+    described = config if version == SCHEMA_VERSION else {k: v for k, v in config.items() if k in known}
+    require(described, ("architecture", "model"))
+    kind = architecture_named(typed(str, described["architecture"], "architecture"))
+    model = typed(kind, described["model"], "model")
+    return typed(Description, described | {"model": model}, "")
 
 
 def verify_checksums(folder: Path) -> None:

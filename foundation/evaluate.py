@@ -12,7 +12,7 @@ from data_pipeline.store.manifest import Manifest
 from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
 from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
-from foundation.naming import resolve
+from foundation.naming import Choice, resolve
 from foundation.potential import Potential
 from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
 from foundation.surgery.theories import theory_of_data
@@ -28,6 +28,9 @@ class EvaluateConfig:
     """Potential to evaluate: its folder, run or published name."""
     data: Path | tuple[Path, ...]
     """Data set, or plain files, globs or folders of files, which are read for this evaluation only."""
+    checkpoint: Choice = None
+    """Checkpoint, if the model is a run: `best` by its validation, `newest`, or a step; None: the potential of a
+    finished run, and the newest checkpoint of an unfinished one."""
     split: str = "test"
     """Split of the data set to predict; of plain files, all frames are predicted."""
     read: ReadConfig = field(default_factory=ReadConfig)
@@ -55,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ValueError: no such split, no labels, no frame whose elements are all known, one of several levels of theory
             must be named, or a suite has elements unknown to the potential.
     """
-    model = resolve(_existing(config.model))
+    model = resolve(_existing(config.model), config.checkpoint)
     out = report_folder(config)
     potential = model.load().to(torch.device(config.device))
     with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:

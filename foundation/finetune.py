@@ -33,7 +33,7 @@ from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, HeldOut, Measurement, measure
 from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
 from foundation.finetuning import fisher, fisher_by_term
-from foundation.finetuning.adapters import add_adapters, merge_adapters
+from foundation.finetuning.adapters import add_adapters
 from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets, with_plain_sets_built
@@ -47,17 +47,19 @@ from foundation.finetuning.rehearsal import (
     rehearsal_datasets,
 )
 from foundation.finetuning.step_zero import check_step_zero, first_batches
-from foundation.naming import resolve
+from foundation.naming import Choice, resolve
 from foundation.potential import Potential
 from foundation.pretrain import dataset_facts, provenance_of
-from foundation.provenance import FINE_TUNING, StartChanges
+from foundation.provenance import FINE_TUNING, StartChanges, StartFacts
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, write_forgetting
 from foundation.run_folder import PROTECTION, RunFolder, reporting
+from foundation.surgery.adapters import merge_adapters
 from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
+from foundation.training.fault_tolerance.stored_potential import take_best
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig, FitOptions
 from foundation.training.lengths import announce, sized
@@ -86,6 +88,9 @@ class FinetuneConfig:
 
     start: Path = field(metadata=DECIDES)
     """Base potential whose weights the run starts from: its folder, run or published name, such as sevennet-0."""
+    checkpoint: Choice = field(default=None, metadata=DECIDES)
+    """Checkpoint, if the start is a run: `best` by its validation, `newest`, or a step; None: the potential of a
+    finished run, and the newest checkpoint of an unfinished one."""
     data: Data = field(metadata=COMPARED)
     """The target: plain files, globs or folders of files, or data sets that are built, to train on together."""
     val: tuple[Path, ...] = field(default=(), metadata=COMPARED)
@@ -194,6 +199,7 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
         before = _begin(config, folder, prepared)
 
     began = time.time()
+    provenance = provenance_of(prepared.datasets, prepared.potential) | prepared.facts | {"config": folder.record}
     facts = fit(
         prepared.potential,
         prepared.datasets,
@@ -203,17 +209,21 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
         optim=config.optim,
         out=folder.path,
         record=folder.record,
+        provenance=provenance,
         checkpoint=folder.checkpoint,
         additions=prepared.additions,
         begin=begin,
     )
+    if before is not None:
+        folder.refuse_lost()
+        facts |= take_best(prepared.potential, folder.path, prepared.fit.steps)
+        facts |= {"wall_time_s": round(time.time() - began, 1)}
     if config.adapters is not None:
         merge_adapters(prepared.potential)
     prepared.potential.requires_grad_(True).eval()
     if before is not None:
-        folder.refuse_lost()
-        facts |= prepared.facts | {"config": folder.record, "wall_time_s": round(time.time() - began, 1)}
-        _finish(config, prepared, before, facts)
+        facts |= {"num_parameters": sum(p.numel() for p in prepared.potential.parameters())}
+        _finish(config, prepared, before, provenance | facts)
     return prepared.potential
 
 
@@ -242,6 +252,8 @@ class _Settled:
     """Its section fit."""
     start: Potential
     """The start."""
+    origin: StartFacts
+    """Its origin."""
     potential: Potential
     """Copy of the start with additions for the data."""
     changes: StartChanges
@@ -276,7 +288,8 @@ class _Prepared:
 
 def _settled(config: FinetuneConfig) -> _Settled:
     """Open start and data, and return them with the configuration that follows."""
-    start = resolve(config.start).load()
+    named = resolve(config.start, config.checkpoint)
+    start = named.load()
     config = _with_data_sets(config, start)
     datasets, theories = open_datasets(config.data)
     _check_labels(config, datasets)
@@ -299,6 +312,7 @@ def _settled(config: FinetuneConfig) -> _Settled:
         config=dataclasses.replace(config, fit=fit, optim=optim),
         fit=fit,
         start=start,
+        origin=start_facts(config.start, named.describe()),
         potential=potential,
         changes=changes,
         datasets=datasets,
@@ -329,7 +343,7 @@ def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
     changes = dataclasses.asdict(settled.changes)
     facts = {name: each for name, each in changes.items() if each is not None} | {
         "method": FINE_TUNING,
-        "start": dataclasses.asdict(start_facts(config.start, resolve(config.start).describe())),
+        "start": dataclasses.asdict(settled.origin),
         "rehearsal": rehearsal
         and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
         "fisher": importance and importance.facts(),
@@ -487,7 +501,6 @@ def _measured_already(config: FinetuneConfig, prepared: _Prepared) -> Measuremen
 
 def _finish(config: FinetuneConfig, prepared: _Prepared, before: Measurement, facts: dict) -> None:
     """Save the result of a run; only then evaluate it and write the report."""
-    facts = provenance_of(prepared.datasets, prepared.potential) | facts
     checkpoint.save(prepared.potential, config.out / "potential", facts)
     with reporting(config.out, "finetune"):
         _report(config, prepared, before)

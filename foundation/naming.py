@@ -2,19 +2,30 @@
 
 Every verb and function that takes a potential takes these words, and they are read here alone. An existing folder or
 file comes before a published name. A published potential is read from where its package has it: nothing is converted
-to disk, and its description is the one that a converted folder would have.
+to disk, and its description is the one that a converted folder would have. An unfinished run is the potential of its
+newest checkpoint; of every run another checkpoint can be chosen.
 """
 
 import difflib
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from foundation.checkpoint import CONFIG, WEIGHTS, Description, describe, description_of, find, load
 from foundation.interop.published import PUBLISHED, find_published
 from foundation.interop.sevennet import from_sevennet
 from foundation.interop.sevennet_provenance import provenance_of_sevennet
 from foundation.potential import Potential
+from foundation.provenance import CheckpointFacts
+from foundation.training.fault_tolerance.reading import WholeCheckpoint, newest_checkpoint, steps_in
+from foundation.training.fault_tolerance.stored_potential import best_checkpoint, checkpoint_of_step, potential_in
+
+log = logging.getLogger(__name__)
+
+RUN, CHECKPOINTS = "run.json", "checkpoints"
+"""File and folder of every run."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +81,60 @@ class SevenNetPotential:
         return description_of(potential, provenance_of_sevennet(self.file, potential))
 
 
-NamedPotential = SavedPotential | SevenNetPotential
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A potential in a checkpoint of a run."""
+
+    checkpoint: WholeCheckpoint
+    """The checkpoint."""
+    reason: str
+    """Reason of the choice."""
+
+    def load(self) -> Potential:
+        """Return the potential, with the average of its weights and ready to predict.
+
+        Raises:
+            CorruptCheckpoint: the checkpoint does not describe its potential.
+        """
+        return potential_in(self.checkpoint)[0]
+
+    def describe(self) -> Description:
+        """Return its description, with its origin.
+
+        Raises:
+            CorruptCheckpoint: the checkpoint does not describe its potential.
+        """
+        described = potential_in(self.checkpoint)[1]
+        steps = described.origin.run.fit.steps
+        facts = CheckpointFacts(step=self.checkpoint.step, steps=steps, reason=self.reason, finished=False)
+        return replace(described, provenance=described.provenance | {"checkpoint": asdict(facts)})
+
+
+NamedPotential = SavedPotential | SevenNetPotential | RunCheckpoint
 """A potential that was found, but not yet read."""
+Choice = Literal["best", "newest"] | int | None
+"""Checkpoint of a run: the best by its validation, the newest, that of a step; None: the potential of a finished run,
+and the newest checkpoint of an unfinished one."""
 
 
-def resolve(word: Path | str) -> NamedPotential:
+def resolve(word: Path | str, checkpoint: Choice = None) -> NamedPotential:
     """Return the potential that a word names.
+
+    Args:
+        word: Folder, file or published name.
+        checkpoint: Checkpoint, if the word is a run folder.
 
     Raises:
         FileNotFoundError: there is none, or the package that has it is not installed; the message says what may have
-            been meant.
+            been meant. Or the run has no such checkpoint.
         IsADirectoryError: the word is a file of a potential, not its folder.
+        ValueError: a checkpoint is chosen of something other than a run, or it is damaged.
     """
     path, name = Path(word), str(word)
+    if path.is_dir() and (path / RUN).is_file():
+        return _of_run(path, checkpoint)
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint {checkpoint}: {name} is no run folder, so it has no checkpoints; leave it out")
     if path.is_dir():
         return _in_folder(path)
     if path.name in (CONFIG, WEIGHTS):
@@ -95,6 +147,23 @@ def resolve(word: Path | str) -> NamedPotential:
         f"{name}: no potential there: neither a folder or file nor the name of a published potential"
         f"{_meant(name)}. Names: {', '.join(PUBLISHED)}"
     )
+
+
+def _of_run(run: Path, checkpoint: Choice) -> NamedPotential:
+    """Return the potential of a run, or of one of its checkpoints, and log which."""
+    if checkpoint is None and _has_potential(run):
+        return SavedPotential(find(run))
+    if not steps_in(run / CHECKPOINTS):
+        raise FileNotFoundError(f"{run}: no potential there: the run has no checkpoint yet")
+    if checkpoint == "best":
+        found, reason = best_checkpoint(run)
+    elif checkpoint in ("newest", None):
+        found, reason = newest_checkpoint(run), "the newest"
+    else:
+        found, reason = checkpoint_of_step(run, checkpoint), "the chosen one"
+    unfinished = "" if _has_potential(run) else " is unfinished"
+    log.info("%s%s: its checkpoint of step %d is taken, %s", run, unfinished, found.step, reason)
+    return RunCheckpoint(found, reason)
 
 
 def _in_folder(folder: Path) -> NamedPotential:

@@ -26,11 +26,12 @@ from foundation.datasets import (
     with_plain_built,
 )
 from foundation.models import ModelConfig
-from foundation.naming import resolve
+from foundation.naming import Choice, resolve
 from foundation.potential import Potential, new_potential
 from foundation.reports.card import CardFacts
 from foundation.run_folder import RunFolder
 from foundation.surgery.start import start_facts, start_from
+from foundation.training.fault_tolerance.stored_potential import take_best
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitOptions
 from foundation.training.lengths import announce, sized
@@ -61,6 +62,9 @@ class PretrainConfig:
     start: Path | None = field(default=None, metadata=DECIDES)
     """Base potential whose weights the run starts from: its folder, run or published name; None: random weights. The
     architecture must be the same; reference energies and scale stay those of the start."""
+    checkpoint: Choice = field(default=None, metadata=DECIDES)
+    """Checkpoint, if the start is a run: `best` by its validation, `newest`, or a step; None: the potential of a
+    finished run, and the newest checkpoint of an unfinished one."""
     model: ModelConfig
     """Architecture, without default: the first of its options selects it."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -119,11 +123,12 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     if config.start is None:
         potential, begun = new_potential(config.model, statistics), {}
     else:
-        start = resolve(config.start)
+        start = resolve(config.start, config.checkpoint)
         potential = start_from(start.load(), config.start, config.model, statistics)
         begun = {"start": dataclasses.asdict(start_facts(config.start, start.describe()))}
     datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
+    provenance = provenance_of(datasets, potential) | begun | {"config": folder.record}
     facts = fit(
         potential,
         datasets,
@@ -133,13 +138,15 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
         optim=optim,
         out=folder.path,
         record=folder.record,
+        provenance=provenance,
         checkpoint=folder.checkpoint,
         begin=folder.begin,
     )
     if is_rank_zero():
         folder.refuse_lost()
-        facts |= begun | {"config": folder.record, "wall_time_s": round(time.time() - started, 1)}
-        save(potential, config.out / "potential", provenance_of(datasets, potential) | facts)
+        facts |= take_best(potential, folder.path, lengths.steps)
+        facts |= {"wall_time_s": round(time.time() - started, 1)}
+        save(potential, config.out / "potential", provenance | facts)
     return potential
 
 

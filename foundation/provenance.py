@@ -83,6 +83,20 @@ class StartChanges(OpenRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointFacts(OpenRecord):
+    """Checkpoint of a run that gave a potential its weights."""
+
+    step: int
+    """Number of steps taken."""
+    steps: int | None = None
+    """Number of steps of the whole run."""
+    reason: str = ""
+    """Reason of the choice."""
+    finished: bool = True
+    """True if it is what the finished run saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartFacts(OpenRecord):
     """Weights that a training started from."""
 
@@ -94,6 +108,8 @@ class StartFacts(OpenRecord):
     """Method by which it was made."""
     weights_sha256: str = ""
     """Checksum of its weights."""
+    checkpoint: CheckpointFacts | None = None
+    """Checkpoint of the run that it was taken from; None if unknown, or not from a run."""
     datasets: tuple[Facts, ...] = ()
     """All data that its weights have seen."""
 
@@ -294,6 +310,8 @@ class Provenance(StartChanges):
 
     method: str = ""
     """Method by which it was made."""
+    private: bool = False
+    """True in a private release, whose card states no licence."""
     datasets: tuple[Facts, ...] = ()
     """Training data."""
     num_parameters: int | None = None
@@ -306,6 +324,8 @@ class Provenance(StartChanges):
     """Duration of the run [s]."""
     config: dict[str, Any] = field(default_factory=dict)
     """Configuration of the run, resolved."""
+    checkpoint: CheckpointFacts | None = None
+    """Checkpoint of its run that gave it its weights; None if unknown, or not from a run."""
     start: StartFacts = StartFacts()
     """Weights that the run started from."""
     converted_from: ConvertedFrom = ConvertedFrom()

@@ -63,7 +63,7 @@ def check_folder(config: PretrainConfig) -> Check:
         refuse_in_use(out)
         checkpoint = found_checkpoint(config)
         if config.start is not None:
-            resolve(config.start)
+            resolve(config.start, config.checkpoint)
     except (FileNotFoundError, InUse, ValueError) as error:
         return Check(name="run folder", verdict="fail", finding=str(error))
     if not os.access(existing_parent(out), os.W_OK):

@@ -239,6 +239,7 @@ FORMATS = (
     "foundation/evaluation/held_out.py",
     "foundation/training/fault_tolerance/checkpoints.py",
     "foundation/training/fault_tolerance/reading.py",
+    "foundation/training/fault_tolerance/stored_potential.py",
     "foundation/training/monitoring/metrics_file.py",
 )
 """Rooms and files that read what others write, or both write and read a format of their own."""

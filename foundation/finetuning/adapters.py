@@ -1,47 +1,10 @@
-"""Low-rank adapters (LoRA; Hu et al., ICLR 2022) on the layers of a network whose weights are matrices.
+"""Choice of the weights that get low-rank adapters in a fine-tuning (foundation/surgery/adapters.py)."""
 
-A linear map mixes the channels of each irrep by its own matrix, so W + (alpha / r) A B within each matrix is as
-equivariant as W; radial weights are invariant anyway. The start's parameters are frozen and keep their names; the
-adapters' are named ...adapter.down and ...adapter.up. Adapters are plain modules rather than torch's parametrizations,
-which cannot be pickled and share a class between copies: merging a copy would break the original. A forward pass costs
-one more small product per matrix; merging removes adapters and this cost.
-"""
-
-import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from foundation.finetuning.freezing import matching
-from foundation.nn.matrices import Matrices
 from foundation.potential import Potential
-
-
-class LowRank(torch.nn.Module):
-    """Low-rank addition (alpha / rank) A B to each of the consecutive matrices of a weight.
-
-    A (`down`) is normal, like the weights of these layers, which are normalised in use; B (`up`) is zero, so that at
-    first nothing is added. The rank of a matrix is limited by its rows and columns.
-    """
-
-    def __init__(self, shapes: Sequence[tuple[int, int]], rank: int, alpha: float) -> None:
-        super().__init__()
-        self._shapes = [(fan_in, min(rank, fan_in, fan_out), fan_out) for fan_in, fan_out in shapes]
-        self._scale = alpha / rank
-        self.down = torch.nn.Parameter(torch.randn(sum(a * r for a, r, _ in self._shapes)))
-        self.up = torch.nn.Parameter(torch.zeros(sum(r * b for _, r, b in self._shapes)))
-
-    def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return the adapted weight."""
-        downs = self.down.split([a * r for a, r, _ in self._shapes])
-        ups = self.up.split([r * b for _, r, b in self._shapes])
-        parts = [
-            (down.view(fan_in, rank) @ up.view(rank, fan_out)).flatten()
-            for (fan_in, rank, fan_out), down, up in zip(self._shapes, downs, ups, strict=True)
-        ]
-        return weight + self._scale * torch.cat(parts).view_as(weight)
+from foundation.surgery.adapters import adapt, adaptable
 
 
 def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequence[str] = ("*",)) -> list[str]:
@@ -58,39 +21,6 @@ def add_adapters(potential: Potential, rank: int, alpha: float, patterns: Sequen
     Raises:
         ValueError: rank or alpha is not positive, a pattern matches no such weight, or adapters already exist.
     """
-    if rank < 1 or not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"adapters need a rank of at least 1 and a positive alpha, not {rank} and {alpha}")
-    layers = _layers(potential)
-    if any(layer.adapter is not None for layer in layers.values()):
-        raise ValueError("the potential already has adapters: merge them first")
-    chosen = matching(potential, patterns, list(layers))
-    potential.requires_grad_(False)
-    for name in chosen:
-        layer = layers[name]
-        layer.adapter = LowRank(layer.matrix_shapes, rank, alpha).to(layer.weight).train(layer.training)
+    chosen = matching(potential, patterns, list(adaptable(potential)))
+    adapt(potential, chosen, rank, alpha)
     return chosen
-
-
-def merge_adapters(potential: Potential) -> list[str]:
-    """Merge adapters into the weights in place, and return the names of the weights that had one.
-
-    The result is a plain potential with the same predictions, and with all parameters trainable again.
-
-    Raises:
-        ValueError: the potential has no adapters.
-    """
-    adapted = {name: layer for name, layer in _layers(potential).items() if layer.adapter is not None}
-    if not adapted:
-        raise ValueError("the potential has no adapters to merge")
-    with torch.no_grad():
-        for layer in adapted.values():
-            layer.weight.copy_(layer.adapted())
-            layer.adapter = None
-    potential.requires_grad_(True)
-    return list(adapted)
-
-
-def _layers(potential: Potential) -> dict[str, Matrices]:
-    """Return the layers that can have an adapter, by the name of their weight."""
-    modules = potential.named_modules()
-    return {f"{name}.weight": module for name, module in modules if isinstance(module, Matrices)}

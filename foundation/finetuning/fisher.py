@@ -39,7 +39,7 @@ from foundation import checkpoint
 from foundation.datasets import refuse_unlabelled
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
-from foundation.naming import resolve
+from foundation.naming import Choice, resolve
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
 from foundation.training.loss import LossConfig, without_labels
@@ -93,6 +93,9 @@ class FisherConfig:
 
     model: Path
     """Potential, by its folder, run or published name."""
+    checkpoint: Choice = None
+    """Checkpoint, if the model is a run: `best` by its validation, `newest`, or a step; None: the potential of a
+    finished run, and the newest checkpoint of an unfinished one."""
     data: Path
     """Manifest of data that the model has learned, or its folder."""
     out: Path
@@ -404,7 +407,7 @@ def _refuse_other(file: Path) -> None:
 def _compute(config: FisherConfig) -> Fisher:
     previous = None if config.previous is None else read(config.previous)
     manifest = open_manifest(config.data)
-    potential, device = resolve(config.model).load(), _device(config.device)
+    potential, device = resolve(config.model, config.checkpoint).load(), _device(config.device)
     theory = theory_of_data(potential, manifest.provenance.level_of_theory, config.theory)
     datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
     refuse_unlabelled(datasets)

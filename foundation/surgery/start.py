@@ -196,5 +196,6 @@ def start_facts(folder: Path, described: Description) -> StartFacts:
         name=origin.card.get("name", "") or origin.converted_from.name,
         method=origin.method,
         weights_sha256=described.weights_sha256,
+        checkpoint=origin.checkpoint,
         datasets=origin.datasets + origin.rehearsed + origin.start.datasets,
     )

@@ -109,9 +109,6 @@ class TrainingData(lightning.LightningDataModule):
 
     def _without_validation(self) -> str | None:
         """Return a sentence on the data sets that are not validated; None if all are."""
-        steps, every = self.config.steps, self.config.validate_every
-        if every > steps:
-            return f"no validation in this run: fit.validate_every is {every:,}, but the run has {steps:,} steps"
         empty = [each.manifest.provenance.name for each in self.datasets if not each.manifest.split("val").shards]
         if not empty:
             return None

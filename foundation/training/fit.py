@@ -2,8 +2,9 @@
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning
@@ -50,6 +51,7 @@ def fit(
     optim: OptimConfig,
     out: Path,
     record: dict[str, Any],
+    provenance: Mapping[str, Any] = MappingProxyType({}),
     checkpoint: WholeCheckpoint | None = None,
     additions: Additions = NO_ADDITIONS,
     begin: Callable[[], object] = lambda: None,
@@ -67,6 +69,7 @@ def fit(
         optim: Optimizer and schedule.
         out: The run folder.
         record: The resolved configuration, as JSON; checkpoints carry it.
+        provenance: Origin of the potential, as JSON; checkpoints carry it, so that each of them can be released.
         checkpoint: Checkpoint to resume from.
         additions: Additions of a fine-tuning.
         begin: Called in the first process after the checks, before anything is written.
@@ -83,7 +86,7 @@ def fit(
     checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
-    module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions)
+    module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions, dict(provenance))
     # the order matters: a checkpoint must have the average of its weights
     averaging, watchdog = Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]

@@ -18,6 +18,7 @@ from foundation.training.additions import Additions, Parts, StepLoader
 from foundation.training.data import ValidationLoader
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.reading import BACKEND
+from foundation.training.fault_tolerance.stored_potential import POTENTIAL, described_for_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
 from foundation.training.lightning_internals import count_step, set_counted_batches
@@ -48,12 +49,13 @@ class TrainingModule(lightning.LightningModule):
         monitor: Monitor,
         record: dict[str, Any],
         additions: Additions,
+        provenance: dict[str, Any],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.potential = potential
         self.loss_config, self.optim_config, self.fit_config = loss_config, optim_config, fit_config
-        self.guard, self.monitor, self._record = guard, monitor, record
+        self.guard, self.monitor, self._record, self._provenance = guard, monitor, record, provenance
         self._rehearsal, self._penalty = additions.rehearsal, additions.penalty
         self._rate_factors = additions.rate_factors
         self._kept_gradient: dict[str, Tensor] = {}
@@ -67,8 +69,9 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the resolved configuration, the backend, and the gradient if it is still needed to a checkpoint."""
+        """Add configuration, description of the potential, backend, and the gradient if needed, to a checkpoint."""
         checkpoint["config"] = self._record
+        checkpoint[POTENTIAL] = described_for_checkpoint(self.potential, self._provenance)
         checkpoint[BACKEND] = backend_of(self.potential, self.trainer.strategy.root_device)
         checkpoint["kept_gradient"] = self._kept_gradient
 

@@ -194,7 +194,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at the interval."""
+        """Save at the interval; let the last step be validated too: it may be the best."""
+        trainer.should_stop |= trainer.global_step == trainer.max_steps
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self.save(trainer)
 
@@ -204,7 +205,9 @@ class Checkpoints(Checkpoint):
         before = float("inf") if self.files.best is None else self.files.best["error"]
         if value < before and trainer.global_step > 0:
             file = self.path(trainer).name
-            self.files.best = {"file": file, "step": trainer.global_step, "by": self.best_by, "error": value}
+            errors = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith("val/")}
+            facts = {"file": file, "step": trainer.global_step, "by": self.best_by, "error": value}
+            self.files.best = facts | {"errors": errors}
             self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -13,10 +13,11 @@ from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.checkpoint import load, save
-from foundation.finetuning.adapters import add_adapters, merge_adapters
+from foundation.finetuning.adapters import add_adapters
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
+from foundation.surgery.adapters import merge_adapters
 from foundation.training.loss import LossConfig, label_counts, loss
 from foundation.training.optim import OptimConfig, make_optimizer
 
