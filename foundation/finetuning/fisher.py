@@ -305,7 +305,7 @@ def save(fisher: Fisher, path: Path) -> None:
     facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with durable.whole_file(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: _checksum(facts, tensors)})
+        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: checksum(facts, tensors)})
 
 
 def read(path: Path) -> Fisher:
@@ -328,7 +328,7 @@ def read(path: Path) -> Fisher:
         facts = typed(_Facts, values, "")
         _check_names(layout)
         tensors = safetensors.torch.load_file(path)
-        if _checksum(header[FACTS], tensors) != header[CHECKSUM]:
+        if checksum(header[FACTS], tensors) != header[CHECKSUM]:
             raise CorruptFisher(f"{path}: differs from its checksum; copy it or compute it again")
         check_finite(tensors)
         means, theta_star = (
@@ -449,5 +449,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+def checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+    """Return the checksum of facts and tensors, for the header of their file."""
     return hashlib.sha256(facts.encode() + safetensors.torch.save(tensors)).hexdigest()

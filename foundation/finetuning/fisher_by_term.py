@@ -35,15 +35,13 @@ from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.untrusted import check_finite, check_layout, read_layout, refusing, require, typed
 from data_pipeline.structure import Structure
 from foundation import checkpoint
-from foundation.finetuning.fisher import CorruptFisher, Fisher
+from foundation.finetuning.fisher import CHECKSUM, FACTS, STRUCTURES, CorruptFisher, Fisher, checksum
 from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.squared_gradients import whole_in_training
 from foundation.potential import Potential, Prediction
 from foundation.training.loss import TERMS, LossConfig, TermConfig
 
 SCHEMA_VERSION = 1
-FACTS, STRUCTURES = "facts", "structures"
-"""Entry of the header of the file with facts as JSON, and the name of the tensor of structure keys."""
 NOISE = {"energy": 0.01, "forces": 0.05, "stress": 0.001}
 """Standard deviation of the noise: energy per atom [eV], forces [eV/Å], stress [eV/Å³], the size of the errors of a
 universal potential. Only quadratic losses, and Huber's within its delta, depend on it."""
@@ -183,9 +181,10 @@ def _structures(datasets: Sequence[Dataset], potential: Potential) -> Iterator[t
 def save(fisher: FisherByTerm, path: Path) -> None:
     """Write a Fisher by term as safetensors with its facts in the header; the file appears only when it is complete."""
     tensors = {f"{term}.{name}": value for term, named in fisher.values.items() for name, value in named.items()}
+    tensors[STRUCTURES] = fisher.structures
     facts = json.dumps(asdict(fisher.facts) | {"schema_version": SCHEMA_VERSION}, sort_keys=True)
     with durable.whole_file(path) as partial:
-        safetensors.torch.save_file(tensors | {STRUCTURES: fisher.structures}, partial, metadata={FACTS: facts})
+        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: checksum(facts, tensors)})
 
 
 def read(path: Path, potential: Potential) -> FisherByTerm:
@@ -201,7 +200,7 @@ def read(path: Path, potential: Potential) -> FisherByTerm:
         path, CorruptFisher, "not the Fisher of this potential ({}); make it again with `foundation protect`"
     ):
         layout, header = read_layout(path)
-        require(header, (FACTS,))
+        require(header, (FACTS, CHECKSUM))
         values = typed(dict[str, Any], parse_json(header[FACTS].encode()), FACTS)
         version = typed(int, values.pop("schema_version"), "schema_version")
         if version > SCHEMA_VERSION:
@@ -213,6 +212,8 @@ def read(path: Path, potential: Potential) -> FisherByTerm:
         count = math.prod(layout.get(STRUCTURES, (torch.int64, ()))[1])
         check_layout(layout, expected | {STRUCTURES: (torch.int64, (count,))})
         tensors = safetensors.torch.load_file(path)
+        if checksum(header[FACTS], tensors) != header[CHECKSUM]:
+            raise ValueError("it differs from its checksum")
         check_finite(tensors)
         negative = [name for name in expected if bool((tensors[name] < 0).any())]
         if negative:

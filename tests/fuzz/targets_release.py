@@ -19,7 +19,7 @@ from foundation.evaluation import held_out
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
 from foundation.export import GoldenMismatch, golden_record, verify_golden
-from foundation.finetuning import fisher
+from foundation.finetuning import fisher, fisher_by_term
 from foundation.interop.sevennet import UnsupportedSevenNet, from_sevennet, to_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
@@ -164,6 +164,31 @@ def read_fisher(folder: Path) -> tuple:
     return kept, [repr(getattr(found, name)) for name in (*fisher.FACT_NAMES, "loss")]
 
 
+def make_fisher_by_term(folder: Path) -> None:
+    """Write a Fisher by term."""
+    model = potential()
+    values = {
+        term: {name: tensor.detach().square().to(torch.bfloat16) for name, tensor in model.named_parameters()}
+        for term in ("energy", "forces", "stress")
+    }
+    facts = fisher_by_term.FisherFacts(
+        num_structures=3,
+        weights_sha256=checkpoint.weights_sha256(model),
+        data=({"name": "x", "split": "train", "fingerprint": "f"},),
+    )
+    fisher_by_term.save(
+        fisher_by_term.FisherByTerm(values=values, structures=torch.arange(3), facts=facts),
+        folder / "fisher.safetensors",
+    )
+
+
+def read_fisher_by_term(folder: Path) -> tuple:
+    """Return the content of a Fisher by term."""
+    found = fisher_by_term.read(folder / "fisher.safetensors", potential())
+    kept = {term: {name: t.tolist() for name, t in named.items()} for term, named in found.values.items()}
+    return kept, found.structures.tolist(), repr(found.facts)
+
+
 def make_measurement(folder: Path) -> None:
     """Write a measurement of two frames."""
     frames = FrameErrors(
@@ -195,7 +220,7 @@ def seal_fisher(folder: Path) -> None:
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + length])
         kept = header["__metadata__"]
-        kept[fisher.CHECKSUM] = fisher._checksum(kept[fisher.FACTS], tensors)
+        kept[fisher.CHECKSUM] = fisher.checksum(kept[fisher.FACTS], tensors)
         text = json.dumps(header).encode()
     except Exception:  # what cannot be sealed stays as it is
         return
@@ -267,6 +292,18 @@ TARGETS = (
         name="fisher",
         make=make_fisher,
         read=read_fisher,
+        mutations={
+            **damaged_bytes("*.safetensors", expects="same"),
+            **damaged_files("*.safetensors", expects="refused"),
+            **damaged_safetensors("*.safetensors", seal=seal_fisher),
+            "fact": Mutation(edit=fact("fisher.safetensors", seal_fisher)),
+        },
+        refusals=(fisher.CorruptFisher, FileNotFoundError),
+    ),
+    Target(
+        name="fisher by term",
+        make=make_fisher_by_term,
+        read=read_fisher_by_term,
         mutations={
             **damaged_bytes("*.safetensors", expects="same"),
             **damaged_files("*.safetensors", expects="refused"),
