@@ -22,7 +22,6 @@ from foundation import checkpoint
 from foundation.checkpoint import FISHER, REHEARSAL, Description
 from foundation.datasets import DatasetConfig
 from foundation.finetuning import fisher_by_term
-from foundation.finetuning.fisher import CorruptFisher
 from foundation.finetuning.generated import build_generated
 from foundation.potential import Potential
 from foundation.provenance import ProtectionFacts
@@ -129,7 +128,7 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
     """Return a folder with a protection for a start: its own, or the one kept in the run folder, made if missing.
 
     Args:
-        start: Release folder or run folder of the start.
+        start: Release folder or run folder of the start; a name of none carries nothing.
         potential: The start.
         kept: Folder for a protection that the run makes.
 
@@ -137,21 +136,21 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
         CorruptFisher: the start carries a Fisher that is not its own.
         ValueError: it carries none, and several processes would make one at a time.
     """
-    folder = checkpoint.find(start)
-    if (folder / REHEARSAL).is_dir() and (folder / FISHER).is_file():
-        log.info("protection: carried by %s", folder)
-        return folder
+    for folder in (start, start / "potential"):
+        if (folder / REHEARSAL).is_dir() and (folder / FISHER).is_file():
+            log.info("protection: carried by %s", folder)
+            return folder
     if _is_of(kept, potential):
         log.info("protection: made earlier by this run, in %s", kept)
         return kept
     if cluster_environment().world_size() > 1:
         raise ValueError(
-            f"{folder} carries no protection, and one process makes it: `foundation protect --model {start}` first"
+            f"{start} carries no protection, and one process makes it: `foundation protect --model {start}` first"
         )
     log.warning(
         "%s carries no protection: it is made now from %d generated crystals, which takes some minutes, and kept in "
         "%s (`foundation protect --model %s` adds it to the start, once for all runs)",
-        *(folder, NUM_STRUCTURES, kept, start),
+        *(start, NUM_STRUCTURES, kept, start),
     )
     with durable.whole_folder(kept) as partial:
         make(potential, partial, NUM_STRUCTURES)
@@ -165,7 +164,7 @@ def _is_of(folder: Path, potential: Potential) -> bool:
     try:
         open_manifest(folder / REHEARSAL)
         fisher = fisher_by_term.read(folder / FISHER, potential)
-    except (CorruptFisher, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         log.warning("%s: made again, because of: %s", folder, error)
         return False
     return fisher.facts.weights_sha256 == checkpoint.weights_sha256(potential)
