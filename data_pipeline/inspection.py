@@ -210,7 +210,12 @@ def _split_contents(split: Split) -> SplitContents:
 
 def _distribution(total: Statistics, name: str) -> Distribution:
     bins, counts = BINS[name], total.histogram(name)
-    quantiles = {f"{part:g}": float(f"{bins.quantile(counts, part):.2g}") for part in (0.01, 0.25, 0.5, 0.75, 0.99)}
+    alone = name == "size" and np.count_nonzero(counts) == 1  # all near the mean, which is known exactly
+    mean = total.num_atoms / max(total.num_frames, 1)
+    quantiles = {
+        f"{part:g}": float(round(mean)) if alone else float(f"{bins.quantile(counts, part):.2g}")
+        for part in (0.01, 0.25, 0.5, 0.75, 0.99)
+    }
     return Distribution(quantity=bins.quantity, unit=bins.unit, count=int(counts.sum()), quantiles=quantiles)
 
 

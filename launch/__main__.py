@@ -24,14 +24,21 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class _Handler(logging.StreamHandler):
+    """Handler that writes to the standard error of the moment, which a line that moves takes over while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 calls a torch interface that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)`", category=FutureWarning)
     # Lightning looks for srun even when told that a shell started the run

@@ -37,6 +37,7 @@ from foundation.reports.run_report import RunFacts, summary_table
 from foundation.reports.run_report import remarks as remarks_on_run
 from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
+from foundation.training.strategy import is_rank_zero
 
 LOG_WIDTH = 160
 """Width of output to a file or a pipe [characters], wide enough for every table."""
@@ -73,7 +74,7 @@ def inspection(config: InspectConfig, opened: Manifest, found: Inspection) -> No
 
 def _distributions(opened: Manifest, found: Inspection) -> None:
     table = Table(title="Distributions over all splits", title_justify="left")
-    for name in ("quantity", "1 %", "median", "99 %"):
+    for name in ("quantity", "≈ 1 %", "≈ median", "≈ 99 %"):  # to the width of a bin
         table.add_column(name, justify="left" if name == "quantity" else "right")
     table.add_column("histogram", no_wrap=True)
     for name, row in found.distributions.items():
@@ -207,6 +208,8 @@ def training(config: ReportConfig, facts: list[RunFacts]) -> None:
         for remark in remarks_on_run(values):
             console.print(Text.assemble(("remark: ", "bold yellow"), printable(f"{values.name}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
+    for run in (config.run,) if isinstance(config.run, Path) else config.run:
+        trained(run)
 
 
 def tradeoff(config: TradeoffConfig, found: Tradeoff) -> None:
@@ -254,6 +257,12 @@ def example(config: ExampleDataConfig, file: Path) -> None:
     verb = "finetune" if config.name == "lpsc" else "pretrain"
     console.print(f"{config.frames} frames with energy, forces and stress: {file}")
     console.print(f"    foundation {verb} {potential} --data {file} --out runs/{file.stem}", highlight=False)
+
+
+def trained(run: Path) -> None:
+    """Print the potential of a finished run in its first process, and the two lines that use it."""
+    if is_rank_zero() and (run / "potential").is_dir():
+        potential(run)
 
 
 def release(folder: Path) -> None:

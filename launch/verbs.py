@@ -58,17 +58,24 @@ def _inspect() -> Loaded:
 
 def _pretrain() -> Loaded:
     from foundation.pretrain import PretrainConfig, pretrain
+    from launch import tables
 
-    return Loaded(config=PretrainConfig, run=_resumable(pretrain), aliases=TRAIN)
+    def run(config: PretrainConfig) -> None:
+        pretrain(config)
+        tables.trained(config.out)
+
+    return Loaded(config=PretrainConfig, run=_resumable(run), aliases=TRAIN)
 
 
 def _finetune() -> Loaded:
     from foundation.finetune import FinetuneConfig, finetune
+    from launch import tables
     from launch.sweep import sweep
 
     def run(config: FinetuneConfig) -> object:
         if config.sweep is None:
-            return finetune(config)
+            finetune(config)
+            return tables.trained(config.out)
         return sweep(config, config.sweep, "finetune", parse, _compare, only=config.run)
 
     return Loaded(config=FinetuneConfig, run=_resumable(run), aliases=TRAIN)

@@ -120,7 +120,9 @@ class Quantity:
         if value is None or not math.isfinite(value):
             return "–"
         shown = self.unit.factor * value
-        if shown and not 1e-5 <= abs(shown) < 1e7:
+        # smaller ones would be a row of zeros; of a fixed number of decimals these are wanted
+        least = 10.0**-significant if self.decimals is None else 1e-5
+        if shown and not least <= abs(shown) < 1e7:
             return f"{shown:.{significant - 1}e}".replace("-", "−")
         digits = self.decimals
         if digits is None:

@@ -96,7 +96,7 @@ def fit(
     potential.compute_as(computation_of(config))
     loggers = make_loggers(config, out, 0 if checkpoint is None else checkpoint.step, record)
     trainer = _trainer(config, machine, optim, callbacks, checkpoints.writer, loggers, validated=bool(data.validated))
-    convolution = _announce(potential, config, trainer, checkpoint)
+    convolution = _announce(potential, datasets, config, trainer, checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint and checkpoint.path, weights_only=True)
     module.cpu()
     potential.compute_as(Computation())
@@ -105,16 +105,35 @@ def fit(
 
 
 def _announce(
-    potential: Potential, config: FitConfig, trainer: lightning.Trainer, checkpoint: WholeCheckpoint | None
+    potential: Potential,
+    datasets: Sequence[Dataset],
+    config: FitConfig,
+    trainer: lightning.Trainer,
+    checkpoint: WholeCheckpoint | None,
 ) -> str:
-    """Log the backend of a run and the resumed step, and return the description of the backend."""
+    """Log data, size and backend of a run and the resumed step, and return the description of the backend."""
     convolution = describe_backend(potential, trainer.strategy.root_device)
     if trainer.is_global_zero:
+        for dataset in datasets:
+            log.info("%s", _sizes(dataset))
+        numbers = [
+            sum(each.numel() for each in potential.parameters() if each.requires_grad or every) for every in (0, 1)
+        ]
+        log.info("weights: %s trained of %s", *(f"{number:,}" for number in numbers))
         log.info("convolution: %s", convolution)
         log.info("matrix products: %s", describe_precision(config.precision, trainer.strategy.root_device))
         if checkpoint is not None:
             log.info("continuing from %s", checkpoint.path)
     return convolution
+
+
+def _sizes(dataset: Dataset) -> str:
+    """Return the sizes of a data set in words."""
+    trained = dataset.manifest.split(dataset.split).statistics
+    validated = dataset.manifest.splits.get("val")
+    val = validated.statistics.num_frames if validated else 0
+    name, to_train = dataset.manifest.provenance.name, f"{trained.num_frames:,} frames ({trained.num_atoms:,} atoms)"
+    return f"data: {name}, {to_train} to train on, {f'{val:,}' if val else 'none'} to validate"
 
 
 def _check(
@@ -162,6 +181,8 @@ def _trainer(
     *,
     validated: bool,
 ) -> lightning.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):  # advertisements, and what this program says itself
+        logging.getLogger(name).setLevel(logging.WARNING)
     return lightning.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -169,15 +190,15 @@ def _trainer(
         strategy=make_strategy(machine.strategy, machine.world_size, optim.clip_norm),
         plugins=[*plugins_for(machine.strategy), writer],
         max_steps=config.steps,
-        max_epochs=1,  # the whole run is one epoch, so that the progress bar shows the whole run
+        max_epochs=1,  # the whole run is one epoch
         val_check_interval=config.validate_every,
         limit_val_batches=None if validated else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=min(config.log_every, config.steps),
         inference_mode=False,  # forces need autograd in validation too
-        callbacks=[*callbacks, *(progress := make_progress())],
-        enable_progress_bar=bool(progress),
+        callbacks=[*callbacks, *make_progress()],
+        enable_progress_bar=False,
         logger=loggers,
         use_distributed_sampler=False,
         enable_model_summary=False,

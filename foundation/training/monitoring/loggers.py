@@ -1,7 +1,8 @@
 """Loggers of a run: a file, Weights & Biases and TensorBoard if requested, and the terminal.
 
 Lightning's CSVLogger is not used: it starts another file in another folder whenever a run is resumed. A terminal shows
-a progress bar; other outputs, such as the log of a SLURM job, get one plain line per logged step.
+one line that moves, and above it a plain line for each validation; other outputs, such as the log of a SLURM job, get a
+plain line per logged step as well.
 """
 
 import datetime
@@ -9,14 +10,17 @@ import importlib.util
 import logging
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 from data_pipeline.store import durable
 from foundation.evaluation.quantities import QUANTITIES
@@ -32,6 +36,8 @@ LINE_ENDS = (
     ("speed/data_wait", "wait", 100.0, ".1f", " %"),
 )
 """End of a plain line, after loss and errors: metric, its name, factor, format, unit."""
+SHOWN = 3
+"""Number of the loss and errors in the line that moves, which has to fit 80 columns."""
 
 
 class JsonLines(Logger):
@@ -80,11 +86,11 @@ class JsonLines(Logger):
 
 
 class PlainLines(Logger):
-    """Logger of one line per logged step."""
+    """Logger of one line per validation and, unless a terminal shows them otherwise, per logged step."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, *, steps: bool = True) -> None:
         super().__init__()
-        self._num_steps = num_steps
+        self._num_steps, self._steps = num_steps, steps
 
     @property
     def name(self) -> str:
@@ -102,13 +108,10 @@ class PlainLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a line."""
-        parts = [f"loss {metrics['train/loss']:.4g}"] if "train/loss" in metrics else []
-        parts += [
-            f"{each.short} {each.text(metrics[f'{kind}/{key}'], 4)} {each.unit.name}"
-            for kind in ("train", "val")
-            for key, each in QUANTITIES.items()
-            if each.short and f"{kind}/{key}" in metrics
-        ]
+        validation = "val/frames" in metrics
+        if not (validation or self._steps):
+            return
+        parts = errors_in_words(metrics)
         parts += [
             f"{title} {factor * metrics[name]:{form}}{unit}".strip()
             for name, title, factor, form, unit in LINE_ENDS
@@ -116,24 +119,53 @@ class PlainLines(Logger):
         ]
         if "run/remaining_seconds" in metrics:
             parts.append(f"{datetime.timedelta(seconds=round(metrics['run/remaining_seconds']))} to go")
-        what = "validation, " if "val/frames" in metrics else ""
+        what = "validation, " if validation else ""
         log.info("step %d of %d: %s%s", step, self._num_steps, what, ", ".join(parts))
 
 
-class Progress(RichProgressBar):
-    """Lightning's progress bar with the last logged metrics, which do not pass through Lightning's log."""
+def errors_in_words(metrics: Mapping[str, float], significant: int = 4) -> list[str]:
+    """Return the loss and the main errors of a row of metrics as words with their units."""
+    parts = [f"loss {metrics['train/loss']:.{significant}g}"] if "train/loss" in metrics else []
+    return parts + [
+        f"{each.short} {each.text(metrics[f'{kind}/{key}'], significant)} {each.unit.name}"
+        for kind in ("train", "val")
+        for key, each in QUANTITIES.items()
+        if each.short and f"{kind}/{key}" in metrics
+    ]
 
-    SHOWN: ClassVar = {"train/loss": "loss", "train/force_mae": "force_mae", "speed/atoms_per_second": "atoms/s"}
-    """Metrics with their labels."""
 
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """Return the metrics to show."""
-        (file,) = [logger for logger in trainer.loggers if isinstance(logger, JsonLines)]
-        return {called: file.last[name] for name, called in self.SHOWN.items() if name in file.last}
+class Progress(Callback):
+    """Line in a terminal that moves with every step: step, loss and errors of the last logged one, and time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        columns = ("step", MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[said]}"))
+        ends = (TimeRemainingColumn(compact=True, elapsed_when_finished=True),)
+        self._lines = RichProgress(*columns, *ends, console=console, transient=True)
+        self._task: TaskID | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Show the line."""
+        if trainer.is_global_zero:
+            total, done = trainer.max_steps, trainer.global_step
+            self._task = self._lines.add_task("steps", total=total, completed=done, said="")
+            self._lines.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on, with the errors of the last logged step."""
+        if self._task is not None:
+            (file,) = [logger for logger in trainer.loggers if isinstance(logger, JsonLines)]
+            said = ", ".join(errors_in_words(file.last, 3)[:SHOWN])
+            self._lines.update(self._task, completed=trainer.global_step, said=said)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Remove the line, also after an error."""
+        self._lines.stop()
 
 
 def make_progress() -> list[Callback]:
-    """Return a progress bar on a terminal, else nothing."""
+    """Return the line that moves in a terminal, else nothing."""
     return [Progress()] if sys.stdout.isatty() else []
 
 
@@ -160,8 +192,7 @@ def make_loggers(config: FitConfig, out: Path, first_step: int, record: dict[str
         ValueError: Weights & Biases cannot be reached.
     """
     loggers: list[Logger] = [JsonLines(out / "logs", first_step)]
-    if not sys.stdout.isatty():
-        loggers.append(PlainLines(config.steps))
+    loggers.append(PlainLines(config.steps, steps=not sys.stdout.isatty()))
     if config.wandb != "off":
         loggers.append(_wandb(out, config.wandb == "online", record))
     if config.tensorboard:

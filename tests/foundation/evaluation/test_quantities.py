@@ -181,3 +181,10 @@ def test_names_and_units_are_spelled_in_one_file() -> None:
     files.append(root / "model_cards" / "TEMPLATE.md")
     own = {path.name for path in files if any(word in path.read_text() for word in ("meV", "oftening", "160.2"))}
     assert own == {"quantities.py"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.1e-8, "2.10e−05"), (-3e-7, "−3.00e−04"), (2e-6, "0.0020"), (0.0, "0.00")]
+)
+def test_a_small_number_is_not_a_row_of_zeros(value: float, text: str) -> None:
+    assert QUANTITIES["energy_mae"].text(value) == text

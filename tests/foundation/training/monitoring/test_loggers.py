@@ -1,14 +1,23 @@
 """The sinks other than the file: Weights & Biases, TensorBoard, plain lines."""
 
 import importlib.util
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning
 import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from rich.console import Console
 
+from data_pipeline.store.manifest import Manifest
 from foundation.training.fit_config import FitConfig
-from foundation.training.monitoring.loggers import JsonLines, Progress, check_loggers, log_row, make_loggers
+from foundation.training.monitoring.loggers import JsonLines, PlainLines, Progress, check_loggers, log_row, make_loggers
+from tests.conftest import REPOSITORY
 
 ROW = {"train/loss": 0.25, "train/force_mae": 0.05, "speed/atoms_per_second": 1234.5, "run/remaining_seconds": 3725.0}
 
@@ -74,11 +83,52 @@ def test_tensorboard_shows_a_resumed_step_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
 
 
-def test_the_progress_bar_shows_the_last_logged_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_line_that_moves_fits_the_terminal_and_shows_the_last_logged_step(tmp_path: Path, width: int) -> None:
     (file,) = [logger for logger in loggers(tmp_path) if isinstance(logger, JsonLines)]
-    trainer = lightning.Trainer(logger=[file], accelerator="cpu", enable_progress_bar=False)
-    assert Progress().get_metrics(trainer, lightning.LightningModule()) == {}
+    trainer = lightning.Trainer(logger=[file], accelerator="cpu", enable_progress_bar=False, max_steps=2_000_000)
+    shown = io.StringIO()
+    progress = Progress(Console(file=shown, force_terminal=True, width=width, _environ={}))
+    progress.on_train_start(trainer, lightning.LightningModule())
     log_row(trainer.loggers, "train", 4, ROW)
     log_row(trainer.loggers, "validation", 4, {"val/force_mae": 0.07})
-    shown = Progress().get_metrics(trainer, lightning.LightningModule())
-    assert shown == {"loss": 0.25, "force_mae": 0.05, "atoms/s": 1234.5}
+    progress.on_train_batch_end(trainer, lightning.LightningModule(), None, None, 4)
+    progress.teardown(trainer, lightning.LightningModule(), "fit")
+    lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())) if line]
+    assert max(map(len, lines)) <= width
+    assert "0/2000000" in lines[0]
+    if width > 60:
+        assert "loss 0.25, force 50.0 meV/Å" in lines[-1]
+    progress.teardown(trainer, lightning.LightningModule(), "fit")  # nothing happens twice
+
+
+def test_a_terminal_gets_a_line_per_validation_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for steps in (True, False):
+        caplog.clear()
+        lines = PlainLines(8, steps=steps)
+        lines.log_metrics(ROW, 4)
+        lines.log_metrics({"val/frames": 3.0, "val/force_mae": 0.07}, 4)
+        assert [record.message[:15] for record in caplog.records] == ["step 4 of 8: lo"] * steps + ["step 4 of 8: va"]
+
+
+def test_lightning_says_nothing_in_a_run(tmp_path: Path, emt_manifest: Manifest) -> None:
+    words = ["pretrain", "--data", str(emt_manifest.root), "--out", "run", "--irreps", "4x0e", "--steps", "2"]
+    small = ["--model.num_blocks", "1", "--lanes", "1", "--num_workers", "0", "--accelerator", "cpu"]
+    command = [sys.executable, "-m", "launch", *words, *small, "--fit.validate_every", "1", "--fit.log_every", "1"]
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    for word in ("INFO", "Tip", "GPU", "Trainer", "weights_only", "Warning"):
+        assert word not in said, said
+    starts = [
+        "data: ",
+        "weights: ",
+        "convolution: ",
+        "matrix products: ",
+        "step 1 of 2: loss",
+        "step 1 of 2: validation",
+    ]
+    lines = said.splitlines()
+    assert [start for start in starts if not any(line.startswith(start) for line in lines)] == []
+    assert 'foundation.load("run")' in done.stdout
