@@ -16,6 +16,7 @@ from typing import Literal
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.store.untrusted import typed
 from foundation import checkpoint, run_folder
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.datasets import (
@@ -38,6 +39,7 @@ from foundation.finetuning.distillation import Teacher
 from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets, with_plain_sets_built
 from foundation.finetuning.freezing import freeze, rate_factors
+from foundation.finetuning.loss_weights import balanced_loss
 from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
 from foundation.finetuning.protection import found_or_made, rehearsal_of
 from foundation.finetuning.rehearsal import (
@@ -53,12 +55,13 @@ from foundation.pretrain import dataset_facts, provenance_of
 from foundation.provenance import FINE_TUNING, StartChanges, StartFacts
 from foundation.reports.card import CardFacts
 from foundation.reports.forgetting_record import SuiteEnds
-from foundation.reports.forgetting_report import summary, write_forgetting
+from foundation.reports.forgetting_report import summary, warnings, write_forgetting
 from foundation.run_folder import PROTECTION, RunFolder, reporting
 from foundation.surgery.adapters import merge_adapters
 from foundation.surgery.start import prepare_start, start_facts
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
+from foundation.training.fault_tolerance.checkpoints import WholeCheckpoint
 from foundation.training.fault_tolerance.stored_potential import take_best
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitConfig, FitOptions
@@ -108,8 +111,9 @@ class FinetuneConfig:
     """Length of the run and batch composition; what is left out is taken from the data."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     """Hardware."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Loss terms, the same for target and rehearsal."""
+    loss: LossConfig | None = field(default=None, metadata=DECIDES)
+    """Loss terms, the same for target and rehearsal; None: that of the Fisher's file if there is one, else weights for
+    which no label of the target gets worse than it is at the start."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0))
     """Optimizer and schedule; defaults differ from pretraining: low learning rate, no weight decay, no average."""
     rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
@@ -205,7 +209,7 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
         prepared.datasets,
         config=prepared.fit,
         machine=config.machine,
-        loss=config.loss,
+        loss=prepared.loss,
         optim=config.optim,
         out=folder.path,
         record=folder.record,
@@ -250,6 +254,8 @@ class _Settled:
     """Configuration without anything left to the data."""
     fit: FitConfig
     """Its section fit."""
+    loss: LossConfig
+    """Its section loss."""
     start: Potential
     """The start."""
     origin: StartFacts
@@ -270,6 +276,8 @@ class _Prepared:
     """Configuration without anything left to the data."""
     fit: FitConfig
     """Its section fit."""
+    loss: LossConfig
+    """Its section loss."""
     folder: RunFolder
     """Run folder, with this configuration as the record."""
     start: Potential
@@ -286,16 +294,18 @@ class _Prepared:
     """Facts for the provenance."""
 
 
-def _settled(config: FinetuneConfig) -> _Settled:
+def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> _Settled:
     """Open start and data, and return them with the configuration that follows."""
     named = resolve(config.start, config.checkpoint)
     start = named.load()
     config = _with_data_sets(config, start)
     datasets, theories = open_datasets(config.data)
-    _check_labels(config, datasets)
+    refuse_unlabelled(datasets)
+    if config.loss is not None:
+        _check_terms(config, datasets, config.loss, "loss")
     seed_everything(config.fit.seed)
     _check_theories(config, start, theories)
-    fit, optim, reasons = sized(
+    lengths, optim, reasons = sized(
         config.fit, config.optim, datasets, cutoff=start.cutoff, world_size=config.machine.world_size
     )
     potential, changes = prepare_start(
@@ -307,10 +317,12 @@ def _settled(config: FinetuneConfig) -> _Settled:
         new_elements=config.new_elements,
     )
     datasets = numbered_as_in(potential, datasets, theories)
-    announce(reasons)
+    loss, why = _loss(config, potential, datasets, resumed)
+    announce((*reasons, *why))
     return _Settled(
-        config=dataclasses.replace(config, fit=fit, optim=optim),
-        fit=fit,
+        config=dataclasses.replace(config, fit=lengths, optim=optim, loss=loss),
+        fit=lengths,
+        loss=loss,
         start=start,
         origin=start_facts(config.start, named.describe()),
         potential=potential,
@@ -320,7 +332,7 @@ def _settled(config: FinetuneConfig) -> _Settled:
 
 
 def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
-    settled = _settled(given)
+    settled = _settled(given, folder.checkpoint)
     config, start, potential, datasets = settled.config, settled.start, settled.potential, settled.datasets
     folder = folder.settled(config)
     held_out = held_out_sets(_with_target(config, datasets), potential)
@@ -329,8 +341,8 @@ def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
     refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")
     begun = copy.deepcopy(potential).eval()
     protection = _protection(config, start)
-    rehearsal = _rehearsal(_with_carried(config, protection, start), begun, held_out)
-    importance = _importance(config, start, potential, held_out, protection)
+    rehearsal = _rehearsal(_with_carried(config, protection, start), settled.loss, begun, held_out)
+    importance = _importance(config, settled, held_out, protection)
     penalty = _limit(config, potential, importance)
     retained = [each.dataset for each in held_out if each.role == "retained"]
     _compare_step_zero(settled, [*datasets, *retained])
@@ -352,6 +364,7 @@ def _prepare(given: FinetuneConfig, folder: RunFolder) -> _Prepared:
     return _Prepared(
         config=config,
         fit=settled.fit,
+        loss=settled.loss,
         folder=folder,
         start=begun,
         potential=potential,
@@ -373,10 +386,18 @@ def _compare_step_zero(settled: _Settled, datasets: Sequence[Dataset]) -> None:
         log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
 
 
-def _check_labels(config: FinetuneConfig, datasets: Sequence[Dataset]) -> None:
-    """Refuse data without labels, or without those of the loss."""
-    refuse_unlabelled(datasets)
-    _check_terms(config, datasets, config.loss, "loss")
+def _loss(
+    config: FinetuneConfig, potential: Potential, datasets: Sequence[Dataset], resumed: WholeCheckpoint | None
+) -> tuple[LossConfig, tuple[str, ...]]:
+    """Return the loss of the run, and a sentence on each choice that the configuration leaves to its data."""
+    if config.loss is not None:
+        return config.loss, ()
+    if resumed is not None and isinstance(resumed.config, dict) and "loss" in resumed.config:
+        # measured anew, on another machine, weights might differ in the last digit
+        return typed(LossConfig, resumed.config["loss"], "loss"), ()
+    if config.penalty is not None and isinstance(config.penalty.fisher, Path):
+        return fisher.read(config.penalty.fisher).loss, (f"loss of the Fisher {config.penalty.fisher}",)
+    return balanced_loss(potential, datasets)
 
 
 def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: LossConfig, name: str) -> None:
@@ -432,14 +453,16 @@ def _with_carried(config: FinetuneConfig, protection: Path | None, start: Potent
     return dataclasses.replace(config, rehearsal=dataclasses.replace(config.rehearsal, data=data))
 
 
-def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[HeldOut]) -> Rehearsal | None:
+def _rehearsal(
+    config: FinetuneConfig, loss: LossConfig, start: Potential, held_out: Sequence[HeldOut]
+) -> Rehearsal | None:
     """Return the pretraining data to rehearse, checked against held-out data."""
     if config.rehearsal is None:
         return None
     datasets = rehearsal_datasets(config.rehearsal, start)
     if config.rehearsal.labels == "data":
         own = config.rehearsal.loss
-        _check_terms(config, datasets, own or config.loss, "rehearsal.loss" if own else "loss")
+        _check_terms(config, datasets, own or loss, "rehearsal.loss" if own else "loss")
     refuse_held_out(datasets, [each.dataset for each in held_out], "rehearsed")
     return Rehearsal(
         datasets=tuple(datasets),
@@ -452,13 +475,10 @@ def _rehearsal(config: FinetuneConfig, start: Potential, held_out: Sequence[Held
 
 
 def _importance(
-    config: FinetuneConfig,
-    start: Potential,
-    potential: Potential,
-    held_out: Sequence[HeldOut],
-    protection: Path | None,
+    config: FinetuneConfig, settled: _Settled, held_out: Sequence[HeldOut], protection: Path | None
 ) -> Fisher | None:
     """Return the Fisher of the penalty, if requested, checked against held-out data."""
+    start, potential = settled.start, settled.potential
     if config.penalty is None or config.penalty.fisher is None:
         return None
     if (potential.elements, potential.theories) != (start.elements, start.theories):
@@ -467,10 +487,10 @@ def _importance(
             "data change these: give the data a `theory` that the start knows, or leave penalty.fisher out, for L2-SP"
         )
     if isinstance(config.penalty.fisher, Path):
-        importance = fisher.load(config.penalty.fisher, potential, config.loss)
+        importance = fisher.load(config.penalty.fisher, potential, settled.loss)
     else:
         assert protection is not None
-        importance = fisher_by_term.read(protection / checkpoint.FISHER, start).of(config.loss, start)
+        importance = fisher_by_term.read(protection / checkpoint.FISHER, start).of(settled.loss, start)
     refuse_fisher_held_out(importance, [each.dataset for each in held_out])
     return importance
 
@@ -523,4 +543,6 @@ def _report(config: FinetuneConfig, prepared: _Prepared, before: Measurement) ->
     values = write_forgetting(config.out / "forgetting", before, after, curve, title, suites)
     for line in summary(values):
         log.info("%s", line)
+    for line in warnings(values):
+        log.warning("%s", line)
     log.info("report of learning and forgetting: %s", config.out / "forgetting" / "index.html")

@@ -219,14 +219,14 @@ BUILD_KEYS = (
 )
 TRAINING_KEYS = (
     *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "machine.num_workers"),
-    *("machine.devices", "fit.resume", "loss.energy.weight", "loss.forces.weight", "loss.stress.weight"),
-    "optim.learning_rate",
+    *("machine.devices", "fit.resume", "optim.learning_rate"),
 )
+LOSS_KEYS = ("loss.energy.weight", "loss.forces.weight", "loss.stress.weight")
 VERBS = {
     "finetune": Verb(
         "train a potential on the data of a domain, and measure what it forgets",
         _finetune,
-        ("start", *TRAINING_KEYS, "rehearsal", "penalty", "freeze", "sweep"),
+        ("start", *TRAINING_KEYS, "loss", "rehearsal", "penalty", "freeze", "sweep"),
         group="From your own file to a potential:",
     ),
     "evaluate": Verb("measure errors and write a report", _evaluate),
@@ -239,7 +239,10 @@ VERBS = {
     ),
     "example-data": Verb("write a file of labelled frames to train on", _example_data),
     "pretrain": Verb(
-        "train a potential from scratch", _pretrain, (*TRAINING_KEYS, "model"), group="To train and to compare:"
+        "train a potential from scratch",
+        _pretrain,
+        (*TRAINING_KEYS, *LOSS_KEYS, "model"),
+        group="To train and to compare:",
     ),
     "fisher": Verb(
         "measure how much each weight of a potential matters to data",

@@ -13,10 +13,12 @@ from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, save
 from foundation.evaluation.quantities import QUANTITIES, notes
 from foundation.reports.escape import Markdown, markdown
 from foundation.reports.forgetting_figures import draw_figures
-from foundation.reports.forgetting_record import Forgetting, SuiteEnds, compare
+from foundation.reports.forgetting_record import Forgetting, SetChange, SuiteEnds, compare
 from foundation.reports.page import render_page
 from foundation.reports.suite_table import suite_rows
 
+LABEL_ERRORS = ("energy_mae", "force_mae", "stress_mae")
+"""Errors of the labels, none of which should grow on a target."""
 NOTEWORTHY = 0.1
 """Growth of a retained error above which the page gives a remark."""
 DIFFERENCE_DECIMALS = 2
@@ -90,11 +92,42 @@ def remarks(forgetting: Forgetting) -> list[str]:
             shown = [f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in grown.items()]
             found += [f"{name} (retained) became worse: {', '.join(shown)}"] if shown else []
         elif row.role == "target":
+            shown = [f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in worse_labels(row).items()]
+            found += [f"{name} (target) is worse than before: {', '.join(shown)}"] if shown else []
             kept = [metric for metric, value in changes.items() if value.high is not None and value.high >= 0]
             shown = [QUANTITIES[metric].name for metric in kept]
             found += [f"{name} (target) is not significantly better than before: {', '.join(shown)}"] if shown else []
         if row.num_skipped:
             found.append(f"{name}: {row.num_skipped:,} frames left out, with elements unknown to the potential")
+    return found
+
+
+def worse_labels(row: SetChange) -> dict[str, Estimate]:
+    """Return the changes of the mean absolute errors of labels that have grown in a set, by name.
+
+    Their interval is above zero; in a set too small for an interval, the change itself.
+    """
+    changes = {metric: row.change[metric] for metric in LABEL_ERRORS if metric in row.change}
+    return {metric: each for metric, each in changes.items() if is_worse(each)}
+
+
+def is_worse(change: Estimate) -> bool:
+    """Return whether an error has grown: its interval, or without one the change itself, is above zero."""
+    least = change.value if change.low is None else change.low
+    return least is not None and least > 0
+
+
+def warnings(forgetting: Forgetting) -> list[str]:
+    """Return a sentence on each target of which a label became worse than the start predicts it."""
+    found = []
+    for name, row in forgetting.sets.items():
+        grown = worse_labels(row) if row.role == "target" else {}
+        if grown:
+            shown = ", ".join(f"{QUANTITIES[metric].name} {percent(value)}" for metric, value in grown.items())
+            found.append(
+                f"warning: on {name} the result is worse than the start: {shown}. Raise the weight of this label in "
+                "the loss, lower --optim.learning_rate, or train for longer"
+            )
     return found
 
 
@@ -159,6 +192,7 @@ def shown_by_page() -> dict[str, Any]:
         "change_text": change_text,
         "difference_text": difference_text,
         "is_error": is_error,
+        "is_worse": is_worse,
         "suite_rows": suite_rows,
     }
 

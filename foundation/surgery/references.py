@@ -59,7 +59,7 @@ def refit_references(
     references = potential.get_buffer("reference_energies").cpu().clone()
     report = {}
     for theory in sorted({dataset.theory_number for dataset in datasets}):
-        structures = _Choice([d for d in datasets if d.theory_number == theory], elements, max_structures, seed)
+        structures = Choice([d for d in datasets if d.theory_number == theory], elements, max_structures, seed)
         if not len(structures):
             continue
         fractions, residuals = _residuals(potential, structures)
@@ -95,12 +95,13 @@ def fit_shifts(
     return element_energies(fractions.T @ fractions, fractions.T @ residuals, centre)
 
 
-class _Choice:
+class Choice:
     """Structures of some data sets, chosen at random."""
 
     def __init__(
         self, datasets: Sequence[Dataset], elements: Sequence[int] | None, max_structures: int, seed: int
     ) -> None:
+        """Choose at most so many structures with one of the elements (None: any), in the order of the data."""
         cache = BlockCache()
         self._datasets = datasets
         self._frames = [dataset.frames(cache) for dataset in datasets]
@@ -129,7 +130,7 @@ class _Choice:
 
 
 def _residuals(
-    potential: Potential, structures: _Choice
+    potential: Potential, structures: Choice
 ) -> tuple[Float64[np.ndarray, "structures elements"], Float64[np.ndarray, " structures"]]:
     """Return composition, and label minus prediction of the energy per atom [eV], of structures."""
     training, rows, residuals = potential.training, [], []
