@@ -19,6 +19,7 @@ import torch
 
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.loading.datasets import Frames
+from data_pipeline.sources import RandomCrystals
 from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.store.manifest import Provenance as DataProvenance
@@ -28,7 +29,7 @@ from foundation import checkpoint
 from foundation.checkpoint import Description
 from foundation.evaluation.held_out import read
 from foundation.finetuning.protection import copy_into as protection_into
-from foundation.naming import resolve
+from foundation.naming import Choice, SavedPotential, resolve
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
@@ -44,6 +45,17 @@ log = logging.getLogger(__name__)
 
 MAX_GOLDEN_ATOMS = 40
 """Largest number of atoms of a structure that may be one of several golden ones."""
+MAX_GENERATED_ATOMS = 12
+"""Largest number of atoms of a generated golden structure."""
+GENERATED = DataProvenance(
+    name="generated crystals",
+    licence="CC0-1.0",
+    level_of_theory="none",
+    energy_convention="none",
+    citation="data_pipeline.sources.RandomCrystals",
+    source="data_pipeline.sources.RandomCrystals",
+)
+"""Provenance of generated golden structures."""
 TOLERANCE = 1e-9
 """Largest allowed difference from the golden energies per atom, forces and stresses in float64, relative to 1 +
 |value|: only rounding may differ between machines."""
@@ -58,14 +70,21 @@ class ExportConfig:
     """Run to release, and options."""
 
     run: Path
-    """Finished run folder, with potential/ and report/, or forgetting/ if it is a fine-tuning."""
+    """Run folder, with report/, or forgetting/ if it is a fine-tuning."""
+    checkpoint: Choice = None
+    """Checkpoint of the run: `best` by its validation, `newest`, or a step; None: the potential of a finished run, and
+    the newest checkpoint of an unfinished one."""
+    private: bool = False
+    """Release for your own use: a minimal card, which needs neither its facts nor held-out errors, and golden
+    structures that are generated, so that no licence is involved. A release for others needs all of them."""
     out: Path
     """Release folder to write; an older release there is replaced once the new one is verified."""
     card: CardFacts | None = None
     """Facts of the model card; None: those of the run's configuration."""
     data: Path | None = None
     """Manifest for the golden structures; None: the run's own or, for a fine-tuning whose target has only large
-    structures or no licence to pass them on, a retained or rehearsed set."""
+    structures or no licence to pass them on, a retained or rehearsed set. If none may be passed on, and in a private
+    release, they are generated."""
     num_golden: int = 3
     """Number of structures of up to 40 atoms in golden.json; if all are larger, it gets only the smallest."""
     theory: str | None = None
@@ -76,6 +95,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must be above 0 (the start) and at most 1 (the result), not {self.alpha}")
+        if self.alpha != 1 and self.checkpoint is not None:
+            raise ValueError("alpha lies between the start and the result of a run: leave checkpoint out")
         if self.num_golden < 1:
             raise ValueError(f"num_golden must be at least 1, not {self.num_golden}: a release is verified with them")
 
@@ -85,12 +106,12 @@ def export(config: ExportConfig) -> Path:
 
     Raises:
         FileExistsError: the folder exists and is not a release, or holds other files too.
-        FileNotFoundError: the run is not finished, was not evaluated (at alpha), or its data or start are gone.
+        FileNotFoundError: the run has no potential yet, was not evaluated (at alpha), or its data or start are gone.
         MissingFact: the model card lacks a fact.
         CorruptCheckpoint: the run's potential is damaged, or lacks its provenance.
         GoldenMismatch: the exported files do not reproduce the golden predictions; nothing is left behind.
-        ValueError: the report belongs to other weights or another level of theory, the potential has no such level, no
-            data for golden structures may be passed on, or alpha is given for a run that is not a fine-tuning.
+        ValueError: the report belongs to other weights or another level of theory, the potential has no such level, or
+            alpha is given for a run that is not a fine-tuning.
         InUse: another process writes a release there.
     """
     with lock.hold(lock.beside(config.out), config.out):
@@ -99,36 +120,41 @@ def export(config: ExportConfig) -> Path:
 
 def _export(config: ExportConfig) -> Path:
     checkpoint.refuse_to_replace(config.out, "release")
-    source = checkpoint.find(config.run)
-    described = checkpoint.describe(source)
-    with refusing(source / checkpoint.CONFIG, checkpoint.CorruptCheckpoint):
+    found = resolve(config.run, config.checkpoint)
+    described = found.describe()
+    with refusing(config.run, checkpoint.CorruptCheckpoint):
         needed = ("config", "method", "datasets", "num_parameters", "versions", "hardware")
         require(described.provenance, needed)
         card = config.card or CardFacts(**described.origin.card)
         _ = described.origin.run
-    check_facts(card)
-    potential = checkpoint.load(source)
+    if not config.private:
+        check_facts(card)
+    potential = found.load()
     if config.alpha != 1:
         potential, described = _interpolated(config, potential, described)
     if config.theory is not None:
         potential = keep_theory(potential, config.theory)
-    measured = _measured(config, described)
-    golden_of, structures = _golden_structures(_golden_sources(config, described.origin), potential, config.num_golden)
+    measured = _measured_if_any(config, described) if config.private else _measured(config, described)
+    golden_of, structures = _golden_structures(config, described.origin, potential)
+    whole = config.theory is None and config.alpha == 1
+    unchanged = found.folder if whole and isinstance(found, SavedPotential) else None
     with durable.whole_folder(lock.real(config.out)) as partial:
-        if config.theory is None and config.alpha == 1:
+        if unchanged is not None and not config.private:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
-                shutil.copyfile(source / name, partial / name)
-            protection = protection_into(partial, source, described)
+                shutil.copyfile(unchanged / name, partial / name)
         else:
             made_from = described.provenance if config.theory is None else _of_one_theory(potential, described)
             # a protection belongs to the weights of the run
-            checkpoint.write_into(partial, potential, {k: v for k, v in made_from.items() if k != PROTECTION})
-            described, protection = checkpoint.describe(partial), ""
+            made_from = {name: each for name, each in made_from.items() if unchanged or name != PROTECTION}
+            checkpoint.write_into(partial, potential, made_from | ({"private": True} if config.private else {}))
+            described = checkpoint.describe(partial)
+        protection = protection_into(partial, unchanged, described) if unchanged else ""
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, described) | measured
         facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
-        (partial / checkpoint.CARD).write_text(render_card(card, facts) + protection)
+        named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
+        (partial / checkpoint.CARD).write_text(render_card(named, facts, private=config.private) + protection)
         checkpoint.write_checksums(partial)
         verify_golden(partial)
     return config.out
@@ -151,8 +177,9 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
             f"{file}: the run has not measured alpha {alpha:g} (measured: {there}); name it in "
             "forgetting.alphas and fine-tune again"
         )
-    start = Path(described.origin.start.folder)
-    potential = interpolate(resolve(start).load(), tuned, alpha)
+    start, taken = Path(described.origin.start.folder), described.origin.start.checkpoint
+    step = None if taken is None or taken.finished else taken.step
+    potential = interpolate(resolve(start, step).load(), tuned, alpha)
     sha256 = checkpoint.weights_sha256(potential)
     if read(file).weights_sha256 != sha256:
         raise ValueError(
@@ -166,8 +193,8 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
 
 def _measured(config: ExportConfig, described: Description) -> dict:
     """Return the held-out errors for the card: before and after for a fine-tuning, else the evaluation."""
-    sha256 = described.weights_sha256
-    if described.origin.method == FINE_TUNING:
+    sha256, taken = described.weights_sha256, described.origin.checkpoint
+    if described.origin.method == FINE_TUNING and (taken is None or taken.finished):
         section = card_section(config.run, described.origin, sha256, config.theory, config.alpha)
         return {"finetuning": section}
     evaluation = _evaluation(config.run, sha256)
@@ -178,6 +205,15 @@ def _measured(config: ExportConfig, described: Description) -> dict:
         )
     suites = suite_table(evaluation.suites) if evaluation.suites else None
     return {"evaluation": evaluation, "errors": evaluation.errors, "suites": suites}
+
+
+def _measured_if_any(config: ExportConfig, described: Description) -> dict:
+    """Return the held-out errors for the card of a private release, which need not exist."""
+    try:
+        return _measured(config, described)
+    except (FileNotFoundError, ValueError) as missing:
+        log.warning("the card has no held-out errors: %s", missing)
+        return {}
 
 
 def _of_one_theory(potential: Potential, described: Description) -> dict:
@@ -256,8 +292,8 @@ def _golden_sources(config: ExportConfig, origin: Provenance) -> list[tuple[Path
     if config.data is not None:
         return [(config.data, None)]
     run = origin.run
-    if run.data is None:
-        raise FileNotFoundError("the potential was not trained here: give the data of its golden structures (--data)")
+    if run.data is None or config.private:
+        return []
     found: list[tuple[Path, str | None]] = [(path, None) for path in _paths(run.data)]
     found += [(Path(each.path), each.split) for each in run.forgetting.retained]
     rehearsed = run.rehearsal
@@ -283,14 +319,16 @@ def _evaluation(run: Path, weights_sha256: str) -> Evaluation:
 
 
 def _golden_structures(
-    sources: Sequence[tuple[Path, str | None]], potential: Potential, count: int
+    config: ExportConfig, origin: Provenance, potential: Potential
 ) -> tuple[DataProvenance, list[Structure]]:
     """Return golden structures and their provenance: small ones of the first data that have any, else the smallest.
 
-    A split of None means test, or train without one. A release is passed on, so data that must not be are left out.
+    A split of None means test, or train without one. A release is passed on, so data that must not be are left out; if
+    nothing remains, the structures are generated.
     """
     found: list[tuple[DataProvenance, list[Structure]]] = []
-    for path, split in sources:
+    count = config.num_golden
+    for path, split in _golden_sources(config, origin):
         manifest = open_manifest(path)
         if not manifest.provenance.redistributable:
             name, licence = manifest.provenance.name, manifest.provenance.licence
@@ -303,15 +341,19 @@ def _golden_structures(
             if structures[0].num_atoms <= MAX_GOLDEN_ATOMS:
                 break
     if not found:
-        places = ", ".join(str(path) for path, _ in sources)
-        raise ValueError(
-            f"{places}: no structure that the potential can predict and whose licence allows copying into a release "
-            "as a golden structure; give another --data"
-        )
+        log.info("golden structures are generated crystals: no data of the run are taken")
+        return GENERATED, generated(potential.elements, count)
     provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))
     sizes = ", ".join(str(structure.num_atoms) for structure in structures)
     log.info("golden structures are from %s, with %s atoms", provenance.name, sizes)
     return provenance, structures
+
+
+def generated(elements: Sequence[int], count: int) -> list[Structure]:
+    """Return small random crystals of elements, always the same, which nobody owns."""
+    symbols = tuple(SYMBOLS[number] for number in elements)
+    source = RandomCrystals(num_crystals=count, elements=symbols, max_atoms=MAX_GENERATED_ATOMS)
+    return list(source.make(0, count))
 
 
 def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) -> list[Structure]:
@@ -335,8 +377,9 @@ def _card_facts(potential: Potential, described: Description) -> dict:
         "method": origin.method,
         "rehearsed_datasets": list(origin.rehearsed),
         "earlier_datasets": list(origin.start.datasets),
+        "start": origin.start.name or Path(origin.start.folder).name,
         "hardware": origin.hardware,
-        "steps": origin.run.fit.steps,
+        "steps": origin.checkpoint.step if origin.checkpoint else origin.run.fit.steps,
         "wall_time_s": origin.wall_time_s,
         "architecture": potential.network.describe(),
         "cutoff": potential.cutoff,

@@ -15,7 +15,9 @@ from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.quantities import Row, notes, rows
 from foundation.reports.escape import Markdown, code, markdown
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "TEMPLATE.md"
+TEMPLATE, PRIVATE = (
+    Path(__file__).resolve().parents[2] / "model_cards" / name for name in ("TEMPLATE.md", "PRIVATE.md")
+)
 
 
 class MissingFact(ValueError):
@@ -52,22 +54,25 @@ def check_facts(card: CardFacts) -> None:
     if missing:
         raise MissingFact(
             f"the model card lacks {', '.join(missing)}; write them into the run's configuration, or give them to "
-            f"export (--{missing[0]} ...)"
+            f"export (--{missing[0]} ...); for your own use, export with --private true, which needs none of them"
         )
 
 
-def render_card(card: CardFacts, facts: dict) -> str:
+def render_card(card: CardFacts, facts: dict, *, private: bool = False) -> str:
     """Return the card as Markdown.
+
+    Args:
+        card: Facts of the configuration; of a private release, only the name is required.
+        facts: Facts that the program found out.
+        private: True for the minimal card of a private release.
 
     Raises:
         MissingFact: a fact is empty, or the template uses a missing one.
     """
-    check_facts(card)
-    provenances = [dataset.items() for dataset in facts.get("datasets", ())]
-    missing = [f"dataset.{name}" for items in provenances for name, fact in items if not str(fact).strip()]
-    if missing:
-        raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
-    source = TEMPLATE.read_text()
+    if not private:
+        check_facts(card)
+        _check_datasets(facts)
+    source = (PRIVATE if private else TEMPLATE).read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_escaped)
     environment.filters |= {"code": code, "python": _python}
     try:
@@ -75,6 +80,14 @@ def render_card(card: CardFacts, facts: dict) -> str:
         return environment.from_string(source).render(card=card, thousands=_thousands, **facts)
     except (jinja2.UndefinedError, KeyError) as error:
         raise MissingFact(f"the model card lacks a fact: {error}") from error
+
+
+def _check_datasets(facts: dict) -> None:
+    """Check that no fact of a data set is empty."""
+    provenances = [dataset.items() for dataset in facts.get("datasets", ())]
+    missing = [f"dataset.{name}" for items in provenances for name, fact in items if not str(fact).strip()]
+    if missing:
+        raise MissingFact(f"the model card lacks {', '.join(missing)}; write it into the provenance and build again")
 
 
 def _escaped(value: Any) -> Any:
