@@ -30,8 +30,9 @@ class FitOptions:
     Lengths left out are taken from the data when the run starts (lengths.py): the training itself has a FitConfig.
     """
 
-    steps: int | None = field(default=None, metadata=DECIDES)
-    """Number of optimizer steps of the whole run; None: from `epochs`, or from the number of frames."""
+    steps: int | None = field(default=None, metadata=COMPARED)
+    """Number of optimizer steps of the whole run; None: from `epochs`, or from the number of frames. A run can be made
+    longer if its learning rates so far stay the same."""
     epochs: float | None = field(default=None, metadata=COMPARED)
     """Number of passes over the training data, in place of `steps`."""
     lanes: int | None = field(default=None, metadata=COMPARED)
@@ -95,7 +96,7 @@ class FitOptions:
 class FitConfig(FitOptions):
     """Section `fit` with every length: what the training takes and the record of a run has."""
 
-    steps: int = field(metadata=DECIDES)
+    steps: int = field(metadata=COMPARED)
     """Number of optimizer steps of the whole run."""
     lanes: int = field(default=8, metadata=COMPARED)
     """Number of micro-batches per optimizer step; the number of processes must divide it."""

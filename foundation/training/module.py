@@ -21,7 +21,7 @@ from foundation.training.fault_tolerance.reading import BACKEND
 from foundation.training.fault_tolerance.stored_potential import POTENTIAL, described_for_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
-from foundation.training.lightning_internals import count_step, set_counted_batches
+from foundation.training.lightning_internals import count_step, expect_batches, set_counted_batches
 from foundation.training.loss import Counts, LossConfig, loss, loss_terms, summed
 from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ValidationErrors
@@ -83,6 +83,10 @@ class TrainingModule(lightning.LightningModule):
         """Prepare the accumulation of the gradient for the strategy."""
         parameters = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
+
+    def on_train_start(self) -> None:
+        """Read on in a run that was made longer."""
+        expect_batches(self.trainer)
 
     def on_train_batch_start(self, batch: Parts, batch_idx: int) -> None:
         """Correct Lightning's number of batches, which decides when it validates."""

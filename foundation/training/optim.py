@@ -125,20 +125,26 @@ def make_schedule(
     config: OptimConfig, optimizer: torch.optim.Optimizer, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the schedule over a run of num_steps steps."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(config, step, num_steps))
+
+
+def rate_at(config: OptimConfig, step: int, num_steps: int) -> float:
+    """Return the learning rate at a step of a run of num_steps steps, as a fraction of the highest."""
     warmup = warmup_of(num_steps) if config.warmup_steps is None else config.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+        kept = 0.5 * (1.0 + math.cos(math.pi * progress))
+    else:
+        length = config.decay_fraction * num_steps
+        progress = min(1.0, max(0.0, (step - (num_steps - length)) / length))
+        kept = 1.0 - (progress if config.decay_shape == "linear" else progress**0.5)
+    return config.final_fraction + (1.0 - config.final_fraction) * kept
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if config.schedule == "constant":
-            return 1.0
-        if config.schedule == "cosine":
-            progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
-            kept = 0.5 * (1.0 + math.cos(math.pi * progress))
-        else:
-            length = config.decay_fraction * num_steps
-            progress = min(1.0, max(0.0, (step - (num_steps - length)) / length))
-            kept = 1.0 - (progress if config.decay_shape == "linear" else progress**0.5)
-        return config.final_fraction + (1.0 - config.final_fraction) * kept
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def same_rates(config: OptimConfig, step: int, num_steps: int, others: int) -> bool:
+    """Return whether two lengths of a run have the same learning rates up to a step, the one that comes next."""
+    return all(rate_at(config, each, num_steps) == rate_at(config, each, others) for each in range(step + 1))

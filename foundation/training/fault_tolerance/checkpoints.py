@@ -32,6 +32,7 @@ from foundation.training.fault_tolerance.reading import (
 )
 from foundation.training.lightning_internals import averaged_steps, datamodule_of, state_without_barrier
 from foundation.training.machine import with_machine
+from foundation.training.optim import same_rates
 from foundation.training.strategy import ZeroStrategy
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> WholeChec
     return newest_checkpoint(out)
 
 
-def refuse_changes(checkpoint: WholeCheckpoint, config: object, *, settled: bool = True) -> None:
+def refuse_changes(checkpoint: WholeCheckpoint, config: Any, *, settled: bool = True) -> None:
     """Check that a checkpoint's run had the same configuration in all options that decide a step.
 
     Args:
@@ -65,9 +66,42 @@ def refuse_changes(checkpoint: WholeCheckpoint, config: object, *, settled: bool
     changed = deciding_changes(with_machine(checkpoint.config), config, settled=settled)
     if changed:
         raise ValueError(
-            f"cannot resume {checkpoint.path} with another configuration: {'; '.join(changed)}. Restore it, or start a "
-            "new run."
+            f"cannot resume {checkpoint.path} with another configuration: {'; '.join(changed)}. Restore it, or "
+            f"{anew(config)}"
         )
+    if settled:
+        _refuse_other_length(checkpoint, config)
+
+
+def anew(config: Any) -> str:
+    """Return the advice to train on in another run folder."""
+    return f"begin a new run with the weights of this one: --start {config.out} --out <another folder>"
+
+
+def _refuse_other_length(checkpoint: WholeCheckpoint, config: Any) -> None:
+    """Refuse a length of the run that changes the learning rates up to the checkpoint.
+
+    Raises:
+        ValueError: they would have been others, or the checkpoint is past the end.
+    """
+    try:
+        before = int(checkpoint.config["fit"]["steps"])
+    except (KeyError, TypeError, ValueError):
+        return
+    now, step = config.fit.steps, checkpoint.step
+    if now == before:
+        return
+    if now < step:
+        raise ValueError(
+            f"fit.steps {now}: the run has already taken {step} of {before}; export one of its checkpoints"
+        )
+    if not same_rates(config.optim, step, before, now):
+        raise ValueError(
+            f"fit.steps {now}: the run was planned for {before}, and its schedule ({config.optim.schedule}) would have "
+            f"had other learning rates up to its step {step}. Restore {before}, or {anew(config)}; with "
+            "optim.schedule constant a run can be made longer"
+        )
+    log.info("the run goes on to step %d instead of %d, from step %d", now, before, step)
 
 
 def refuse_other_backend(checkpoint: WholeCheckpoint, backend: str) -> None:
