@@ -276,8 +276,8 @@ def protected(folder: Path) -> None:
     console.print(f"    foundation finetune --start {folder} --data FILES --out FOLDER --recipe reewc", highlight=False)
 
 
-def potential(folder: Path, kind: str = "potential") -> None:
-    """Print the path of a potential and the two lines that use it."""
-    console.print(f"{kind}: {folder}")
-    console.print(f'    potential = foundation.load("{folder}")', highlight=False)
-    console.print("    atoms.calc = foundation.Calculator(potential)", highlight=False)
+def potential(word: Path, kind: str = "potential") -> None:
+    """Print the path of a potential, as one names it, and the two lines that use it."""
+    console.print(f"{kind}: {word}")
+    console.print(f'    atoms.calc = foundation.Calculator("{word}")', highlight=False)
+    console.print(f"    foundation evaluate --model {word} --data <file>", highlight=False)
