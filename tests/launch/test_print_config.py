@@ -24,6 +24,7 @@ COMMANDS = {
     '--data [{"path":"a","repeat":8},{"path":"b","theory":"1e5"}]',
     "finetune": '--start s --data d --out o --fit.steps 1 --rehearsal.data r --adapters.rank 2 --rate_factors {"a":9}',
     "preflight": "--config configs/pretrain/small.yaml --price 2.5",
+    "protect": "--model m --num_structures 9",
     "tradeoff": "a b --out c",
     "evaluate": "--model m --data d --split val",
     "report": "a b --out c",
