@@ -26,6 +26,8 @@ orders them (the fingerprint of the stream), 'auto' by its choice."""
 MAY_CHANGE = {ON_RESUME: "taken"}
 """Mark of a field: the steps do not depend on it (over processes, up to rounding, as tests show)."""
 ABSENT = object()
+UNDECIDED = (None, ABSENT, "auto")
+"""Values of options that data and start may still decide."""
 MAX_SHOWN = 120
 """Longest value in a message [characters]."""
 
@@ -73,7 +75,7 @@ def deciding_changes(before: Mapping[str, Any], config: object, *, settled: bool
     for name in sorted({**old, **new}):
         was, now = old.get(name, ABSENT), new.get(name, ABSENT)
         mark, default = _declared(type(config), name.split("."))
-        if was == now or mark in (COMPARED, MAY_CHANGE) or (not settled and now in (None, ABSENT)):
+        if was == now or mark in (COMPARED, MAY_CHANGE) or (not settled and now in UNDECIDED):
             continue
         if mark is None:
             unknown.append(f"{name} ({_shown(was)}, an option that no longer exists)")

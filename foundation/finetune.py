@@ -58,7 +58,8 @@ from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, warnings, write_forgetting
 from foundation.run_folder import PROTECTION, RunFolder, reporting
 from foundation.surgery.adapters import merge_adapters
-from foundation.surgery.start import prepare_start, start_facts
+from foundation.surgery.start import References, prepare_start, start_facts
+from foundation.surgery.theories import theories_of_data
 from foundation.surgery.weight_interpolation import interpolate
 from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fault_tolerance.checkpoints import WholeCheckpoint
@@ -114,7 +115,7 @@ class FinetuneConfig:
     loss: LossConfig | None = field(default=None, metadata=DECIDES)
     """Loss terms, the same for target and rehearsal; None: that of the Fisher's file if there is one, else weights for
     which no label of the target gets worse than it is at the start."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-4, weight_decay=0.0, ema_decay=0.0))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=7e-4, weight_decay=0.0, ema_decay=0.0))
     """Optimizer and schedule; defaults differ from pretraining: low learning rate, no weight decay, no average."""
     rehearsal: RehearsalConfig | None = field(default=None, metadata=DECIDES)
     """Pretraining data to continue training on."""
@@ -126,9 +127,10 @@ class FinetuneConfig:
     """Factors of learning rates, by preset or pattern; if several match, the last one applies."""
     adapters: AdapterConfig | None = field(default=None, metadata=DECIDES)
     """Low-rank adapters to train instead of the weights; they are merged into the weights at the end."""
-    references: Literal["keep", "refit"] = field(default="keep", metadata=DECIDES)
-    """Reference energies of the elements in the data: those of the start, or refitted for data with another zero of
-    energy, which moves all predictions for these elements at this level of theory."""
+    references: References = field(default="auto", metadata=DECIDES)
+    """Reference energies of the elements in the data: those of the start (keep), or refitted for data with another zero
+    of energy, which moves all predictions for these elements at this level of theory. auto: refitted if the energies
+    differ from the start's by more than 0.2 eV per atom, and composition explains it."""
     new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
     """Treatment of elements in the data that the start does not know."""
     missing_forces: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)
@@ -304,7 +306,8 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> _Settle
     if config.loss is not None:
         _check_terms(config, datasets, config.loss, "loss")
     seed_everything(config.fit.seed)
-    _check_theories(config, start, theories)
+    given = {each.theory for each in of_run(config.data) if each.theory}
+    theories, told = theories_of_data(start, theories, given)
     lengths, optim, reasons = sized(
         config.fit, config.optim, datasets, cutoff=start.cutoff, world_size=config.machine.world_size
     )
@@ -318,9 +321,15 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> _Settle
     )
     datasets = numbered_as_in(potential, datasets, theories)
     loss, why = _loss(config, potential, datasets, resumed)
-    announce((*reasons, *why))
+    announce((*told, *reasons, *why))
     return _Settled(
-        config=dataclasses.replace(config, fit=lengths, optim=optim, loss=loss),
+        config=dataclasses.replace(
+            config,
+            fit=lengths,
+            optim=optim,
+            loss=loss,
+            references="keep" if changes.references is None else "refit",
+        ),
         fit=lengths,
         loss=loss,
         start=start,
@@ -410,19 +419,6 @@ def _check_terms(config: FinetuneConfig, datasets: Sequence[Dataset], loss: Loss
                     f"{sentence.replace('loss.', f'{name}.')}: set it to 0, or set --missing_{label} allow if other "
                     f"data of the run have {term}"
                 )
-
-
-def _check_theories(config: FinetuneConfig, start: Potential, theories: Sequence[str]) -> None:
-    """Refuse data whose level of theory is neither named nor, by its description, one of the start's."""
-    named = all(each.theory for each in of_run(config.data))
-    unknown = [theory for theory in theories if theory not in start.theories]
-    if unknown and not named:
-        known = ", ".join(repr(theory) for theory in start.theories)
-        raise ValueError(
-            f"the data are at {', '.join(map(repr, unknown))}, but {config.start} knows {known}: give each data set a "
-            "`theory` (--theory NAME), one of the start's if they are compatible, or another name to add a level of "
-            "theory"
-        )
 
 
 def _with_target(config: FinetuneConfig, datasets: Sequence[Dataset]) -> ForgettingConfig:

@@ -105,7 +105,7 @@ def test_the_generated_pages_are_complete() -> None:
     rate = page.split("### OptimConfig\n")[1].split("| `optim.learning_rate` |")[1].split("\n")[0]
     assert re.fullmatch(r" number \| `0\.002` \| Highest learning rate; .* \| refused \|", rate)
     # a fine-tuning has defaults of its own
-    assert "`learning_rate: 0.0001`, `weight_decay: 0.0`" in page.split("## foundation finetune\n")[1]
+    assert "`learning_rate: 0.0007`, `weight_decay: 0.0`" in page.split("## foundation finetune\n")[1]
     assert docstrings(PretrainConfig).keys() == PretrainConfig.__dataclass_fields__.keys()
     for file in (path for package in ("data_pipeline", "foundation", "launch") for path in Path(package).rglob("*.py")):
         assert file.name == "__init__.py" or f"- `{file.name}`: " in files.split(f"### {file.parent}\n")[1]

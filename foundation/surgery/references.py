@@ -11,6 +11,7 @@ included: forgetting that no regularisation prevents. The report therefore lists
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def refit_references(
         structures = Choice([d for d in datasets if d.theory_number == theory], elements, max_structures, seed)
         if not len(structures):
             continue
-        fractions, residuals = _residuals(potential, structures)
+        energies = energies_of(potential, structures)
+        fractions, residuals = energies.fractions, energies.labels - energies.predictions
         moving = movable & fractions.any(axis=0)
         shifts = np.zeros(len(potential.elements))
         shifts[moving] = fit_shifts(fractions[:, moving], residuals)
@@ -129,21 +131,35 @@ class Choice:
             yield batch.to(potential.device)
 
 
-def _residuals(
-    potential: Potential, structures: Choice
-) -> tuple[Float64[np.ndarray, "structures elements"], Float64[np.ndarray, " structures"]]:
-    """Return composition, and label minus prediction of the energy per atom [eV], of structures."""
-    training, rows, residuals = potential.training, [], []
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Energies:
+    """Energies of structures beside a potential's."""
+
+    fractions: Float64[np.ndarray, "structures elements"]
+    """Fraction of each of the potential's elements."""
+    num_atoms: Float64[np.ndarray, " structures"]
+    """Number of atoms."""
+    labels: Float64[np.ndarray, " structures"]
+    """Energies of the data [eV per atom]."""
+    predictions: Float64[np.ndarray, " structures"]
+    """Energies of the potential [eV per atom]."""
+
+
+def energies_of(potential: Potential, structures: Choice) -> Energies:
+    """Return the energies of structures beside a potential's."""
+    training, rows = potential.training, []
     potential.eval()
     try:
         with torch.no_grad():
             for batch in structures.batches(potential):
                 count = int(batch.num_atoms)
-                residuals.append(float(batch.energy - potential.atom_energies(batch).sum()) / count)
-                rows.append([float((batch.numbers == z).sum()) / count for z in potential.elements])
+                parts = [float((batch.numbers == z).sum()) / count for z in potential.elements]
+                predicted = float(potential.atom_energies(batch).sum()) / count
+                rows.append([float(count), float(batch.energy) / count, predicted, *parts])
     finally:
         potential.train(training)
-    return np.array(rows, dtype=np.float64), np.array(residuals, dtype=np.float64)
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), 3 + len(potential.elements))
+    return Energies(num_atoms=table[:, 0], labels=table[:, 1], predictions=table[:, 2], fractions=table[:, 3:])
 
 
 def _sizes(residuals: Float64[np.ndarray, " structures"]) -> Residuals:

@@ -28,10 +28,14 @@ from foundation.models import Architecture
 from foundation.potential import Potential
 from foundation.provenance import MovedReferences, StartChanges, StartFacts
 from foundation.surgery.elements import add_elements, nearest_element
+from foundation.surgery.energy_zero import energy_zero
 from foundation.surgery.references import refit_references
 from foundation.surgery.theories import add_theory
 
 log = logging.getLogger(__name__)
+
+References = Literal["auto", "keep", "refit"]
+"""Treatment of reference energies of elements in the data."""
 
 
 def start_from(
@@ -68,7 +72,7 @@ def prepare_start(
     statistics: Mapping[str, Statistics],
     datasets: Sequence[Dataset],
     *,
-    references: Literal["keep", "refit"] = "keep",
+    references: References = "keep",
     new_elements: Literal["refuse", "add"] = "refuse",
 ) -> tuple[Potential, StartChanges]:
     """Return a copy of a potential, ready to be fine-tuned on data, and what was done to it.
@@ -84,11 +88,12 @@ def prepare_start(
         folder: Its folder or name, for messages.
         statistics: The training data's, by level of theory, in the order of the numbers that `datasets` have.
         datasets: The training data.
-        references: Whether references of the elements in the data are kept or refitted (references.py).
+        references: Whether references of the elements in the data are kept or refitted (references.py); 'auto' refits
+            them at a level of theory whose data have another zero of energy (energy_zero.py).
         new_elements: Treatment of elements in the data that the start does not know.
 
     Raises:
-        ValueError: there is such an element, and it must not be added.
+        ValueError: there is such an element, and it must not be added; or energies contradict the start's ('auto').
     """
     potential = copy.deepcopy(start)
     new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
@@ -107,7 +112,10 @@ def prepare_start(
         potential = add_theory(potential, theory)
     datasets = numbered_as_in(potential, datasets, list(statistics))
     of_new_elements = _refit(potential, datasets, new) if new else None
-    moved = _refit(potential, datasets, None) if references == "refit" else None
+    moving = (
+        datasets if references == "refit" else _of_another_zero(potential, datasets) if references == "auto" else ()
+    )
+    moved = _refit(potential, moving, None) if moving and references != "keep" else None
     _warn_of_moves(moved or {}, start, folder)
     return potential.train(), StartChanges(
         new_elements=donors,
@@ -135,6 +143,17 @@ def _refuse_unknown(potential: Potential, folder: Path, statistics: Mapping[str,
                 f"{folder} does not know {', '.join(SYMBOLS[z] for z in unknown)}, which the data at {theory} have: "
                 f"{advice}"
             )
+
+
+def _of_another_zero(potential: Potential, datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Return the data sets at levels of theory whose data have another zero of energy, and log why."""
+    found = []
+    for theory in sorted({dataset.theory_number for dataset in datasets}):
+        own = [dataset for dataset in datasets if dataset.theory_number == theory]
+        zero, sentence = energy_zero(potential, own)
+        log.info("%s", sentence)
+        found += own if zero == "another" else []
+    return found
 
 
 def _refit(

@@ -4,7 +4,8 @@ A network may round its weights anew for another number of levels; then predicti
 """
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -14,6 +15,9 @@ from foundation.potential import Potential
 
 log = logging.getLogger(__name__)
 
+UNSTATED = ("", "not stated", "unknown", "none")
+"""Descriptions, in lower case, of data that do not state their level of theory."""
+
 
 def theory_of_data(potential: Potential, described: str, named: str | None = None) -> int:
     """Return the index of the level of theory of data among those of a potential.
@@ -21,16 +25,89 @@ def theory_of_data(potential: Potential, described: str, named: str | None = Non
     Args:
         potential: The potential.
         described: Level in the data set's provenance, possibly unknown to the potential.
-        named: The potential's name of the level; None: the described one if the potential knows it, else its only one.
+        named: The potential's name of the level; None: the meant one (matched_theory()), else its only one.
 
     Raises:
         ValueError: the potential does not know the named level, or one of several must be named.
     """
-    number = potential.theory_number(named or (described if described in potential.theories else None))
-    if named is None and described not in potential.theories:
+    meant = named or matched_theory(described, potential.theories)
+    number = potential.theory_number(meant)
+    if meant is None:
         known = potential.theories[number]
         log.info("data described as %r are taken to be at %r, the potential's only level", described, known)
     return number
+
+
+def matched_theory(described: str, known: Sequence[str]) -> str | None:
+    """Return the level of theory of a potential that the description of data means; None: none of them.
+
+    In this order: a level of the same name; the one whose words occur in the description one after another, whatever
+    their case, the longest first (`PBE, VASP, 520 eV` is PBE; PBE+U and PBE-D3 are words of their own, other than PBE);
+    and for data that do not state theirs, the only level of the potential.
+
+    Args:
+        described: Level of theory in the data set's provenance.
+        known: Levels of theory of the potential.
+
+    Raises:
+        ValueError: the data do not state their level, and the potential has several; or two are meant equally.
+    """
+    if described in known:
+        return described
+    if described.strip().lower() in UNSTATED:
+        if len(known) == 1:
+            return known[0]
+        raise ValueError(
+            f"the data do not state their level of theory, and the potential knows {', '.join(known)}: set --theory to "
+            "one of them, or to a new name"
+        )
+    words = _words(described)
+    found = [name for name in known if _words(name) and _occurs(_words(name), words)]
+    longest = [name for name in found if len(_words(name)) == max(len(_words(each)) for each in found)]
+    if len(longest) > 1:
+        raise ValueError(
+            f"the data are at {described!r}, which may be {' or '.join(longest)}: set --theory to the right one, or to "
+            "a new name"
+        )
+    return longest[0] if longest else None
+
+
+def theories_of_data(
+    potential: Potential, theories: Sequence[str], named: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the levels of theory of data by the names of a potential, and a sentence on each understood or new one.
+
+    Args:
+        potential: Potential to train on them.
+        theories: Levels of theory of the data: names, or descriptions in their provenance.
+        named: Those of them that were named on purpose, which stay as they are.
+
+    Raises:
+        ValueError: a description may mean several levels.
+    """
+    found, reasons = list[str](), list[str]()
+    for text in theories:
+        meant = text if text in named else matched_theory(text, potential.theories)
+        found.append(meant or text)
+        if meant is None:
+            known = ", ".join(potential.theories)
+            reasons.append(
+                f"level of theory: {text!r} is none of the start's ({known}) and is added; if it is compatible with "
+                "one of them, name that with --theory"
+            )
+        elif meant != text:
+            reasons.append(f"level of theory: {text!r} is taken as {meant!r}")
+    return tuple(found), tuple(reasons)
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a description in lower case: letters, digits and the signs that join names."""
+    return [word.strip("-+.") or word for word in re.findall(r"[\w+.\-]+", text.lower())]
+
+
+def _occurs(words: Sequence[str], text: Sequence[str]) -> bool:
+    """Return whether words occur in a text one after another."""
+    return any(list(text[place : place + len(words)]) == list(words) for place in range(len(text)))
 
 
 def keep_theory(potential: Potential, theory: str) -> Potential:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import ase
@@ -193,7 +194,7 @@ def test_a_target_without_stress_is_refused_unless_its_term_is_left_out(
 ) -> None:
     frames = [bulk("Cu", cubic=True) for _ in range(10)]
     data = built(frames, {"energy": 0.1, "forces": np.zeros((4, 3))}, provenance, tmp_path)
-    config = dataclasses.replace(config, data=data.root)
+    config = dataclasses.replace(config, data=data.root, loss=LossConfig())
     refused(config, r"emt-odd has no stress, but loss\.stress\.weight is 5")
     finetune(dataclasses.replace(config, loss=LossConfig(stress=TermConfig(weight=0.0))))
 
@@ -203,7 +204,7 @@ def test_a_target_without_forces_is_refused_unless_it_is_allowed(
 ) -> None:
     frames = [bulk("Cu", cubic=True) for _ in range(10)]
     data = built(frames, {"energy": 0.1, "stress": np.zeros(6)}, provenance, tmp_path)
-    config = dataclasses.replace(config, data=data.root)
+    config = dataclasses.replace(config, data=data.root, loss=LossConfig())
     refused(config, r"emt-odd has no forces, but loss\.forces\.weight is 20: .*--missing_forces allow")
 
 
@@ -261,12 +262,15 @@ def test_an_all_frozen_model_is_refused(config: FinetuneConfig) -> None:
     refused(dataclasses.replace(config, freeze=("*",)), "leaves no parameter to train")
 
 
-def test_a_level_of_theory_that_is_not_named_is_refused(
-    config: FinetuneConfig, provenance: Provenance, tmp_path: Path
+def test_a_level_of_theory_that_the_start_does_not_know_is_added_and_that_is_said(
+    config: FinetuneConfig, provenance: Provenance, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = dataclasses.replace(provenance, level_of_theory="something else")
+    caplog.set_level(logging.INFO)
+    other = dataclasses.replace(provenance, name="other", level_of_theory="something else")
     data = build(BuildConfig(source=EmtAlloys(num_frames=20), provenance=other, out=tmp_path / "data", block_frames=4))
-    refused(dataclasses.replace(config, data=data.root), "give each data set a `theory`")
+    assert finetune(dataclasses.replace(config, data=data.root)).theories[-1] == "something else"
+    assert "'something else' is none of the start's" in caplog.text
+    assert "zero of energy: " in caplog.text
 
 
 def test_adapters_go_with_neither_a_penalty_nor_freezing(config: FinetuneConfig) -> None:

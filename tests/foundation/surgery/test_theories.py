@@ -146,7 +146,8 @@ def test_data_are_at_the_level_that_is_named_or_described_or_the_only_one() -> N
     assert theory_of_data(two, "PBE", "SCAN") == 1
     assert theory_of_data(two, "SCAN") == 1
     assert theory_of_data(one, "PBE of some code") == 0
+    assert theory_of_data(two, "SCAN of some code") == 1
     with pytest.raises(ValueError, match="are PBE, SCAN; name one"):
-        theory_of_data(two, "PBE of some code")
+        theory_of_data(two, "LDA of some code")
     with pytest.raises(ValueError, match="name one, not HSE"):
         theory_of_data(one, "PBE", "HSE")
