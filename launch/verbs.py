@@ -70,6 +70,7 @@ def _pretrain() -> Loaded:
 def _finetune() -> Loaded:
     from foundation.finetune import FinetuneConfig, finetune
     from launch import tables
+    from launch.recipes import HELP, expand_recipe
     from launch.sweep import sweep
 
     def run(config: FinetuneConfig) -> object:
@@ -78,7 +79,7 @@ def _finetune() -> Loaded:
             return tables.trained(config.out)
         return sweep(config, config.sweep, "finetune", parse, _compare, only=config.run)
 
-    return Loaded(config=FinetuneConfig, run=_resumable(run), aliases=TRAIN)
+    return Loaded(config=FinetuneConfig, run=_resumable(run), aliases=TRAIN, expand=expand_recipe, epilog=HELP)
 
 
 def _compare(runs: Sequence[Path], out: Path) -> None:
