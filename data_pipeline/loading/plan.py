@@ -7,8 +7,9 @@ read exactly as often per pass as requested, and the whole state of the stream i
 A pass assigns units of frames to the lanes; single frames are considered only when their window is packed. So any step
 of 10⁸ frames on 1,024 lanes is planned in a second and some hundred bytes per block.
 
-The price of a common number of steps is a headroom of 1 % in the edge budget. Packing longest-first into a fixed number
-of bins was chosen over tighter packers because those separate batches of large frames from batches of small ones.
+The price of a common number of steps is a headroom in the edge budget: 1 %, and more where frames are so large that
+they do not fit together so tightly; some passes are packed to find it. Packing longest-first into a fixed number of
+bins was chosen over tighter packers because those separate batches of large frames from batches of small ones.
 """
 
 import heapq
@@ -23,9 +24,20 @@ from jaxtyping import Float64, Int, Int32, Int64
 from data_pipeline.loading.work_units import Budgets, FrameCosts, Oversize, PlannedSet, Units, frame_costs
 from data_pipeline.store.index import SplitIndex
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 HEADROOM = 0.99
 """Largest share of the budget that the mean micro-batch fills; with 100 steps in a pass the least is 0.98."""
+TRIALS, MAX_TRIALS = 3, 10
+"""Smallest and largest number of passes that are packed to find the headroom; all of a fractional repeat, if there are
+no more."""
+CHECKED_FRAMES = 2**17
+"""Number of frames of a pass up to which all of its micro-batches are packed before the first is used: 0.1 s."""
+SAMPLED_WINDOWS = 4
+"""Number of windows packed of a larger pass."""
+SAMPLE_MARGIN = 0.98
+"""Factor of the fill of a larger pass whose frames need more headroom: windows that are not packed may need more."""
+ARRANGEMENTS = 64
+"""Number of arrangements of a pass that are tried; one in three fits at least, or there would be more headroom."""
 UNITS_PER_LANE = 64
 """Number of units per lane and pass up to which blocks of a set are halved, so that lanes get equal loads."""
 CHAPTER_UNITS = 8
@@ -33,6 +45,8 @@ CHAPTER_UNITS = 8
 STRATUM_UNITS = 64
 """Number of neighbouring units that are spread evenly over a pass, so that it does not follow the order of the
 corpus."""
+GROWTH = 1.02
+"""Factor by which the headroom grows until the frames fit; at least by a step of a pass."""
 WINDOW_FRAMES = 4096
 """Number of frames that are packed into micro-batches together."""
 LISTED_ITEMS = 65536
@@ -61,9 +75,9 @@ class Plan:
         Args:
             sets: Data sets, mixed evenly over a pass.
             lanes: Micro-batches per optimizer step.
-            edge_budget: Number of directed edges of a full micro-batch. The mean is 1 % below; with eight or more
-                structures per micro-batch hardly any exceeds it, with one or two it can, because the number of
-                micro-batches is fixed.
+            edge_budget: Largest number of directed edges of a micro-batch, except for a structure that is larger by
+                itself. It holds for every micro-batch of passes up to CHECKED_FRAMES; of larger passes a sample is
+                packed, and in the others hardly any exceeds it.
             atom_budget: Number of atoms of a full micro-batch, exceeded by up to a tenth; None sets no limit.
             seed: Seed of the order.
             oversize: Treatment of a frame larger than a budget: an error, a micro-batch of its own, or left out (and
@@ -100,6 +114,11 @@ class Plan:
         # latest results
         self._dealt: _Dealt | None = None
         self._windows: dict[int, _Window] = {}
+        self.fill = HEADROOM
+        """Largest share of a budget that the mean micro-batch fills, so that none exceeds it."""
+        while not self._mostly_fits():
+            steps = self.steps_of_pass(0)
+            self.fill = min(self.fill / GROWTH, self.fill * steps / (steps + 1))
 
     @property
     def settings(self) -> dict[str, int | str | None]:
@@ -118,7 +137,7 @@ class Plan:
         """Return the number of steps of a pass; it is the same for all passes if every repeat is an integer."""
         _, edges, atoms = self._totals(number)
         full = max(edges / self._budgets.edges, 0 if self._budgets.atoms is None else atoms / self._budgets.atoms)
-        return max(1, math.ceil(full / (HEADROOM * self.lanes)))
+        return max(1, math.ceil(full / (self.fill * self.lanes)))
 
     def locate(self, step: int) -> tuple[int, int]:
         """Return the pass of a step, and the step's number in the pass."""
@@ -146,27 +165,70 @@ class Plan:
         frames, edges, atoms = np.sum([units.totals(number) for units in self._units], axis=0).tolist()
         return frames, edges, atoms
 
+    def _is_checked(self, number: int) -> bool:
+        """Return whether all micro-batches of a pass are packed before the first is used."""
+        return self._totals(number)[0] <= CHECKED_FRAMES
+
+    def _mostly_fits(self) -> bool:
+        """Return whether two of three passes need no other arrangement, so that a few tries find one for the others."""
+        trials = range(min(max(self._period, TRIALS), MAX_TRIALS) if self._is_checked(0) else 1)
+        left = len(trials) // 3
+        for number in trials:
+            left -= not self._fits(self._arranged(number, 0))
+            if left < 0:
+                return False
+        if self.fill < HEADROOM and not self._is_checked(0):
+            self.fill *= SAMPLE_MARGIN
+        return True
+
+    def _fits(self, dealt: "_Dealt") -> bool:
+        """Return whether no micro-batch of a pass exceeds a budget, by some windows if it has many frames."""
+        bounds = self._window_bounds(dealt.number)
+        windows = np.arange(len(dealt.cuts) - 1)
+        if not self._is_checked(dealt.number):
+            windows = windows[:: -(-len(windows) // SAMPLED_WINDOWS)]
+        for window in windows.tolist():
+            place = window % (len(bounds) - 1)
+            num_bins = bounds[place + 1] - bounds[place]
+            _, costs = self._frames(dealt, window)
+            if _exceeds(costs, _packed(costs, num_bins, self._budgets), num_bins, self._budgets):
+                return False
+        return True
+
     def _deal(self, number: int) -> "_Dealt":
+        """Assign the units of a pass to lanes, in the first arrangement in which no micro-batch exceeds a budget."""
+        dealt = self._arranged(number, 0)
+        for arrangement in range(1, ARRANGEMENTS if self._is_checked(number) else 1):
+            if self._fits(dealt):
+                break
+            dealt = self._arranged(number, arrangement)
+        return dealt
+
+    def _arranged(self, number: int, arrangement: int) -> "_Dealt":
         """Assign the units of a pass to lanes, every copy at its own place in the pass."""
+        again = [arrangement] if arrangement else []
         units, keys = [], []
         for place, (first, own) in enumerate(zip(self._first_unit, self._units, strict=False)):
             copies = own.copies(number)
             present = np.flatnonzero(copies)
             copies = copies[present]
-            position = _stratified_positions(len(present), np.random.default_rng([_ORDER, self.seed, number, place]))
+            position = _stratified_positions(len(present), self._random(_ORDER, number, place, *again))
             copy = np.arange(copies.sum()) - np.repeat(np.cumsum(copies) - copies, copies)
             keys.append((copy + np.repeat(position, copies)) / np.repeat(copies, copies))
             units.append(np.repeat((first + present).astype(np.int32), copies))
         order = np.concatenate(units)[np.argsort(np.concatenate(keys), kind="stable")]
         lane = _lane_of_each(self._load[order], self.lanes)
         # otherwise the longest units of a pass would always go to the same lanes
-        lane = np.random.default_rng([_LANES, self.seed, number]).permutation(self.lanes)[lane]
+        lane = self._random(_LANES, number, *again).permutation(self.lanes)[lane]
         line = order[np.argsort(lane, kind="stable")]
         ends = np.concatenate([[0], np.cumsum(self._load[line])])
         bounds, num_steps = self._window_bounds(number), self.steps_of_pass(number)
         steps = [lane * num_steps + bound for lane in range(self.lanes) for bound in bounds[:-1]]
         cuts = [int(ends[-1]) * step // (self.lanes * num_steps) for step in [*steps, self.lanes * num_steps]]
         return _Dealt(number, line, ends, np.array(cuts, dtype=np.int64))
+
+    def _random(self, what: int, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([what, self.seed, *numbers])
 
     def _window_bounds(self, number: int) -> list[int]:
         """Return the first steps of the windows of a pass, the same for all lanes, and the number of steps."""
@@ -183,7 +245,7 @@ class Plan:
         first, last = bounds[window : window + 2]
         frames, costs = self._frames(self._dealt, lane * (len(bounds) - 1) + window)
         bins = _packed(costs, last - first, self._budgets)
-        bins = np.random.default_rng([_BINS, self.seed, number, lane, window]).permutation(last - first)[bins]
+        bins = self._random(_BINS, number, lane, window).permutation(last - first)[bins]
         ends = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=last - first))])
         return _Window(number, first, last, frames[np.argsort(bins, kind="stable")], ends)
 
@@ -309,6 +371,15 @@ def _packed(costs: FrameCosts, num_bins: int, budgets: Budgets) -> Int64[np.ndar
     packed = np.zeros(len(order), dtype=np.int64)
     packed[order] = places
     return packed
+
+
+def _exceeds(costs: FrameCosts, bins: Int64[np.ndarray, " frames"], num_bins: int, budgets: Budgets) -> bool:
+    """Return whether a bin exceeds a budget; a frame that is too large fills it, and exceeds it with any other."""
+    edges = np.bincount(bins, weights=costs.edges, minlength=num_bins)
+    if budgets.atoms is None:
+        return bool(edges.max() > budgets.edges)
+    atoms = np.bincount(bins, weights=costs.atoms, minlength=num_bins)
+    return bool(edges.max() > budgets.edges or atoms.max() > ATOM_SLACK * budgets.atoms)
 
 
 def _to_emptiest(

@@ -332,10 +332,12 @@ def test_a_step_of_a_large_set_reads_its_window_and_nothing_else() -> None:
         return index.counts(first, last)
 
     plan = make_plan(SplitIndex(index.blocks, counts), lanes=lanes, edge_budget=24 * 200)
-    assert read == []
+    window = 4096 + 4096 // 16 + 2 * 256
+    assert sum(read) <= 4 * window  # a sample, which shows that no micro-batch exceeds the budget
+    read.clear()
     step = 2 * plan.steps_of_pass(0) + 1234
     plan.micro_batch(step, 5)
-    assert sum(read) <= 4096 + 4096 // 16 + 2 * 256
+    assert sum(read) <= window
     plan.micro_batch(step + 1, 5)
     assert len(read) <= 20
 
@@ -362,6 +364,49 @@ def test_micro_batches_of_a_large_corpus_are_full_and_balanced(corpus: np.ndarra
     assert loads.mean() >= 0.98 * budget
 
 
+@settings(PROPERTY, max_examples=12)
+@given(plans(), st.integers(0, 1000))
+def test_no_micro_batch_of_several_frames_exceeds_the_budget(case: tuple[SplitIndex, dict], later: int) -> None:
+    index, options = case
+    edges, plan = edges_of(index), make_plan(index, **options)
+    first = later * plan.steps_of_pass(0)
+    for step in range(first, first + plan.steps_of_pass(0)):
+        for batch in (plan.micro_batch(step, lane) for lane in range(plan.lanes)):
+            assert len(batch) == 1 or np.maximum(edges[batch], 1).sum() <= BUDGET
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fill"),
+    [
+        ([0.94], 0.94),  # one to a micro-batch
+        ([0.51], 0.51),
+        ([0.45], 0.9),
+        ([0.33], 0.99),
+        ([0.6, 0.3], 0.9),
+        ([0.7, 0.31], 0.505),  # they do not fit together
+        ([0.94, 0.01], 0.95),
+    ],
+)
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+def test_large_frames_keep_the_budget_and_fill_what_they_can(sizes: list[float], fill: float, lanes: int) -> None:
+    # 416 atoms with 11,000 edges each once came in pairs where the budget was 12,000
+    edges = np.resize((np.array(sizes) * 10_000).astype(int), 400)
+    plan = make_plan(make_index(edges), lanes=lanes, edge_budget=10_000)
+    for number in range(2):
+        loads = np.array([edges[batch].sum() for step in one_pass(plan, number) for batch in step])
+        assert loads.max() <= 10_000
+        assert loads.mean() >= 0.8 * fill * 10_000
+
+
+def test_a_repeated_set_keeps_the_budget_in_every_pass() -> None:
+    sets = make_index(random_edges(90, mean=700.0)), make_index(random_edges(300, seed=1, mean=300.0))
+    edges = np.concatenate([edges_of(index) for index in sets])
+    plan = make_plan(*sets, repeats=[0.5, 1.5], lanes=3)
+    for number in range(8):
+        for batch in (batch for step in one_pass(plan, number) for batch in step):
+            assert len(batch) <= 1 or edges[batch].sum() <= BUDGET
+
+
 def test_equal_frames_fill_no_micro_batch_above_the_budget() -> None:
     # 1,407 units of eight frames: dealt whole, some lanes would have a 64th more than others
     edges = np.full(11_250, 100)
@@ -371,10 +416,10 @@ def test_equal_frames_fill_no_micro_batch_above_the_budget() -> None:
     assert taken.max() == 24
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=8)
 @given(st.floats(101, 300))
 def test_a_pass_of_a_hundred_steps_fills_the_budget(num_steps: float) -> None:
-    edges = random_edges(5000)
+    edges = random_edges(12_000)  # twenty frames and more in a micro-batch: no need for more headroom
     budget = int(np.maximum(edges, 1).sum() / (2 * num_steps))
     plan = make_plan(make_index(edges), lanes=2, edge_budget=budget, oversize="alone")
     cost = np.clip(edges, 1, budget).sum()
@@ -394,7 +439,7 @@ def test_the_atom_budget_is_kept_within_a_tenth(corpus: np.ndarray) -> None:
     plan = make_plan(make_index(corpus, atoms, 256), lanes=8, edge_budget=budget, atom_budget=500)
     batches = [batch for step in one_pass(plan) for batch in step]
     assert max(atoms[batch].sum() for batch in batches) <= 550
-    assert max(corpus[batch].sum() for batch in batches) <= 1.05 * budget
+    assert max(corpus[batch].sum() for batch in batches) <= budget
     assert sorted(frames([batches])) == list(range(len(corpus)))
 
 
