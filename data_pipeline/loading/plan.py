@@ -34,8 +34,8 @@ CHECKED_FRAMES = 2**17
 """Number of frames of a pass up to which all of its micro-batches are packed before the first is used: 0.1 s."""
 SAMPLED_WINDOWS = 4
 """Number of windows packed of a larger pass."""
-SAMPLE_MARGIN = 0.98
-"""Factor of the fill of a larger pass whose frames need more headroom: windows that are not packed may need more."""
+SAMPLE_SHARE = 0.996
+"""Largest share of a budget in the windows that are packed of a larger pass: others may be a little fuller."""
 ARRANGEMENTS = 64
 """Number of arrangements of a pass that are tried; one in three fits at least, or there would be more headroom."""
 UNITS_PER_LANE = 64
@@ -119,6 +119,8 @@ class Plan:
         while not self._mostly_fits():
             steps = self.steps_of_pass(0)
             self.fill = min(self.fill / GROWTH, self.fill * steps / (steps + 1))
+        if self.fill < HEADROOM and not self._is_checked(0):
+            self.fill /= GROWTH  # the windows that were not packed may need a little more
 
     @property
     def settings(self) -> dict[str, int | str | None]:
@@ -177,21 +179,19 @@ class Plan:
             left -= not self._fits(self._arranged(number, 0))
             if left < 0:
                 return False
-        if self.fill < HEADROOM and not self._is_checked(0):
-            self.fill *= SAMPLE_MARGIN
         return True
 
     def _fits(self, dealt: "_Dealt") -> bool:
         """Return whether no micro-batch of a pass exceeds a budget, by some windows if it has many frames."""
         bounds = self._window_bounds(dealt.number)
-        windows = np.arange(len(dealt.cuts) - 1)
+        windows, share = np.arange(len(dealt.cuts) - 1), 1.0
         if not self._is_checked(dealt.number):
-            windows = windows[:: -(-len(windows) // SAMPLED_WINDOWS)]
+            windows, share = windows[:: -(-len(windows) // SAMPLED_WINDOWS)], SAMPLE_SHARE
         for window in windows.tolist():
             place = window % (len(bounds) - 1)
             num_bins = bounds[place + 1] - bounds[place]
             _, costs = self._frames(dealt, window)
-            if _exceeds(costs, _packed(costs, num_bins, self._budgets), num_bins, self._budgets):
+            if _exceeds(costs, _packed(costs, num_bins, self._budgets), num_bins, self._budgets, share):
                 return False
         return True
 
@@ -373,13 +373,16 @@ def _packed(costs: FrameCosts, num_bins: int, budgets: Budgets) -> Int64[np.ndar
     return packed
 
 
-def _exceeds(costs: FrameCosts, bins: Int64[np.ndarray, " frames"], num_bins: int, budgets: Budgets) -> bool:
-    """Return whether a bin exceeds a budget; a frame that is too large fills it, and exceeds it with any other."""
-    edges = np.bincount(bins, weights=costs.edges, minlength=num_bins)
+def _exceeds(
+    costs: FrameCosts, bins: Int64[np.ndarray, " frames"], num_bins: int, budgets: Budgets, share: float
+) -> bool:
+    """Return whether a bin of several frames holds more than a share of a budget."""
+    several = np.bincount(bins, minlength=num_bins) > 1
+    edges = np.bincount(bins, weights=costs.edges, minlength=num_bins)[several].max(initial=0)
     if budgets.atoms is None:
-        return bool(edges.max() > budgets.edges)
-    atoms = np.bincount(bins, weights=costs.atoms, minlength=num_bins)
-    return bool(edges.max() > budgets.edges or atoms.max() > ATOM_SLACK * budgets.atoms)
+        return bool(edges > share * budgets.edges)
+    atoms = np.bincount(bins, weights=costs.atoms, minlength=num_bins)[several].max(initial=0)
+    return bool(edges > share * budgets.edges or atoms > ATOM_SLACK * share * budgets.atoms)
 
 
 def _to_emptiest(
