@@ -390,3 +390,20 @@ def test_real_outcars_are_read_as_they_state(real_data: Path, build: Callable[..
     assert sum(sizes(built.manifest)) == 10
     assert built.manifest.provenance.level_of_theory == "SCAN, VASP, 500 eV"
     assert said(built, "LICENSE (not recognised)")
+
+
+def test_deepmd_systems_stand_beside_files_of_ase(tmp_path: Path, build: Callable[..., Built]) -> None:
+    folder = tmp_path / "silicon" / "set.000"
+    folder.mkdir(parents=True)
+    frames = unlabelled(6, first=20)
+    np.save(folder / "coord.npy", np.array([atoms.positions.ravel() for atoms in frames]))
+    np.save(folder / "box.npy", np.array([np.asarray(atoms.cell).ravel() for atoms in frames]))
+    np.save(folder / "energy.npy", np.array([energy_of(number) for number in range(20, 26)]))
+    np.save(folder / "force.npy", np.array([forces_of(number, 8).ravel() for number in range(20, 26)]))
+    (tmp_path / "silicon" / "type.raw").write_text("0\n" * 8)
+    (tmp_path / "silicon" / "type_map.raw").write_text("Si\n")
+    built = build(xyz(tmp_path / "a.xyz", labelled(20)), tmp_path / "silicon")
+    energies = sorted(round(frame.energy, 6) for frame in frames_of(built.manifest))
+    assert energies == [round(energy_of(number), 6) for number in range(26)]
+    alone = build(tmp_path / "silicon")
+    assert (alone.manifest.provenance.name, len(frames_of(alone.manifest))) == ("silicon", 6)
