@@ -120,9 +120,10 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
     }
     if config.array is None and any(TASK in word for word in config.command):
         raise ValueError(f"{TASK} in the command is the task number of a job array; give the numbers with --array")
-    checked = [
-        check([word.replace(TASK, task) for word in config.command], parse, machine) for task in tasks_of(config.array)
-    ]
+    commands = [[word.replace(TASK, task) for word in config.command] for task in tasks_of(config.array)]
+    checked = [check(command, parse, machine) for command in commands]
+    if not config.gpus_per_node:
+        _refuse_dropped_gpus(commands, parse)
     run, added = checked[0]
     if len({task_run.out for task_run, _ in checked}) < len(checked):
         raise ValueError(f"the tasks of the array would share a run folder; put {TASK} into --out of the command")
@@ -141,6 +142,22 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
             raise OSError(f"sbatch refuses {script}: {done.stderr.strip()}")
         log.info("%s", done.stdout.strip())
     return script
+
+
+def _refuse_dropped_gpus(commands: Sequence[Sequence[str]], parse: Parse) -> None:
+    """Refuse a job without GPUs for a recipe that asks for them: it would train on CPUs for days, without a word.
+
+    Raises:
+        ValueError: the message says how to ask for them, or how not to.
+    """
+    for command in commands:
+        machine = parse([*command])[1].machine
+        if machine.accelerator == "gpu":
+            raise ValueError(
+                f"the command's configuration asks for GPUs (machine.accelerator gpu, {machine.devices} per node), but "
+                f"the job has none: add --gpus-per-node {machine.devices}, or set machine.accelerator to auto in the "
+                "configuration to train on CPUs"
+            )
 
 
 def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: Path) -> str:

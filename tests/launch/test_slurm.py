@@ -70,6 +70,21 @@ def test_the_script_says_everything_that_the_job_needs(tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_a_job_without_gpus_is_refused_for_a_recipe_that_asks_for_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("machine: {accelerator: gpu, devices: 8}\nfit: {lanes: 8}\n")
+    command = [*COMMAND, "--config", "recipe.yaml"]
+    assert launch(command=command) == 2
+    assert (
+        "machine.accelerator gpu, 8 per node), but the job has none: add --gpus-per-node 8" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+    assert launch("--gpus-per-node", "4", command=command) == 0
+    (tmp_path / "recipe.yaml").write_text("machine: {accelerator: auto, devices: 8}\nfit: {lanes: 8}\n")
+    assert launch(command=[*command, "--out", "runs/other"]) == 0
+
+
 def test_processors_without_gpus_share_the_cores_of_a_node(tmp_path: Path) -> None:
     command = [*COMMAND, "--machine.num_workers", "2"]
     assert launch("--processes-per-node", "8", "--cpus-per-task", "6", command=command) == 0
