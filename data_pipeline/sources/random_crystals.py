@@ -6,7 +6,8 @@ here. Only a potential can label them, as in rehearsal with the start's predicti
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -42,6 +43,8 @@ ANIONS = {
 """Common negative charge of each element that has one, and its weight in the choice."""
 COMMON = frozenset("H Li B C N Na Mg Al Si P S K Ca Ti V Cr Mn Fe Co Ni Cu Zn Rb Sr Ba Cs La".split())
 """Cations of most known compounds, which are chosen three times as often as others."""
+IONIC = 0.75
+"""Fraction of the frames that are ionic compounds, where the elements allow it."""
 CANDIDATES = 60
 """Number of random places among which an atom takes the one with most room."""
 NEAREST = 0.7
@@ -92,7 +95,7 @@ class RandomCrystals(Source):
             numbers = np.array([atomic_numbers[name] for name, _ in names])
             charges = np.array([charge for _, charge in names])
             positions, cell = _packed(numbers, charges, rng)
-            formula = "".join(f"{name}{count}" for name, count in sorted(_counted(names).items()))
+            formula = "".join(f"{name}{count}" for name, count in sorted(Counter(name for name, _ in names).items()))
             yield Structure.checked(
                 numbers=numbers,
                 positions=positions,
@@ -113,40 +116,39 @@ class RandomCrystals(Source):
         return self._alloy(first, rng)
 
     def _salt(self, first: str, rng: np.random.Generator) -> list[tuple[str, int]]:
-        """Return a neutral composition of one to three cations and one or two anions, or [] if a try fails."""
-        anions = [name for name in ANIONS if name in self.elements]
-        cations = [name for name in self.elements if name in CHARGES]
-        if not anions or not cations:
+        """Return the ions of a neutral composition with an element, or [] if a try fails."""
+        ions = self._ions(first, rng)
+        if not ions:
             return []
-        weights = np.array([ANIONS[name][1] for name in anions])
-        negative = list(
-            rng.choice(anions, min(len(anions), 1 + int(rng.random() < 0.25)), replace=False, p=weights / weights.sum())
-        )
-        count = 1 + int(rng.choice(3, p=(0.25, 0.5, 0.25)))
-        often = np.array([3.0 if name in COMMON else 1.0 for name in cations])
-        positive = list(rng.choice(cations, min(len(cations), count), replace=False, p=often / often.sum()))
-        if first in ANIONS and (first not in CHARGES or rng.random() < 0.5):
-            negative[0] = first
-        elif first in CHARGES:
-            positive[0] = first
-        else:
+        charges = np.array([charge for _, charge in ions])
+        counts = rng.integers(1, 5, len(ions))
+        owed = -int(counts[:-1] @ charges[:-1])
+        if owed % charges[-1] or owed // charges[-1] < 1:
             return []
-        names = dict.fromkeys([*positive, *negative])
-        if len(names) < len(positive) + len(negative):
-            return []
-        charge = [int(rng.choice(CHARGES[name])) for name in positive] + [ANIONS[name][0] for name in negative]
-        counts = rng.integers(1, 5, len(charge))
-        owed = -int(counts[:-1] @ np.array(charge[:-1]))
-        if owed % charge[-1] or owed // charge[-1] < 1:
-            return []
-        counts[-1] = owed // charge[-1]
+        counts[-1] = owed // charges[-1]
         counts //= np.gcd.reduce(counts)
         total = int(counts.sum())
         if total > self.max_atoms:
             return []
-        counts *= int(rng.integers(1, max(1, self.max_atoms // total) + 1))
-        pairs = zip(names, charge, strict=True)
-        return [pair for pair, times in zip(pairs, counts.tolist(), strict=True) for _ in range(times)]
+        counts *= int(rng.integers(1, self.max_atoms // total + 1))
+        return [ion for ion, times in zip(ions, counts.tolist(), strict=True) for _ in range(times)]
+
+    def _ions(self, first: str, rng: np.random.Generator) -> list[tuple[str, int]]:
+        """Return one to three cations, then one or two anions, an element among them; [] if a try fails."""
+        anions = {name: weight for name, (_, weight) in ANIONS.items() if name in self.elements}
+        cations = {name: 3.0 if name in COMMON else 1.0 for name in self.elements if name in CHARGES}
+        if not anions or not cations or first not in anions | cations:
+            return []
+        negative = _chosen(anions, 1 + int(rng.random() < 0.25), rng)
+        positive = _chosen(cations, 1 + int(rng.choice(3, p=(0.25, 0.5, 0.25))), rng)
+        if first in anions and (first not in cations or rng.random() < 0.5):
+            negative[0] = first
+        else:
+            positive[0] = first
+        if len({*positive, *negative}) < len(positive) + len(negative):
+            return []
+        charged = [(name, int(rng.choice(CHARGES[name]))) for name in positive]
+        return charged + [(name, ANIONS[name][0]) for name in negative]
 
     def _alloy(self, first: str, rng: np.random.Generator) -> list[tuple[str, int]]:
         """Return a composition of one to three elements in any proportion."""
@@ -158,12 +160,10 @@ class RandomCrystals(Source):
         return [(name, 0) for name, times in zip(names, counts.tolist(), strict=True) for _ in range(times)]
 
 
-IONIC = 0.75
-"""Fraction of the frames that are ionic compounds, where the elements allow it."""
-
-
-def _counted(names: Sequence[tuple[str, int]]) -> dict[str, int]:
-    return {name: sum(other == name for other, _ in names) for name, _ in names}
+def _chosen(weights: Mapping[str, float], count: int, rng: np.random.Generator) -> list[str]:
+    """Return some different names, chosen by weight; all if there are fewer."""
+    chances = np.array(list(weights.values()))
+    return rng.choice(list(weights), min(len(weights), count), replace=False, p=chances / chances.sum()).tolist()
 
 
 def _packed(

@@ -68,6 +68,7 @@ def build_generated(potential: Potential, out: Path, *, num_structures: int, see
         """Random crystals relaxed by a potential."""
 
         relaxed_by: str
+        """Checksum of the potential's weights."""
 
         def make(self, start: int, stop: int) -> Iterator[Structure]:
             return relaxed(super().make(start, stop), potential, seed)
