@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,15 +12,32 @@ import yaml
 
 from data_pipeline.store.manifest import Manifest
 from docs.generate import benchmarks_page, docstrings, files_page, inside, options_page
+from foundation.datasets import DatasetConfig
+from foundation.finetune import FinetuneConfig
 from foundation.pretrain import PretrainConfig
 from launch.__main__ import parse
 from launch.verbs import VERBS
+from launch.words import options_of
 from tests.conftest import REPOSITORY
 from tests.pages import blocks, commands, run_python
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 CORPUS_OPTIONS = {"corpus", "folder", "download"}
 OF_THE_PARSER = {"config", "print_config", "help", "traceback"}
+ALIASES = {"train"}
+IN_ORDER = "first-fine-tune"
+"""Page whose commands and lines of Python run in order in tests/end_to_end/test_first_fine_tune.py."""
+TABLES = ("coming-from-mace", "coming-from-sevennet")
+"""Pages with options of another program beside those of this one."""
+PLAIN_FILES = "read" in FinetuneConfig.__dataclass_fields__
+ARRIVING = (
+    set()
+    if PLAIN_FILES
+    else {"val", "test", "recipe", "private", "checkpoint", "epochs", "fit.epochs"}
+    | {f"read.{name}" for name in ("energy_key", "forces_key", "stress_key", "virials_key", "format")}
+    | {"read.val_fraction", "read.test_fraction"}
+)
+"""Options that pages name before the verbs have them: those that come with plain files."""
 OF_OTHERS = {"scancel": {"signal"}}
 """Options in the text that are another program's."""
 
@@ -28,6 +46,9 @@ OF_OTHERS = {"scancel": {"signal"}}
 def test_every_command_is_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     for words in commands(page.read_text()):
+        plain = words[0] == "finetune" and "--config" not in words
+        if not PLAIN_FILES and (plain or {word.removeprefix("--") for word in words} & ARRIVING):
+            continue
         if "--corpus" not in words:
             parse(words)
         else:
@@ -56,9 +77,11 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 def options() -> set[str]:
     """Return every option of every verb, in full and without the sections that it stands in."""
-    found = CORPUS_OPTIONS | OF_THE_PARSER
+    found = CORPUS_OPTIONS | OF_THE_PARSER | ALIASES | ARRIVING
     loaded = [verb.load() for verb in VERBS.values()]
     for config in (config for each in loaded for config in (each.config, *each.instead.values())):
+        ends = Counter(name.rpartition(".")[2] for name in options_of(config))
+        found |= {end for end, number in ends.items() if number == 1}
         found |= {name.rstrip("_") for name in config.__dataclass_fields__}
         for name, section in inside(config):
             found |= {f"{name}.{field}" for field in section.__dataclass_fields__} | {name}
@@ -74,6 +97,19 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
                 assert name.replace("-", "_") in known, code
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_options_beside_those_of_another_program_exist(name: str) -> None:
+    known = {each for verb in VERBS.values() for each in options_of(verb.load().config)}
+    known |= ARRIVING | ALIASES | set(DatasetConfig.__dataclass_fields__)
+    ends = known | {each.rpartition(".")[2] for each in known}
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|", (REPOSITORY / "docs" / f"{name}.md").read_text(), flags=re.MULTILINE)
+    found = [word for row in rows for code in re.findall(r"`(?!foundation)([^`]+)`", row) for word in code.split()]
+    options = [word.lstrip("-") for word in found if re.fullmatch(r"--[\w.]+|[a-z_]+(\.[a-z_]+)*", word)]
+    assert len(options) > 15
+    values = {"or", "config", "blocks", "offline", "stratified_huber", "reewc"}
+    assert [option for option in options if option not in ends | values] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_every_block_of_yaml_is_accepted_by_the_verb_in_its_title(page: Path, tmp_path: Path) -> None:
     text = page.read_text()
@@ -84,7 +120,11 @@ def test_every_block_of_yaml_is_accepted_by_the_verb_in_its_title(page: Path, tm
         parse([verb, "--config", str(REPOSITORY / "configs/pretrain/small.yaml"), "--config", f"{tmp_path}/block.yaml"])
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```py" in page.read_text()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "```py" in page.read_text() and page.stem != IN_ORDER],
+    ids=lambda path: path.stem,
+)
 def test_the_lines_of_python_run(
     page: Path, tmp_path: Path, emt_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
