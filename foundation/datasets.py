@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
@@ -249,3 +249,20 @@ def numbered_as_in(potential: Potential, datasets: Sequence[Dataset], theories: 
         ValueError: the potential does not know one of them.
     """
     return [replace(each, theory=potential.theory_number(theories[each.theory_number])) for each in datasets]
+
+
+def dataset_facts(dataset: Dataset, theories: Sequence[str]) -> dict:
+    """Return facts of a training data set for a card, as JSON; for a subset, counts are of its frames."""
+    statistics = dataset.manifest.split(dataset.split).statistics
+    num_frames, num_atoms = statistics.num_frames, statistics.num_atoms
+    if dataset.subset is not None:
+        index = dataset.index()
+        num_frames, num_atoms = index.num_frames, int(index.counts(0, index.num_frames)[0].sum())
+    return asdict(dataset.manifest.provenance) | {
+        "theory": theories[dataset.theory_number],
+        "repeat": dataset.repeat,
+        "weight": dataset.weight,
+        "num_frames": num_frames,
+        "num_atoms": num_atoms,
+        "manifest_fingerprint": dataset.manifest.fingerprint,
+    }

@@ -19,6 +19,7 @@ from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.datasets import (
     Data,
     PlainFiles,
+    dataset_facts,
     numbered_as_in,
     open_datasets,
     refuse_unlabelled,
@@ -159,23 +160,6 @@ def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def dataset_facts(dataset: Dataset, theories: Sequence[str]) -> dict:
-    """Return facts of a training data set for a card, as JSON; for a subset, counts are of its frames."""
-    statistics = dataset.manifest.split(dataset.split).statistics
-    num_frames, num_atoms = statistics.num_frames, statistics.num_atoms
-    if dataset.subset is not None:
-        index = dataset.index()
-        num_frames, num_atoms = index.num_frames, int(index.counts(0, index.num_frames)[0].sum())
-    return dataclasses.asdict(dataset.manifest.provenance) | {
-        "theory": theories[dataset.theory_number],
-        "repeat": dataset.repeat,
-        "weight": dataset.weight,
-        "num_frames": num_frames,
-        "num_atoms": num_atoms,
-        "manifest_fingerprint": dataset.manifest.fingerprint,
     }
 
 

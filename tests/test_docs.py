@@ -13,7 +13,6 @@ import yaml
 from data_pipeline.store.manifest import Manifest
 from docs.generate import benchmarks_page, docstrings, files_page, inside, options_page
 from foundation.datasets import DatasetConfig
-from foundation.finetune import FinetuneConfig
 from foundation.pretrain import PretrainConfig
 from launch.__main__ import parse
 from launch.verbs import VERBS
@@ -29,15 +28,6 @@ IN_ORDER = "first-fine-tune"
 """Page whose commands and lines of Python run in order in tests/end_to_end/test_first_fine_tune.py."""
 TABLES = ("coming-from-mace", "coming-from-sevennet")
 """Pages with options of another program beside those of this one."""
-PLAIN_FILES = "read" in FinetuneConfig.__dataclass_fields__
-ARRIVING = (
-    set()
-    if PLAIN_FILES
-    else {"val", "test", "recipe", "private", "checkpoint", "epochs", "fit.epochs"}
-    | {f"read.{name}" for name in ("energy_key", "forces_key", "stress_key", "virials_key", "format")}
-    | {"read.val_fraction", "read.test_fraction"}
-)
-"""Options that pages name before the verbs have them: those that come with plain files."""
 OF_OTHERS = {"scancel": {"signal"}}
 """Options in the text that are another program's."""
 
@@ -46,9 +36,6 @@ OF_OTHERS = {"scancel": {"signal"}}
 def test_every_command_is_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     for words in commands(page.read_text()):
-        plain = words[0] == "finetune" and "--config" not in words
-        if not PLAIN_FILES and (plain or {word.removeprefix("--") for word in words} & ARRIVING):
-            continue
         if "--corpus" not in words:
             parse(words)
         else:
@@ -77,7 +64,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 def options() -> set[str]:
     """Return every option of every verb, in full and without the sections that it stands in."""
-    found = CORPUS_OPTIONS | OF_THE_PARSER | ALIASES | ARRIVING
+    found = CORPUS_OPTIONS | OF_THE_PARSER | ALIASES
     loaded = [verb.load() for verb in VERBS.values()]
     for config in (config for each in loaded for config in (each.config, *each.instead.values())):
         ends = Counter(name.rpartition(".")[2] for name in options_of(config))
@@ -100,7 +87,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_options_beside_those_of_another_program_exist(name: str) -> None:
     known = {each for verb in VERBS.values() for each in options_of(verb.load().config)}
-    known |= ARRIVING | ALIASES | set(DatasetConfig.__dataclass_fields__)
+    known |= ALIASES | set(DatasetConfig.__dataclass_fields__)
     ends = known | {each.rpartition(".")[2] for each in known}
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|", (REPOSITORY / "docs" / f"{name}.md").read_text(), flags=re.MULTILINE)
     found = [word for row in rows for code in re.findall(r"`(?!foundation)([^`]+)`", row) for word in code.split()]
