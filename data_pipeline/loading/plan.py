@@ -116,11 +116,7 @@ class Plan:
         self._windows: dict[int, _Window] = {}
         self.fill = HEADROOM
         """Largest share of a budget that the mean micro-batch fills, so that none exceeds it."""
-        while not self._mostly_fits():
-            steps = self.steps_of_pass(0)
-            self.fill = min(self.fill / GROWTH, self.fill * steps / (steps + 1))
-        if self.fill < HEADROOM and not self._is_checked(0):
-            self.fill /= GROWTH  # the windows that were not packed may need a little more
+        self._find_fill()
 
     @property
     def settings(self) -> dict[str, int | str | None]:
@@ -170,6 +166,14 @@ class Plan:
     def _is_checked(self, number: int) -> bool:
         """Return whether all micro-batches of a pass are packed before the first is used."""
         return self._totals(number)[0] <= CHECKED_FRAMES
+
+    def _find_fill(self) -> None:
+        """Lower the fill until passes fit."""
+        while not self._mostly_fits():
+            steps = self.steps_of_pass(0)
+            self.fill = min(self.fill / GROWTH, self.fill * steps / (steps + 1))
+        if self.fill < HEADROOM and not self._is_checked(0):
+            self.fill /= GROWTH  # the windows that were not packed may need a little more
 
     def _mostly_fits(self) -> bool:
         """Return whether two of three passes need no other arrangement, so that a few tries find one for the others."""
