@@ -6,15 +6,11 @@ from typing import Literal
 
 from data_pipeline.plain_files import ReadConfig
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
-from foundation.datasets import (
-    Data,
-)
+from foundation.datasets import Data
 from foundation.evaluation.suites import SuiteConfig
 from foundation.finetuning.forgetting import ForgettingConfig
 from foundation.finetuning.penalties import PenaltyConfig
-from foundation.finetuning.rehearsal import (
-    RehearsalConfig,
-)
+from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.naming import Choice
 from foundation.reports.card import CardFacts
 from foundation.surgery.start import References
