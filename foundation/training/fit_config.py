@@ -31,7 +31,7 @@ class FitOptions:
     """
 
     steps: int | None = field(default=None, metadata=COMPARED)
-    """Number of optimizer steps of the whole run; None: from `epochs`, or from the number of frames. A run can be made
+    """Number of optimizer steps of the whole run. None: from `epochs`, or from the number of frames. A run can be made
     longer if its learning rates so far stay the same."""
     epochs: float | None = field(default=None, metadata=COMPARED)
     """Number of passes over the training data, in place of `steps`."""
