@@ -99,7 +99,15 @@ def curved(start: Path, target: Manifest, emt_manifest: Manifest, tmp_path_facto
     held = ForgettingConfig(retained=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.25, 0.5))
     finetune(
         FinetuneConfig(
-            start=start, data=target.root, out=out, fit=FIT, machine=CPU, optim=OPTIM, forgetting=held, card=CARD
+            start=start,
+            data=target.root,
+            out=out,
+            fit=FIT,
+            machine=CPU,
+            optim=OPTIM,
+            references="keep",
+            forgetting=held,
+            card=CARD,
         )
     )
     return out
