@@ -66,7 +66,6 @@ def test_an_option_without_a_mark_is_found_wherever_it_is() -> None:
         ({"precision": "bf16"}, "fit.precision was float32 and is bf16"),
         ({"radial_table": 256}, "fit.radial_table was 0 and is 256"),
         ({"recompute": True}, "fit.recompute was False and is True"),
-        ({"steps": 9}, "fit.steps was 8 and is 9"),
         ({"guard": GuardConfig(spike_factor=50.0)}, "fit.guard.spike_factor was 100.0 and is 50.0"),
     ],
 )

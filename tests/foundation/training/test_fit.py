@@ -167,9 +167,9 @@ def test_another_stream_is_not_resumed(
         pretrain(config(emt_manifest, tmp_path / "run", resume=True, **change))
 
 
-def test_another_length_is_not_resumed(undisturbed: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
+def test_a_length_of_other_rates_is_not_resumed(undisturbed: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"another configuration: fit\.steps was 8 and is 10\."):
+    with pytest.raises(ValueError, match=r"fit\.steps 10: the run was planned for 8, and its schedule \(cosine\)"):
         pretrain(config(emt_manifest, tmp_path / "run", resume=True, steps=10))
 
 
