@@ -20,7 +20,7 @@ from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential
 from foundation.training.additions import NO_ADDITIONS, Additions
 from foundation.training.data import TrainingData
-from foundation.training.fault_tolerance.checkpoints import Checkpoints, refuse_other_backend
+from foundation.training.fault_tolerance.checkpoints import Checkpoints, refuse_other_backend, validation_errors
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.preemption import Preemption
 from foundation.training.fault_tolerance.reading import WholeCheckpoint
@@ -100,8 +100,7 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint and checkpoint.path, weights_only=True)
     module.cpu()
     potential.compute_as(Computation())
-    validation = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return {"validation": validation, "convolution": convolution}
+    return {"validation": validation_errors(trainer), "convolution": convolution}
 
 
 def _announce(

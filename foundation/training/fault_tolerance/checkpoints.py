@@ -239,9 +239,8 @@ class Checkpoints(Checkpoint):
         before = float("inf") if self.files.best is None else self.files.best["error"]
         if value < before and trainer.global_step > 0:
             file = self.path(trainer).name
-            errors = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith("val/")}
             facts = {"file": file, "step": trainer.global_step, "by": self.best_by, "error": value}
-            self.files.best = facts | {"errors": errors}
+            self.files.best = facts | {"errors": validation_errors(trainer)}
             self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -280,6 +279,11 @@ class Checkpoints(Checkpoint):
         self.writer.teardown()
         if self.files.failure is not None:
             raise OSError(self.files.failure)
+
+
+def validation_errors(trainer: lightning.Trainer) -> dict[str, float]:
+    """Return the errors of the last validation by name."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 
 class NothingToSave(ValueError):
