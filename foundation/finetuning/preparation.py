@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
-from data_pipeline.store.untrusted import typed
+from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation import checkpoint, run_folder
 from foundation.datasets import (
     PlainFiles,
@@ -231,15 +231,25 @@ def _compare_step_zero(settled: Settled, datasets: Sequence[Dataset]) -> None:
         log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LossOfRun(OpenRecord):
+    """Loss in the record of a run."""
+
+    loss: LossConfig | None = None
+    """The loss; None if the record lacks it."""
+
+
 def _loss(
     config: FinetuneConfig, potential: Potential, datasets: Sequence[Dataset], resumed: WholeCheckpoint | None
 ) -> tuple[LossConfig, tuple[str, ...]]:
     """Return the loss of the run, and a sentence on each choice that the configuration leaves to its data."""
     if config.loss is not None:
         return config.loss, ()
-    if resumed is not None and isinstance(resumed.config, dict) and "loss" in resumed.config:
-        # measured anew, on another machine, weights might differ in the last digit
-        return typed(LossConfig, resumed.config["loss"], "loss"), ()
+    # measured anew, on another machine, weights might differ in the last digit
+    record = resumed.config if resumed is not None and isinstance(resumed.config, dict) else {}
+    begun = typed(_LossOfRun, record, "config").loss
+    if begun is not None:
+        return begun, ()
     if config.penalty is not None and isinstance(config.penalty.fisher, Path):
         return fisher.read(config.penalty.fisher).loss, (f"loss of the Fisher {config.penalty.fisher}",)
     return balanced_loss(potential, datasets)

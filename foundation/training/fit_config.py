@@ -112,9 +112,9 @@ class FitConfig(FitOptions):
 
 def with_defaults(fit: FitOptions) -> FitConfig:
     """Return a section fit with FitConfig's defaults in place of what is left out, and one step."""
-    values: dict[str, Any] = {name: value for name, value in vars(fit).items() if value is not None}
-    values.pop("epochs", None)
-    return FitConfig(**{"steps": 1, **values})
+    given = {name: value for name, value in vars(fit).items() if value is not None and name != "epochs"}
+    values: dict[str, Any] = {"steps": 1, **given}
+    return FitConfig(**values)
 
 
 def computation_of(config: FitOptions) -> Computation:

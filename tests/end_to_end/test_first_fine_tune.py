@@ -8,7 +8,6 @@ import pytest
 from launch.__main__ import main
 from tests.conftest import REPOSITORY
 from tests.pages import commands, run_python
-from tests.test_docs import PLAIN_FILES
 
 SMALLER = {"example-data": ["--frames", "8"], "finetune": ["--steps", "2"]}
 """What makes a command fit into a test; everything else is as written."""
@@ -18,7 +17,6 @@ PAGES = {
 }
 
 
-@pytest.mark.skipif(not PLAIN_FILES, reason="a fine-tuning needs a built data set")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_run_as_written(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -35,7 +33,6 @@ def test_the_commands_run_as_written(
     assert Path("mine/SHA256SUMS").is_file()
 
 
-@pytest.mark.skipif(not PLAIN_FILES, reason="a fine-tuning needs a built data set")
 def test_the_dynamics_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in commands(PAGES["first-fine-tune"]):
