@@ -115,7 +115,12 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     refuse_unlabelled(datasets)
     refuse_idle_terms(datasets, config.loss)
     lengths, optim, reasons = sized(
-        config.fit, config.optim, datasets, cutoff=config.model.cutoff, world_size=config.machine.world_size
+        config.fit,
+        config.optim,
+        datasets,
+        cutoff=config.model.cutoff,
+        world_size=config.machine.world_size,
+        begun=folder.checkpoint and folder.checkpoint.config,
     )
     folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim))
     announce(reasons)

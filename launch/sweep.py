@@ -97,7 +97,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """True if it is finished, with its report."""
-        return (self.out / "potential").is_dir() and (self.out / "forgetting" / JSON_NAME).is_file()
+        reported = "forgetting" not in self.record or (self.out / "forgetting" / JSON_NAME).is_file()
+        return reported and (self.out / "potential").is_dir()
 
     @property
     def config(self) -> Path:

@@ -230,7 +230,11 @@ VERBS = {
         ("start", *TRAINING_KEYS, "loss", "rehearsal", "penalty", "freeze", "sweep"),
         group="From your own file to a potential:",
     ),
-    "evaluate": Verb("measure errors and write a report", _evaluate),
+    "evaluate": Verb(
+        "measure errors and write a report",
+        _evaluate,
+        ("model", "data", "split", "out", "theory", "checkpoint", "edge_budget", "device", "suites"),
+    ),
     "export": Verb("write a release folder with its model card", _export),
     "quickstart": Verb(
         "run all steps once, on an embedded data set",
@@ -255,7 +259,7 @@ VERBS = {
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
-    "inspect": Verb("show the contents of a data set and warnings", _inspect),
+    "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),
     "convert": Verb("read or write another program's checkpoint", _convert),
     "preflight": Verb(
         "check a pretraining and estimate its time, memory and cost",

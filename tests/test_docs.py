@@ -87,7 +87,7 @@ def test_every_option_in_the_text_exists(page: Path) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_options_beside_those_of_another_program_exist(name: str) -> None:
     known = {each for verb in VERBS.values() for each in options_of(verb.load().config)}
-    known |= ALIASES | set(DatasetConfig.__dataclass_fields__)
+    known |= ALIASES | OF_THE_PARSER | set(DatasetConfig.__dataclass_fields__)
     ends = known | {each.rpartition(".")[2] for each in known}
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|", (REPOSITORY / "docs" / f"{name}.md").read_text(), flags=re.MULTILINE)
     found = [word for row in rows for code in re.findall(r"`(?!foundation)([^`]+)`", row) for word in code.split()]

@@ -135,7 +135,12 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled
     given = {each.theory for each in of_run(config.data) if each.theory}
     theories, told = theories_of_data(start, theories, given)
     lengths, optim, reasons = sized(
-        config.fit, config.optim, datasets, cutoff=start.cutoff, world_size=config.machine.world_size
+        config.fit,
+        config.optim,
+        datasets,
+        cutoff=start.cutoff,
+        world_size=config.machine.world_size,
+        begun=resumed and resumed.config,
     )
     potential, changes = prepare_start(
         start,

@@ -32,7 +32,7 @@ from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.module import TrainingModule
 from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
 from foundation.training.monitoring.monitor import Monitor
-from foundation.training.optim import OptimConfig
+from foundation.training.optim import OptimConfig, ema_decay_of
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def fit(
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
     module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions, dict(provenance))
     # the order matters: a checkpoint must have the average of its weights
-    averaging, watchdog = Averaging(use_buffers=False, decay=optim.ema_decay), Watchdog(config.guard.stall_after)
+    averaging, watchdog = _averaging(optim, config), Watchdog(config.guard.stall_after)
     callbacks = [averaging, guard, monitor, checkpoints, watchdog, Preemption(checkpoints)]
     data = TrainingData(datasets, potential, config, additions, num_workers=machine.num_workers)
     if is_rank_zero():
@@ -101,6 +101,11 @@ def fit(
     module.cpu()
     potential.compute_as(Computation())
     return {"validation": validation_errors(trainer), "convolution": convolution}
+
+
+def _averaging(optim: OptimConfig, config: FitConfig) -> Averaging:
+    decay = ema_decay_of(config.steps) if optim.ema_decay is None else optim.ema_decay
+    return Averaging(use_buffers=False, decay=decay)
 
 
 def _announce(

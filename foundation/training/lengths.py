@@ -12,12 +12,13 @@ A step is divided into as few lanes as its memory and the number of processes al
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.plan import HEADROOM
+from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation.training.fit_config import FitConfig, FitOptions, with_defaults
-from foundation.training.optim import OptimConfig, warmup_of
+from foundation.training.optim import OptimConfig, ema_decay_of, warmup_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,13 @@ class _Pass:
 
 
 def sized(
-    fit: FitOptions, optim: OptimConfig, datasets: Sequence[Dataset], *, cutoff: float, world_size: int
+    fit: FitOptions,
+    optim: OptimConfig,
+    datasets: Sequence[Dataset],
+    *,
+    cutoff: float,
+    world_size: int,
+    begun: object = None,
 ) -> tuple[FitConfig, OptimConfig, tuple[str, ...]]:
     """Return the sections fit and optim with every length, and a sentence on each one taken from the data.
 
@@ -74,6 +81,7 @@ def sized(
         datasets: Training data.
         cutoff: Cutoff of the model [Å].
         world_size: Number of processes, which divides the lanes.
+        begun: Record of the run that is resumed, as JSON; it may get longer, but keeps its warm-up and average.
 
     Raises:
         ValueError: the edges of the data were not counted at this cutoff.
@@ -92,11 +100,39 @@ def sized(
             f"validation every {found.validate_every:,} steps, checkpoints every {found.checkpoint_every:,}: "
             f"{found.steps // found.validate_every:,} validations in the run"
         )
-    if optim.warmup_steps is None:
-        warmup = warmup_of(found.steps)
-        optim = replace(optim, warmup_steps=warmup)
-        reasons.append(f"warm-up of {warmup:,} step{'s' if warmup > 1 else ''}, {warmup / found.steps:.1%} of the run")
-    return found, optim, tuple(reasons)
+    optim, why = _with_memory(optim, found.steps, begun)
+    return found, optim, (*reasons, *why)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory(OpenRecord):
+    """Lengths in section optim of the record of a run."""
+
+    warmup_steps: int | None = None
+    """Warm-up."""
+    ema_decay: float | None = None
+    """Decay of the average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun(OpenRecord):
+    """Record of a run."""
+
+    optim: _Memory = field(default_factory=_Memory)
+    """Its section optim."""
+
+
+def _with_memory(optim: OptimConfig, num_steps: int, begun: object) -> tuple[OptimConfig, list[str]]:
+    """Return the section optim with warm-up and decay of the average, and a sentence on each one left out."""
+    record = typed(_Begun, begun, "config").optim if isinstance(begun, dict) else _Memory()
+    warmup, decay, reasons = optim.warmup_steps, optim.ema_decay, list[str]()
+    if warmup is None:
+        warmup = warmup_of(num_steps) if record.warmup_steps is None else record.warmup_steps
+        reasons.append(f"warm-up of {warmup:,} step{'s' if warmup > 1 else ''}, {warmup / num_steps:.1%} of the run")
+    if decay is None:
+        decay = ema_decay_of(num_steps) if record.ema_decay is None else record.ema_decay
+        reasons.append(f"average of the weights over some {1 / (1 - decay):,.0f} steps")
+    return replace(optim, warmup_steps=warmup, ema_decay=decay), reasons
 
 
 def announce(reasons: Sequence[str]) -> None:

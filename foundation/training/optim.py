@@ -15,6 +15,8 @@ from foundation.training.schedule_free import ScheduleFree
 
 WARMUP_FRACTION, MAX_WARMUP = 0.05, 2000
 """Warm-up of a run that does not give it, as a fraction of its steps, and the largest number of steps."""
+EMA_FRACTION, MAX_EMA_DECAY = 0.05, 0.999
+"""Steps in the moving average of a run that does not give its decay, as a fraction of all, and the largest decay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,20 @@ class OptimConfig:
     """Decay of Muon's momentum."""
     clip_norm: float = field(default=10.0, metadata=DECIDES)
     """Largest norm of the gradient of a step; larger ones are scaled down."""
-    ema_decay: float = field(default=0.999, metadata=DECIDES)
-    """Decay per step of the moving average of the weights, which is validated and released."""
+    ema_decay: float | None = field(default=None, metadata=DECIDES)
+    """Decay per step of the moving average of the weights, which is validated and released. None: an average over 5 %
+    of the run, at most 1,000 steps."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip_norm <= 0 or (self.warmup_steps or 0) < 0 or self.weight_decay < 0:
             raise ValueError("learning_rate and clip_norm must be positive, warmup_steps and weight_decay not negative")
         first, second = self.betas
-        decays = (("ema_decay", self.ema_decay), ("momentum", self.momentum), ("betas", first), ("betas", second))
+        decays = (
+            ("ema_decay", self.ema_decay or 0.0),
+            ("momentum", self.momentum),
+            ("betas", first),
+            ("betas", second),
+        )
         for name, value in decays:
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {value}")
@@ -65,7 +73,7 @@ class OptimConfig:
                 "decay_fraction must be in (0, 1] and final_fraction in [0, 1], "
                 f"not {self.decay_fraction} and {self.final_fraction}"
             )
-        if self.optimizer == "schedule_free" and (self.schedule != "constant" or self.ema_decay):
+        if self.optimizer == "schedule_free" and (self.schedule != "constant" or self.ema_decay != 0):
             raise ValueError(
                 "schedule_free averages the weights itself, instead of a schedule: set schedule to constant and "
                 f"ema_decay to 0, not {self.schedule} and {self.ema_decay}"
@@ -119,6 +127,14 @@ def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
 def warmup_of(num_steps: int) -> int:
     """Return the number of steps of the warm-up of a run that does not give it."""
     return min(math.ceil(WARMUP_FRACTION * num_steps), MAX_WARMUP)
+
+
+def ema_decay_of(num_steps: int) -> float:
+    """Return the decay of the moving average of a run that does not give it.
+
+    Its memory of 1 / (1 - decay) steps is a small part of the run: a longer one would release the initial weights.
+    """
+    return max(0.0, min(MAX_EMA_DECAY, 1 - 1 / (EMA_FRACTION * num_steps)))
 
 
 def make_schedule(

@@ -80,6 +80,6 @@ def test_the_quickstart_runs_without_arguments_from_an_empty_folder(environment:
     found = run(environment, tmp_path, code="import launch, foundation; print(launch.__file__, foundation.__file__)")
     assert all(Path(file).is_relative_to(environment) for file in found.split())
     printed = run(environment, tmp_path, "quickstart", *SHORTER)
-    assert 'foundation.load("runs/quickstart/release")' in printed
+    assert 'foundation.Calculator("runs/quickstart/release")' in printed
     assert (tmp_path / "runs/quickstart/release/SHA256SUMS").is_file()
     assert "cutoff" in run(environment, tmp_path, "pretrain", "--config", "pretrain/small", "--print_config")

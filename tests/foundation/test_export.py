@@ -136,8 +136,9 @@ def test_a_report_of_other_weights_is_refused(run: Path) -> None:
     assert not (run / "release").exists()
 
 
-def test_an_unfinished_run_is_refused(run: Path) -> None:
-    shutil.rmtree(run / "potential")
+def test_a_run_without_potential_and_checkpoints_is_refused(run: Path) -> None:
+    for name in ("potential", "checkpoints"):
+        shutil.rmtree(run / name)
     with pytest.raises(FileNotFoundError, match="no potential there"):
         export(ExportConfig(run=run, out=run / "release"))
 

@@ -266,7 +266,6 @@ def test_a_fine_tuning_of_a_fine_tuned_potential_names_all_data_before_it(
     )
     start = checkpoint.describe(out / "potential").provenance["start"]
     assert [each["name"] for each in start["datasets"]] == ["emt-target", "emt-test", "emt-test"]
-    refused(out, f"{target.root}: no structure .* whose licence allows copying")
     release = export(ExportConfig(run=out, out=tmp_path / "release", data=emt_manifest.root))
     card = (release / "README.md").read_text()
     assert "| begins with | Three steps more (fine-tuning), weights with SHA-256" in card

@@ -60,7 +60,7 @@ def start(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def tuning(start: Path, data: datasets.Data, out: Path, **options: object) -> FinetuneConfig:
-    given = {"theory": THEORY, "fit": FIT, "machine": CPU} | options
+    given = {"theory": THEORY, "fit": FIT, "machine": CPU, "references": "keep"} | options
     return FinetuneConfig(start=start, data=data, out=out, **given)  # type: ignore[arg-type]
 
 

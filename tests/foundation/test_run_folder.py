@@ -22,7 +22,7 @@ from data_pipeline.store.manifest import Manifest
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
-from foundation.training.fault_tolerance import checkpoints
+from foundation.training.fault_tolerance import reading
 from foundation.training.fault_tolerance.checkpoints import CheckpointFiles
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MACHINE_OPTIONS
@@ -295,8 +295,8 @@ def test_a_run_that_goes_on_hashes_and_opens_its_checkpoint_once_and_loads_it_on
 
         monkeypatch.setattr(owner, name, noting)
 
-    note(checkpoints, "sha256")
-    note(checkpoints, "read_checkpoint")
+    note(reading, "sha256")
+    note(reading, "read_checkpoint")
     note(CheckpointFiles, "load_checkpoint", place=1)
     pretrain(config(emt_manifest, out, resume=True))
     assert (out / "checkpoints" / "step=000000003.ckpt").is_file()
@@ -312,7 +312,7 @@ def test_whether_a_run_may_begin_is_known_before_data_and_start_are_read(
     old = shutil.copytree(finished, tmp_path / "old")
     before = content(old)
     monkeypatch.setattr("foundation.pretrain.open_datasets", read)
-    monkeypatch.setattr("foundation.finetune.open_datasets", read)
+    monkeypatch.setattr("foundation.finetuning.preparation.open_datasets", read)
     for refused, message in (
         (config(emt_manifest, old), "already exists"),
         (config(emt_manifest, old, resume=True, precision="bf16"), r"another configuration: .*fit\.precision was"),

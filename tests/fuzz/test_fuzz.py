@@ -31,4 +31,4 @@ def test_a_damaged_file_is_read_right_or_refused_by_name(target: str, outcomes: 
     failed = [f"case {o['case']}, {o['change']}:\n{o['detail']}" for o in own if o["verdict"] == "failed"]
     assert not failed, "\n\n".join(failed)
     if target not in MENDING:
-        assert Counter(outcome["verdict"] for outcome in own)["refused"] >= CASES // 4
+        assert Counter(outcome["verdict"] for outcome in own)["refused"] >= CASES // 6

@@ -6,7 +6,20 @@ import pytest
 
 from launch.__main__ import main
 
-COMMAND = ["--", "pretrain", "--data", "data", "--out", "run", "--fit.steps", "10", "--model.irreps", "4x0e"]
+COMMAND = [
+    "--",
+    "pretrain",
+    "--data",
+    "data",
+    "--out",
+    "run",
+    "--fit.steps",
+    "10",
+    "--fit.lanes",
+    "8",
+    "--model.irreps",
+    "4x0e",
+]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ COMMANDS = {
     "finetune": '--start s --data d --out o --fit.steps 1 --rehearsal.data r --adapters.rank 2 --rate_factors {"a":9}',
     "preflight": "--config configs/pretrain/small.yaml --price 2.5",
     "protect": "--model m --num_structures 9",
+    "example-data": "emt-alloys --out f.extxyz",
     "tradeoff": "a b --out c",
     "evaluate": "--model m --data d --split val",
     "report": "a b --out c",

@@ -10,7 +10,20 @@ import pytest
 from launch.__main__ import main
 from launch.slurm import seconds_of, tasks_of
 
-COMMAND = ["--", "pretrain", "--data", "data", "--out", "runs/big", "--fit.steps", "10", "--model.irreps", "4x0e"]
+COMMAND = [
+    "--",
+    "pretrain",
+    "--data",
+    "data",
+    "--out",
+    "runs/big",
+    "--fit.steps",
+    "10",
+    "--fit.lanes",
+    "8",
+    "--model.irreps",
+    "4x0e",
+]
 SCRIPT = """\
 #!/bin/bash
 # Written by `foundation launch slurm`. Submit it again with: sbatch {here}/runs/big/job.sbatch
@@ -44,6 +57,7 @@ srun --cpus-per-task=2 --kill-on-bad-exit=1 $hold \\
     --data data \\
     --out runs/big \\
     --fit.steps 10 \\
+    --fit.lanes 8 \\
     --model.irreps 4x0e \\
     --machine.accelerator gpu \\
     --machine.devices 4 \\

@@ -90,5 +90,5 @@ def test_a_name_is_shown_as_it_is_and_commands_no_terminal(capsys: pytest.Captur
     tables.errors(Evaluation(**facts, errors=errors, by_element={}, worst_frames=[]))
     tables.potential(Path(name))
     out = printed(capsys)
-    assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 4
+    assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 5
     assert "\x1b" not in out

@@ -136,5 +136,5 @@ def test_a_fine_tuning_records_the_weights_and_goes_on_with_them(
     record = json.loads((tmp_path / "run" / "run.json").read_text())["loss"]
     assert record["stress"]["weight"] == 0
     assert record["energy"]["weight"] not in (0, 20)
-    monkeypatch.setattr("foundation.finetune.balanced_loss", None)
+    monkeypatch.setattr("foundation.finetuning.preparation.balanced_loss", None)
     finetune(dataclasses.replace(data, fit=dataclasses.replace(fit, resume=True)))

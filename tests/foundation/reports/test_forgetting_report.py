@@ -99,6 +99,7 @@ def test_remarks_are_of_what_grew_and_of_frames_left_out() -> None:
         "fine": replace(found.sets["old"], num_skipped=7, change=uncertain),
     }
     assert remarks(replace(found, sets=sets)) == [
+        "no held-out frames of the target were measured, so learning is unknown",
         "old (retained) became worse: force MAE +30 % [+20, +40]",
         "fine: 7 frames left out, with elements unknown to the potential",
     ]

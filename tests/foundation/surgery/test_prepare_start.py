@@ -46,7 +46,7 @@ def few(tmp_path_factory: pytest.TempPathFactory, provenance: Provenance) -> Man
 def data(*manifests: Manifest, **theories: str) -> tuple[Mapping[str, Statistics], list[Dataset]]:
     """Data sets with the names of their levels of theory, in turn."""
     configs = [DatasetConfig(path=m.root, theory=name) for m, name in zip(manifests, theories.values(), strict=True)]
-    datasets, names = open_datasets(configs)
+    datasets, names = open_datasets(tuple(configs))
     return statistics_by_theory(datasets, names), datasets
 
 

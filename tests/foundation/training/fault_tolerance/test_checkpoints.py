@@ -260,7 +260,7 @@ def test_no_whole_checkpoint_is_an_error(finished: Path, tmp_path: Path) -> None
 def test_the_best_checkpoint_is_kept_and_named(finished: Path) -> None:
     best = json.loads((finished / "checkpoints" / "best.json").read_text())
     assert best["by"] == "val/force_mae"
-    assert best["step"] % 3 == 0
+    assert best["step"] % 3 == 0 or best["step"] == FIT.steps
     state = torch.load(finished / "checkpoints" / best["file"], weights_only=True)
     assert state["global_step"] == best["step"]
 

@@ -131,4 +131,4 @@ def test_lightning_says_nothing_in_a_run(tmp_path: Path, emt_manifest: Manifest)
     ]
     lines = said.splitlines()
     assert [start for start in starts if not any(line.startswith(start) for line in lines)] == []
-    assert 'foundation.load("run")' in done.stdout
+    assert 'foundation.Calculator("run")' in done.stdout
