@@ -9,9 +9,7 @@ import logging
 import time
 
 from foundation import checkpoint, run_folder
-from foundation.datasets import (
-    left_out,
-)
+from foundation.datasets import left_out
 from foundation.evaluation import held_out as held_out_errors
 from foundation.evaluation.held_out import BEFORE, Measurement, measure
 from foundation.evaluation.suites import run_suites
@@ -51,20 +49,21 @@ def finetune(config: FinetuneConfig) -> Potential:
 
 def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
     prepared, before = prepare(config, folder), None
-    config, folder = prepared.config, prepared.folder
+    settled, folder = prepared.settled, prepared.folder
+    config, potential = settled.config, settled.potential
 
     def begin() -> None:
         nonlocal before
-        before = _begin(config, folder, prepared)
+        before = _begin(prepared)
 
     began = time.time()
-    provenance = provenance_of(prepared.datasets, prepared.potential) | prepared.facts | {"config": folder.record}
+    provenance = provenance_of(settled.datasets, potential) | prepared.facts | {"config": folder.record}
     facts = fit(
-        prepared.potential,
-        prepared.datasets,
-        config=prepared.fit,
+        potential,
+        settled.datasets,
+        config=settled.fit,
         machine=config.machine,
-        loss=prepared.loss,
+        loss=settled.loss,
         optim=config.optim,
         out=folder.path,
         record=folder.record,
@@ -75,59 +74,56 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
     )
     if before is not None:
         folder.refuse_lost()
-        facts |= take_best(prepared.potential, folder.path, prepared.fit.steps)
+        facts |= take_best(potential, folder.path, settled.fit.steps)
         facts |= {"wall_time_s": round(time.time() - began, 1)}
     if config.adapters is not None:
-        merge_adapters(prepared.potential)
-    prepared.potential.requires_grad_(True).eval()
+        merge_adapters(potential)
+    potential.requires_grad_(True).eval()
     if before is not None:
-        facts |= {"num_parameters": sum(p.numel() for p in prepared.potential.parameters())}
-        _finish(config, prepared, before, provenance | facts)
-    return prepared.potential
+        facts |= {"num_parameters": sum(p.numel() for p in potential.parameters())}
+        # saved first: a failing report costs no training
+        checkpoint.save(potential, config.out / "potential", provenance | facts)
+        with reporting(config.out, "finetune"):
+            _report(prepared, before)
+    return potential
 
 
-def _begin(config: FinetuneConfig, folder: RunFolder, prepared: Prepared) -> Measurement:
+def _begin(prepared: Prepared) -> Measurement:
     """Prepare the run folder and return the errors of the start, measured now unless an earlier run did."""
-    known = _measured_already(config, prepared)
+    config, known = prepared.settled.config, _measured_already(prepared)
     # before anything is written: a set without a usable frame is refused here
-    before = known or measure(prepared.start, prepared.held_out, edge_budget=config.forgetting.edge_budget)
-    folder.begin()
+    before = known or measure(prepared.begun, prepared.held_out, edge_budget=config.forgetting.edge_budget)
+    prepared.folder.begin()
     if known is None:
         held_out_errors.save(before, config.out / "forgetting" / BEFORE)
     for item in prepared.held_out:
         data, number = item.dataset, before.sets[item.name].num_skipped
-        for sentence in left_out(data.manifest, data.split, number, prepared.start.elements):
+        for sentence in left_out(data.manifest, data.split, number, prepared.begun.elements):
             log.warning("%s", sentence)
     return before
 
 
-def _measured_already(config: FinetuneConfig, prepared: Prepared) -> Measurement | None:
+def _measured_already(prepared: Prepared) -> Measurement | None:
     """Return the measurement of the start by an earlier run if one is named, or by this one on resume."""
+    config = prepared.settled.config
     if config.forgetting.before is not None:
-        return held_out_errors.load(config.forgetting.before / BEFORE, prepared.start, prepared.held_out)
+        return held_out_errors.load(config.forgetting.before / BEFORE, prepared.begun, prepared.held_out)
     file = config.out / "forgetting" / BEFORE
     if config.fit.resume and file.is_file():
-        return held_out_errors.load(file, prepared.start, prepared.held_out)
+        return held_out_errors.load(file, prepared.begun, prepared.held_out)
     return None
 
 
-def _finish(config: FinetuneConfig, prepared: Prepared, before: Measurement, facts: dict) -> None:
-    """Save the result of a run; only then evaluate it and write the report."""
-    checkpoint.save(prepared.potential, config.out / "potential", facts)
-    with reporting(config.out, "finetune"):
-        _report(config, prepared, before)
-
-
-def _report(config: FinetuneConfig, prepared: Prepared, before: Measurement) -> None:
+def _report(prepared: Prepared, before: Measurement) -> None:
     """Evaluate the result of a run and write the report of learning and forgetting."""
     if not prepared.held_out:
         log.warning("no held-out frames, neither of the target nor others: what the run learned is not measured")
-    start, potential = prepared.start, prepared.potential
+    config, start, potential = prepared.settled.config, prepared.begun, prepared.settled.potential
     budget = config.forgetting.edge_budget
     after = measure(potential, prepared.held_out, edge_budget=budget)
     between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
     curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
-    theory = prepared.datasets[0].theory_number
+    theory = prepared.settled.datasets[0].theory_number
     suites = SuiteEnds(
         **{name: run_suites(config.suites, each, theory) for name, each in (("before", start), ("after", potential))}
     )

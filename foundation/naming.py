@@ -19,13 +19,13 @@ from foundation.interop.sevennet import from_sevennet
 from foundation.interop.sevennet_provenance import provenance_of_sevennet
 from foundation.potential import Potential
 from foundation.provenance import CheckpointFacts
-from foundation.training.fault_tolerance.reading import WholeCheckpoint, newest_checkpoint, steps_in
+from foundation.training.fault_tolerance.reading import CHECKPOINTS, WholeCheckpoint, newest_checkpoint, steps_in
 from foundation.training.fault_tolerance.stored_potential import best_checkpoint, checkpoint_of_step, potential_in
 
 log = logging.getLogger(__name__)
 
-RUN, CHECKPOINTS = "run.json", "checkpoints"
-"""File and folder of every run."""
+RUN = "run.json"
+"""Record of every run; run_folder.py, which names it too, imports Lightning."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Words of the command line, rewritten to what the parser reads: one `--section.name=value` for each option.
 
-A list is typed as people type it: `--data a.xyz b.xyz`, `--data a.xyz,b.xyz`, the option twice, or
-YAML in quotation marks.
-A word that names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or
+A list is typed as people type it: `--data a.xyz b.xyz`, `--data a.xyz,b.xyz`, the option twice, or YAML in quotation
+marks. A word that names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or
 `[1].xyz` is given by its name; one that does not exist yet is written `./[1].xyz`, and a pattern with a comma goes into
 a YAML list, where nothing is split.
 

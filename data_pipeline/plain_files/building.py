@@ -16,7 +16,7 @@ from typing import Any
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
-from data_pipeline.building.splits import MIN_GROUPS, SplitBy, split_name
+from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
 from data_pipeline.plain_files.finding import DataFile, Found, find_files
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
@@ -39,8 +39,7 @@ NEAR = 1.25
 """Largest factor between a fraction and what a seed makes of it."""
 SEEDS = 100
 """Number of seeds tried."""
-TRAIN, VAL, TEST = SECTIONS = ("train", "val", "test")
-"""Splits that files can be named for."""
+TRAIN, VAL, TEST = SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,7 @@ def build_plain(
     """
     found = _found(files, val, test)
     surveyed = {section: _surveyed(each.files, config) for section, each in found.items()}
-    everything = [each for section in SECTIONS for each in surveyed.get(section, [])]
+    everything = [each for section in SPLITS for each in surveyed.get(section, [])]
     _check_keys_used(everything, config)
     theory, theory_remarks = _level_of_theory(everything, config)
     source = _source(surveyed, config)

@@ -4,6 +4,7 @@ A folder is searched for files that are recognised by their names; where a calcu
 vasprun.xml, the OUTCAR is read. Everything else is listed, so that nothing is left out silently.
 """
 
+import difflib
 import glob
 import itertools
 import os
@@ -115,8 +116,6 @@ def _matches(word: str, option: str) -> list[Path]:
 
 def _beside(path: Path) -> str:
     """Return a hint with the most similar name in the same folder, or ''."""
-    import difflib
-
     try:
         names = [each.name for each in path.parent.iterdir()]
     except OSError:

@@ -26,8 +26,6 @@ from data_pipeline.sources.ase_files import (
 from data_pipeline.sources.labels import KINDS, Kind, check_charge, energies_listed, unread_labels
 from data_pipeline.structure import InvalidStructure, has_volume
 
-SAMPLE = 1000
-"""Number of frames surveyed of each file; of a larger extxyz file or database, of each 16 MB or 8192 rows."""
 SAME_ENERGY = 1e-5
 """Largest difference of energies that say the same [eV per atom]."""
 STANDARD = ("energy", "forces", "stress")

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline.building.duplicates import find_duplicates, fingerprint
 from data_pipeline.building.edge_count import EdgeCounter, Edges
+from data_pipeline.building.splits import SPLITS
 from data_pipeline.inspection import all_statistics, inspect_manifest, ordered_splits
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.statistics.sums import Statistics
@@ -95,7 +96,7 @@ def _read_keys(build_config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the names of the entries read as each label, in all sources of a data set."""
     found: dict[str, list[str]] = {"energy": [], "forces": [], "stress": []}
     source = build_config.get("source", {})
-    joined = [each for name in ("train", "val", "test") for each in source.get(name, [])]
+    joined = [each for name in SPLITS for each in source.get(name, [])]
     for each in joined or [source]:
         names = {
             "energy": each.get("energy_key") or "energy",
@@ -181,11 +182,11 @@ def _about_frames(manifest: Manifest, total: Statistics) -> list[str]:
 
 
 def _about_close(close: Sequence[tuple[str, float]]) -> list[str]:
-    number = sum(distance < CLOSE for _, distance in close)
-    name, distance = min(close, key=lambda each: each[1])
-    if not number:
+    near = [each for each in close if each[1] < CLOSE]
+    if not near:
         return []
-    return [f"{frames_of(number)} with atoms closer than {CLOSE} Å (the closest, {distance:.2f} Å, in {name})"]
+    name, distance = min(near, key=lambda each: each[1])
+    return [f"{frames_of(len(near))} with atoms closer than {CLOSE} Å (the closest, {distance:.2f} Å, in {name})"]
 
 
 def _about_repeats(repeats: Mapping[int, int], origin: Sequence[tuple[str, int]]) -> list[str]:

@@ -71,6 +71,7 @@ def build_generated(potential: Potential, out: Path, *, num_structures: int, see
         """Checksum of the potential's weights."""
 
         def make(self, start: int, stop: int) -> Iterator[Structure]:
+            """Yield the crystals with the numbers start to stop - 1."""
             return relaxed(super().make(start, stop), potential, seed)
 
     source = RelaxedCrystals(

@@ -84,20 +84,12 @@ class Settled:
 class Prepared:
     """A prepared and checked fine-tuning."""
 
-    config: FinetuneConfig
-    """Configuration without anything left to the data."""
-    fit: FitConfig
-    """Its section fit."""
-    loss: LossConfig
-    """Its section loss."""
+    settled: Settled
+    """Configuration, data, and the potential to be trained."""
     folder: RunFolder
     """Run folder, with this configuration as the record."""
-    start: Potential
-    """Start as measured before the run, with additions for the data."""
-    potential: Potential
-    """Potential to be trained."""
-    datasets: list[Dataset]
-    """The target."""
+    begun: Potential
+    """Potential before the first step, as measured before the run."""
     held_out: list[HeldOut]
     """Held-out sets evaluated before and after."""
     additions: Additions
@@ -212,13 +204,9 @@ def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
         "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
     }
     return Prepared(
-        config=config,
-        fit=settled.fit,
-        loss=settled.loss,
+        settled=settled,
         folder=folder,
-        start=begun,
-        potential=potential,
-        datasets=datasets,
+        begun=begun,
         held_out=held_out,
         additions=additions,
         facts=facts,

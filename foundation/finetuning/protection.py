@@ -144,17 +144,23 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
         log.info("protection: made earlier by this run, in %s", kept)
         return kept
     if cluster_environment().world_size() > 1:
-        raise ValueError(
-            f"{start} carries no protection, and one process makes it: `foundation protect --model {start}` first"
-        )
+        raise ValueError(f"{start} carries no protection, and one process makes it: {_once_for_all(start)} first")
     log.warning(
         "%s carries no protection: it is made now from %d generated crystals, which takes some minutes, and kept in "
-        "%s (`foundation protect --model %s` adds it to the start, once for all runs)",
-        *(start, NUM_STRUCTURES, kept, start),
+        "%s (once for all runs: %s)",
+        *(start, NUM_STRUCTURES, kept, _once_for_all(start)),
     )
     with durable.whole_folder(kept) as partial:
         make(potential, partial, NUM_STRUCTURES)
     return kept
+
+
+def _once_for_all(start: Path) -> str:
+    """Return the command that adds a protection to a start; one without a folder is converted before."""
+    if start.is_dir():
+        return f"`foundation protect --model {start}`"
+    convert = f"`foundation convert --from sevennet --checkpoint {start} --out FOLDER`"
+    return f"{convert} and `foundation protect --model FOLDER`"
 
 
 def _is_of(folder: Path, potential: Potential) -> bool:

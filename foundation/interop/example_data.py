@@ -20,8 +20,6 @@ from data_pipeline.sources import EmtAlloys
 from data_pipeline.store import durable
 from foundation.configuration import check_numbers
 from foundation.interop.calculator import Calculator, to_atoms
-from foundation.interop.published import find_published
-from foundation.interop.sevennet import from_sevennet
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ def _emt_alloys(config: ExampleDataConfig) -> Frames:
 
 
 def _lpsc(config: ExampleDataConfig) -> Frames:
-    calculator = Calculator(from_sevennet(find_published(LABELS)))
+    calculator = Calculator(LABELS)
     for number in range(config.frames):
         rng = np.random.default_rng([config.seed, number])
         atoms = argyrodite()

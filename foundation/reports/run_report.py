@@ -19,7 +19,7 @@ from foundation.reports.curves import draw_figures
 from foundation.reports.page import render_page
 from foundation.reports.periodic_table import draw_periodic_table
 from foundation.run_folder import RECORD, read_record
-from foundation.training.fault_tolerance.reading import read_best
+from foundation.training.fault_tolerance.reading import CHECKPOINTS, read_best
 from foundation.training.monitoring.metrics_file import START, read_rows
 
 AVERAGED = (
@@ -147,7 +147,7 @@ def facts_of(run: Run) -> RunFacts:
         last={name: value for name, value in last.items() if "/" in name},
         by_element=validation.pop("val/by_element", {}),
         validation=validation,
-        best=read_best(run.folder / "checkpoints"),
+        best=read_best(run.folder / CHECKPOINTS),
     )
 
 

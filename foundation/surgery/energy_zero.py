@@ -39,7 +39,7 @@ UNITS = {
     "kJ/mol": 96.485332,
     "meV": 1000.0,
 }
-"""Size of 1 eV in other units of energy."""
+"""Size of 1 eV in other units of energy (CODATA 2018)."""
 SAME_UNIT = 0.3
 """Relative difference of a factor from that of a unit by which it may be this one."""
 

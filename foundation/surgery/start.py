@@ -112,10 +112,10 @@ def prepare_start(
         potential = add_theory(potential, theory)
     datasets = numbered_as_in(potential, datasets, list(statistics))
     of_new_elements = _refit(potential, datasets, new) if new else None
-    moving = (
-        datasets if references == "refit" else _of_another_zero(potential, datasets) if references == "auto" else ()
-    )
-    moved = _refit(potential, moving, None) if moving and references != "keep" else None
+    moving = datasets if references == "refit" else []
+    if references == "auto":
+        moving = _of_another_zero(potential, datasets)
+    moved = _refit(potential, moving, None) if moving else None
     _warn_of_moves(moved or {}, start, folder)
     return potential.train(), StartChanges(
         new_elements=donors,

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from data_pipeline.store.manifest import NOT_STATED
 from foundation.potential import Potential
 
 log = logging.getLogger(__name__)
 
-UNSTATED = ("", "not stated", "unknown", "none")
+UNSTATED = ("", NOT_STATED, "unknown", "none")
 """Descriptions, in lower case, of data that do not state their level of theory."""
 
 

@@ -23,7 +23,7 @@ from foundation.training.data import TrainingData
 from foundation.training.fault_tolerance.checkpoints import Checkpoints, refuse_other_backend, validation_errors
 from foundation.training.fault_tolerance.guard import Guard
 from foundation.training.fault_tolerance.preemption import Preemption
-from foundation.training.fault_tolerance.reading import WholeCheckpoint
+from foundation.training.fault_tolerance.reading import CHECKPOINTS, WholeCheckpoint
 from foundation.training.fault_tolerance.watchdog import Watchdog
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.lightning_internals import Averaging
@@ -83,7 +83,7 @@ def fit(
     """
     _check(potential, config, machine, optim, additions, checkpoint)
     keep_freed_memory()
-    checkpoints = Checkpoints(out / "checkpoints", config.checkpoint_every, config.keep_checkpoints, config.best_by)
+    checkpoints = Checkpoints(out / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, config.best_by)
     guard = Guard(config.guard, checkpoints)
     monitor = Monitor(config, potential, work=additions.work, extras=additions.parts_of_loss)
     module = TrainingModule(potential, loss, optim, config, guard, monitor, record, additions, dict(provenance))

@@ -38,7 +38,7 @@ class FitOptions:
     lanes: int | None = field(default=None, metadata=COMPARED)
     """Number of micro-batches per optimizer step; the number of processes must divide it. None: from the data."""
     edge_budget: int | None = field(default=None, metadata=COMPARED)
-    """Number of directed edges of a micro-batch; None: from the data."""
+    """Largest number of directed edges of a micro-batch, except for a structure with more; None: from the data."""
     atom_budget: int | None = field(default=None, metadata=COMPARED)
     """Number of atoms of a micro-batch; None sets no limit."""
     oversize: Oversize | None = field(default=None, metadata=COMPARED)
@@ -101,7 +101,7 @@ class FitConfig(FitOptions):
     lanes: int = field(default=8, metadata=COMPARED)
     """Number of micro-batches per optimizer step; the number of processes must divide it."""
     edge_budget: int = field(default=20000, metadata=COMPARED)
-    """Number of directed edges of a micro-batch."""
+    """Largest number of directed edges of a micro-batch, except for a structure with more."""
     oversize: Oversize = field(default="error", metadata=COMPARED)
     """Treatment of a structure larger than the budget: an error, a micro-batch of its own, or it is left out."""
     validate_every: int = field(default=500, metadata=MAY_CHANGE)

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 from tests.pages import commands, run_python
 
 SMALLER = {"example-data": ["--frames", "8"], "finetune": ["--steps", "2"]}
-"""What makes a command fit into a test; everything else is as written."""
+"""Options that let a command fit into a test; everything else is as written."""
 PAGE = (REPOSITORY / "docs/first-fine-tune.md").read_text()
 
 

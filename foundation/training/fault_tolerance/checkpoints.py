@@ -23,6 +23,7 @@ from data_pipeline.store.shards import sha256
 from foundation.configuration import deciding_changes
 from foundation.training.fault_tolerance.reading import (
     BEST,
+    CHECKPOINTS,
     CHECKSUM,
     WholeCheckpoint,
     newest_checkpoint,
@@ -44,7 +45,7 @@ def checkpoint_to_resume(out: Path, resume: bool | Literal["auto"]) -> WholeChec
     Raises:
         FileNotFoundError: resume is True and there is no checkpoint, or all checkpoints are damaged.
     """
-    if not resume or (resume == "auto" and not steps_in(out / "checkpoints")):
+    if not resume or (resume == "auto" and not steps_in(out / CHECKPOINTS)):
         return None
     return newest_checkpoint(out)
 

@@ -19,6 +19,8 @@ from data_pipeline.store.shards import sha256
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run with its checkpoints."""
 CHECKSUM = ".sha256"
 BEST = "best.json"
 PATTERN, NAME = "step=*.ckpt", re.compile(r"step=(\d{1,12})\.ckpt")
@@ -53,7 +55,7 @@ def newest_checkpoint(out: Path, every: int = 1, last: int | None = None) -> Who
     Raises:
         FileNotFoundError: no valid checkpoint there.
     """
-    folder = out / "checkpoints"
+    folder = out / CHECKPOINTS
     found = {path: step for path, step in steps_in(folder).items() if step % every == 0}
     for path in folder.glob(PATTERN):
         if step_of(path) is None:

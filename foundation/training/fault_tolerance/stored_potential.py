@@ -19,6 +19,7 @@ from foundation.potential import Potential, check_weights
 from foundation.provenance import CheckpointFacts
 from foundation.surgery.adapters import adapt, merge_adapters
 from foundation.training.fault_tolerance.reading import (
+    CHECKPOINTS,
     WholeCheckpoint,
     read_best,
     read_checkpoint,
@@ -89,13 +90,13 @@ def take_best(potential: Potential, run: Path, steps: int) -> dict[str, Any]:
         run: The run folder.
         steps: Number of steps of the run.
     """
-    best = read_best(run / "checkpoints")
+    best = read_best(run / CHECKPOINTS)
     if best is None:
         return _facts(steps, steps, "the last step; none was validated")
     reason = f"the best by {best['by']}, {best['error']:.4g}"
     if best["step"] == steps:
         return _facts(steps, steps, f"the last step and {reason}")
-    path = run / "checkpoints" / best["file"]
+    path = run / CHECKPOINTS / best["file"]
     try:
         weights = _weights(read_checkpoint(whole_checkpoint(path, best["step"]).path))
         potential.load_state_dict(weights)
@@ -114,7 +115,7 @@ def best_checkpoint(run: Path) -> tuple[WholeCheckpoint, str]:
         FileNotFoundError: none is known.
         ValueError: it is damaged.
     """
-    best = read_best(run / "checkpoints")
+    best = read_best(run / CHECKPOINTS)
     if best is None:
         raise FileNotFoundError(f"{run}: no checkpoint was validated, so none is the best; take --checkpoint newest")
     return checkpoint_of_step(run, best["step"]), f"the best by {best['by']}, {best['error']:.4g}"
@@ -127,7 +128,7 @@ def checkpoint_of_step(run: Path, step: int) -> WholeCheckpoint:
         FileNotFoundError: there is none; the message names those that there are.
         ValueError: it is damaged.
     """
-    there = {found: path for path, found in steps_in(run / "checkpoints").items()}
+    there = {found: path for path, found in steps_in(run / CHECKPOINTS).items()}
     if step not in there:
         found = ", ".join(map(str, sorted(there))) or "none"
         raise FileNotFoundError(f"{run}: no checkpoint of step {step}; there are: {found}")
