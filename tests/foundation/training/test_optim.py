@@ -175,7 +175,7 @@ def test_the_schedule_keeps_the_ratio_of_the_groups(potential: Potential) -> Non
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"decay_fraction": 0.0}, r"decay_fraction must be in \(0, 1\]"),
         ({"final_fraction": 2.0}, r"final_fraction in \[0, 1\]"),
-        ({"optimizer": "schedule_free"}, "set schedule to constant and ema_decay to 0, not cosine and 0.999"),
+        ({"optimizer": "schedule_free"}, "set schedule to constant and ema_decay to 0, not cosine and None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
