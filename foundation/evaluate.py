@@ -1,6 +1,7 @@
-"""Evaluation: a potential and a split of a data set become a report."""
+"""Evaluation: a potential and a split of a data set, or suites of physical properties, become a report."""
 
 import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from data_pipeline.plain_files import ReadConfig
 from data_pipeline.store.manifest import Manifest
 from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
-from foundation.evaluation.suites import SuiteConfig, check_suites, run_suites
+from foundation.evaluation.suites import Subject, SuiteConfig, check_suites, run_suites
+from foundation.interop.subject import CalculatorSubject, PotentialSubject
 from foundation.naming import Choice, resolve
 from foundation.potential import Potential
 from foundation.reports.evaluation_report import Evaluated, Evaluation, write_report
+from foundation.reports.suite_report import SuitesRecord, write_suites
 from foundation.surgery.theories import theory_of_data
 
 log = logging.getLogger(__name__)
@@ -22,12 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Potential to evaluate, and data."""
+    """Potential to evaluate, and data, suites or both."""
 
-    model: Path
+    model: Path | None = None
     """Potential to evaluate: its folder, run or published name."""
-    data: Path | tuple[Path, ...]
-    """Data set, or plain files, globs or folders of files, which are read for this evaluation only."""
+    calculator: str | None = None
+    """Calculator of another program to run suites with, in place of a model: the module and name of an ASE calculator's
+    class, or of a function that returns one, such as ase.calculators.emt:EMT. Its module is imported and so run."""
+    data: Path | tuple[Path, ...] | None = None
+    """Data set, or plain files, globs or folders of files, which are read for this evaluation only; None: run suites
+    alone."""
     checkpoint: Choice = None
     """Checkpoint, if the model is a run: `best` by its validation, `newest`, or a step; None: the potential of a
     finished run, and the newest checkpoint of an unfinished one."""
@@ -36,7 +43,8 @@ class EvaluateConfig:
     read: ReadConfig = field(default_factory=ReadConfig)
     """Settings for reading plain files."""
     out: Path | None = None
-    """Folder of the report; None: report/ in the run folder of the model. Required for a model without a run."""
+    """Folder of the report; None: report/ in the run folder of the model, suites/ for suites alone. Required for a
+    model without a run."""
     edge_budget: int = 20000
     """Number of directed edges of a batch; a larger structure is a batch of its own."""
     num_workers: int = 0
@@ -47,7 +55,15 @@ class EvaluateConfig:
     """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
     potential's only one."""
     suites: tuple[SuiteConfig, ...] = ()
-    """Suites to run as well."""
+    """Suites to run as well, or alone: names of packaged ones, such as eos and diatomics, or their options."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.calculator is None):
+            raise ValueError("--model NAME or --calculator MODULE:CLASS is needed, and only one of them")
+        if self.data is None and not self.suites:
+            raise ValueError("--data or --suites is needed: nothing would be measured")
+        if self.calculator is not None and self.data is not None:
+            raise ValueError("--calculator runs suites only: leave --data out")
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -58,11 +74,31 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ValueError: no such split, no labels, no frame whose elements are all known, one of several levels of theory
             must be named, or a suite has elements unknown to the potential.
     """
+    assert config.model is not None
+    assert config.data is not None
     model = resolve(_existing(config.model), config.checkpoint)
     out = report_folder(config)
     potential = model.load().to(torch.device(config.device))
     with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:
         return _evaluate(config, manifest, potential, model.describe().weights_sha256, out)
+
+
+def judge(config: EvaluateConfig) -> SuitesRecord:
+    """Run suites alone, write suites.json, figures and index.html, and return the content of the first.
+
+    Raises:
+        FileNotFoundError: no potential there.
+        ValueError: one of several levels of theory must be named, a suite has elements unknown to the potential, or the
+            calculator cannot be made.
+    """
+    out = report_folder(config)
+    if config.calculator is not None:
+        return _judged(config, CalculatorSubject.named(config.calculator), out)
+    assert config.model is not None
+    model = resolve(_existing(config.model), config.checkpoint)
+    potential = model.load().to(torch.device(config.device))
+    subject = PotentialSubject(potential, potential.theory_number(config.theory), str(config.model))
+    return _judged(config, subject, out, potential.theories[subject.theory], model.describe().weights_sha256)
 
 
 def _evaluate(
@@ -81,7 +117,7 @@ def _evaluate(
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
-    findings = run_suites(config.suites, potential, theory)
+    findings = run_suites(config.suites, PotentialSubject(potential, theory))
     for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):
         log.warning("%s", sentence)
     evaluated = Evaluated(
@@ -93,6 +129,21 @@ def _evaluate(
         weights_sha256=weights_sha256,
     )
     return write_report(predictions, out, evaluated, findings)
+
+
+def _judged(
+    config: EvaluateConfig, subject: Subject, out: Path, theory: str | None = None, weights: str | None = None
+) -> SuitesRecord:
+    check_suites(config.suites, subject.elements)
+    found, seconds = {}, {}
+    for suite in config.suites:
+        began = time.process_time()
+        found |= run_suites([suite], subject)
+        seconds[suite.name] = time.process_time() - began
+        log.info("%s: %.1f CPU-s", suite.name, seconds[suite.name])
+    record = SuitesRecord(subject=subject.name, theory=theory, weights_sha256=weights, suites=found, seconds=seconds)
+    write_suites(record, out)
+    return record
 
 
 def _refuse_empty(manifest: Manifest, config: EvaluateConfig) -> None:
@@ -110,10 +161,12 @@ def report_folder(config: EvaluateConfig) -> Path:
     """
     if config.out is not None:
         return config.out
-    for run in (config.model, config.model.parent):
+    for run in (config.model, config.model.parent) if config.model else ():
         if (run / "run.json").is_file():
-            return run / "report"
-    raise ValueError(f"{config.model} does not belong to a run: name a folder for the report with --out")
+            return run / ("suites" if config.data is None else "report")
+    raise ValueError(
+        f"{config.model or config.calculator} does not belong to a run: name a folder for the report with --out"
+    )
 
 
 def _existing(model: Path) -> Path:

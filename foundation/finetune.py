@@ -15,6 +15,7 @@ from foundation.evaluation.held_out import BEFORE, Measurement, measure
 from foundation.evaluation.suites import run_suites
 from foundation.finetuning.config import AdapterConfig, FinetuneConfig
 from foundation.finetuning.preparation import Prepared, prepare
+from foundation.interop.subject import PotentialSubject
 from foundation.potential import Potential
 from foundation.pretrain import provenance_of
 from foundation.reports.forgetting_record import SuiteEnds
@@ -125,7 +126,8 @@ def _report(prepared: Prepared, before: Measurement) -> None:
     curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
     theory = prepared.settled.datasets[0].theory_number
     suites = SuiteEnds(
-        **{name: run_suites(config.suites, each, theory) for name, each in (("before", start), ("after", potential))}
+        before=run_suites(config.suites, PotentialSubject(start, theory)),
+        after=run_suites(config.suites, PotentialSubject(potential, theory)),
     )
     title = {"run": config.out.resolve().name}
     values = write_forgetting(config.out / "forgetting", before, after, curve, title, suites)

@@ -35,6 +35,7 @@ from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
 from foundation.reports.run_report import RunFacts, summary_table
 from foundation.reports.run_report import remarks as remarks_on_run
+from foundation.reports.suite_report import SuitesRecord
 from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
 from foundation.training.strategy import is_rank_zero
@@ -177,9 +178,10 @@ def errors(found: Evaluation) -> None:
     console.print(table)
 
 
-def evaluation(config: EvaluateConfig, found: Evaluation) -> None:
+def evaluation(config: EvaluateConfig, found: Evaluation | SuitesRecord) -> None:
     """Print the result of an evaluation."""
-    errors(found)
+    if isinstance(found, Evaluation):
+        errors(found)
     if found.suites:
         table = Table(title="Suites", title_justify="left")
         for name in ("", "value", "reference"):

@@ -125,10 +125,13 @@ def _tradeoff() -> Loaded:
 
 
 def _evaluate() -> Loaded:
-    from foundation.evaluate import EvaluateConfig, evaluate
+    from foundation.evaluate import EvaluateConfig, evaluate, judge
     from launch import tables
 
-    return Loaded(config=EvaluateConfig, run=lambda config: tables.evaluation(config, evaluate(config)))
+    def run(config: EvaluateConfig) -> None:
+        tables.evaluation(config, judge(config) if config.data is None else evaluate(config))
+
+    return Loaded(config=EvaluateConfig, run=run)
 
 
 def _report() -> Loaded:

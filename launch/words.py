@@ -1,9 +1,10 @@
 """Words of the command line, rewritten to what the parser reads: one `--section.name=value` for each option.
 
 A list is typed as people type it: `--data a.xyz b.xyz`, `--data a.xyz,b.xyz`, the option twice, or YAML in quotation
-marks. A word that names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or
-`[1].xyz` is given by its name; one that does not exist yet is written `./[1].xyz`, and a pattern with a comma goes into
-a YAML list, where nothing is split.
+marks. An entry that is one of several configurations may be the name of a packaged one: `--suites eos`. A word that
+names an existing file, and an address, is never split or read as YAML, so a file called `a,b.xyz` or `[1].xyz` is given
+by its name; one that does not exist yet is written `./[1].xyz`, and a pattern with a comma goes into a YAML list, where
+nothing is split.
 
 An option is also known by its last names, `--epochs` for `--fit.epochs`, if no other option of the verb ends so.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from data_pipeline.quoting import abbreviated
 from launch.members import SPECIAL
-from launch.yaml_files import config_file
+from launch.yaml_files import config_file, packaged_configs, read_mapping
 
 CONFIG = "config"
 FLAGS = ("print_config",)
@@ -199,11 +200,30 @@ def _entries(
                 raise ValueError(
                     f"--{name} {value}: not a list in YAML ({error}); a file of such a name is written ./{value}"
                 ) from error
-            yield from read if isinstance(read, list) else [read]
+            yield from (_named(each, element, name) for each in (read if isinstance(read, list) else [read]))
             continue
         whole = name.rpartition(".")[2] in WHOLE or "://" in value
         for part in [value] if whole else filter(None, COMMA.split(value)):
-            yield part if {str, Path} & set(element) or _only_section(element) else value_of(part)
+            typed = {str, Path} & set(element) or _only_section(element)
+            yield part if typed else _named(value_of(part), element, name)
+
+
+def _named(value: Any, element: tuple[Any, ...], name: str) -> Any:
+    """Return the options of the packaged configuration that an entry names, or the entry itself.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if not isinstance(value, str) or not all(map(dataclasses.is_dataclass, element)) or len(element) < 2:
+        return value
+    folder = name.rpartition(".")[2].removesuffix("s")
+    known = {each.removeprefix(f"{folder}/"): file for each, file in packaged_configs().items()}
+    known = {each: file for each, file in known.items() if file.parent.name == folder}
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        guess = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}, or give options in YAML"
+        raise ValueError(f"--{name}: no packaged {folder} is called {abbreviated(value)}; {guess}")
+    return read_mapping(known[value])
 
 
 def _names_something(word: str) -> bool:

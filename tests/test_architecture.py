@@ -19,7 +19,7 @@ from foundation.models import ARCHITECTURES, EnergyModel
 from foundation.pretrain import PretrainConfig
 from launch.quickstart import QuickstartConfig
 from launch.sweep import SweepConfig
-from launch.verbs import VERBS
+from launch.verbs import VERBS, parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_pipeline", "foundation", "launch")
@@ -50,7 +50,7 @@ FLOORS = (
 DOORS = {
     "lightning": ("foundation/training/",),
     "webdataset": ("data_pipeline/store/shards.py",),
-    "ase": ("data_pipeline/sources/", "foundation/interop/"),
+    "ase": ("data_pipeline/sources/", "foundation/interop/", "foundation/evaluation/suites/"),
     "jsonargparse": ("launch/parser.py",),
     "yaml": ("launch/yaml_files.py",),
     "deepspeed": ("foundation/training/lightning_internals.py",),
@@ -331,6 +331,9 @@ def test_files_functions_and_names_keep_the_house_rules(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_parses_into_its_config_class(path: Path) -> None:
     place = path.relative_to(REPOSITORY / "configs").parts[0]
+    if place == "suite":
+        parse(["evaluate", "--model", "m", "--suites", path.stem])
+        return
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CONFIG_CLASSES[place], fail_untyped=True)
     parser.parse_object(yaml.safe_load(path.read_text()))

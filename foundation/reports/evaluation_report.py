@@ -28,6 +28,7 @@ from foundation.evaluation.quantities import (
 from foundation.evaluation.suites import Findings
 from foundation.reports.escape import figure_text
 from foundation.reports.page import render_page, write_figure
+from foundation.reports.suite_charts import draw_charts
 from foundation.reports.suite_table import suite_rows
 
 MAX_POINTS = 20000
@@ -103,9 +104,11 @@ def write_report(
     )
     durable.write_whole(folder / "evaluation.json", json.dumps(asdict(found), indent=1) + "\n")
     draw_parity(predictions, found.errors, folder / "parity.png", f"{found.dataset}, {found.split} split")
+    charts = draw_charts({found.dataset: found.suites}, folder)
     page = render_page(
         "evaluation_report.html",
-        figures={"parity": folder / "parity.png"},
+        figures=charts | {"parity": folder / "parity.png"},
+        charts=list(charts),
         rows=rows(found.errors),
         notes=notes(found.errors),
         suite_rows=suite_rows(found.suites),

@@ -15,6 +15,7 @@ from foundation.reports.escape import Markdown, markdown
 from foundation.reports.forgetting_figures import draw_figures
 from foundation.reports.forgetting_record import Forgetting, SetChange, SuiteEnds, compare
 from foundation.reports.page import render_page
+from foundation.reports.suite_charts import draw_charts
 from foundation.reports.suite_table import suite_rows
 
 LABEL_ERRORS = ("energy_mae", "force_mae", "stress_mae")
@@ -60,8 +61,10 @@ def write_forgetting(
         save(measurement, curve_file(folder, alpha))
     found = compare(before, after, curve, facts, suites)
     durable.write_whole(folder / JSON_NAME, json.dumps(asdict(found), indent=1, allow_nan=False) + "\n")
-    figures = draw_figures(found, folder)
-    page = render_page("forgetting.html", figures=figures, values=found, remarks=remarks(found), **shown_by_page())
+    charts = draw_charts({"before": found.suites.before, "after": found.suites.after}, folder)
+    figures = draw_figures(found, folder) | charts
+    shown = {"values": found, "remarks": remarks(found), "charts": list(charts)}
+    page = render_page("forgetting.html", figures=figures, **shown, **shown_by_page())
     durable.write_whole(folder / "index.html", page)
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from foundation.evaluation.suites import Findings
+from foundation.evaluation.suites import Finding, Findings
 from foundation.reports.escape import Markdown
 
 
@@ -22,9 +22,9 @@ def suite_rows(*found: Mapping[str, Findings]) -> list[SuiteRow]:
     """Return a row for every quantity of the same suites for one or several potentials."""
     rows = []
     for suite, findings in found[0].items():
-        for name, finding in findings.items():
+        for name, finding in findings.quantities.items():
             unit = f" [{finding.unit}]" if finding.unit else ""
-            values = tuple(_text(each[suite][name].value) for each in found)
+            values = tuple(_shown(each[suite].quantities.get(name)) for each in found)
             rows.append(SuiteRow(f"{suite}, {name}{unit}", values, _text(finding.reference)))
     return rows
 
@@ -35,6 +35,14 @@ def suite_table(*found: Mapping[str, Findings]) -> Markdown:
     for title, values, reference in suite_rows(*found):
         lines.append(f"| {title} | {' → '.join(values)} | {reference} |")
     return Markdown("\n".join(lines))
+
+
+def _shown(finding: Finding | None) -> str:
+    """Return a value with half the width of its interval."""
+    if finding is None or finding.value is None or finding.interval is None:
+        return _text(finding and finding.value)
+    low, high = finding.interval
+    return f"{finding.value:.4g} ± {(high - low) / 2:.2g}"
 
 
 def _text(value: float | None) -> str:

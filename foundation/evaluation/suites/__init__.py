@@ -2,9 +2,30 @@
 
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.equation_of_state import EquationOfState
-from foundation.evaluation.suites.suite import Finding, Findings, Suite, check_suites, run_suites
+from foundation.evaluation.suites.suite import (
+    Chart,
+    Curve,
+    Finding,
+    Findings,
+    Subject,
+    Suite,
+    check_suites,
+    run_suites,
+)
 
-__all__ = ["Dimers", "EquationOfState", "Finding", "Findings", "Suite", "SuiteConfig", "check_suites", "run_suites"]
+__all__ = [
+    "Chart",
+    "Curve",
+    "Dimers",
+    "EquationOfState",
+    "Finding",
+    "Findings",
+    "Subject",
+    "Suite",
+    "SuiteConfig",
+    "check_suites",
+    "run_suites",
+]
 
 SuiteConfig = Dimers | EquationOfState
 """The suites of a YAML file, distinguished by their first field."""

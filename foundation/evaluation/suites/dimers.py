@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.suites.suite import Finding, Findings, Predict, Suite, atomic_number
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
 
 MIN_FORCE = 1e-6
 """Smallest force that has a sign [eV/Å]."""
@@ -45,12 +45,12 @@ class Dimers(Suite):
         """Return the atomic numbers of the dimers."""
         return {atomic_number(symbol) for pair in self.pairs for symbol in pair}
 
-    def run(self, predict: Predict) -> Findings:
+    def run(self, subject: Subject) -> Findings:
         """Return four findings for each dimer."""
         distances = np.arange(self.shortest, self.longest + self.step / 2, self.step)
-        found: Findings = {}
+        found: dict[str, Finding] = {}
         for pair in self.pairs:
-            predicted = predict([_dimer(pair, distance) for distance in distances])
+            predicted = subject.predict([_dimer(pair, distance) for distance in distances])
             energies = np.array([each.energy for each in predicted])
             # of the second atom along the bond: positive is repulsion
             forces = np.array([each.forces[1, 0] for each in predicted])
@@ -66,7 +66,7 @@ class Dimers(Suite):
                 f"{label}: energy at {self.shortest:g} Å": Finding(value=float(energies[0] - energies[-1]), unit="eV"),
                 f"{label}: changes of the force's sign": Finding(value=float(np.count_nonzero(np.diff(signs)))),
             }
-        return found
+        return Findings(quantities=found)
 
 
 def _dimer(pair: tuple[str, str], distance: float) -> Structure:

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.quantities import GPA
-from foundation.evaluation.suites.suite import Finding, Findings, Predict, Suite, atomic_number
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
 
 FACES = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 CENTRE, QUARTER = np.full((1, 3), 0.5), np.full((1, 3), 0.25)
@@ -110,15 +110,15 @@ class EquationOfState(Suite):
         """Return the atomic numbers of the crystals."""
         return {atomic_number(symbol) for crystal in self.crystals for symbol in crystal.elements}
 
-    def run(self, predict: Predict) -> Findings:
+    def run(self, subject: Subject) -> Findings:
         """Return three findings for each crystal, without values if no minimum lies within the scan."""
         factors = np.linspace(1 - self.span, 1 + self.span, self.num_volumes)
-        found: Findings = {}
+        found: dict[str, Finding] = {}
         for crystal in self.crystals:
             structures = [crystal.scaled(factor) for factor in factors]
             count = structures[0].num_atoms
             volumes = np.array([abs(np.linalg.det(each.cell)) / count for each in structures])
-            energies = np.array([each.energy / count for each in predict(structures)])
+            energies = np.array([each.energy / count for each in subject.predict(structures)])
             fitted = birch_murnaghan(volumes, energies)
             values = (None, None, None) if fitted is None else fitted
             modulus = None if fitted is None else GPA.factor * fitted.bulk_modulus
@@ -127,7 +127,7 @@ class EquationOfState(Suite):
                 f"{crystal.label}: bulk modulus": Finding(value=modulus, unit=GPA.name, reference=crystal.bulk_modulus),
                 f"{crystal.label}: pressure derivative": Finding(value=values[2]),
             }
-        return found
+        return Findings(quantities=found)
 
 
 def birch_murnaghan(

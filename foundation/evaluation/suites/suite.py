@@ -1,28 +1,22 @@
-"""The contract of a suite: a physical property, computed from predictions and compared with references.
+"""The contract of a suite: a physical property, computed by a subject and compared with references.
 
-A suite sees structures and their predicted energies, forces and stresses and nothing else, so every potential, and any
-other program behind the same function, is judged by the same code.
+A subject is a potential of this project, or any ASE calculator: both are judged by the same code.
 """
 
-import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
+from ase.calculators.calculator import Calculator
 from jaxtyping import Float64
 
-from data_pipeline.graphs.batch import collate
 from data_pipeline.quoting import abbreviated
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.potential import Potential
-
-BATCH = 64
-"""Largest number of structures that are predicted together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +31,23 @@ class Predicted:
     """Stress [eV/Å³], positive in tension; zeros without a volume."""
 
 
-Predict = Callable[[Sequence[Structure]], list[Predicted]]
-"""Function that predicts structures, in order."""
+class Subject(ABC):
+    """The judged: it predicts structures, and drives molecular dynamics."""
+
+    name: str
+    """Name in reports."""
+    potential: Potential | None
+    """Potential in float64, for suites that look inside; None for a calculator of another program."""
+    elements: Collection[int] | None
+    """Atomic numbers that it knows; None if it does not say."""
+
+    @abstractmethod
+    def predict(self, structures: Sequence[Structure]) -> list[Predicted]:
+        """Return predictions in float64 in order, because suites differentiate along curves."""
+
+    @abstractmethod
+    def calculator(self) -> Calculator:
+        """Return a calculator for molecular dynamics, in the fastest form that conserves energy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +60,52 @@ class Finding:
     """Unit as shown; empty for a count or a ratio."""
     reference: float | None = None
     """Value to compare with, from an experiment or another method."""
+    interval: tuple[float, float] | None = None
+    """Limits of the 95 % confidence interval of the value; None: unknown."""
 
 
-Findings = dict[str, Finding]
-"""Findings by name."""
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A curve of a chart."""
+
+    x: tuple[float, ...]
+    """Abscissas."""
+    y: tuple[float | None, ...]
+    """Ordinates; None where undetermined."""
+    low: tuple[float | None, ...] = ()
+    """Lower limits of the ordinates' 95 % confidence intervals; (): unknown."""
+    high: tuple[float | None, ...] = ()
+    """Upper limits."""
+    reference: bool = False
+    """True for what the subject should have found: the same for every subject, and drawn in grey."""
+    points: bool = False
+    """True for separate points instead of a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over one abscissa, by label."""
+
+    x: str
+    """Quantity and unit of the abscissa."""
+    y: str
+    """Quantity and unit of the ordinate."""
+    curves: dict[str, Curve]
+    """Curves by label; '' for the subject's own if there is one."""
+    log_x: bool = False
+    """True for a logarithmic abscissa."""
+    log_y: bool = False
+    """True for a logarithmic ordinate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything that a suite has found for a subject."""
+
+    quantities: dict[str, Finding]
+    """Quantities by name."""
+    charts: dict[str, Chart] = field(default_factory=dict)
+    """Charts by title."""
 
 
 class Suite(ABC):
@@ -68,8 +119,12 @@ class Suite(ABC):
         """Return the atomic numbers that occur in the suite's structures."""
 
     @abstractmethod
-    def run(self, predict: Predict) -> Findings:
-        """Return the findings; the same function gives the same findings."""
+    def run(self, subject: Subject) -> Findings:
+        """Return the findings; the same subject has the same findings.
+
+        Raises:
+            ValueError: the subject cannot be judged by this suite.
+        """
 
 
 def atomic_number(symbol: str) -> int:
@@ -83,8 +138,8 @@ def atomic_number(symbol: str) -> int:
     return SYMBOLS.index(symbol)
 
 
-def check_suites(suites: Iterable[Suite], elements: Sequence[int]) -> None:
-    """Refuse suites with elements unknown to a potential, or two of one name.
+def check_suites(suites: Iterable[Suite], elements: Collection[int] | None) -> None:
+    """Refuse suites with elements unknown to a subject, or two of one name.
 
     Raises:
         ValueError: naming suite and elements.
@@ -94,48 +149,42 @@ def check_suites(suites: Iterable[Suite], elements: Sequence[int]) -> None:
         if suite.name in names:
             raise ValueError(f"suites: {suite.name} occurs twice; put everything it measures into one")
         names.add(suite.name)
-        if unknown := sorted(suite.elements() - set(elements)):
+        unknown = sorted(suite.elements() - set(elements)) if elements is not None else []
+        if unknown:
             raise ValueError(
                 f"suites: {suite.name} has {', '.join(SYMBOLS[z] for z in unknown)}, unknown to the potential; leave "
                 "them out"
             )
 
 
-def run_suites(suites: Sequence[Suite], potential: Potential, theory: int = 0) -> dict[str, Findings]:
-    """Return the findings of suites for a potential at one of its levels of theory, by name of the suite.
+def run_suites(suites: Sequence[Suite], subject: Subject) -> dict[str, Findings]:
+    """Return the findings of suites for a subject, by name of the suite.
 
     Raises:
-        ValueError: a suite has elements unknown to the potential, or occurs twice.
+        ValueError: a suite has elements unknown to the subject, occurs twice, or cannot judge this subject.
     """
-    check_suites(suites, potential.elements)
-    predict = predictor(potential, theory)
-    return {suite.name: {name: _finite(each) for name, each in suite.run(predict).items()} for suite in suites}
+    check_suites(suites, subject.elements)
+    return {suite.name: _finite(suite.run(subject)) for suite in suites}
 
 
-def _finite(finding: Finding) -> Finding:
-    """Return a finding without its value if that is not a number."""
-    undetermined = finding.value is None or not math.isfinite(finding.value)
-    return dataclasses.replace(finding, value=None) if undetermined else finding
+def _finite(findings: Findings) -> Findings:
+    """Return findings without the values and limits that are not numbers."""
+    quantities = {}
+    for name, each in findings.quantities.items():
+        value = _number(each.value)
+        interval = each.interval if value is not None and all(map(math.isfinite, each.interval or ())) else None
+        quantities[name] = dataclasses.replace(each, value=value, interval=interval)
+    charts = {
+        title: dataclasses.replace(chart, curves={label: _numbers(curve) for label, curve in chart.curves.items()})
+        for title, chart in findings.charts.items()
+    }
+    return Findings(quantities=quantities, charts=charts)
 
 
-def predictor(potential: Potential, theory: int = 0) -> Predict:
-    """Return a function that predicts structures in float64, because suites differentiate along curves."""
-    exact = copy.deepcopy(potential).cast(torch.float64).eval()
+def _numbers(curve: Curve) -> Curve:
+    y, low, high = (tuple(map(_number, values)) for values in (curve.y, curve.low, curve.high))
+    return dataclasses.replace(curve, x=tuple(map(float, curve.x)), y=y, low=low, high=high)
 
-    def predict(structures: Sequence[Structure]) -> list[Predicted]:
-        found = []
-        for first in range(0, len(structures), BATCH):
-            some = structures[first : first + BATCH]
-            batch = collate(some, exact.cutoff, torch.float64, [theory] * len(some)).to(exact.device)
-            prediction = exact(batch)
-            forces = prediction.forces.cpu().numpy()
-            ends = np.cumsum([structure.num_atoms for structure in some])
-            found += [
-                Predicted(energy=float(energy), forces=forces[end - structure.num_atoms : end], stress=stress)
-                for energy, stress, structure, end in zip(
-                    prediction.energy, prediction.stress.cpu().numpy(), some, ends, strict=True
-                )
-            ]
-        return found
 
-    return predict
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -4,30 +4,35 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from ase.calculators.calculator import Calculator
 
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.dimers import Dimers
-from foundation.evaluation.suites.suite import Predict, Predicted
+from foundation.evaluation.suites.suite import Predicted
+from foundation.interop.subject import CalculatorSubject
 
 PAIR = ("Cu", "Al")
 
 
-def of_curve(energy: Callable[[float], float]) -> Predict:
-    def predict(structures: Sequence[Structure]) -> list[Predicted]:
+class Pair(CalculatorSubject):
+    """Two atoms with a curve of the energy."""
+
+    def __init__(self, energy: Callable[[float], float]) -> None:
+        super().__init__(Calculator())
+        self.energy = energy
+
+    def predict(self, structures: Sequence[Structure]) -> list[Predicted]:
         found = []
         for structure in structures:
             r = float(np.linalg.norm(structure.positions[1] - structure.positions[0]))
-            force = -(energy(r + 1e-6) - energy(r - 1e-6)) / 2e-6
-            found.append(
-                Predicted(energy=energy(r), forces=np.array([[-force, 0, 0], [force, 0, 0]]), stress=np.zeros((3, 3)))
-            )
+            force = -(self.energy(r + 1e-6) - self.energy(r - 1e-6)) / 2e-6
+            forces = np.array([[-force, 0, 0], [force, 0, 0]])
+            found.append(Predicted(energy=self.energy(r), forces=forces, stress=np.zeros((3, 3))))
         return found
-
-    return predict
 
 
 def values(energy: Callable[[float], float], **options: float) -> list[float | None]:
-    return [each.value for each in Dimers(pairs=(PAIR,), **options).run(of_curve(energy)).values()]
+    return [each.value for each in Dimers(pairs=(PAIR,), **options).run(Pair(energy)).quantities.values()]
 
 
 def morse(r: float) -> float:

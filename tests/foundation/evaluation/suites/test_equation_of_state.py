@@ -1,6 +1,5 @@
 """Equations of state: the same as ASE's fit for ASE's EMT, prototypes as ASE builds them, and refusals."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import ase
@@ -10,29 +9,21 @@ import pytest
 from ase.calculators.emt import EMT
 from ase.eos import EquationOfState as AseEquationOfState
 
-from data_pipeline.structure import Structure
 from foundation.evaluation.suites.equation_of_state import PROTOTYPES, Crystal, EquationOfState, birch_murnaghan
-from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.calculator import to_atoms
+from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse
 
 COPPER = Crystal(elements=("Cu",), prototype="fcc", lattice_constant=3.6, volume=11.8, bulk_modulus=140.0)
 
 
-def effective_medium(structures: Sequence[Structure]) -> list[Predicted]:
-    found = []
-    for structure in structures:
-        atoms = to_atoms(structure)
-        atoms.calc = EMT()
-        energy = float(atoms.get_potential_energy())
-        found.append(Predicted(energy=energy, forces=atoms.get_forces(), stress=np.zeros((3, 3))))
-    return found
+EFFECTIVE_MEDIUM = CalculatorSubject(EMT())
 
 
 @pytest.mark.parametrize(("symbol", "lattice_constant"), [("Cu", 3.6), ("Al", 4.0), ("Pt", 3.95)])
 def test_findings_are_those_of_ase(symbol: str, lattice_constant: float) -> None:
     crystal = Crystal(elements=(symbol,), prototype="fcc", lattice_constant=lattice_constant)
-    found = EquationOfState(crystals=(crystal,)).run(effective_medium)
+    found = EquationOfState(crystals=(crystal,)).run(EFFECTIVE_MEDIUM)
     volumes, energies = [], []
     for factor in np.linspace(0.88, 1.12, 11):
         atoms = ase.build.bulk(symbol, "fcc", lattice_constant * factor ** (1 / 3))
@@ -41,7 +32,7 @@ def test_findings_are_those_of_ase(symbol: str, lattice_constant: float) -> None
         energies.append(atoms.get_potential_energy())
     theirs = AseEquationOfState(volumes, energies, eos="birchmurnaghan")
     volume, _, modulus = theirs.fit()
-    values = [each.value for each in found.values()]
+    values = [each.value for each in found.quantities.values()]
     assert values == pytest.approx([volume, modulus * 160.21766208, theirs.eos_parameters[2]], rel=1e-5)
 
 
@@ -59,9 +50,9 @@ def test_a_curve_without_a_minimum_has_no_parameters(energies: np.ndarray) -> No
 
 def test_a_crystal_without_a_minimum_in_the_scan_is_found_undetermined_with_its_reference() -> None:
     far = Crystal(elements=("Cu",), prototype="fcc", lattice_constant=5.0, bulk_modulus=140.0)
-    found = EquationOfState(crystals=(far,)).run(effective_medium)
-    assert [each.value for each in found.values()] == [None] * 3
-    assert [each.reference for each in found.values()] == [None, 140.0, None]
+    found = EquationOfState(crystals=(far,)).run(EFFECTIVE_MEDIUM)
+    assert [each.value for each in found.quantities.values()] == [None] * 3
+    assert [each.reference for each in found.quantities.values()] == [None, 140.0, None]
 
 
 NAMES = {"caesium chloride": "cesiumchloride"}

@@ -13,12 +13,21 @@ from data_pipeline.store.manifest import Manifest
 from foundation import Calculator, checkpoint
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluate import EvaluateConfig, evaluate
-from foundation.evaluation.suites import Dimers, Finding, Findings, Suite, SuiteConfig, check_suites, run_suites
+from foundation.evaluation.suites import (
+    Dimers,
+    Finding,
+    Findings,
+    Subject,
+    Suite,
+    SuiteConfig,
+    check_suites,
+    run_suites,
+)
 from foundation.evaluation.suites.equation_of_state import Crystal
-from foundation.evaluation.suites.suite import Predict, predictor
 from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.interop.calculator import to_atoms
+from foundation.interop.subject import PotentialSubject
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
@@ -51,12 +60,10 @@ class Compression(Dimers):
     def elements(self) -> set[int]:
         return {29}
 
-    def run(self, predict: Predict) -> Findings:
-        before, after = predict([COPPER.scaled(1.0), COPPER.scaled(self.factor)])
-        return {
-            "work": Finding(value=after.energy - before.energy, unit="eV", reference=1.5),
-            "lost": Finding(value=np.nan),
-        }
+    def run(self, subject: Subject) -> Findings:
+        before, after = subject.predict([COPPER.scaled(1.0), COPPER.scaled(self.factor)])
+        work = Finding(value=after.energy - before.energy, unit="eV", reference=1.5)
+        return Findings(quantities={"work": work, "lost": Finding(value=np.nan)})
 
 
 SUITES = (Compression(pairs=()),)
@@ -85,9 +92,9 @@ def test_a_suite_is_in_the_report_the_tables_and_the_card(
     config = EvaluateConfig(model=run, data=emt_manifest.root, suites=SUITES)
     found = evaluate(config)
     work = by_hand(checkpoint.load(run))
-    finding = found.suites["compression"]["work"]
+    finding = found.suites["compression"].quantities["work"]
     assert finding.value == pytest.approx(work, abs=1e-9)
-    assert found.suites["compression"]["lost"].value is None
+    assert found.suites["compression"].quantities["lost"].value is None
     assert Evaluation.from_json(run / "report" / "evaluation.json").suites == found.suites
     page = (run / "report" / "index.html").read_text()
     assert f"<td>compression, work [eV]</td><td>{work:.4g}</td><td>1.5</td>" in page
@@ -104,8 +111,8 @@ def test_a_suite_is_run_before_and_after_a_fine_tuning(run: Path, emt_manifest: 
     finetune(FinetuneConfig(start=run, out=out, suites=SUITES, **options))
     report = Forgetting.from_json(out / "forgetting" / "forgetting.json")
     old, new = (by_hand(checkpoint.load(folder)) for folder in (run, out))
-    assert report.suites.before["compression"]["work"].value == pytest.approx(old, abs=1e-9)
-    assert report.suites.after["compression"]["work"].value == pytest.approx(new, abs=1e-9)
+    assert report.suites.before["compression"].quantities["work"].value == pytest.approx(old, abs=1e-9)
+    assert report.suites.after["compression"].quantities["work"].value == pytest.approx(new, abs=1e-9)
     shown = f"<td>compression, work [eV]</td><td>{old:.4g}</td><td>{new:.4g}</td><td>1.5</td>"
     assert shown in (out / "forgetting" / "index.html").read_text()
     card = (export(ExportConfig(run=out, out=tmp_path / "release")) / "README.md").read_text()
@@ -128,7 +135,7 @@ def test_a_report_without_suites_is_read_and_its_card_has_no_section(
 def test_predictions_are_in_order_in_float64_and_leave_the_potential_alone(run: Path) -> None:
     potential = checkpoint.load(run)
     structures = [COPPER.scaled(factor) for factor in np.linspace(0.8, 1.2, 70)]
-    found = predictor(potential)(structures)
+    found = PotentialSubject(potential).predict(structures)
     assert len(found) == 70
     for number in (0, 63, 64, 69):
         atoms = to_atoms(structures[number])
@@ -159,8 +166,8 @@ def test_the_suites_of_a_file_are_told_apart_by_their_first_field(run: Path) -> 
     text = "[{pairs: [[Cu, Al]]}, {crystals: [{elements: [Cu], prototype: fcc, lattice_constant: 3.6}], span: 0.05}]"
     _, config = parse(["evaluate", "--model", "m", "--data", "d", "--suites", text])
     assert [suite.name for suite in config.suites] == ["dimers", "equation of state"]
-    found = run_suites(config.suites, checkpoint.load(run))
-    assert [len(findings) for findings in found.values()] == [4, 3]
+    found = run_suites(config.suites, PotentialSubject(checkpoint.load(run)))
+    assert [len(findings.quantities) for findings in found.values()] == [4, 3]
     assert all(isinstance(suite, Suite) for suite in config.suites)
 
 

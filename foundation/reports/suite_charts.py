@@ -1,0 +1,86 @@
+"""Charts of suites: the curves of one subject or of several, beside the reference."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from foundation.evaluation.suites import Chart, Curve, Findings
+from foundation.reports.curves import COLORS
+from foundation.reports.escape import figure_text
+from foundation.reports.page import write_figure
+
+MAX_LABELS = 14
+"""Largest number of labels in a legend."""
+
+
+def draw_charts(found: Mapping[str, Mapping[str, Findings]], folder: Path) -> dict[str, Path]:
+    """Draw a figure for every chart of suites and return their files by title.
+
+    Args:
+        found: Findings by name of the suite, by name of the subject.
+        folder: Folder of the figures.
+    """
+    titles = dict.fromkeys(
+        (suite, title) for suites in found.values() for suite, findings in suites.items() for title in findings.charts
+    )
+    files: dict[str, Path] = {}
+    for suite, title in titles:
+        charts = {
+            name: suites[suite].charts[title]
+            for name, suites in found.items()
+            if suite in suites and title in suites[suite].charts
+        }
+        file = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{suite} {title}'.lower()).strip('-')}.png"
+        write_figure(_figure(f"{suite}: {title}", charts), file, 150)
+        files[f"{suite}: {title}"] = file
+    return files
+
+
+def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    first = next(iter(charts.values()))
+    references = {label: curve for label, curve in first.curves.items() if curve.reference}
+    for label, curve in references.items():
+        _draw(axes, curve, "0.45", label)
+    own = [
+        (name, label, curve)
+        for name, chart in charts.items()
+        for label, curve in chart.curves.items()
+        if not curve.reference
+    ]
+    labels = _labels([(name, label) for name, label, _ in own], several=len(charts) > 1)
+    for (_, _, curve), label, color in zip(own, labels, itertools.cycle(COLORS), strict=False):
+        _draw(axes, curve, color, label)
+    axes.set_xlabel(figure_text(first.x))
+    axes.set_ylabel(figure_text(first.y))
+    axes.set_title(figure_text(title), fontsize=10)
+    if first.log_x:
+        axes.set_xscale("log")
+    if first.log_y:
+        axes.set_yscale("log", nonpositive="mask")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    if 0 < len(references) + len(own) <= MAX_LABELS and any([*labels, *references]):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _labels(names: Sequence[tuple[str, str]], *, several: bool) -> list[str]:
+    """Return the labels of curves: the subject's name where there are several, and the curve's own."""
+    return [figure_text(", ".join(filter(None, (name if several else "", label)))) for name, label in names]
+
+
+def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
+    x, y, low, high = (np.array(values, dtype=np.float64) for values in (curve.x, curve.y, curve.low, curve.high))
+    if curve.points:
+        axes.plot(x, y, ".", color=color, label=label, markersize=4)
+    else:
+        axes.plot(x, y, color=color, label=label, linewidth=1.5, linestyle="--" if curve.reference else "-")
+    if len(low) == len(x) == len(high):
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
