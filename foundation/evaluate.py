@@ -1,18 +1,23 @@
 """Evaluation: a potential and a split of a data set, or suites of physical properties, become a report."""
 
+import hashlib
+import json
 import logging
+import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.store import durable
 from data_pipeline.store.manifest import Manifest
+from foundation.configuration import resolved
 from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
-from foundation.evaluation.suites import Subject, SuiteConfig, check_suites, run_suites
+from foundation.evaluation.suites import Subject, Suite, SuiteConfig, check_suites, run_suites
 from foundation.interop.subject import CalculatorSubject, PotentialSubject
 from foundation.naming import Choice, resolve
 from foundation.potential import Potential
@@ -21,6 +26,9 @@ from foundation.reports.suite_report import SuitesRecord, write_suites
 from foundation.surgery.theories import theory_of_data
 
 log = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"
+"""Folder of suites that are finished while others are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +142,37 @@ def _evaluate(
 def _judged(
     config: EvaluateConfig, subject: Subject, out: Path, theory: str | None = None, weights: str | None = None
 ) -> SuitesRecord:
+    """Run suites one by one and write the report; those that an interrupted command finished are not run again."""
     check_suites(config.suites, subject.elements)
-    found, seconds = {}, {}
-    for suite in config.suites:
-        began = time.process_time()
-        found |= run_suites([suite], subject)
-        seconds[suite.name] = time.process_time() - began
-        log.info("%s: %.1f CPU-s", suite.name, seconds[suite.name])
-    record = SuitesRecord(subject=subject.name, theory=theory, weights_sha256=weights, suites=found, seconds=seconds)
+    done = [_one_suite(suite, subject, out / UNFINISHED, theory, weights) for suite in config.suites]
+    record = SuitesRecord(
+        subject=subject.name,
+        theory=theory,
+        weights_sha256=weights,
+        suites={name: found for each in done for name, found in each.suites.items()},
+        seconds={name: seconds for each in done for name, seconds in each.seconds.items()},
+    )
     write_suites(record, out)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    return record
+
+
+def _one_suite(suite: Suite, subject: Subject, folder: Path, theory: str | None, weights: str | None) -> SuitesRecord:
+    """Return the record of one suite: of an interrupted command with the same options, or measured now."""
+    options = hashlib.sha256(json.dumps(resolved(suite), sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / f"{suite.name.replace(' ', '-')}-{options}.json"
+    if file.is_file():
+        old = SuitesRecord.from_json(file)
+        if (old.subject, old.theory, old.weights_sha256) == (subject.name, theory, weights):
+            log.info("%s: finished before", suite.name)
+            return old
+    began = time.process_time()
+    found = run_suites([suite], subject)
+    seconds = {suite.name: time.process_time() - began}
+    log.info("%s: %.1f CPU-s", suite.name, seconds[suite.name])
+    record = SuitesRecord(subject=subject.name, theory=theory, weights_sha256=weights, suites=found, seconds=seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.write_whole(file, json.dumps(asdict(record), indent=1))
     return record
 
 

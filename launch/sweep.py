@@ -1,46 +1,31 @@
 """Sweeps: runs that differ from one configuration in a few options, each with its own process and folder.
 
-Each run has a process, so that a failure or lack of memory ends only that run and every run equals that of its own
-command; the price is the start of an interpreter. All runs are checked before the first starts. The same command
-resumes a sweep: finished runs are skipped, others continue from their newest checkpoint.
-
-The folder of a sweep has one folder for each run, configs/NAME.yaml (`foundation VERB --config` of it is the run) and
-logs/NAME.log.
+All runs are checked before the first starts. The same command resumes a sweep: finished runs are skipped, others
+continue from their newest checkpoint.
 """
 
-import contextlib
 import copy
 import dataclasses
-import fcntl
 import itertools
 import json
 import logging
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from data_pipeline.quoting import abbreviated
-from data_pipeline.store import durable
-from data_pipeline.store.lock import holder_of, say_who
 from foundation.configuration import changes, resolved
 from foundation.reports.forgetting_report import JSON_NAME
 from foundation.run_folder import occupied, read_record
-from foundation.training.fault_tolerance.preemption import PreemptedError, requeue
 from launch.command import RESUME, Parse
+from launch.jobs import CONFIGS, LOCK, LOGS, Job, Processes, alone
 from launch.yaml_files import read_mapping, to_yaml
 
 log = logging.getLogger(__name__)
 
-CONFIGS, LOGS, LOCK = "configs", "logs", "sweep.lock"
 NAME = re.compile(r"\w[\w.=+-]*")
 """Pattern of the name of a run, which is also the name of a folder."""
 MAX_NAME, MAX_RUNS = 200, 10_000
@@ -48,9 +33,6 @@ MAX_NAME, MAX_RUNS = 200, 10_000
 NO_CHANGE = "forgetting.before"
 """Option that reuses an earlier measurement, so that another value does not make another run."""
 SET_BY_SWEEP = ("out", "sweep", "run", "overwrite", "fit.resume")
-TAIL_LINES = 12
-"""Number of lines of a failed run's log that are shown at the end."""
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,32 +65,14 @@ class SweepConfig:
                 raise ValueError("fit.seed is an option of a run and seeds are given: leave one of them out")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class Run(Job):
     """One run of a sweep."""
-
-    name: str
-    """Name."""
-    out: Path
-    """Its folder."""
-    record: dict[str, Any]
-    """Resolved configuration, as JSON."""
 
     @property
     def finished(self) -> bool:
         """True if it is finished, with its report."""
         reported = "forgetting" not in self.record or (self.out / "forgetting" / JSON_NAME).is_file()
         return reported and (self.out / "potential").is_dir()
-
-    @property
-    def config(self) -> Path:
-        """File with its configuration."""
-        return self.out.parent / CONFIGS / f"{self.name}.yaml"
-
-    @property
-    def log(self) -> Path:
-        """File with its output."""
-        return self.out.parent / LOGS / f"{self.name}.log"
 
 
 def sweep(
@@ -143,17 +107,13 @@ def sweep(
     if only is not None:
         names, compare = chosen(plan, only), None
         runs = [run for run in runs if run.name in names]
-    with _alone(base.out) as lock:
+    with alone(base.out, "sweep") as lock:
         for run in runs:
-            run.config.parent.mkdir(exist_ok=True)
-            run.log.parent.mkdir(exist_ok=True)
-            durable.write_whole(run.config, to_yaml(run.record))
-        failed = _Processes(verb, plan, lock).work([run for run in runs if not run.finished], len(runs))
-    for run, code in failed.items():
-        lines = run.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        said = "\n".join(f"    {line}" for line in lines)
-        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-        log.error("%s failed with %s; the end of %s:\n%s", run.name, how, run.log, said)
+            run.write_config()
+        unfinished = [run for run in runs if not run.finished]
+        if len(unfinished) < len(runs):
+            log.info("%d of %d runs are already finished", len(runs) - len(unfinished), len(runs))
+        Processes(plan.jobs, plan.threads, lock).work(unfinished)
     finished = [run.out for run in runs if run.finished]
     log.info("%d of %d runs are finished, in %s", len(finished), len(runs), base.out)
     if compare is not None and finished:
@@ -228,7 +188,7 @@ def planned(plan: SweepConfig) -> dict[str, dict[str, Any]]:
         plan.runs.items(), itertools.product(*plan.grid.values()), seeds
     ):
         whole = "-".join(part for part in (str(name), *map(_in_a_name, values), seed) if part)
-        if not NAME.fullmatch(whole) or len(whole) > MAX_NAME or whole in (CONFIGS, LOGS, LOCK):
+        if not NAME.fullmatch(whole) or len(whole) > MAX_NAME or whole in (CONFIGS, LOGS, f"sweep{LOCK}"):
             raise ValueError(f"a run cannot be named {abbreviated(whole)}: use letters, digits and . _ = + -")
         if whole in found:
             raise ValueError(f"two runs would be named {whole!r}; give one of them another name")
@@ -272,7 +232,7 @@ def checked_runs(base: Any, plan: SweepConfig, verb: str, parse: Parse) -> list[
         record = with_options(
             resolved(base) | ({"sweep": None, "run": None} if hasattr(base, "sweep") else {}), options | own
         )
-        run = Run(name=name, out=out, record=_as_read(record, f"run {name}", verb, parse))
+        run = Run(name=name, verb=verb, out=out, record=as_read(record, f"run {name}", verb, parse))
         _check_folder(run, verb, parse)
         runs.append(run)
     return runs
@@ -293,7 +253,7 @@ def with_options(record: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     return changed
 
 
-def _as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> dict[str, Any]:
+def as_read(record: Mapping[str, Any], whose: str, verb: str, parse: Parse) -> dict[str, Any]:
     """Return a configuration as the command line reads it, with all defaults."""
     try:
         _, config = parse([verb, "--config", to_yaml(record)])
@@ -313,7 +273,7 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
         )
     # as asked for, before anything that follows from the data was settled; and as read today, with newer options
     asked = read_mapping(run.config) if run.config.is_file() else read_record(run.out)
-    began = _as_read(asked, str(run.config if run.config.is_file() else file), verb, parse)
+    began = as_read(asked, str(run.config if run.config.is_file() else file), verb, parse)
     changed = [
         f"{name} was {was} and is {now}" for name, (was, now) in changes(began, run.record).items() if name != NO_CHANGE
     ]
@@ -322,111 +282,3 @@ def _check_folder(run: Run, verb: str, parse: Parse) -> None:
             f"run {run.name} was {'finished' if run.finished else 'started'} with another configuration: "
             f"{'; '.join(changed)}. Restore it, give the run another name, or remove {run.out}"
         )
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """Hold the sweep's lock and yield its descriptor. The runs inherit it, so it is held as long as any of them runs.
-
-    So it is a flock(), unlike the lock of a run folder.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"{out}: this sweep, or one of its runs, is still running: {holder_of(out / LOCK)}"
-            ) from None
-        say_who(file.fileno())
-        yield file.fileno()
-
-
-class _Processes:
-    """Processes of the runs; a signal to this one stops them with a checkpoint each."""
-
-    def __init__(self, verb: str, plan: SweepConfig, lock: int) -> None:
-        self.verb, self.plan, self.lock = verb, plan, lock
-        self.running: dict[subprocess.Popen, tuple[Run, float]] = {}
-        self.told: set[subprocess.Popen] = set()
-        self.signals: list[int] = []
-
-    def work(self, runs: Sequence[Run], total: int) -> dict[Run, int]:
-        """Do the runs and return the exit codes of those that failed."""
-        failed: dict[Run, int] = {}
-        waiting = list(runs)
-        if len(runs) < total:
-            log.info("%d of %d runs are already finished", total - len(runs), total)
-        with self._signals_taken():
-            while self.running or (waiting and not self.signals):
-                while waiting and len(self.running) < self.plan.jobs and not self.signals:
-                    self._start(waiting.pop(0))
-                time.sleep(POLL_SECONDS)
-                self._tell()
-                failed |= self._ended()
-        if signal.SIGUSR1 in self.signals and "SLURM_JOB_ID" in os.environ:
-            requeue(os.environ["SLURM_JOB_ID"])
-        if self.signals:
-            name = signal.Signals(self.signals[0]).name
-            kind = KeyboardInterrupt if self.signals[0] == signal.SIGINT else PreemptedError
-            raise kind(f"the sweep was stopped by {name}; the same command resumes it")
-        return failed
-
-    def _start(self, run: Run) -> None:
-        again = "resumes" if (run.out / "run.json").is_file() else "starts"
-        log.info("%s %s; it writes to %s", run.name, again, run.log)
-        with run.log.open("a") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "launch", self.verb, "--config", str(run.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.plan.threads)},
-                pass_fds=(self.lock,),
-                start_new_session=True,  # Ctrl-C of a terminal goes only to this process, which tells the others
-            )
-        self.running[process] = run, time.monotonic()
-
-    def _ended(self) -> dict[Run, int]:
-        """Record the processes that have ended and return those that failed."""
-        failed = {}
-        for process in [process for process in self.running if process.poll() is not None]:
-            run, began = self.running.pop(process)
-            minutes = (time.monotonic() - began) / 60
-            if process.returncode == 0:
-                log.info("%s is finished after %.1f minutes", run.name, minutes)
-            elif self.signals:
-                log.info("%s stopped after %.1f minutes", run.name, minutes)
-            else:
-                log.error("%s failed after %.1f minutes", run.name, minutes)
-                failed[run] = process.returncode
-        return failed
-
-    def _tell(self) -> None:
-        """After a signal, ask each process once to end with a checkpoint; after a second Ctrl-C, end them."""
-        if self.signals.count(signal.SIGINT) > 1:
-            for process in self.running:
-                os.killpg(process.pid, signal.SIGKILL)  # with its workers
-        elif self.signals:
-            for process in self.running.keys() - self.told:
-                process.terminate()
-                self.told.add(process)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.signals.append(number)
-
-    @contextlib.contextmanager
-    def _signals_taken(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._take) for number in numbers}
-        # blocked since the start of a job for a process that trains
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        try:
-            yield
-        finally:
-            for process in self.running:  # if this process itself failed
-                process.terminate()
-            for process in self.running:
-                process.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -179,6 +179,16 @@ def _quickstart() -> Loaded:
     )
 
 
+def _study() -> Loaded:
+    from launch.study import StudyConfig, study
+
+    return Loaded(
+        config=StudyConfig,
+        run=_resumable(lambda config: study(config, parse)),
+        expand=lambda words: _name_first(words, "--name"),
+    )
+
+
 def _example_data() -> Loaded:
     from foundation.interop.example_data import ExampleDataConfig, example_data
     from launch import tables
@@ -260,6 +270,7 @@ VERBS = {
     "protect": Verb("make what keeps a potential from forgetting in fine-tunings, and add it to its folder", _protect),
     "report": Verb("draw the curves of a run, or of several", _report),
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
+    "study": Verb("answer a question by data, trainings and suites, on one page", _study),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),

@@ -18,6 +18,7 @@ from foundation.finetuning.fisher import FisherConfig
 from foundation.models import ARCHITECTURES, EnergyModel
 from foundation.pretrain import PretrainConfig
 from launch.quickstart import QuickstartConfig
+from launch.study import Stages, read_study
 from launch.sweep import SweepConfig
 from launch.verbs import VERBS, parse
 
@@ -75,8 +76,8 @@ WRITERS = {
     "foundation.training.probe._Bench._checkpoint": "a temporary file, to measure how long it takes",
     "foundation.training.monitoring.metrics_file.MetricsFile.append": "only appended to, and a torn line is left out",
     "launch.preflight.preflight": "may be a pipe, such as /dev/stdout",
-    "launch.sweep._alone": "the file of a lock",
-    "launch.sweep._Processes._start": "output of a process",
+    "launch.jobs.alone": "the file of a lock",
+    "launch.jobs.Processes._start": "output of a process",
 }
 """Functions that write a file otherwise than by store/durable.py, and why they may."""
 CONFIG_CLASSES = {
@@ -329,10 +330,14 @@ def test_files_functions_and_names_keep_the_house_rules(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_yaml_parses_into_its_config_class(path: Path) -> None:
+def test_every_yaml_parses_into_its_config_class(path: Path, tmp_path: Path) -> None:
     place = path.relative_to(REPOSITORY / "configs").parts[0]
     if place == "suite":
         parse(["evaluate", "--model", "m", "--suites", path.stem])
+        return
+    if place == "study":  # with all steps
+        for quick in (False, True):
+            Stages(read_study(path, quick=quick), tmp_path, parse)
         return
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CONFIG_CLASSES[place], fail_untyped=True)

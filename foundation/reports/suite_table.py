@@ -19,14 +19,21 @@ class SuiteRow(NamedTuple):
 
 
 def suite_rows(*found: Mapping[str, Findings]) -> list[SuiteRow]:
-    """Return a row for every quantity of the same suites for one or several potentials."""
-    rows = []
-    for suite, findings in found[0].items():
-        for name, finding in findings.quantities.items():
-            unit = f" [{finding.unit}]" if finding.unit else ""
-            values = tuple(_shown(each[suite].quantities.get(name)) for each in found)
-            rows.append(SuiteRow(f"{suite}, {name}{unit}", values, _text(finding.reference)))
-    return rows
+    """Return a row for every quantity of suites for one or several potentials; a dash where one was not measured."""
+    known: dict[tuple[str, str], Finding] = {}
+    for each in found:
+        for suite, findings in each.items():
+            known |= {
+                (suite, name): finding for name, finding in findings.quantities.items() if (suite, name) not in known
+            }
+    return [
+        SuiteRow(
+            f"{suite}, {name}{f' [{finding.unit}]' if finding.unit else ''}",
+            tuple(_shown(each[suite].quantities.get(name)) if suite in each else "–" for each in found),
+            _text(finding.reference),
+        )
+        for (suite, name), finding in known.items()
+    ]
 
 
 def suite_table(*found: Mapping[str, Findings]) -> Markdown:

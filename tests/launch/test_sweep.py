@@ -79,8 +79,9 @@ def partly_failed(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manife
     """A sweep of which one run failed, the exit code, and what it said."""
     done, records = Sweep(tmp_path_factory.mktemp("partly"), emt_manifest.root), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("launch.sweep.log.info", lambda text, *values: records.append(text % values))
-        patch.setattr("launch.sweep.log.error", lambda text, *values: records.append(text % values))
+        for log in ("launch.sweep.log", "launch.jobs.log"):
+            patch.setattr(f"{log}.info", lambda text, *values: records.append(text % values))
+            patch.setattr(f"{log}.error", lambda text, *values: records.append(text % values))
         code = done.start(PLAN)
     return done, code, "\n".join(records)
 
@@ -166,7 +167,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_goes_on_where_it_was(small: Swee
         lambda: os.kill(os.getpid(), signal.SIGTERM),
     )
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(PreemptedError, match="the sweep was stopped by SIGTERM; the same command resumes it"):
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM; the same command goes on"):
         small.start(plan, *LONG)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
