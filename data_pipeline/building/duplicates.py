@@ -7,15 +7,22 @@ finds every pair, and the other numbers leave few of them to compare atom by ato
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
+from data_pipeline.loading.datasets import Frames
 from data_pipeline.structure import Structure
 
 NUM_PROJECTIONS = 4
+SAME_FRAME = 1e-4
+"""Largest change of a position or a cell element of a frame written to another file [Å]: OUTCAR has five decimals."""
+GRID = 1e-5
+"""Cell of the projections in a content key: far above the change by a position in float32, far below the difference of
+two frames of molecular dynamics."""
 PAIRS_AT_ONCE = 4_000_000
 """Number of pairs held at once, which bounds memory when many frames are alike."""
 _SLACK = 1e-9
@@ -37,7 +44,6 @@ class Fingerprint:
 def fingerprint(structure: Structure) -> Fingerprint:
     """Return the fingerprint of a frame."""
     lattice, fractions, offsets = _coordinates(structure)
-    key = hashlib.blake2b(structure.numbers.tobytes() + structure.pbc.tobytes(), digest_size=8).digest()
     atom = np.arange(structure.num_atoms)[:, None, None]
     # phases that no symmetry of a crystal shares: multiples of an irrational number
     phases = 2.399963 * atom * np.arange(1, NUM_PROJECTIONS + 1) + 1.1 * np.arange(3)[:, None]
@@ -46,12 +52,65 @@ def fingerprint(structure: Structure) -> Fingerprint:
     weights = np.cos(1.7 * np.arange(1, lattice.size + 1)[:, None] * np.arange(1, NUM_PROJECTIONS + 1))
     reach = np.linalg.norm(np.linalg.pinv(lattice), axis=0).sum() if len(lattice) else 0.0
     return Fingerprint(
-        key=int.from_bytes(key, "little"),
+        key=_kind(structure),
         projections=(periodic + free).mean(axis=0) + lattice.ravel() @ weights,
         # a fraction changes by at most `reach` per length of a displacement, an offset by 1 in each of three directions
         # (√3 in all), a cell element by its weight of at most 1
         steepness=float(2 * np.pi * reach + np.sqrt(3.0) + lattice.size),
     )
+
+
+def _kind(structure: Structure) -> int:
+    """Return a hash of what is equal in duplicates: atomic numbers in order, and the directions that repeat."""
+    content = structure.numbers.tobytes() + structure.pbc.tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def content_key(structure: Structure) -> int:
+    """Return 64 bits that identify a frame by its atoms, cell and positions modulo the lattice, as nonzero int64."""
+    found = fingerprint(structure)
+    return _key_of_cell(found.key, np.floor(found.projections / GRID))
+
+
+def content_keys(structure: Structure) -> set[int]:
+    """Return the content keys that a frame may have elsewhere, where its positions are rounded otherwise."""
+    found = fingerprint(structure)
+    cells = [sorted({*np.floor(each / GRID + np.array([-0.25, 0.25]))}) for each in found.projections]
+    return {_key_of_cell(found.key, np.array(cell)) for cell in itertools.product(*cells)}
+
+
+def _key_of_cell(kind: int, cell: Float64[np.ndarray, " projections"]) -> int:
+    content = kind.to_bytes(8, "little") + cell.astype("<i8").tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True) or 1
+
+
+def frames_in_both(
+    first: Sequence[Structure] | Frames, second: Sequence[Structure] | Frames, tolerance: float = SAME_FRAME
+) -> list[tuple[int, int]]:
+    """Return the places (in first, in second) of each frame of `second` that is in `first`, whatever their names.
+
+    Args:
+        first: Frames, the fewer ones.
+        second: Other frames; each is read once, and again if it is compared atom by atom.
+        tolerance: Largest change of a cell element or of a position [Å].
+    """
+    prints = [fingerprint(structure) for structure in first]
+    kinds, places = {each.key for each in prints}, list[int]()
+    for place, structure in enumerate(second):
+        if _kind(structure) in kinds:
+            prints.append(fingerprint(structure))
+            places.append(place)
+    if not places:
+        return []
+    repeats = find_duplicates(
+        np.array([each.key for each in prints], dtype=np.uint64),
+        np.array([each.projections for each in prints]),
+        np.array([each.steepness for each in prints]),
+        tolerance,
+        lambda number: first[number] if number < len(first) else second[places[number - len(first)]],
+    )
+    pairs = ((repeats.get(len(first) + number), place) for number, place in enumerate(places))
+    return [(found, place) for found, place in pairs if found is not None and found < len(first)]
 
 
 def same(first: Structure, second: Structure, tolerance: float) -> bool:

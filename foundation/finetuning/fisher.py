@@ -47,7 +47,9 @@ from foundation.training.strategy import is_rank_zero, process_group, sum_over_r
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NAMELESS = 2
+"""First schema whose keys are of the content of frames, not of their names."""
 FACTS, CHECKSUM = "facts", "sha256"
 """Entries of the header of a Fisher file: facts as JSON, and the checksum of facts and tensors."""
 MAX_NAMED = 3
@@ -150,7 +152,7 @@ class Fisher:
     data: tuple[dict[str, str], ...]
     """Name, split and manifest fingerprint of each data set."""
     structures: Int64[Tensor, " structures"]
-    """Keys of the structures in the mean, in order (foundation/finetuning/frame_keys.py)."""
+    """Content keys of the structures in the mean, in order; none from a file of schema 1, which had keys of names."""
     weights_sha256: str
     """Checksum of the potential's weights, as in its config.json."""
 
@@ -338,8 +340,16 @@ def read(path: Path) -> Fisher:
         negative = [name for name, value in means.items() if bool((value < 0).any())]
         if negative:
             raise ValueError(f"{VALUES}{negative[0]} is a mean of squares but has a negative number")
+    structures = tensors[STRUCTURES]
+    if version < NAMELESS:
+        log.warning(
+            "%s: an older version of the program wrote it and knew frames by name, so held-out frames are not compared "
+            "with its own; compute it again with `foundation fisher` to have them compared",
+            path,
+        )
+        structures = structures[:0]
     kept: dict[str, Any] = {name: getattr(facts, name) for name in FACT_NAMES}
-    return Fisher(values=means, theta_star=theta_star, structures=tensors[STRUCTURES], loss=facts.loss, **kept)
+    return Fisher(values=means, theta_star=theta_star, structures=structures, loss=facts.loss, **kept)
 
 
 def _check_names(layout: Layout) -> None:

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from data_pipeline.building.duplicates import content_key
 from data_pipeline.graphs.batch import GraphBatch, to_graph
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store import durable
@@ -36,7 +37,6 @@ from data_pipeline.store.untrusted import check_finite, check_layout, read_layou
 from data_pipeline.structure import Structure
 from foundation import checkpoint
 from foundation.finetuning.fisher import CHECKSUM, FACTS, STRUCTURES, CorruptFisher, Fisher, checksum
-from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.squared_gradients import whole_in_training
 from foundation.potential import Potential, Prediction
 from foundation.training.loss import TERMS, LossConfig, TermConfig
@@ -72,7 +72,7 @@ class FisherByTerm:
     values: dict[str, dict[str, Tensor]]
     """G by name of the term and of the parameter, bfloat16."""
     structures: Int64[Tensor, " structures"]
-    """Keys of the structures in the mean, in order (foundation/finetuning/frame_keys.py)."""
+    """Content keys of the structures in the mean, in order; of their names, in a file of an older version."""
     facts: FisherFacts
     """Origin of the numbers."""
 
@@ -152,7 +152,7 @@ def fisher_by_term(potential: Potential, datasets: Sequence[Dataset], *, seed: i
                 if not bool(flat.isfinite().all()):
                     raise ValueError(f"structure {structure.id!r}: a derivative is not finite; leave it out")
                 row += flat.square()
-            keys.append(frame_key(structure.id, structure.numbers))
+            keys.append(content_key(structure))
     if not keys:
         raise ValueError("the potential does not know all elements of any structure, so there is no Fisher")
     means = dict(zip(TERMS, (sums / len(keys)).to(torch.bfloat16).cpu(), strict=True))

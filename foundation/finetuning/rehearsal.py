@@ -2,27 +2,29 @@
 
 Rehearsed frames are a part of a manifest, chosen when the run starts; nothing is rebuilt. Errors on held-out frames
 measure learning or forgetting only if neither training, rehearsal nor Fisher has seen them, so all are compared with
-them frame by frame. Two splits of one unmerged manifest have no frame in common and are not read; from other data sets,
-frames with as many atoms as a held-out one are read.
+them frame by frame: by atoms, cell and positions, not by names, which the same frame may have several of and different
+frames share, and not by labels, which may be the start's. Two splits of one unmerged manifest are not read: a build of
+plain files says which frames they have in common. From other data sets, frames with as many atoms as a held-out one are
+read.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipeline.loading.datasets import Dataset
+from data_pipeline.building.duplicates import content_keys, frames_in_both
+from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import COMPARED, DECIDES
 from foundation.datasets import Data, DatasetConfig, of_run, refuse_unlabelled
 from foundation.finetuning.fisher import Fisher
-from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.selection import farthest_points, frame_features, random_part, with_elements
 from foundation.potential import Potential
 from foundation.surgery.theories import theory_of_data
@@ -167,12 +169,11 @@ def refuse_held_out(trained: Sequence[Dataset], held_out: Sequence[Dataset], wha
         shared = [each for each in trained if not _apart(each.split, each.manifest.fingerprint, kept)]
         if not shared:
             continue
-        ids, sizes = {}, set[int]()
-        for frame in kept.frames():
-            ids[frame_key(frame.id, frame.numbers)] = frame.id
-            sizes.add(frame.num_atoms)
+        frames, sizes = kept.frames(), _sizes(kept)
         for each in shared:
-            found = [ids[key] for key in map(_key, _of_sizes(each, sizes)) if key in ids]
+            others = _of_sizes(each, sizes)
+            pairs = [(others[theirs].id, frames[ours].id) for ours, theirs in frames_in_both(frames, others)]
+            found = [other if other == own else f"{other} = {own}" for other, own in pairs]
             if found:
                 raise ValueError(
                     f"{_place(each)} is {what} and {_place(kept)} is held out, but they have {_listed(found)} in "
@@ -190,7 +191,7 @@ def refuse_fisher_held_out(fisher: Fisher, held_out: Sequence[Dataset]) -> None:
     for kept in held_out:
         if all(_apart(part["split"], part["fingerprint"], kept) for part in fisher.data):
             continue
-        found = [frame.id for frame in kept.frames() if _key(frame) in used]
+        found = [frame.id for frame in kept.frames() if not used.isdisjoint(content_keys(frame))]
         if found:
             data = ", ".join(f"{part['name']} ({part['split']})" for part in fisher.data)
             raise ValueError(
@@ -209,18 +210,19 @@ def _apart(split: str, fingerprint: str, other: Dataset) -> bool:
     return split != other.split and fingerprint == other.manifest.fingerprint and not merged
 
 
-def _of_sizes(dataset: Dataset, sizes: set[int]) -> Iterator[Structure]:
-    """Yield the frames of a data set whose number of atoms is in `sizes`, found by its index."""
+def _sizes(dataset: Dataset) -> Int64[np.ndarray, " frames"]:
+    """Return the number of atoms of each frame, from the index."""
     index = dataset.index()
-    places = np.flatnonzero(np.isin(index.counts(0, index.num_frames)[0], list(sizes)))
+    return index.counts(0, index.num_frames)[0].astype(np.int64)
+
+
+def _of_sizes(dataset: Dataset, sizes: Int64[np.ndarray, " some"]) -> Sequence[Structure] | Frames:
+    """Return the frames of a data set that have one of these numbers of atoms."""
+    places = np.flatnonzero(np.isin(_sizes(dataset), sizes))
     if len(places) == 0:
-        return
+        return ()
     numbers = places if dataset.subset is None else dataset.subset.numbers[places]
-    yield from replace(dataset, subset=Subset(numbers)).frames()
-
-
-def _key(frame: Structure) -> int:
-    return frame_key(frame.id, frame.numbers)
+    return replace(dataset, subset=Subset(numbers)).frames()
 
 
 def _place(dataset: Dataset) -> str:

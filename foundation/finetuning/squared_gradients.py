@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from data_pipeline.building.duplicates import content_key
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import BlockCache, Dataset, Frames
-from foundation.finetuning.frame_keys import frame_key
+from data_pipeline.structure import Structure
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig, label_counts, loss
 
@@ -31,7 +32,7 @@ class SquaredGradients:
     counts: Float64[Tensor, " 3"]
     """Number of structures used, with a loss above the threshold, and with an unknown element."""
     keys: Int64[Tensor, " structures"]
-    """Key of each chosen structure, in order; zero for those that this process did not use."""
+    """Content key of each chosen structure, in order; zero for those that this process did not use."""
 
     def __add__(self, other: "SquaredGradients") -> "SquaredGradients":
         return SquaredGradients(
@@ -77,10 +78,11 @@ def squared_gradients(
     keys = torch.zeros(len(chosen), dtype=torch.int64, device=potential.device)
     own = range(rank, len(chosen), world_size)
     with whole_in_training(potential):
-        for place, batch in zip(own, _structures(potential, datasets, frames, chosen[rank::world_size]), strict=True):
-            if batch is None:
+        for place, found in zip(own, _structures(potential, datasets, frames, chosen[rank::world_size]), strict=True):
+            if found is None:
                 counts[2] += 1
                 continue
+            structure, batch = found
             value = loss(loss_config, potential(batch), batch, label_counts(batch))
             if loss_threshold is not None and float(value.detach()) > loss_threshold:
                 counts[1] += 1
@@ -91,7 +93,7 @@ def squared_gradients(
                 raise ValueError(f"structure {batch.ids[0]!r}: a derivative of its loss is not finite; leave it out")
             sums += flat.square()
             counts[0] += 1
-            keys[place] = frame_key(batch.ids[0], batch.numbers.cpu().numpy())
+            keys[place] = content_key(structure)
     return SquaredGradients(sums=sums, counts=counts, keys=keys)
 
 
@@ -134,8 +136,8 @@ def _choice(
 
 def _structures(
     potential: Potential, datasets: Sequence[Dataset], frames: Sequence[Frames], numbers: Int64[np.ndarray, " some"]
-) -> Iterator[GraphBatch | None]:
-    """Yield structures by number, each as a batch of one, or None for one with unknown elements."""
+) -> Iterator[tuple[Structure, GraphBatch] | None]:
+    """Yield structures by number, each with its batch of one, or None for one with unknown elements."""
     first = np.cumsum([0, *map(len, frames)])
     for number in numbers.tolist():
         which = int(np.searchsorted(first, number, side="right")) - 1
@@ -145,4 +147,4 @@ def _structures(
             continue
         batch = collate([structure], potential.cutoff, potential.dtype, [dataset.theory_number])
         weight = torch.full((1,), dataset.weight, dtype=torch.float64, device=potential.device)
-        yield replace(batch.to(potential.device), weight=weight)
+        yield structure, replace(batch.to(potential.device), weight=weight)

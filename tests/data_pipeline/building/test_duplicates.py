@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.building.duplicates import find_duplicates, fingerprint, same
+from data_pipeline.building.duplicates import (
+    content_key,
+    content_keys,
+    find_duplicates,
+    fingerprint,
+    frames_in_both,
+    same,
+)
 from data_pipeline.structure import Structure
 
 
@@ -123,3 +130,39 @@ def test_what_comparing_all_pairs_finds_is_found(seed: int, pbc: list[bool], ske
         follow = near.positions @ np.linalg.pinv(periodic) @ change[near.pbc] if len(periodic) else 0.0
         frames.append(replace(near, cell=near.cell + change, positions=near.positions + follow))
     assert found(frames, tolerance).keys() == by_comparing_all(frames, tolerance).keys()
+
+
+def renamed(structure: Structure, name: str, digits: int = 12) -> Structure:
+    return replace(structure, id=name, energy=structure.energy + 1.0, positions=np.round(structure.positions, digits))
+
+
+def test_frames_are_the_same_by_their_atoms_not_by_name_or_labels(
+    random_structure: Callable[..., Structure],
+) -> None:
+    first = [random_structure(seed) for seed in range(6)]
+    second = [renamed(first[4], "x"), moved(first[0], 1e-2, 0), renamed(moved(first[2], 2e-5, 1), "y", digits=5)]
+    second = [replace(each, id=first[0].id) for each in second]
+    assert frames_in_both(first, second) == [(4, 0), (2, 2)]
+    assert frames_in_both(first, []) == frames_in_both([], second) == []
+    assert frames_in_both(first[:1], [moved(first[0], 1e-3, 0)], tolerance=2e-3) == [(0, 0)]
+
+
+def test_a_frame_held_out_twice_is_found_again(random_structure: Callable[..., Structure]) -> None:
+    frame = random_structure(0)
+    pairs = frames_in_both([frame, renamed(frame, "again")], [renamed(frame, "a"), renamed(frame, "b")])
+    assert pairs == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("change", ["float32", "8 decimals", "translated"])
+def test_a_key_is_found_where_positions_are_rounded_otherwise(
+    random_structure: Callable[..., Structure], change: str
+) -> None:
+    for seed in range(100):
+        structure = random_structure(seed)
+        positions = {
+            "float32": structure.positions.astype(np.float32).astype(np.float64),
+            "8 decimals": np.round(structure.positions, 8),
+            "translated": structure.positions + structure.cell[0] - 2 * structure.cell[2],
+        }[change]
+        assert content_key(structure) in content_keys(replace(structure, positions=positions, id="other"))
+        assert content_key(structure) not in content_keys(moved(structure, 0.01, seed))

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from data_pipeline.building.duplicates import content_key
 from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
@@ -26,7 +27,6 @@ from foundation.finetuning.fisher import (
     read,
     save,
 )
-from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.penalties import EwcPenalty, PenaltyConfig, scaled_importance
 from foundation.finetuning.squared_gradients import squared_gradients
 from foundation.models import EquivariantConfig
@@ -74,7 +74,7 @@ def test_it_is_the_mean_over_structures_by_name(fisher: Fisher, potential: Poten
     assert torch.equal(flat, sums / number)
     assert all(fisher.values[name].shape == parameter.shape for name, parameter in potential.named_parameters())
     assert all(torch.equal(fisher.theta_star[name], parameter) for name, parameter in potential.named_parameters())
-    keys = [frame_key(frame.id, frame.numbers) for frame in Frames(emt_manifest, "val")]
+    keys = [content_key(frame) for frame in Frames(emt_manifest, "val")]
     assert fisher.structures.tolist() == sorted(keys)
     assert fisher.data == ({"name": "emt-test", "split": "val", "fingerprint": emt_manifest.fingerprint},)
 
@@ -315,6 +315,22 @@ def test_facts_of_another_type_are_refused_by_their_name(fisher: Fisher, tmp_pat
     safetensors.torch.save_file(tensors, path, metadata=header)
     with pytest.raises(CorruptFisher, match=rf"fisher\.safetensors: .*({next(iter(change))}|newer|NaN)"):
         read(path)
+
+
+def test_of_a_file_with_keys_of_names_no_frames_are_compared(
+    fisher: Fisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "fisher.safetensors"
+    save(fisher, path)
+    with safe_open(path, framework="pt") as file:
+        header, tensors = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    facts = json.dumps(json.loads(header["facts"]) | {"schema_version": 1})
+    seal = hashlib.sha256(facts.encode() + safetensors.torch.save(tensors)).hexdigest()
+    safetensors.torch.save_file(tensors, path, metadata={"facts": facts, "sha256": seal})
+    older = read(path)
+    assert older.structures.numel() == 0
+    assert older.num_structures == fisher.num_structures
+    assert "compute it again with `foundation fisher`" in caplog.text
 
 
 def test_a_file_that_is_no_fisher_is_not_replaced(emt_manifest: Manifest, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.io import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +18,11 @@ from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.stream import Stream
 from data_pipeline.loading.subset import Subset
-from data_pipeline.sources import EmtAlloys
+from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.datasets import DatasetConfig
 from foundation.finetuning.fisher import Fisher, diagonal_fisher
-from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.rehearsal import (
     RehearsalConfig,
     refuse_fisher_held_out,
@@ -30,6 +30,7 @@ from foundation.finetuning.rehearsal import (
     rehearsal_datasets,
 )
 from foundation.finetuning.selection import farthest_points, frame_features
+from foundation.interop.calculator import to_atoms
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig
@@ -321,11 +322,38 @@ def test_a_fisher_of_held_out_frames_is_refused_by_name(
         refuse_fisher_held_out(fisher, [Dataset(manifest=emt_manifest, split="val")])
 
 
-def test_a_key_is_of_id_and_composition_and_the_same_everywhere() -> None:
-    numbers = np.array([3, 17, 3], dtype=np.uint8)
-    key = frame_key("a:1", numbers)
-    assert frame_key("a:1", numbers[::-1].astype(np.int64)) == key
-    others = [("a:2", numbers), ("a:1", numbers[:2]), ("a:1", np.array([3, 17, 17])), ("a:1", np.array([3, 3, 18]))]
-    assert len({key, *(frame_key(id, atoms) for id, atoms in others)}) == 5
-    assert -(2**63) <= key < 2**63
-    assert key == 5234471676573033612
+def written_anew(frames: list[Structure], folder: Path, provenance: Provenance, *, move: float = 0.0) -> Dataset:
+    """Frames in a file of its own called OUTCAR.extxyz, with positions displaced and rounded to 6 decimals."""
+    folder.mkdir()
+    atoms = [to_atoms(frame) for frame in frames]
+    for number, each in enumerate(atoms):
+        each.positions = np.round(each.positions + move * np.random.default_rng(number).normal(size=(len(each), 3)), 6)
+        each.info["REF_energy"] = float(number)
+    write(folder / "OUTCAR.extxyz", atoms, format="extxyz")
+    source = AseFiles(files=(str(folder / "OUTCAR.extxyz"),), energy_key="REF_energy")
+    options = {"val_fraction": 0.0, "test_fraction": 1.0, "provenance": provenance}
+    return Dataset(manifest=build(BuildConfig(source=source, out=folder / "built", **options)), split="test")
+
+
+def test_a_frame_is_the_same_in_a_file_of_another_name(
+    emt_manifest: Manifest, fisher: Fisher, provenance: Provenance, tmp_path: Path
+) -> None:
+    frames = list(Frames(emt_manifest, "val"))
+    copy = written_anew(frames, tmp_path / "copy", provenance)
+    first = rf"{len(frames)} frames \({frames[0].id} = OUTCAR.extxyz:0, "
+    with pytest.raises(ValueError, match=first):
+        refuse_held_out([Dataset(manifest=emt_manifest, split="val")], [copy], "trained on")
+    with pytest.raises(ValueError, match=rf"Fisher .*{len(frames)} frames \(OUTCAR.extxyz:0, "):
+        refuse_fisher_held_out(fisher, [copy])
+
+
+def test_frames_of_one_name_and_composition_in_two_folders_are_two(
+    emt_manifest: Manifest, provenance: Provenance, tmp_path: Path
+) -> None:
+    frames = list(Frames(emt_manifest, "val"))
+    one = written_anew(frames, tmp_path / "one", provenance)
+    other = written_anew(frames, tmp_path / "other", provenance, move=0.01)
+    assert [frame.id for frame in one.frames()] == [frame.id for frame in other.frames()]
+    refuse_held_out([one], [other], "trained on")
+    potential = make_potential(emt_manifest, "EMT")
+    refuse_fisher_held_out(diagonal_fisher(potential, [one], LossConfig()), [other])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipeline.building.duplicates import content_key
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.subset import Subset
 from data_pipeline.store.manifest import Manifest
-from foundation.finetuning.frame_keys import frame_key
 from foundation.finetuning.freezing import freeze
 from foundation.finetuning.squared_gradients import SquaredGradients, squared_gradients
 from foundation.models import EquivariantConfig
@@ -106,8 +106,7 @@ def test_structures_above_the_threshold_of_the_loss_are_left_out_and_counted(
     assert found.counts.tolist() == [len(kept), len(batches) - len(kept), 0]
     assert 0 < len(kept) < len(batches)
     assert found.keys.tolist() == [
-        frame_key(batch.ids[0], batch.numbers.numpy()) if value <= threshold else 0
-        for batch, value in zip(batches, losses, strict=True)
+        content_key(frame) if value <= threshold else 0 for frame, value in zip(dataset.frames(), losses, strict=True)
     ]
     by_hand = torch.stack([gradient(potential, batch).square() for batch in kept]).sum(dim=0)
     torch.testing.assert_close(found.sums, by_hand, rtol=1e-12, atol=0.0)
