@@ -38,6 +38,7 @@ from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.reports.suite_table import suite_table
 from foundation.run_folder import PROTECTION
+from foundation.surgery.start import with_changes
 from foundation.surgery.theories import keep_theory
 from foundation.surgery.weight_interpolation import interpolate
 
@@ -179,12 +180,14 @@ def _interpolated(config: ExportConfig, tuned: Potential, described: Description
         )
     start, taken = Path(described.origin.start.folder), described.origin.start.checkpoint
     step = None if taken is None or taken.finished else taken.step
-    potential = interpolate(resolve(start, step).load(), tuned, alpha)
+    # as measured: from the start with the references, elements and levels of theory that the run gave it
+    begun = with_changes(resolve(start, step).load(), described.origin)
+    potential = interpolate(begun, tuned, alpha)
     sha256 = checkpoint.weights_sha256(potential)
     if read(file).weights_sha256 != sha256:
         raise ValueError(
-            f"{file}: the potential at alpha {alpha:g} between {start} and {run} is not the measured one: another "
-            "potential is there now, or the run gave the start other reference energies"
+            f"{file}: the potential at alpha {alpha:g} between {start} and {run} is not the measured one: {start} has "
+            "other weights than the run began with; put the start back, or release the result itself, without --alpha"
         )
     between = Interpolated(alpha=alpha, weights_sha256=described.weights_sha256)
     provenance = described.provenance | {"interpolated": asdict(between)}

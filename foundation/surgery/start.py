@@ -95,21 +95,19 @@ def prepare_start(
     Raises:
         ValueError: there is such an element, and it must not be added; or energies contradict the start's ('auto').
     """
-    potential = copy.deepcopy(start)
     new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
     if new and new_elements == "refuse":
         advice = "set --new_elements add, start from a potential that does, or build the data without these elements"
         _refuse_unknown(start, folder, statistics, advice)
     donors = {SYMBOLS[z]: SYMBOLS[nearest_element(z, start.elements)] for z in new}
     if new:
-        potential = add_elements(potential, new)
         log.info("%s gets new elements: %s", folder, ", ".join(f"{z} begins as {old}" for z, old in donors.items()))
     added = [theory for theory in statistics if theory not in start.theories]
     for theory in added:
         log.info(
             "%s does not know the level of theory %s: it is added, with the references of the start", folder, theory
         )
-        potential = add_theory(potential, theory)
+    potential = _grown(start, donors, added)
     datasets = numbered_as_in(potential, datasets, list(statistics))
     of_new_elements = _refit(potential, datasets, new) if new else None
     moving = datasets if references == "refit" else []
@@ -124,6 +122,36 @@ def prepare_start(
         references_of_new_elements=of_new_elements,
         references=moved,
     )
+
+
+def with_changes(start: Potential, changes: StartChanges) -> Potential:
+    """Return a copy of a potential with the changes that prepare_start() once made to it, bit for bit.
+
+    Args:
+        start: The potential, which is not modified.
+        changes: The changes, as recorded.
+
+    Raises:
+        ValueError: they do not fit the potential.
+    """
+    potential = _grown(start, changes.new_elements, changes.new_theories)
+    references = potential.get_buffer("reference_energies")
+    for report in (changes.references_of_new_elements, changes.references):
+        for theory, facts in (report or {}).items():
+            for symbol, each in facts.elements.items():
+                place = potential.elements.index(SYMBOLS.index(symbol))
+                references[potential.theory_number(theory), place] = each.after
+    return potential
+
+
+def _grown(start: Potential, donors: Mapping[str, str], theories: Sequence[str]) -> Potential:
+    """Return a copy of a potential with new elements, each with the element it begins as, and levels of theory."""
+    potential, like = copy.deepcopy(start), {SYMBOLS.index(new): SYMBOLS.index(old) for new, old in donors.items()}
+    if like:
+        potential = add_elements(potential, sorted(like), like=like)
+    for theory in theories:
+        potential = add_theory(potential, theory)
+    return potential
 
 
 def _differences(theirs: Architecture, ours: Architecture) -> list[str]:

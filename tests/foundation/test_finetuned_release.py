@@ -292,6 +292,37 @@ def test_what_lies_between_start_and_result_is_released_with_its_own_errors(
     assert settings.provenance["interpolated"] == {"alpha": 0.5, "weights_sha256": _sha256(curved)}
 
 
+@pytest.mark.parametrize("theory", ["effective medium theory", "another"])
+def test_what_lies_between_is_released_if_the_run_changed_its_start(
+    start: Path, target: Manifest, emt_manifest: Manifest, tmp_path: Path, theory: str
+) -> None:
+    run = tmp_path / "run"
+    finetune(
+        FinetuneConfig(
+            start=start,
+            data=target.root,
+            theory=theory,
+            out=run,
+            fit=FIT,
+            machine=CPU,
+            optim=OPTIM,
+            references="refit",
+            forgetting=ForgettingConfig(alphas=(0.5,)),
+            card=CARD,
+        )
+    )
+    release = export(ExportConfig(run=run, out=tmp_path / "release", alpha=0.5, data=emt_manifest.root))
+    between, result, base = (checkpoint.load(folder) for folder in (release, run, start))
+    # training leaves references alone, so they are the refitted ones at every alpha
+    references = [each.get_buffer("reference_energies") for each in (between, result, base)]
+    assert torch.equal(references[0], references[1])
+    assert not torch.equal(references[0][-1], references[2][-1])
+    name = "network.radial_basis.wave_numbers"
+    weights = [each.get_parameter(name).detach() for each in (between, result, base)]
+    torch.testing.assert_close(weights[0], 0.5 * (weights[1] + weights[2]), rtol=1e-6, atol=1e-7)
+    assert not torch.equal(weights[0], weights[1])
+
+
 def test_what_was_not_measured_between_is_not_released(
     curved: Path, tuned: Path, start: Path, tmp_path: Path, emt_manifest: Manifest
 ) -> None:
@@ -299,9 +330,9 @@ def test_what_was_not_measured_between_is_not_released(
     refused(run, r"alpha-0\.3.*not measured alpha 0\.3 \(measured: 0\.25, 0\.5\)", FileNotFoundError, alpha=0.3)
     with pytest.raises(ValueError, match="alpha must be above 0"):
         ExportConfig(run=run, out=run / "refused", alpha=0.0)
-    # the start's references were estimated again, so that what was measured did not begin with the start's
-    again = Path(shutil.copytree(tuned, tmp_path / "again"))
-    refused(again, "is not the measured one: .*other reference energies", alpha=0.5, data=data)
+    other = Path(shutil.copytree(curved, tmp_path / "other"))
+    change(other / "potential", "config.json", lambda values: values["provenance"]["start"].update(folder=str(tuned)))
+    refused(other, r"is not the measured one: .*tuned.* has other weights .*without --alpha", alpha=0.5, data=data)
     pretrained = Path(shutil.copytree(start, tmp_path / "start"))
     refused(pretrained, "needs a fine-tuning run", alpha=0.5, data=data, card=CARD)
     change(

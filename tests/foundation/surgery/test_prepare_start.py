@@ -22,7 +22,7 @@ from foundation.interop.sevennet import from_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential
 from foundation.provenance import StartChanges
-from foundation.surgery.start import prepare_start
+from foundation.surgery.start import prepare_start, with_changes
 
 CONFIG = EquivariantConfig(irreps="6x0e+2x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 METALS = (13, 28, 29, 46, 47, 78, 79)
@@ -176,3 +176,20 @@ def test_sevennet_0_learns_the_zero_of_energy_of_other_data_and_keeps_its_own(
     start.cast(torch.float64)
     exact, _ = prepare_start(start, START, *data(lips, theory="lips"))
     assert_same(exact, start, collate(frames, 5.0, torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("elements", "theory"), [(METALS, "EMT"), (METALS, "other"), (METALS[:5], "EMT"), (METALS[:5], "other")]
+)
+def test_the_recorded_changes_make_the_same_potential_again(
+    few: Manifest, elements: tuple[int, ...], theory: str, dtype: torch.dtype
+) -> None:
+    start = make(elements, dtype)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    prepared, facts = prepare_start(start, START, *data(few, theory=theory), references="refit", new_elements="add")
+    recorded = typed(StartChanges, json.loads(json.dumps(dataclasses.asdict(facts))), "")
+    again = with_changes(start, recorded)
+    assert (again.elements, again.theories) == (prepared.elements, prepared.theories)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in prepared.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
