@@ -60,7 +60,8 @@ def _convert(config: ConvertConfig) -> Path:
         if not isinstance(found, SevenNetPotential):
             raise IsADirectoryError(f"{config.checkpoint} is a folder, not a file of SevenNet")
         found = replace(found, theory=config.theory)
-        checkpoint.save(found.load(), config.out, found.describe().provenance)
+        potential, described = found.read()
+        checkpoint.save(potential, config.out, described.provenance)
     elif config.model is not None:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")

@@ -86,9 +86,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     assert config.data is not None
     model = resolve(_existing(config.model), config.checkpoint)
     out = report_folder(config)
-    potential = model.load().to(torch.device(config.device))
+    potential, described = model.read()
+    potential = potential.to(torch.device(config.device))
     with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:
-        return _evaluate(config, manifest, potential, model.describe().weights_sha256, out)
+        return _evaluate(config, manifest, potential, described.weights_sha256, out)
 
 
 def judge(config: EvaluateConfig) -> SuitesRecord:

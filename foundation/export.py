@@ -122,7 +122,7 @@ def export(config: ExportConfig) -> Path:
 def _export(config: ExportConfig) -> Path:
     checkpoint.refuse_to_replace(config.out, "release")
     found = resolve(config.run, config.checkpoint)
-    described = found.describe()
+    potential, described = found.read()
     with refusing(config.run, checkpoint.CorruptCheckpoint):
         needed = ("config", "method", "datasets", "num_parameters", "versions", "hardware")
         require(described.provenance, needed)
@@ -130,7 +130,6 @@ def _export(config: ExportConfig) -> Path:
         _ = described.origin.run
     if not config.private:
         check_facts(card)
-    potential = found.load()
     if config.alpha != 1:
         potential, described = _interpolated(config, potential, described)
     if config.theory is not None:

@@ -9,13 +9,16 @@ newest checkpoint; of every run another checkpoint can be chosen.
 import difflib
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation.checkpoint import CONFIG, WEIGHTS, Description, describe, description_of, find, load
+from foundation.configuration import COMPARED
+from foundation.interop import sevennet
 from foundation.interop.published import PUBLISHED, find_published
-from foundation.interop.sevennet import from_sevennet
+from foundation.interop.sevennet import read_checkpoint
 from foundation.interop.sevennet_provenance import provenance_of_sevennet
 from foundation.potential import Potential
 from foundation.provenance import CheckpointFacts
@@ -28,93 +31,128 @@ RUN = "run.json"
 """Record of every run; run_folder.py, which names it too, imports Lightning."""
 
 
+class NamedPotential:
+    """A potential that was found, but not yet read."""
+
+    def read(self) -> tuple[Potential, Description]:
+        """Return the potential, ready to predict, and its description with its origin.
+
+        Raises:
+            CorruptCheckpoint: a file is damaged or refused.
+            UnsupportedSevenNet: this program lacks the network for the options of a SevenNet checkpoint.
+        """
+        raise NotImplementedError
+
+    def load(self) -> Potential:
+        """Return the potential; see read()."""
+        return self.read()[0]
+
+    def describe(self) -> Description:
+        """Return the description; see read()."""
+        return self.read()[1]
+
+
 @dataclass(frozen=True)
-class SavedPotential:
+class SavedPotential(NamedPotential):
     """A potential saved as a folder."""
 
     folder: Path
     """Folder with its files."""
 
-    def load(self) -> Potential:
-        """Return the potential, ready to predict.
-
-        Raises:
-            CorruptCheckpoint: a file is damaged or refused.
-        """
-        return load(self.folder)
-
-    def describe(self) -> Description:
-        """Return its description, with its origin.
-
-        Raises:
-            CorruptCheckpoint: the file is damaged or refused.
-        """
-        return describe(self.folder)
+    def read(self) -> tuple[Potential, Description]:
+        """Return the potential and its description; see NamedPotential."""
+        return load(self.folder), describe(self.folder)
 
 
 @dataclass(frozen=True)
-class SevenNetPotential:
-    """A potential in a checkpoint of SevenNet."""
+class SevenNetPotential(NamedPotential):
+    """A potential in a checkpoint of SevenNet, described as its converted folder would be."""
 
     file: Path
     """The .pth."""
     theory: str | None = None
     """Name of its level of theory, if the file names none; None: that of a published model, or "unknown"."""
 
-    def load(self) -> Potential:
-        """Return the potential, ready to predict.
-
-        Raises:
-            CorruptCheckpoint: the file is damaged or refused.
-            UnsupportedSevenNet: this program lacks the network for its options.
-        """
-        return from_sevennet(self.file, self.theory)
-
-    def describe(self) -> Description:
-        """Return the description that its converted folder would have.
-
-        Raises:
-            CorruptCheckpoint: the file is damaged or refused.
-            UnsupportedSevenNet: this program lacks the network for its options.
-        """
-        potential = self.load()
-        return description_of(potential, provenance_of_sevennet(self.file, potential))
+    def read(self) -> tuple[Potential, Description]:
+        """Return the potential and its description; see NamedPotential."""
+        values = read_checkpoint(self.file)
+        potential = sevennet.potential_in(self.file, values, self.theory)
+        return potential, description_of(potential, provenance_of_sevennet(self.file, values, potential))
 
 
 @dataclass(frozen=True)
-class RunCheckpoint:
-    """A potential in a checkpoint of a run."""
+class RunCheckpoint(NamedPotential):
+    """A potential in a checkpoint of a run, with the average of its weights."""
 
     checkpoint: WholeCheckpoint
     """The checkpoint."""
     reason: str
     """Reason of the choice."""
 
-    def load(self) -> Potential:
-        """Return the potential, with the average of its weights and ready to predict.
-
-        Raises:
-            CorruptCheckpoint: the checkpoint does not describe its potential.
-        """
-        return potential_in(self.checkpoint)[0]
-
-    def describe(self) -> Description:
-        """Return its description, with its origin.
-
-        Raises:
-            CorruptCheckpoint: the checkpoint does not describe its potential.
-        """
-        described = potential_in(self.checkpoint)[1]
+    def read(self) -> tuple[Potential, Description]:
+        """Return the potential and its description; see NamedPotential."""
+        potential, described = potential_in(self.checkpoint)
         steps = described.origin.run.fit.steps
         facts = CheckpointFacts(step=self.checkpoint.step, steps=steps, reason=self.reason, finished=False)
-        return replace(described, provenance=described.provenance | {"checkpoint": asdict(facts)})
+        return potential, replace(described, provenance=described.provenance | {"checkpoint": asdict(facts)})
 
 
-NamedPotential = SavedPotential | SevenNetPotential | RunCheckpoint
-"""A potential that was found, but not yet read."""
 Choice = Literal["best", "newest"] | int | None
 """Checkpoint of a run: the best by its validation, the newest, that of a step; None: the potential of a finished run,
 and the newest checkpoint of an unfinished one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartWeights:
+    """Weights with which a run began, as it recorded them."""
+
+    weights_sha256: str = field(metadata=COMPARED)
+    """Checksum of the weights."""
+    checkpoint_step: int | None = field(default=None, metadata=COMPARED)
+    """Step of their checkpoint, if the start was a run, and not the potential that it saved at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BegunWith(OpenRecord):
+    """Weights of the start in the record of a run."""
+
+    start_weights: StartWeights | None = None
+    """The weights; None in the record of an older version."""
+
+
+def read_start(
+    word: Path, checkpoint: Choice, begun: StartWeights | None, resumed: WholeCheckpoint | None
+) -> tuple[Potential, Description, StartWeights]:
+    """Return the start of a run with its description, and its weights for the record.
+
+    A run that resumes takes the start that it began with, though a start that was unfinished has gone on since.
+
+    Args:
+        word: Folder, file or published name of the start.
+        checkpoint: Checkpoint, if the start is a run.
+        begun: Weights in the configuration; None: those that there are.
+        resumed: Checkpoint from which the run resumes.
+
+    Raises:
+        FileNotFoundError: there is no such potential, or its checkpoint is gone.
+        ValueError: it has other weights than the run began with.
+    """
+    record = resumed.config if resumed is not None and isinstance(resumed.config, dict) else {}
+    begun = typed(_BegunWith, record, "config").start_weights or begun
+    ways = "put it back, or begin a new run in another --out, without `start_weights`"
+    try:
+        named = resolve(word, checkpoint if begun is None or begun.checkpoint_step is None else begun.checkpoint_step)
+    except FileNotFoundError as gone:
+        if begun is None or begun.checkpoint_step is None:
+            raise
+        raise FileNotFoundError(
+            f"{gone}. The run began with the weights of step {begun.checkpoint_step}: {ways}"
+        ) from gone
+    potential, described = named.read()
+    if begun is not None and begun.weights_sha256 != described.weights_sha256:
+        raise ValueError(f"{word} has other weights than those that the run began with: {ways}")
+    step = named.checkpoint.step if isinstance(named, RunCheckpoint) else None
+    return potential, described, StartWeights(weights_sha256=described.weights_sha256, checkpoint_step=step)
 
 
 def resolve(word: Path | str, checkpoint: Choice = None) -> NamedPotential:

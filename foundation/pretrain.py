@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.statistics.sums import Statistics
 from foundation import run_folder
 from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
@@ -27,11 +28,12 @@ from foundation.datasets import (
     with_plain_built,
 )
 from foundation.models import ModelConfig
-from foundation.naming import Choice, resolve
+from foundation.naming import Choice, StartWeights, read_start
 from foundation.potential import Potential, new_potential
 from foundation.reports.card import CardFacts
 from foundation.run_folder import RunFolder
 from foundation.surgery.start import start_facts, start_from
+from foundation.training.fault_tolerance.reading import WholeCheckpoint
 from foundation.training.fault_tolerance.stored_potential import take_best
 from foundation.training.fit import fit, seed_everything
 from foundation.training.fit_config import FitOptions
@@ -66,6 +68,9 @@ class PretrainConfig:
     checkpoint: Choice = field(default=None, metadata=DECIDES)
     """Checkpoint, if the start is a run: `best` by its validation, `newest`, or a step; None: the potential of a
     finished run, and the newest checkpoint of an unfinished one."""
+    start_weights: StartWeights | None = field(default=None, metadata=COMPARED)
+    """Weights with which the run began, written by the run into its record, so that it resumes with the same; None:
+    those that the start has now."""
     model: ModelConfig
     """Architecture, without default: the first of its options selects it."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -122,16 +127,10 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
         world_size=config.machine.world_size,
         begun=folder.checkpoint and folder.checkpoint.config,
     )
-    folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim))
     announce(reasons)
     seed_everything(config.fit.seed)
-    statistics = statistics_by_theory(datasets, theories)
-    if config.start is None:
-        potential, begun = new_potential(config.model, statistics), {}
-    else:
-        start = resolve(config.start, config.checkpoint)
-        potential = start_from(start.load(), config.start, config.model, statistics)
-        begun = {"start": dataclasses.asdict(start_facts(config.start, start.describe()))}
+    potential, taken, begun = _begun(config, statistics_by_theory(datasets, theories), folder.checkpoint)
+    folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim, start_weights=taken))
     datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
     provenance = provenance_of(datasets, potential) | begun | {"config": folder.record}
@@ -154,6 +153,17 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
         facts |= {"wall_time_s": round(time.time() - started, 1)}
         save(potential, config.out / "potential", provenance | facts)
     return potential
+
+
+def _begun(
+    config: PretrainConfig, statistics: dict[str, Statistics], resumed: WholeCheckpoint | None
+) -> tuple[Potential, StartWeights | None, dict]:
+    """Return the potential before the first step, the weights of its start, and facts of it for the provenance."""
+    if config.start is None:
+        return new_potential(config.model, statistics), None, {}
+    start, described, taken = read_start(config.start, config.checkpoint, config.start_weights, resumed)
+    facts = dataclasses.asdict(start_facts(config.start, described))
+    return start_from(start, config.start, config.model, statistics), taken, {"start": facts}
 
 
 def provenance_of(datasets: Sequence[Dataset], potential: Potential) -> dict:

@@ -11,7 +11,7 @@ from foundation.evaluation.suites import SuiteConfig
 from foundation.finetuning.forgetting import ForgettingConfig
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
-from foundation.naming import Choice
+from foundation.naming import Choice, StartWeights
 from foundation.reports.card import CardFacts
 from foundation.surgery.start import References
 from foundation.training.fit_config import FitOptions
@@ -41,6 +41,9 @@ class FinetuneConfig:
     checkpoint: Choice = field(default=None, metadata=DECIDES)
     """Checkpoint, if the start is a run: `best` by its validation, `newest`, or a step; None: the potential of a
     finished run, and the newest checkpoint of an unfinished one."""
+    start_weights: StartWeights | None = field(default=None, metadata=COMPARED)
+    """Weights with which the run began, written by the run into its record, so that it resumes with the same; None:
+    those that the start has now."""
     data: Data = field(metadata=COMPARED)
     """The target: plain files, globs or folders of files, or data sets that are built, to train on together."""
     val: tuple[Path, ...] = field(default=(), metadata=COMPARED)

@@ -42,7 +42,7 @@ from foundation.finetuning.rehearsal import (
     rehearsal_datasets,
 )
 from foundation.finetuning.step_zero import check_step_zero, first_batches
-from foundation.naming import resolve
+from foundation.naming import read_start
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, StartChanges, StartFacts
 from foundation.run_folder import PROTECTION, RunFolder
@@ -116,8 +116,7 @@ def _with_data_sets(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
 
 def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled:
     """Open start and data, and return them with the configuration that follows."""
-    named = resolve(config.start, config.checkpoint)
-    start = named.load()
+    start, described, taken = read_start(config.start, config.checkpoint, config.start_weights, resumed)
     config = _with_data_sets(config, start)
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
@@ -148,6 +147,7 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled
     return Settled(
         config=dataclasses.replace(
             config,
+            start_weights=taken,
             fit=lengths,
             optim=optim,
             loss=loss,
@@ -156,7 +156,7 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled
         fit=lengths,
         loss=loss,
         start=start,
-        origin=start_facts(config.start, named.describe()),
+        origin=start_facts(config.start, described),
         potential=potential,
         changes=changes,
         datasets=datasets,

@@ -113,7 +113,11 @@ def from_sevennet(path: Path, theory: str | None = None) -> Potential:
         CorruptCheckpoint: the file is refused or damaged.
         ValueError: a theory is given, but the file names its own.
     """
-    values = read_checkpoint(path)
+    return potential_in(path, read_checkpoint(path), theory)
+
+
+def potential_in(path: Path, values: dict[str, Any], theory: str | None = None) -> Potential:
+    """Return the potential of a SevenNet checkpoint whose content was read; see from_sevennet()."""
     settings = values["config"]
     try:
         with refusing(path, CorruptCheckpoint, MISFIT, let_through=UnsupportedSevenNet):

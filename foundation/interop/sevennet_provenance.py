@@ -2,16 +2,16 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.store.shards import sha256
 from foundation.interop.published import NOT_STATED, published_of
-from foundation.interop.sevennet import read_checkpoint
 from foundation.potential import Potential
 
 
-def provenance_of_sevennet(path: Path, potential: Potential) -> dict:
-    """Return the provenance of a SevenNet checkpoint, as JSON; unknown facts read 'not stated'."""
-    digest, values = sha256(path), read_checkpoint(path)
+def provenance_of_sevennet(path: Path, values: dict[str, Any], potential: Potential) -> dict:
+    """Return the provenance of a SevenNet checkpoint, given its content, as JSON; unknown facts read 'not stated'."""
+    digest = sha256(path)
     epoch = values.get("epoch")
     facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source")
     unknown = dict.fromkeys(facts, NOT_STATED)

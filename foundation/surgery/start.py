@@ -34,6 +34,8 @@ from foundation.surgery.theories import add_theory
 
 log = logging.getLogger(__name__)
 
+NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate(SYMBOLS)}
+"""Atomic numbers by symbol."""
 References = Literal["auto", "keep", "refit"]
 """Treatment of reference energies of elements in the data."""
 
@@ -139,14 +141,14 @@ def with_changes(start: Potential, changes: StartChanges) -> Potential:
     for report in (changes.references_of_new_elements, changes.references):
         for theory, facts in (report or {}).items():
             for symbol, each in facts.elements.items():
-                place = potential.elements.index(SYMBOLS.index(symbol))
+                place = potential.elements.index(NUMBERS[symbol])
                 references[potential.theory_number(theory), place] = each.after
     return potential
 
 
 def _grown(start: Potential, donors: Mapping[str, str], theories: Sequence[str]) -> Potential:
     """Return a copy of a potential with new elements, each with the element it begins as, and levels of theory."""
-    potential, like = copy.deepcopy(start), {SYMBOLS.index(new): SYMBOLS.index(old) for new, old in donors.items()}
+    potential, like = copy.deepcopy(start), {NUMBERS[new]: NUMBERS[old] for new, old in donors.items()}
     if like:
         potential = add_elements(potential, sorted(like), like=like)
     for theory in theories:

@@ -15,6 +15,7 @@ from foundation import checkpoint
 from foundation.checkpoint import CorruptCheckpoint
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.finetune import AdapterConfig, FinetuneConfig, finetune
+from foundation.finetuning.penalties import PenaltyConfig
 from foundation.models import EquivariantConfig
 from foundation.naming import resolve
 from foundation.pretrain import PretrainConfig, pretrain
@@ -139,6 +140,57 @@ def test_an_unfinished_run_is_evaluated_and_fine_tuned(run: Path, emt_manifest: 
     assert start.weights_sha256 == resolve(run, "best").describe().weights_sha256
     assert start.checkpoint is not None
     assert (start.checkpoint.finished, start.checkpoint.reason[:8]) == (False, "the best")
+
+
+def test_a_resumed_run_takes_the_checkpoint_that_it_began_with(
+    run: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = sorted((run / "checkpoints").glob("step=000000005*"))
+    for path in later:
+        path.rename(tmp_path / path.name)
+    whole = FinetuneConfig(
+        start=run,
+        data=emt_manifest.root,
+        out=tmp_path / "whole",
+        fit=FIT,
+        machine=CPU,
+        penalty=PenaltyConfig(weight=1e3),
+    )
+    finetune(whole)
+    stopped = dataclasses.replace(whole, out=tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 3)
+        with pytest.raises(Killed):
+            finetune(stopped)
+    for path in later:  # the start goes on
+        (tmp_path / path.name).rename(path)
+    resumed = dataclasses.replace(stopped, fit=dataclasses.replace(FIT, resume=True))
+    finetune(resumed)
+    ours, theirs = (checkpoint.describe(each.out / "potential") for each in (resumed, whole))
+    assert ours.weights_sha256 == theirs.weights_sha256
+    assert ours.origin.start.checkpoint is not None
+    assert ours.origin.start.checkpoint.step == 4
+    record = json.loads((resumed.out / "run.json").read_text())
+    expected = {"weights_sha256": ours.origin.start.weights_sha256, "checkpoint_step": 4}
+    assert record["start_weights"] == expected
+    for path in (run / "checkpoints").glob("step=000000004*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4; .*The run began with .*another --out"):
+        finetune(resumed)
+
+
+def test_a_start_of_other_weights_is_refused_on_resume(emt_manifest: Manifest, run: Path, tmp_path: Path) -> None:
+    start, (potential, described) = tmp_path / "start", resolve(run).read()
+    checkpoint.save(potential, start, described.provenance)
+    config = PretrainConfig(
+        start=start, data=emt_manifest.root, out=tmp_path / "out", model=MODEL, fit=FIT, machine=CPU
+    )
+    pretrain(config)
+    resumed = dataclasses.replace(config, fit=dataclasses.replace(FIT, resume=True))
+    pretrain(resumed)
+    checkpoint.save(resolve(run, 4).load(), start, described.provenance)
+    with pytest.raises(ValueError, match="start has other weights than those that the run began with: put it back"):
+        pretrain(resumed)
 
 
 def test_a_killed_fine_tuning_with_adapters_is_a_potential_without(
