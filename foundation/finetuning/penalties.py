@@ -8,12 +8,14 @@ both directions. The sum is in float64, because the differences are small compar
 float64 copies of the parameters and one pass over them per step.
 """
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -79,6 +81,44 @@ def scaled_importance(importance: Mapping[str, Tensor], config: PenaltyConfig) -
     if config.normalization == "mean":
         powers, mean = {name: value / mean for name, value in powers.items()}, torch.ones_like(mean)
     return {name: value + config.damping * mean for name, value in powers.items()}
+
+
+def carried_importance(
+    importance: Mapping[str, Tensor], start: Potential, grow: Callable[[Potential], Potential]
+) -> dict[str, Tensor]:
+    """Return the importance of the weights of a potential that has grown, float64; zero for weights that are new.
+
+    A new element or level of theory adds weights, and may change the factor of all weights of a layer, with the
+    predictions as they were. So F of a weight θ is F/s² of its successor s θ. Copies of a weight are new: no structure
+    that the start knows depends on them.
+
+    Args:
+        importance: F by parameter name of the start.
+        start: The potential before.
+        grow: Function that makes it grow; each new weight is linear in the old ones, and successors come before copies.
+    """
+    shapes = {name: parameter.shape for name, parameter in start.named_parameters()}
+    before = torch.cat([importance[name].detach().double().flatten().cpu() for name in shapes])
+
+    def grown(values: Tensor) -> dict[str, Tensor]:
+        probe = copy.deepcopy(start).cast(torch.float64)
+        parts = values.split([shape.numel() for shape in shapes.values()])
+        with torch.no_grad():
+            for parameter, part in zip(probe.parameters(), parts, strict=True):
+                parameter.copy_(part.view_as(parameter))
+        return {name: parameter.detach().cpu() for name, parameter in grow(probe).named_parameters()}
+
+    # two weights of one, and of their own numbers, tell the factor and the origin of each weight
+    factors = grown(torch.ones_like(before))
+    factor = torch.cat([each.flatten() for each in factors.values()])
+    numbers = torch.arange(1, len(before) + 1, dtype=torch.float64)
+    origin = torch.cat([each.flatten() for each in grown(numbers).values()]) / factor
+    single = ((origin - origin.round()).abs() < 1e-3).nonzero().flatten()  # not mixed of several, nor of none
+    origins, places = np.unique(origin[single].round().long().numpy() - 1, return_index=True)
+    after, first = torch.zeros_like(factor), single[torch.from_numpy(places)]
+    after[first] = before[torch.from_numpy(origins)] / factor[first].square()
+    sizes = [each.numel() for each in factors.values()]
+    return {name: part.view_as(each) for (name, each), part in zip(factors.items(), after.split(sizes), strict=True)}
 
 
 class EwcPenalty:

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
@@ -34,7 +35,7 @@ from foundation.finetuning.fisher import Fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig, held_out_sets, with_plain_sets_built
 from foundation.finetuning.freezing import freeze, rate_factors
 from foundation.finetuning.loss_weights import balanced_loss
-from foundation.finetuning.penalties import EwcPenalty, L2Penalty, scaled_importance
+from foundation.finetuning.penalties import EwcPenalty, L2Penalty, carried_importance, scaled_importance
 from foundation.finetuning.protection import found_or_made, rehearsal_of
 from foundation.finetuning.rehearsal import (
     refuse_fisher_held_out,
@@ -46,7 +47,7 @@ from foundation.naming import read_start
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, StartChanges, StartFacts
 from foundation.run_folder import PROTECTION, RunFolder
-from foundation.surgery.start import prepare_start, start_facts
+from foundation.surgery.start import prepare_start, start_facts, with_changes
 from foundation.surgery.theories import theories_of_data
 from foundation.training.additions import Additions, Rehearsal
 from foundation.training.fault_tolerance.checkpoints import WholeCheckpoint
@@ -185,7 +186,7 @@ def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
     protection = _protection(config, start)
     rehearsal = _rehearsal(_with_carried(config, protection, start), settled.loss, begun, held_out)
     importance = _importance(config, settled, held_out, protection)
-    penalty = _limit(config, potential, importance)
+    penalty = _limit(config, settled, importance)
     retained = [each.dataset for each in held_out if each.role == "retained"]
     _compare_step_zero(settled, [*datasets, *retained])
     additions = Additions(
@@ -313,16 +314,11 @@ def _importance(
     config: FinetuneConfig, settled: Settled, held_out: Sequence[HeldOut], protection: Path | None
 ) -> Fisher | None:
     """Return the Fisher of the penalty, if requested, checked against held-out data."""
-    start, potential = settled.start, settled.potential
+    start = settled.start
     if config.penalty is None or config.penalty.fisher is None:
         return None
-    if (potential.elements, potential.theories) != (start.elements, start.theories):
-        raise ValueError(
-            "a Fisher belongs to the weights of the start, but elements or a level of theory added for the "
-            "data change these: give the data a `theory` that the start knows, or leave penalty.fisher out, for L2-SP"
-        )
     if isinstance(config.penalty.fisher, Path):
-        importance = fisher.load(config.penalty.fisher, potential, settled.loss)
+        importance = fisher.load(config.penalty.fisher, start, settled.loss)
     else:
         assert protection is not None
         importance = fisher_by_term.read(protection / checkpoint.FISHER, start).of(settled.loss, start)
@@ -330,8 +326,9 @@ def _importance(
     return importance
 
 
-def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | None) -> Penalty | None:
+def _limit(config: FinetuneConfig, settled: Settled, importance: Fisher | None) -> Penalty | None:
     """Freeze, add adapters and return the penalty, as requested."""
+    potential = settled.potential
     if config.freeze:
         freeze(potential, config.freeze)
     if config.adapters is not None:
@@ -341,4 +338,6 @@ def _limit(config: FinetuneConfig, potential: Potential, importance: Fisher | No
     if importance is None:
         return L2Penalty(potential, weight=config.penalty.weight)
     values = scaled_importance(importance.values, config.penalty)
-    return EwcPenalty(potential, values, importance.theta_star, weight=config.penalty.weight)
+    values = carried_importance(values, settled.start, partial(with_changes, changes=settled.changes))
+    present = {name: parameter.detach().clone() for name, parameter in potential.named_parameters()}
+    return EwcPenalty(potential, values, present, weight=config.penalty.weight)

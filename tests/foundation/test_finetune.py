@@ -26,6 +26,7 @@ from foundation.finetuning.rehearsal import RehearsalConfig
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig
 from foundation.training.monitoring.metrics_file import read_rows
@@ -241,12 +242,20 @@ def test_training_on_held_out_frames_is_refused(config: FinetuneConfig, target: 
     refused(dataclasses.replace(config, forgetting=held_out), r"emt-target \(train\) is trained on and .* held out")
 
 
-def test_a_fisher_does_not_fit_a_start_to_which_something_is_added(
-    config: FinetuneConfig, target: Manifest, fisher: Path
+def test_a_fisher_holds_the_weights_of_a_start_to_which_a_theory_is_added(
+    config: FinetuneConfig, start: Path, target: Manifest, fisher: Path
 ) -> None:
     data = (DatasetConfig(path=target.root, theory="another level"),)
     config = dataclasses.replace(config, data=data, forgetting=ForgettingConfig())
-    refused(dataclasses.replace(config, penalty=PenaltyConfig(weight=1.0, fisher=fisher)), "leave penalty.fisher out")
+    begun = add_theory(checkpoint.load(start), "another level")
+    far = {}
+    for weight in (0.0, 1e6):
+        penalty = PenaltyConfig(weight=weight, fisher=fisher, normalization="mean")
+        tuned = finetune(dataclasses.replace(config, penalty=penalty, out=config.out / f"{weight:g}"))
+        assert tuned.theories == begun.theories
+        name = "network.radial_basis.wave_numbers"
+        far[weight] = float((tuned.get_parameter(name) - begun.get_parameter(name)).detach().abs().max())
+    assert far[1e6] < 0.6 * far[0.0]
 
 
 def test_rehearsal_of_the_starts_own_predictions_begins_without_an_error(

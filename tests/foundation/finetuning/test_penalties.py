@@ -1,6 +1,8 @@
 """Penalties: their value and gradient by hand, what is left out, and what is refused."""
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.manifest import Manifest
+from foundation.finetuning.fisher import diagonal_fisher
 from foundation.finetuning.freezing import freeze
-from foundation.finetuning.penalties import EwcPenalty, L2Penalty, PenaltyConfig, scaled_importance
+from foundation.finetuning.penalties import (
+    EwcPenalty,
+    L2Penalty,
+    PenaltyConfig,
+    carried_importance,
+    scaled_importance,
+)
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
+from foundation.surgery.elements import add_elements
+from foundation.surgery.theories import add_theory
+from foundation.training.loss import LossConfig
+from tests.small_networks import SMALL_NETWORKS
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 Named = dict[str, Tensor]
@@ -207,3 +221,52 @@ def test_an_importance_that_is_no_fisher_is_refused(importance: Named, bad: floa
     next(iter(importance.values())).view(-1)[0] = bad
     with pytest.raises(ValueError, match="negative or non-finite"):
         scaled_importance(importance, PenaltyConfig(weight=1.0, fisher=FISHER))
+
+
+GROWTHS: dict[str, Callable[[Potential], Potential]] = {
+    "nothing": lambda potential: potential,
+    "element": lambda potential: add_elements(potential, (45, 47), like={45: 28, 47: 29}),
+    "theory": lambda potential: add_theory(potential, "other"),
+    "both": lambda potential: add_theory(add_elements(potential, (45,)), "other"),
+}
+
+
+@pytest.mark.parametrize("theories", [1, 2])
+@pytest.mark.parametrize("growth", GROWTHS)
+@pytest.mark.parametrize("network", SMALL_NETWORKS)
+def test_the_penalty_of_a_grown_potential_is_that_of_the_start(network: str, growth: str, theories: int) -> None:
+    grow, names = GROWTHS[growth], ("one", "two")[:theories]
+    torch.manual_seed(0)
+    elements = (13, 28, 29)
+    start = Potential(SMALL_NETWORKS[network].network(elements, theories), elements, names).cast(torch.float64)
+    importance = {name: torch.rand_like(each) for name, each in start.named_parameters()}
+    moved = copy.deepcopy(start)
+    move(moved)
+    before = {name: each.detach().clone() for name, each in start.named_parameters()}
+    expected = EwcPenalty(start, importance, before, weight=2.0)(moved)
+    grown = grow(start)
+    present = {name: each.detach().clone() for name, each in grown.named_parameters()}
+    carried = carried_importance(importance, start, grow)
+    penalty = EwcPenalty(grown, carried, present, weight=2.0)
+    torch.testing.assert_close(penalty(grow(moved)), expected, rtol=1e-9, atol=0.0)
+    if growth == "nothing":
+        assert all(torch.equal(value, carried[name]) for name, value in importance.items())
+    new = sum(each.numel() for each in grown.parameters()) - sum(each.numel() for each in start.parameters())
+    assert sum(int((value == 0).sum()) for value in carried.values()) == new
+
+
+@pytest.mark.parametrize("growth", ["element", "both"])
+def test_the_carried_fisher_is_the_fisher_of_the_grown_potential(emt_manifest: Manifest, growth: str) -> None:
+    torch.manual_seed(0)
+    statistics = emt_manifest.split("train").statistics
+    config = replace(CONFIG, theory_biases=True)
+    start = new_potential(config, {"EMT": statistics}).cast(torch.float64)
+
+    def grow(potential: Potential) -> Potential:
+        potential = add_elements(potential, (45,))
+        return add_theory(potential, "other") if growth == "both" else potential
+
+    dataset = [Dataset(manifest=emt_manifest, split="val")]
+    carried = carried_importance(diagonal_fisher(start, dataset, LossConfig()).values, start, grow)
+    for name, expected in diagonal_fisher(grow(start), dataset, LossConfig()).values.items():
+        torch.testing.assert_close(carried[name], expected, rtol=1e-6, atol=1e-12 * float(expected.max()))
