@@ -1,11 +1,14 @@
-"""Recipes of fine-tunings: packaged YAML files that lie below the files and options of the command line."""
+"""Recipes of fine-tunings: packaged configurations that lie below the files and options of the command line."""
 
 import difflib
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
+from launch.yaml_files import packaged_configs
+
 OPTION = "--recipe"
+FOLDER = "recipes/"
+"""Folder of the recipes among the packaged configurations."""
 HELP = (
     "--recipe NAME starts from a recipe, below --config and options: quick (a first potential in minutes), careful "
     "(longer, and at a lower rate), reewc (keeps what the start knows). --print_config shows the result."
@@ -14,8 +17,8 @@ HELP = (
 
 def recipes() -> dict[str, Path]:
     """Return the files of the packaged recipes by name."""
-    folder = Path(str(files("foundation"))) / "recipes"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    known = packaged_configs().items()
+    return {name.removeprefix(FOLDER): file for name, file in known if name.startswith(FOLDER)}
 
 
 def expand_recipe(words: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from launch.__main__ import VERBS, main, parse
 from tests.conftest import REPOSITORY
 
-PARTS = ("study", "suite", "sweep")
+PARTS = ("recipes", "study", "suite", "sweep")
 """Folders of files that are not the configuration of a verb."""
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name not in PARTS)
 VERB_OF = {"configs": "quickstart", "data": "build"}

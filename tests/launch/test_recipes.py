@@ -20,6 +20,8 @@ def parsed(*words: str) -> FinetuneConfig:
 
 def test_careful_is_the_default_and_quick_is_shorter() -> None:
     assert set(recipes()) == {"quick", "careful", "reewc"}
+    # a recipe is one of the configurations of the package, known by name like every other
+    assert parsed("--config", "recipes/quick") == parsed("--recipe", "quick")
     assert parsed("--recipe", "careful") == parsed()
     assert parsed("--recipe", "quick").fit.steps is not None
 
