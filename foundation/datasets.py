@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig, build_plain, is_dataset, plain_fingerprint
+from data_pipeline.plain_files import ReadConfig, build_plain, is_dataset, plain_fingerprint, plain_name
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import SYMBOLS
@@ -91,7 +91,7 @@ class PlainFiles:
             ValueError: the labels are ambiguous, or several processes would build at the same time.
         """
         words, of_val, of_test = ([str(path) for path in group] for group in (files, val, test))
-        name, fingerprint = self.read.name or _stem(files[0]), "gone"
+        name, fingerprint = plain_name(words, self.read), "gone"
         begun = [path for path in self.begun if path.name.rpartition("-")[0] == name]
         with suppress(FileNotFoundError) if begun else nullcontext():
             fingerprint = plain_fingerprint(words, self.read, val=of_val, test=of_test, cutoffs=(self.cutoff,))
@@ -110,12 +110,6 @@ class PlainFiles:
         for remark in built.remarks:
             log.info("%s", remark)
         return out
-
-
-def _stem(path: Path) -> str:
-    """Return a short name for files: that of the first one without suffixes and wildcards."""
-    plain = "".join(letter for letter in path.name.split(".")[0] if letter.isalnum() or letter in "-_")
-    return plain or "data"
 
 
 def with_plain_built(

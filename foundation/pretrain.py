@@ -19,7 +19,6 @@ from foundation.checkpoint import save
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE
 from foundation.datasets import (
     Data,
-    PlainFiles,
     dataset_facts,
     numbered_as_in,
     open_datasets,
@@ -104,12 +103,7 @@ def pretrain(config: PretrainConfig) -> Potential:
 
 def _with_data_sets(config: PretrainConfig) -> PretrainConfig:
     """Return the configuration with data sets built from plain files in their place."""
-    plain = PlainFiles(
-        folder=config.out / run_folder.DATA,
-        read=config.read,
-        cutoff=config.model.cutoff,
-        begun=run_folder.built_by_resumed(config),
-    )
+    plain = run_folder.plain_files(config, config.model.cutoff)
     data = with_plain_built(config.data, plain, val=config.val, test=config.test)
     return dataclasses.replace(config, data=data, val=(), test=())
 

@@ -19,6 +19,7 @@ from typing import Any
 from data_pipeline.store import durable, lock
 from data_pipeline.store.replacing import named_paths, refuse_foreign, refuse_inside
 from foundation.configuration import resolved
+from foundation.datasets import PlainFiles
 from foundation.training.fault_tolerance.checkpoints import checkpoint_to_resume, refuse_changes
 from foundation.training.fault_tolerance.reading import WholeCheckpoint
 from foundation.training.machine import with_machine
@@ -141,11 +142,17 @@ def _built_inside(out: Path) -> list[Path]:
     return sorted((out / DATA).glob("*"))
 
 
-def built_by_resumed(config: Any) -> tuple[Path, ...]:
-    """Return the data sets that a resumed run built from plain files; none for a new run."""
+def plain_files(config: Any, cutoff: float) -> PlainFiles:
+    """Return the place and settings of the data sets that a run builds from plain files.
+
+    Args:
+        config: The configuration of the run.
+        cutoff: Cutoff of its potential [Å].
+    """
     file = config.out / RECORD
     record = file.read_text() if config.fit.resume and file.is_file() else ""
-    return tuple(folder for folder in _built_inside(config.out) if folder.name in record)
+    begun = tuple(folder for folder in _built_inside(config.out) if folder.name in record)
+    return PlainFiles(folder=config.out / DATA, read=config.read, cutoff=cutoff, begun=begun)
 
 
 def _drop_unused(out: Path, folders: Iterable[Path]) -> None:

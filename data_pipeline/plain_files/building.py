@@ -4,7 +4,9 @@ The user names files; formats, keys, groups, split and level of theory are found
 provenance is optional: without it the data are the user's own, and are not passed on.
 """
 
+import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from typing import Any
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
-from data_pipeline.plain_files.finding import DataFile, Found, find_files
+from data_pipeline.plain_files.finding import DataFile, Found, find_files, kind_of_file
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
 from data_pipeline.plain_files.remarks import lines, remarks_on
@@ -70,6 +72,23 @@ def is_dataset(path: Path | str) -> bool:
         return True
     path = Path(path).expanduser()
     return (path / "manifest.json").is_file() or (path.name.endswith("manifest.json") and path.is_file())
+
+
+def plain_name(files: Sequence[str], config: ReadConfig) -> str:
+    """Return the short name of a data set made of files: the one given, or that of the file or folder.
+
+    Several words, patterns, and files of VASP, whose names are all alike, have the name of the folder that holds them.
+    Only the words are read, so that files that are gone keep their name.
+    """
+    if config.name is not None:
+        return config.name
+    paths = [Path(os.path.abspath(os.path.expanduser(os.path.expandvars(word)))) for word in files]
+    if len(paths) > 1 or glob.has_magic(files[0]) or kind_of_file(paths[0]) in VASP:
+        fixed = [itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts) for path in paths]
+        name = Path(os.path.commonpath([Path(*parts) for parts in fixed])).name
+    else:
+        name = paths[0].name.split(".")[0]
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "data"
 
 
 def plain_fingerprint(
@@ -142,7 +161,7 @@ def build_plain(
     source = _source(surveyed, config)
     settings = BuildConfig(
         source=source,
-        provenance=_provenance(found[TRAIN].files, everything, config, theory),
+        provenance=_provenance(plain_name(files, config), everything, config, theory),
         out=out,
         cutoffs=cutoffs,
         **_split(surveyed, config),
@@ -310,32 +329,20 @@ def _seed(groups: Mapping[str, int], by: SplitBy, val: float, test: float, asked
     return best
 
 
-def _provenance(
-    files: Sequence[DataFile], everything: Sequence[Surveyed], config: ReadConfig, theory: str
-) -> Provenance:
+def _provenance(name: str, everything: Sequence[Surveyed], config: ReadConfig, theory: str) -> Provenance:
     names = {FREE if each.file.kind in VASP and each.keys.energy_key == FREE else "" for each in everything}
     others = dict.fromkeys(each.keys.energy_key or "energy" for each in everything if each.file.kind not in VASP)
     meanings = ["free energies (TOTEN) of VASP"] * (FREE in names)
     meanings += [f"total energies as in the files (entry {', '.join(others)})"] * bool(others)
     meanings = meanings or ["energies of VASP extrapolated to zero smearing"]
     return Provenance(
-        name=config.name or _name(files),
+        name=name,
         licence=config.licence or NOT_STATED,
         level_of_theory=theory,
         energy_convention="; ".join(meanings),
         citation=NOT_STATED,
         source=NOT_STATED,
     )
-
-
-def _name(files: Sequence[DataFile]) -> str:
-    """Return the name of a file, or of the folder that holds several or one of VASP, whose names are all alike."""
-    paths = [file.path.absolute() for file in files]
-    if len(paths) > 1 or files[0].kind in VASP:
-        name = Path(os.path.commonpath([path.parent for path in paths])).name
-    else:
-        name = paths[0].name if files[0].kind == "deepmd" else paths[0].name.split(".")[0]
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "data"
 
 
 def _level_of_theory(everything: Sequence[Surveyed], config: ReadConfig) -> tuple[str, list[str]]:

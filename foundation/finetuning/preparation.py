@@ -16,7 +16,6 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation import checkpoint, run_folder
 from foundation.datasets import (
-    PlainFiles,
     dataset_facts,
     numbered_as_in,
     of_run,
@@ -101,12 +100,7 @@ class Prepared:
 
 def _with_data_sets(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
     """Return the configuration with data sets built from plain files in their place."""
-    plain = PlainFiles(
-        folder=config.out / run_folder.DATA,
-        read=config.read,
-        cutoff=start.cutoff,
-        begun=run_folder.built_by_resumed(config),
-    )
+    plain = run_folder.plain_files(config, start.cutoff)
     data = with_plain_built(config.data, plain, val=config.val, test=config.test, theory=config.theory)
     rehearsal = config.rehearsal
     if rehearsal is not None and rehearsal.data is not None:

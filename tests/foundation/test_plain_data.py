@@ -187,3 +187,25 @@ def test_the_result_is_a_potential(start: Path, file: Path, tmp_path: Path, fram
     atoms = to_atoms(frames[0])
     atoms.calc = foundation.Calculator(tmp_path / "mine", theory=THEORY)
     assert np.isfinite(atoms.get_potential_energy())
+
+
+def test_the_folder_of_a_data_set_has_its_name(tmp_path: Path, frames: list[Structure]) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "a.xyz", frames[:12])
+    plain = PlainFiles(folder=tmp_path / "data", read=ReadConfig(), cutoff=5.0)
+    for words, name in (([tmp_path / "one", tmp_path / "other"], tmp_path.name), ([tmp_path / "one"], "one")):
+        built = plain.build(words)
+        assert built.name.rpartition("-")[0] == open_manifest(built).provenance.name == name
+
+
+def test_a_held_out_file_with_frames_that_are_trained_on_is_refused(
+    start: Path, file: Path, frames: list[Structure], tmp_path: Path
+) -> None:
+    other = written(tmp_path / "kept.xyz", frames[:3])
+    kept = ForgettingConfig(retained=(HeldOutConfig(path=other, theory=THEORY),))
+    with pytest.raises(
+        ValueError, match=r"alloys \(train\) is trained on and kept \(test\) is held out, .* = kept\.xyz:"
+    ):
+        finetune(tuning(start, file, tmp_path / "mine", forgetting=kept))
+    assert not (tmp_path / "mine").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.loading.datasets import Frames
-from data_pipeline.plain_files import Built, ReadConfig, build_plain, is_dataset, plain_fingerprint
+from data_pipeline.plain_files import Built, ReadConfig, build_plain, is_dataset, plain_fingerprint, plain_name
 from data_pipeline.store.manifest import NOT_STATED, Manifest, open_manifest
 from data_pipeline.structure import InvalidStructure, Structure
 from tests.data_pipeline.plain_files.written import (
@@ -407,3 +407,30 @@ def test_deepmd_systems_stand_beside_files_of_ase(tmp_path: Path, build: Callabl
     assert energies == [round(energy_of(number), 6) for number in range(26)]
     alone = build(tmp_path / "silicon")
     assert (alone.manifest.provenance.name, len(frames_of(alone.manifest))) == ("silicon", 6)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["my frames.v2.xyz"], "my-frames"),
+        (["calc/OUTCAR"], "calc"),
+        (["calc/1/vasprun.xml.gz"], "1"),
+        (["calc/**/OUTCAR"], "calc"),
+        (["calc/md-*.xyz"], "calc"),
+        (["calc/1", "calc/2"], "calc"),
+        (["calc/1/a.xyz", "calc/2/*.xyz"], "calc"),
+        (["silicon"], "silicon"),
+    ],
+)
+def test_the_name_follows_from_the_words_also_if_the_files_are_gone(words: list[str], name: str) -> None:
+    assert plain_name(words, ReadConfig()) == name
+    assert plain_name(words, ReadConfig(name="mine")) == "mine"
+
+
+def test_a_frame_trained_on_under_another_name_is_said(tmp_path: Path, build: Callable[..., Built]) -> None:
+    frames = labelled(12)
+    train, test = xyz(tmp_path / "train.xyz", frames[:10]), xyz(tmp_path / "exam.xyz", frames[8:])
+    assert said(
+        build(train, test=[test], val_fraction=0.0),
+        "2 frames of test also in train, so that errors on test are too small",
+    )
