@@ -40,8 +40,8 @@ from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
 from foundation.training.strategy import is_rank_zero
 
-LOG_WIDTH = 160
-"""Width of output to a file or a pipe [characters], wide enough for every table."""
+LOG_WIDTH = 80
+"""Width of tables in a file or a pipe [characters]."""
 
 
 class _Plain(Console):
@@ -50,6 +50,11 @@ class _Plain(Console):
     def render_str(self, text: str, **how: Any) -> Text:
         """Return text with control characters escaped."""
         return super().render_str(printable(text), **how)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print tables at most as wide as the console, and lines whole, so that a path in them can be copied."""
+        how.setdefault("soft_wrap", not any(isinstance(each, Table) for each in objects))
+        super().print(*objects, **how)
 
 
 console = _Plain(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, markup=False, emoji=False)
@@ -165,7 +170,7 @@ def manifest(opened: Manifest) -> None:
 def remarks(shown: Sequence[str]) -> None:
     """Print remarks on a data set, line by line."""
     for line in shown:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False)
 
 
 def errors(found: Evaluation) -> None:

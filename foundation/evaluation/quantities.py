@@ -156,7 +156,7 @@ QUANTITIES: dict[str, Quantity] = {
         short="energy",
         unit=MILLI_EV_PER_ATOM,
         formula=Ratio(top=ENERGY_SUM, bottom=FRAMES),
-        trivial=Trivial(key="composition_energy_mae", name="composition only", top=COMPOSITION_SUM),
+        trivial=Trivial(key="composition_energy_mae", name="composition", top=COMPOSITION_SUM),
         by_element=True,
         median="energy_median",
     ),
@@ -167,7 +167,7 @@ QUANTITIES: dict[str, Quantity] = {
         headline=False,
     ),
     "energy_median": Quantity(
-        name="energy, median absolute error",
+        name="median energy error",
         unit=MILLI_EV_PER_ATOM,
         formula=Median(top=ENERGY_SUM, bottom=FRAMES),
         note="The mean energy error can depend on a few outliers, the median does not",
@@ -188,7 +188,7 @@ QUANTITIES: dict[str, Quantity] = {
         headline=False,
     ),
     "force_median": Quantity(
-        name="force MAE of the median frame",
+        name="force MAE, median frame",
         unit=MILLI_EV_PER_ANGSTROM,
         formula=Median(top=FORCE_SUM, bottom=FORCE_COUNT),
         headline=False,

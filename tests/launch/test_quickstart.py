@@ -22,7 +22,7 @@ def test_the_quickstart_makes_all_that_it_promises_and_can_be_run_twice(
     assert (run / "release" / "SHA256SUMS").is_file()
     assert list((run / "logs").rglob("metrics.csv"))
     printed = capsys.readouterr().out
-    for words in ("composition only", "eV before", 'foundation.Calculator("runs/quickstart/release")', "atoms.calc ="):
+    for words in ("(composition)", "eV before", 'foundation.Calculator("runs/quickstart/release")', "atoms.calc ="):
         assert words in printed
     assert main(command) == 0
 

@@ -1,5 +1,6 @@
 """What `inspect` and `merge` print, from the command line."""
 
+import dataclasses
 from pathlib import Path
 
 import ase.io
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.store.manifest import open_manifest
+from foundation.evaluate import EvaluateConfig
+from foundation.evaluation.quantities import QUANTITIES
+from foundation.evaluation.suites import Finding
 from foundation.reports.evaluation_report import Evaluation
 from launch import tables as tables
 from launch.__main__ import main
@@ -92,3 +96,22 @@ def test_a_name_is_shown_as_it_is_and_commands_no_terminal(capsys: pytest.Captur
     out = printed(capsys)
     assert out.count(r"[bold]a[/] [link=e] :smile: [/x] \x1b[2J") == 5
     assert "\x1b" not in out
+
+
+def test_a_table_in_a_file_fits_80_columns_and_lines_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = dict.fromkeys(("split", "manifest_fingerprint", "level_of_theory", "weights_sha256"), "x")
+    errors = {key: 12.3456 for key in QUANTITIES}
+    errors |= {each.trivial.key: 123.456 for each in QUANTITIES.values() if each.trivial}
+    found = Evaluation(**facts, dataset="a data set", errors=errors, by_element={}, worst_frames=[])
+    tables.errors(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    # no row is divided: title, rules above, within and below, and the header
+    assert len(lines) == len(QUANTITIES) + 5
+    suite = Finding(value=1.0, reference=2.0, unit="eV")
+    config = EvaluateConfig(model=Path("m"), data=Path("d"), out=Path("/" + 100 * "long/"))
+    named = {f"energy of vacancies {number} in the supercell of a crystal": suite for number in range(3)}
+    tables.evaluation(config, dataclasses.replace(found, suites={"defects and their migration": named}))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[-1] == f"report: {config.out / 'index.html'}"

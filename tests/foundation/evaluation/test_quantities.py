@@ -67,7 +67,7 @@ def test_numbers_have_as_many_digits_as_say_something() -> None:
 def test_errors_stand_beside_those_of_a_trivial_predictor() -> None:
     table = rows({"energy_mae": 0.1, "composition_energy_mae": 0.2, "softening": 0.9, "num_frames": 5.0})
     assert [tuple(row) for row in table] == [
-        ("energy MAE [meV/atom]", "100.0", "200.0 (composition only)", "0.500"),
+        ("energy MAE [meV/atom]", "100.0", "200.0 (composition)", "0.500"),
         ("softening slope", "0.900", "–", "–"),
     ]
     assert rows({"force_mae": 0.1, "zero_force_mae": 0.0})[0].ratio == "–"

@@ -107,7 +107,7 @@ def test_labels_that_are_all_zero_have_no_ratio(tmp_path: Path) -> None:
     values = write_report(errors, tmp_path, FACTS)
     assert "softening" not in values.errors
     page = (tmp_path / "index.html").read_text()
-    assert all(f"<td>0.000 ({name})</td><td>–</td>" in page for name in ("zero", "composition only"))
+    assert all(f"<td>0.000 ({name})</td><td>–</td>" in page for name in ("zero", "composition"))
 
 
 def test_a_single_frame_is_enough(tmp_path: Path) -> None:
