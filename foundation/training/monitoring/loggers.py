@@ -10,7 +10,8 @@ import importlib.util
 import logging
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ LINE_ENDS = (
 """End of a plain line, after loss and errors: metric, its name, factor, format, unit."""
 SHOWN = 3
 """Number of the loss and errors in the line that moves, which has to fit 80 columns."""
+STEPS_OF_PACE, SECONDS_OF_PACE = 20, 30.0
+"""Numbers of steps and of seconds [s], the earlier of which shows the pace of a run."""
+WORTH_SAYING = 60.0
+"""Duration of a run above which it is said in advance [s]."""
 
 
 class JsonLines(Logger):
@@ -140,7 +145,8 @@ class Progress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         columns = ("step", MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[said]}"))
         ends = (TimeRemainingColumn(compact=True, elapsed_when_finished=True),)
-        self._lines = RichProgress(*columns, *ends, console=console, transient=True)
+        # its own window, 30 s, would forget steps as long as that
+        self._lines = RichProgress(*columns, *ends, console=console, transient=True, speed_estimate_period=600.0)
         self._task: TaskID | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -164,9 +170,56 @@ class Progress(Callback):
         self._lines.stop()
 
 
+class Forecast(Callback):
+    """Line that says once, after the first steps, how long the run will take on this machine."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._first_step = self._counted_from = 0
+        self._since: float | None = None
+        self._said = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note the step from which the run starts or continues."""
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say the duration as soon as the pace is known; the first step, which prepares much, is not counted."""
+        if self._said or not trainer.is_global_zero:
+            return
+        if self._since is None:
+            self._since, self._counted_from = self._clock(), trainer.global_step
+            return
+        counted, seconds = trainer.global_step - self._counted_from, self._clock() - self._since
+        if counted < 1 or (counted < STEPS_OF_PACE and seconds < SECONDS_OF_PACE):
+            return
+        self._said, number = True, trainer.max_steps - self._first_step
+        total = number * seconds / counted
+        if total > WORTH_SAYING:
+            advice = "" if self._first_step else "; --fit.steps N shortens it"
+            more = "more " if self._first_step else ""
+            log.info("%s %ssteps will take about %s here%s", f"{number:,}", more, duration_in_words(total), advice)
+
+
+def duration_in_words(seconds: float) -> str:
+    """Return a duration [s] in days, hours and minutes, to two figures: `1 h 50 min`."""
+    minutes = max(1, round(seconds / 60))
+    if minutes >= 100:
+        minutes = 10 * round(minutes / 10)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
 def make_progress() -> list[Callback]:
-    """Return the line that moves in a terminal, else nothing."""
-    return [Progress()] if sys.stdout.isatty() else []
+    """Return the line of the duration and, in a terminal, the line that moves."""
+    return [Forecast(), *([Progress()] if sys.stdout.isatty() else [])]
 
 
 def check_loggers(config: FitConfig) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import lightning
 import pytest
@@ -15,8 +16,20 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
 from data_pipeline.store.manifest import Manifest
+from foundation.models.equivariant import EquivariantConfig
+from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig
-from foundation.training.monitoring.loggers import JsonLines, PlainLines, Progress, check_loggers, log_row, make_loggers
+from foundation.training.machine import MachineConfig
+from foundation.training.monitoring.loggers import (
+    Forecast,
+    JsonLines,
+    PlainLines,
+    Progress,
+    check_loggers,
+    duration_in_words,
+    log_row,
+    make_loggers,
+)
 from tests.conftest import REPOSITORY
 
 ROW = {"train/loss": 0.25, "train/force_mae": 0.05, "speed/atoms_per_second": 1234.5, "run/remaining_seconds": 3725.0}
@@ -110,6 +123,62 @@ def test_a_terminal_gets_a_line_per_validation_only(tmp_path: Path, caplog: pyte
         lines.log_metrics(ROW, 4)
         lines.log_metrics({"val/frames": 3.0, "val/force_mae": 0.07}, 4)
         assert [record.message[:15] for record in caplog.records] == ["step 4 of 8: lo"] * steps + ["step 4 of 8: va"]
+
+
+def forecasts(caplog: pytest.LogCaptureFixture, seconds: list[float], *, first_step: int, max_steps: int) -> list[str]:
+    """Return what is said, and after which step, if the steps take these times."""
+    now, said = 0.0, []
+    forecast, trainer = Forecast(clock=lambda: now), Mock(spec=lightning.Trainer, max_steps=max_steps)
+    trainer.global_step = first_step
+    forecast.on_train_start(trainer, lightning.LightningModule())
+    for each in seconds:
+        now, trainer.global_step = now + each, trainer.global_step + 1
+        caplog.clear()
+        forecast.on_train_batch_end(trainer, lightning.LightningModule(), None, None, trainer.global_step)
+        said += [f"{trainer.global_step}: {record.getMessage()}" for record in caplog.records]
+    return said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first_step", "max_steps", "said"),
+    [
+        ([60.0] + 40 * [1.2], 0, 5600, ["21: 5,600 steps will take about 1 h 50 min here; --fit.steps N shortens it"]),
+        ([60.0] + 5 * [40.0], 0, 100, ["2: 100 steps will take about 1 h 7 min here; --fit.steps N shortens it"]),
+        ([9.0] + 40 * [1.0], 2600, 5600, ["2621: 3,000 more steps will take about 50 min here"]),
+        ([9.0] + 40 * [1.0], 0, 50, []),  # less than a minute
+        ([9.0] + 10 * [1.0], 0, 11, []),  # over before
+    ],
+)
+def test_the_duration_is_said_once_when_the_pace_is_known(
+    seconds: list[float], first_step: int, max_steps: int, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert forecasts(caplog, seconds, first_step=first_step, max_steps=max_steps) == said
+
+
+def test_a_duration_is_in_words() -> None:
+    seconds = [1.0, 89.0, 3540.0, 3600.0, 5400.0, 6720.0, 86_400.0, 100_000.0, 1e6]
+    words = ["1 min", "1 min", "59 min", "1 h", "1 h 30 min", "1 h 50 min", "1 d", "1 d 4 h", "11 d 14 h"]
+    assert [duration_in_words(each) for each in seconds] == words
+
+
+def test_a_run_says_its_duration(
+    emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("foundation.training.monitoring.loggers.WORTH_SAYING", 0.0)
+    monkeypatch.setattr("foundation.training.monitoring.loggers.STEPS_OF_PACE", 2)
+    config = PretrainConfig(
+        data=emt_manifest.root,
+        out=tmp_path / "run",
+        model=EquivariantConfig(irreps="4x0e", num_blocks=1),
+        fit=FitConfig(steps=4, lanes=1, edge_budget=1500),
+        machine=MachineConfig(accelerator="cpu", num_workers=0),
+    )
+    caplog.set_level(logging.INFO)
+    pretrain(config)
+    assert [record.message for record in caplog.records if "will take" in record.message] == [
+        "4 steps will take about 1 min here; --fit.steps N shortens it"
+    ]
 
 
 def test_lightning_says_nothing_in_a_run(tmp_path: Path, emt_manifest: Manifest) -> None:
