@@ -22,9 +22,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig
 from data_pipeline.store import durable, lock
 from data_pipeline.store.json_record import parse_json
-from data_pipeline.store.manifest import open_manifest
+from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.untrusted import (
     CorruptFile,
     Layout,
@@ -36,7 +37,7 @@ from data_pipeline.store.untrusted import (
     typed,
 )
 from foundation import checkpoint
-from foundation.datasets import refuse_unlabelled
+from foundation.datasets import one_split, refuse_unlabelled
 from foundation.finetuning.penalties import mismatches
 from foundation.finetuning.squared_gradients import SquaredGradients, check_choice, squared_gradients
 from foundation.naming import Choice, resolve
@@ -98,12 +99,15 @@ class FisherConfig:
     checkpoint: Choice = None
     """Checkpoint, if the model is a run: `best` by its validation, `newest`, or a step; None: the potential of a
     finished run, and the newest checkpoint of an unfinished one."""
-    data: Path
-    """Manifest of data that the model has learned, or its folder."""
+    data: Path | tuple[Path, ...]
+    """Data that the model has learned: a data set, or plain files, globs or folders of files, which are read for this
+    computation only."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """Settings for reading plain files."""
     out: Path
     """File to write, with suffix .safetensors by convention; an older one is replaced once the new one is complete."""
     split: str = "train"
-    """Split whose structures are used."""
+    """Split of the data set whose structures are used; of plain files, all frames are."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss whose derivatives are squared; use that of the fine-tuning."""
     max_structures: int | None = None
@@ -393,6 +397,7 @@ def compute_fisher(config: FisherConfig) -> Fisher:
         IsADirectoryError: the file to write is a folder.
         FileExistsError: it exists and is not a Fisher.
         InUse: another process writes it.
+        InvalidStructure: a frame of plain files is refused.
         ValueError: no such device or split, no labels, no usable structure, or one of several levels of theory must be
             named.
     """
@@ -416,8 +421,29 @@ def _refuse_other(file: Path) -> None:
 
 def _compute(config: FisherConfig) -> Fisher:
     previous = None if config.previous is None else read(config.previous)
-    manifest = open_manifest(config.data)
-    potential, device = resolve(config.model, config.checkpoint).load(), _device(config.device)
+    device = _device(config.device)
+    potential = resolve(config.model, config.checkpoint).load()
+    with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:
+        fisher, rank = _computed(config, potential, manifest, device)
+    if previous is not None:
+        fisher = merge(previous, fisher, config.gamma)
+    if rank:
+        return fisher
+    save(fisher, config.out)
+    name, part = fisher.most_of_trace()
+    log.info(
+        "%s: Fisher over %d structures (left out: %d above the loss threshold, %d with unknown elements); "
+        "%d of %d weights have none and are not protected; %.1f %% of the trace is on the %d of %s",
+        *(config.out, fisher.num_structures, fisher.num_above_threshold, fisher.num_unknown),
+        *(fisher.num_unprotected, fisher.num_parameters, 100 * part, fisher.values[name].numel(), name),
+    )
+    return fisher
+
+
+def _computed(
+    config: FisherConfig, potential: Potential, manifest: Manifest, device: torch.device
+) -> tuple[Fisher, int]:
+    """Return the Fisher of a potential on a data set, and the rank of this process."""
     theory = theory_of_data(potential, manifest.provenance.level_of_theory, config.theory)
     datasets = [Dataset(manifest=manifest, split=config.split, theory=theory)]
     refuse_unlabelled(datasets)
@@ -432,19 +458,7 @@ def _compute(config: FisherConfig) -> Fisher:
             loss_threshold=config.loss_threshold,
             seed=config.seed,
         )
-    if previous is not None:
-        fisher = merge(previous, fisher, config.gamma)
-    if rank:
-        return fisher
-    save(fisher, config.out)
-    name, part = fisher.most_of_trace()
-    log.info(
-        "%s: Fisher over %d structures (left out: %d above the loss threshold, %d with unknown elements); "
-        "%d of %d weights have none and are not protected; %.1f %% of the trace is on the %d of %s",
-        *(config.out, fisher.num_structures, fisher.num_above_threshold, fisher.num_unknown),
-        *(fisher.num_unprotected, fisher.num_parameters, 100 * part, fisher.values[name].numel(), name),
-    )
-    return fisher
+    return fisher, rank
 
 
 def _device(name: str) -> torch.device:

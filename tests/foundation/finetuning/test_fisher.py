@@ -33,6 +33,7 @@ from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig, TermConfig
 from launch.__main__ import main
+from tests.foundation.test_plain_data import written
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 LOSS = LossConfig(forces=TermConfig(weight=1.0, kind="huber"))
@@ -212,6 +213,37 @@ def test_the_verb_writes_the_fisher_of_a_saved_potential(
     assert f"{100 * part:.1f} % of the trace is on the {fisher.values[name].numel()} of {name}" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["file", "files", "glob", "folder"])
+def test_the_verb_takes_plain_files_and_keeps_no_copy(
+    kind: str,
+    fisher: Fisher,
+    potential: Potential,
+    emt_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames, folder, temporary = list(Frames(emt_manifest, "val")), tmp_path / "frames", tmp_path / "temporary"
+    temporary.mkdir()
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    parts = [frames] if kind == "file" else [frames[::2], frames[1::2]]
+    files = [written(folder / f"part-{number}.extxyz", part) for number, part in enumerate(parts)]
+    words = {"glob": [str(folder / "*.extxyz")], "folder": [str(folder)]}.get(kind, [str(file) for file in files])
+    checkpoint.save(potential, tmp_path / "model", {})
+    command = ["fisher", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "fisher"), "--theory", "EMT"]
+    assert main([*command, "--loss.forces.weight", "1.0", "--loss.forces.kind", "huber", "--data", *words]) == 0
+    found = load(tmp_path / "fisher", potential, LOSS)
+    assert found.num_structures == fisher.num_structures
+    for name, value in fisher.values.items():
+        # extxyz has eight decimals
+        torch.testing.assert_close(found.values[name], value, rtol=1e-6, atol=1e-12)
+    (facts,) = found.data
+    assert facts["split"] == "train"
+    assert len(facts["fingerprint"]) == len(emt_manifest.fingerprint)
+    assert list(temporary.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", "temporary", "model", "fisher"}
+
+
 def test_the_verb_adds_a_previous_fisher(potential: Potential, emt_manifest: Manifest, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     checkpoint.save(potential, first, {})
@@ -237,7 +269,7 @@ def test_wrong_inputs_of_the_verb_are_named(
     right = {"--model": str(model), "--data": str(emt_manifest.root), "--out": str(tmp_path / "fisher.safetensors")}
     for wrong, message in (
         ({"--model": str(tmp_path / "nowhere")}, "no potential there"),
-        ({"--data": str(tmp_path / "nowhere")}, "no manifest there"),
+        ({"--data": str(tmp_path / "nowhere")}, "no such file"),
         ({"--split": "exam"}, "no split 'exam'"),
         ({"--out": str(tmp_path)}, "--out is the file to write"),
         ({"--max-structures": "0"}, "max_structures must be at least 1"),
