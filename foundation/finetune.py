@@ -7,17 +7,21 @@ rehearsal, penalties, freezing, adapters, small and separate learning rates.
 
 import logging
 import time
+from dataclasses import replace
+from pathlib import Path
 
+from data_pipeline.store.untrusted import CorruptFile
 from foundation import checkpoint, run_folder
 from foundation.datasets import left_out
 from foundation.evaluation import held_out as held_out_errors
-from foundation.evaluation.held_out import BEFORE, Measurement, measure
+from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, measure
 from foundation.evaluation.suites import run_suites
 from foundation.finetuning.config import AdapterConfig, FinetuneConfig
-from foundation.finetuning.preparation import Prepared, prepare
+from foundation.finetuning.preparation import Comparison, Prepared, compare, prepare
 from foundation.interop.subject import PotentialSubject
 from foundation.potential import Potential
 from foundation.pretrain import provenance_of
+from foundation.provenance import FINE_TUNING
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.forgetting_report import summary, warnings, write_forgetting
 from foundation.run_folder import RunFolder, reporting
@@ -84,9 +88,45 @@ def _finetune(config: FinetuneConfig, folder: RunFolder) -> Potential:
         facts |= {"num_parameters": sum(p.numel() for p in potential.parameters())}
         # saved first: a failing report costs no training
         checkpoint.save(potential, config.out / "potential", provenance | facts)
-        with reporting(config.out, "finetune"):
-            _report(prepared, before)
+        with reporting(config.out):
+            _report(prepared, before, potential)
     return potential
+
+
+def lacks_report(run: Path) -> bool:
+    """Return whether a folder is a finished fine-tuning without the report of its potential."""
+    folder, report = run / "potential", run / "forgetting"
+    if not folder.is_dir():
+        return False
+    described = checkpoint.describe(folder)
+    if described.origin.method != FINE_TUNING:
+        return False
+    try:
+        measured = held_out_errors.read(report / AFTER)
+    except (FileNotFoundError, CorruptFile):
+        return True
+    return measured.weights_sha256 != described.weights_sha256 or not (report / "index.html").is_file()
+
+
+def report_again(config: FinetuneConfig) -> None:
+    """Measure the potential of a finished fine-tuning and write its report, without training.
+
+    Args:
+        config: Configuration of the run, as in its record.
+
+    Raises:
+        ReportFailed: the potential could not be measured or its report not be made.
+        InUse: another process holds the run folder.
+        FileNotFoundError: start or data are gone.
+        ValueError: they are not those of the run.
+    """
+    config = replace(config, fit=replace(config.fit, resume="auto"))
+    with run_folder.opened(config) as folder:
+        compared = compare(config, folder)
+        with reporting(config.out):
+            budget = config.forgetting.edge_budget
+            before = _measured_already(compared) or measure(compared.begun, compared.held_out, edge_budget=budget)
+            _report(compared, before, checkpoint.load(config.out / "potential"))
 
 
 def _begin(prepared: Prepared) -> Measurement:
@@ -104,27 +144,27 @@ def _begin(prepared: Prepared) -> Measurement:
     return before
 
 
-def _measured_already(prepared: Prepared) -> Measurement | None:
+def _measured_already(compared: Comparison) -> Measurement | None:
     """Return the measurement of the start by an earlier run if one is named, or by this one on resume."""
-    config = prepared.settled.config
+    config = compared.settled.config
     if config.forgetting.before is not None:
-        return held_out_errors.load(config.forgetting.before / BEFORE, prepared.begun, prepared.held_out)
+        return held_out_errors.load(config.forgetting.before / BEFORE, compared.begun, compared.held_out)
     file = config.out / "forgetting" / BEFORE
     if config.fit.resume and file.is_file():
-        return held_out_errors.load(file, prepared.begun, prepared.held_out)
+        return held_out_errors.load(file, compared.begun, compared.held_out)
     return None
 
 
-def _report(prepared: Prepared, before: Measurement) -> None:
+def _report(compared: Comparison, before: Measurement, potential: Potential) -> None:
     """Evaluate the result of a run and write the report of learning and forgetting."""
-    if not prepared.held_out:
+    if not compared.held_out:
         log.warning("no held-out frames, neither of the target nor others: what the run learned is not measured")
-    config, start, potential = prepared.settled.config, prepared.begun, prepared.settled.potential
+    config, start = compared.settled.config, compared.begun
     budget = config.forgetting.edge_budget
-    after = measure(potential, prepared.held_out, edge_budget=budget)
+    after = measure(potential, compared.held_out, edge_budget=budget)
     between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
-    curve = {alpha: measure(each, prepared.held_out, edge_budget=budget) for alpha, each in between.items()}
-    theory = prepared.settled.datasets[0].theory_number
+    curve = {alpha: measure(each, compared.held_out, edge_budget=budget) for alpha, each in between.items()}
+    theory = compared.settled.datasets[0].theory_number
     suites = SuiteEnds(
         before=run_suites(config.suites, PotentialSubject(start, theory)),
         after=run_suites(config.suites, PotentialSubject(potential, theory)),

@@ -85,12 +85,11 @@ class ReportFailed(RuntimeError):
 
 
 @contextmanager
-def reporting(out: Path, verb: str) -> Iterator[None]:
+def reporting(out: Path) -> Iterator[None]:
     """Measure and report a finished run, whose potential is saved: an error then costs the report alone.
 
     Args:
         out: The run folder.
-        verb: Verb of the run.
 
     Raises:
         ReportFailed: there was an error.
@@ -100,8 +99,7 @@ def reporting(out: Path, verb: str) -> Iterator[None]:
     except Exception as error:  # of any library that measures or draws
         raise ReportFailed(
             f"{out / 'potential'} is saved and can be used, but its report could not be made "
-            f"({type(error).__name__}: {error}). Make it again, without training: foundation {verb} --config "
-            f"{out / RECORD} --fit.resume true"
+            f"({type(error).__name__}: {error}). Make it again, without training: foundation report {out}"
         ) from error
 
 

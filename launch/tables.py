@@ -215,7 +215,7 @@ def training(config: ReportConfig, facts: list[RunFacts]) -> None:
         for remark in remarks_on_run(values):
             console.print(Text.assemble(("remark: ", "bold yellow"), printable(f"{values.name}: {remark}")))
     console.print(f"page: {curves_folder(config) / 'index.html'}")
-    for run in (config.run,) if isinstance(config.run, Path) else config.run:
+    for run in config.runs:
         trained(run)
 
 

@@ -135,12 +135,19 @@ def _evaluate() -> Loaded:
 
 
 def _report() -> Loaded:
+    from foundation.finetune import lacks_report, report_again
     from foundation.report import ReportConfig, report
+    from foundation.run_folder import RECORD
     from launch import tables
+
+    def run(config: ReportConfig) -> None:
+        for folder in filter(lacks_report, config.runs):
+            report_again(parse(["finetune", "--config", str(folder / RECORD), "--out", str(folder)])[1])
+        tables.training(config, report(config))
 
     return Loaded(
         config=ReportConfig,
-        run=lambda config: tables.training(config, report(config)),
+        run=_resumable(run),
         expand=lambda words: _name_first(words, "--run"),
     )
 

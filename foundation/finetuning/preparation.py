@@ -81,8 +81,8 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A prepared and checked fine-tuning."""
+class Comparison:
+    """Start and held-out sets of a fine-tuning, for the errors before and after it."""
 
     settled: Settled
     """Configuration, data, and the potential to be trained."""
@@ -92,6 +92,12 @@ class Prepared:
     """Potential before the first step, as measured before the run."""
     held_out: list[HeldOut]
     """Held-out sets evaluated before and after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Comparison):
+    """A prepared and checked fine-tuning."""
+
     additions: Additions
     """Rehearsal, penalty and learning-rate factors."""
     facts: dict
@@ -109,8 +115,17 @@ def _with_data_sets(config: FinetuneConfig, start: Potential) -> FinetuneConfig:
     return dataclasses.replace(config, data=data, val=(), test=(), rehearsal=rehearsal, forgetting=forgetting)
 
 
-def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled:
-    """Open start and data, and return them with the configuration that follows."""
+def settle(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled:
+    """Open start and data, and return them with the configuration that follows.
+
+    Args:
+        config: Configuration as given.
+        resumed: Checkpoint to resume from, or None.
+
+    Raises:
+        FileNotFoundError: no potential or data there.
+        ValueError: start and data do not fit together.
+    """
     start, described, taken = read_start(config.start, config.checkpoint, config.start_weights, resumed)
     config = _with_data_sets(config, start)
     datasets, theories = open_datasets(config.data)
@@ -158,6 +173,27 @@ def _settled(config: FinetuneConfig, resumed: WholeCheckpoint | None) -> Settled
     )
 
 
+def compare(given: FinetuneConfig, folder: RunFolder) -> Comparison:
+    """Return start and held-out sets of a fine-tuning.
+
+    Args:
+        given: Configuration as given.
+        folder: Run folder, held.
+
+    Raises:
+        FileNotFoundError: no potential or data there.
+        ValueError: parts do not fit together.
+    """
+    settled = settle(given, folder.checkpoint)
+    config, potential = settled.config, settled.potential
+    folder = folder.settled(config)
+    held_out = held_out_sets(_with_target(config, settled.datasets), potential)
+    refuse_unlabelled([each.dataset for each in held_out])
+    check_suites(config.suites, potential.elements)
+    refuse_held_out(settled.datasets, [each.dataset for each in held_out], "trained on")
+    return Comparison(settled=settled, folder=folder, begun=copy.deepcopy(potential).eval(), held_out=held_out)
+
+
 def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
     """Return a fine-tuning that is ready to begin.
 
@@ -169,14 +205,9 @@ def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
         FileNotFoundError: no potential, data or Fisher there.
         ValueError: parts do not fit together.
     """
-    settled = _settled(given, folder.checkpoint)
+    compared = compare(given, folder)
+    settled, begun, held_out = compared.settled, compared.begun, compared.held_out
     config, start, potential, datasets = settled.config, settled.start, settled.potential, settled.datasets
-    folder = folder.settled(config)
-    held_out = held_out_sets(_with_target(config, datasets), potential)
-    refuse_unlabelled([each.dataset for each in held_out])
-    check_suites(config.suites, potential.elements)
-    refuse_held_out(datasets, [each.dataset for each in held_out], "trained on")
-    begun = copy.deepcopy(potential).eval()
     protection = _protection(config, start)
     rehearsal = _rehearsal(_with_carried(config, protection, start), settled.loss, begun, held_out)
     importance = _importance(config, settled, held_out, protection)
@@ -198,14 +229,7 @@ def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
         "fisher": importance and importance.facts(),
         "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
     }
-    return Prepared(
-        settled=settled,
-        folder=folder,
-        begun=begun,
-        held_out=held_out,
-        additions=additions,
-        facts=facts,
-    )
+    return Prepared(**vars(compared), additions=additions, facts=facts)
 
 
 def _compare_step_zero(settled: Settled, datasets: Sequence[Dataset]) -> None:

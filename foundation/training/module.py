@@ -123,7 +123,7 @@ class TrainingModule(lightning.LightningModule):
             count_step(optimizer)
             self.guard.bad_step(self.trainer, self.potential, micro_batches, trouble)
         self.monitor.end_step(taken=trouble is None)
-        if self.trainer.global_step % self.fit_config.log_every == 0:
+        if self.trainer.global_step % min(self.fit_config.log_every, self.fit_config.steps) == 0:
             # not a group's rate: parameters may have factors
             rate = self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
             self._log_step(norm, rate * self.guard.rate_factor)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.evaluate import EvaluateConfig, evaluate
-from foundation.finetune import FinetuneConfig, finetune
+from foundation.finetune import FinetuneConfig, finetune, lacks_report
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
@@ -87,11 +89,19 @@ def test_an_evaluation_on_an_empty_split_names_those_with_frames(start: Path, wh
         evaluate(EvaluateConfig(model=start, data=whole.root))
 
 
+def forgetting(run: Path) -> dict:
+    """Return the numbers of a report."""
+    return json.loads((run / "forgetting" / "forgetting.json").read_text()) | {"facts": None}
+
+
 @pytest.mark.parametrize("broken", ["measure", "write_forgetting", "run_suites"])
 def test_an_error_after_training_costs_the_report_alone_and_it_can_be_made_again(
     config: FinetuneConfig, emt_manifest: Manifest, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(config, forgetting=ForgettingConfig(target=(HeldOutConfig(path=emt_manifest.root),)))
+    sets = ForgettingConfig(target=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.5,))
+    reported = dataclasses.replace(config, out=config.out.with_name("reported"), forgetting=sets)
+    finetune(reported)
+    config = dataclasses.replace(config, forgetting=sets)
     real = getattr(__import__("foundation.finetune", fromlist=[broken]), broken)
 
     def fails(*arguments: object, **options: object) -> object:
@@ -100,13 +110,16 @@ def test_an_error_after_training_costs_the_report_alone_and_it_can_be_made_again
         return real(*arguments, **options)
 
     monkeypatch.setattr(f"foundation.finetune.{broken}", fails)
-    with pytest.raises(ReportFailed, match=r"potential is saved .*ZeroDivisionError.*run\.json --fit\.resume true"):
+    with pytest.raises(
+        ReportFailed,
+        match=rf"potential is saved .*ZeroDivisionError.*: foundation report {re.escape(str(config.out))}$",
+    ):
         finetune(config)
-    saved = state(config.out)
+    saved = {file.name: file.read_bytes() for file in (config.out / "potential").iterdir()}
     monkeypatch.undo()
-    finetune(dataclasses.replace(config, fit=dataclasses.replace(config.fit, resume=True)))
-    assert (config.out / "forgetting" / "index.html").is_file()
-    assert all(torch.equal(saved[name], value) for name, value in state(config.out).items())
+    assert main(["report", str(config.out)]) == 0
+    assert {file.name: file.read_bytes() for file in (config.out / "potential").iterdir()} == saved
+    assert forgetting(config.out) == forgetting(reported.out)
 
 
 def test_the_command_line_says_how_to_make_a_report_again_and_that_command_works(
@@ -124,6 +137,30 @@ def test_the_command_line_says_how_to_make_a_report_again_and_that_command_works
     assert main(words) == REPORT_FAILED == 3
     assert "no space left" in caplog.text
     said = caplog.text.partition("without training: foundation ")[2].split("\n")[0]
+    assert main(said.split()) == REPORT_FAILED
     monkeypatch.undo()
     assert main(said.split()) == 0
     assert (config.out / "forgetting" / "index.html").is_file()
+    assert (config.out / "curves" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("lost", ["forgetting", "forgetting/index.html", "forgetting/after.safetensors", "checkpoints"])
+def test_a_report_is_made_again_where_it_is_missing_or_of_other_weights(
+    config: FinetuneConfig, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(config)
+    path, whole = config.out / lost, forgetting(config.out)
+    if lost == "checkpoints":  # with a report of the weights before more steps
+        shutil.copyfile(config.out / "forgetting" / "before.safetensors", config.out / "forgetting/after.safetensors")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert lacks_report(config.out)
+    assert main(["report", str(config.out)]) == 0
+    assert forgetting(config.out) == whole
+    assert not lacks_report(config.out)
+    # what is there is not measured again, nor that of a run of another kind
+    monkeypatch.setattr("foundation.finetune.measure", None)
+    assert main(["report", str(config.out)]) == 0
+    assert not lacks_report(config.start)
