@@ -5,9 +5,10 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -101,15 +102,22 @@ def pretrain(config: PretrainConfig) -> Potential:
         return _pretrain(config, folder)
 
 
-def _with_data_sets(config: PretrainConfig) -> PretrainConfig:
-    """Return the configuration with data sets built from plain files in their place."""
+Config = TypeVar("Config", bound=PretrainConfig)
+
+
+def with_data_sets(config: Config) -> Config:
+    """Return the configuration of a pretraining with data sets built from plain files in their place.
+
+    Raises:
+        ValueError: see with_plain_built().
+    """
     plain = run_folder.plain_files(config, config.model.cutoff)
     data = with_plain_built(config.data, plain, val=config.val, test=config.test)
     return dataclasses.replace(config, data=data, val=(), test=())
 
 
 def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
-    config = _with_data_sets(config)
+    config = with_data_sets(config)
     datasets, theories = open_datasets(config.data)
     refuse_unlabelled(datasets)
     refuse_idle_terms(datasets, config.loss)
@@ -123,7 +131,8 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     )
     announce(reasons)
     seed_everything(config.fit.seed)
-    potential, taken, begun = _begun(config, statistics_by_theory(datasets, theories), folder.checkpoint)
+    statistics = statistics_by_theory(datasets, theories)
+    potential, taken, begun = begin_with(config, statistics, folder.checkpoint)
     folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim, start_weights=taken))
     datasets = numbered_as_in(potential, datasets, theories)
     started = time.time()
@@ -149,10 +158,20 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     return potential
 
 
-def _begun(
-    config: PretrainConfig, statistics: dict[str, Statistics], resumed: WholeCheckpoint | None
+def begin_with(
+    config: PretrainConfig, statistics: dict[str, Statistics], resumed: WholeCheckpoint | None = None
 ) -> tuple[Potential, StartWeights | None, dict]:
-    """Return the potential before the first step, the weights of its start, and facts of it for the provenance."""
+    """Return the potential before the first step, the weights of its start, and facts of it for the provenance.
+
+    Args:
+        config: The run.
+        statistics: Sums over the training data by level of theory.
+        resumed: Checkpoint to resume from, or None.
+
+    Raises:
+        FileNotFoundError: no potential to start from.
+        ValueError: it does not fit the data or the model.
+    """
     if config.start is None:
         return new_potential(config.model, statistics), None, {}
     start, described, taken = read_start(config.start, config.checkpoint, config.start_weights, resumed)

@@ -15,11 +15,14 @@ from data_pipeline.loading.stream import Stream
 from data_pipeline.store.index import SplitIndex
 from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Split
-from foundation.naming import resolve
+from foundation.finetuning.config import FinetuneConfig
 from foundation.pretrain import PretrainConfig
 from foundation.run_folder import found_checkpoint, refuse_in_use
+from foundation.training.additions import Rehearsal
+from foundation.training.fit import check_processes
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
+from foundation.training.optim import OptimConfig
 from foundation.training.strategy import make_strategy
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -49,8 +52,13 @@ class Check:
     """Advice."""
 
 
-def check_folder(config: PretrainConfig) -> Check:
-    """Check that the run folder can be made or resumed."""
+def check_folder(config: PretrainConfig | FinetuneConfig, *, settled: bool = True) -> Check:
+    """Check that the run folder can be made or resumed.
+
+    Args:
+        config: Configuration of the run.
+        settled: False if its data are still to decide what it leaves out, which is then not compared.
+    """
     out = config.out
     if out.exists() and not config.fit.resume and not config.overwrite:
         return Check(
@@ -61,9 +69,7 @@ def check_folder(config: PretrainConfig) -> Check:
         )
     try:
         refuse_in_use(out)
-        checkpoint = found_checkpoint(config)
-        if config.start is not None:
-            resolve(config.start, config.checkpoint)
+        checkpoint = found_checkpoint(config, settled=settled)
     except (FileNotFoundError, InUse, ValueError) as error:
         return Check(name="run folder", verdict="fail", finding=str(error))
     if not os.access(existing_parent(out), os.W_OK):
@@ -93,11 +99,11 @@ def check_lanes(fit: FitConfig, machine: MachineConfig) -> Check:
     )
 
 
-def check_strategy(config: PretrainConfig) -> Check:
-    """Check that the strategy works with the number of processes and the installed packages."""
-    machine = config.machine
+def check_strategy(machine: MachineConfig, optim: OptimConfig, rehearsal: Rehearsal | None = None) -> Check:
+    """Check that the strategy works with the number of processes, the installed packages, optimizer and rehearsal."""
     try:
-        make_strategy(machine.strategy, machine.world_size, config.optim.clip_norm)
+        make_strategy(machine.strategy, machine.world_size, optim.clip_norm)
+        check_processes(machine, optim, rehearsal)
     except ValueError as error:
         return Check(name="strategy", verdict="fail", finding=str(error))
     return Check(name="strategy", verdict="ok", finding=machine.strategy)

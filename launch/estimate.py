@@ -10,7 +10,7 @@ import numpy as np
 
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
-from foundation.training.probe import Measured, Trial
+from foundation.training.probe import Measured
 from launch.checks import Check
 from launch.slurm import seconds_of
 
@@ -34,6 +34,10 @@ class Workload:
     """Ratio of the largest to the mean work of a process in a step."""
     validation_edges: int
     """Number of directed edges of all validation frames."""
+    work: float = 1.0
+    """Mean number of edges of a step, rehearsal included, over that of the same step on the run's own data."""
+    relabelled: float = 0.0
+    """Part of it that the start labels in the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +57,25 @@ class Line:
 
     @staticmethod
     def through(edges: Sequence[int], values: Sequence[float]) -> "Line":
-        """Return the least-squares line with nonnegative parts."""
+        """Return the least-squares line with nonnegative parts, through zero if there is one number of edges."""
         x, y = np.array(edges, dtype=float), np.array(values, dtype=float)
-        slope, fixed = np.polyfit(x, y, 1) if len(set(edges)) > 1 else (0.0, float(y.mean()))
+        slope, fixed = np.polyfit(x, y, 1) if len(set(edges)) > 1 else (0.0, -1.0)
         if fixed < 0:
             slope, fixed = float((x * y).sum() / (x * x).sum()), 0.0
         return Line(fixed=max(float(fixed), 0.0), slope=max(float(slope), 0.0), at=tuple(edges))
 
 
-def lines(ladder: Sequence[Trial]) -> tuple[Line, Line]:
-    """Return lines of the time [s] and the peak memory [bytes] of the trials of growing size."""
-    good = [trial for trial in ladder if not trial.trouble]
-    edges = [trial.num_edges for trial in good]
-    seconds = Line.through(edges, [trial.seconds for trial in good])
-    return seconds, Line.through(edges, [float(trial.peak) for trial in good])
+def time_line(one: Measured) -> Line:
+    """Return the line of the time of the trials of growing size [s]."""
+    good = [trial for trial in one.ladder if not trial.trouble]
+    return Line.through([trial.num_edges for trial in good], [trial.seconds for trial in good])
+
+
+def memory_line(one: Measured) -> Line:
+    """Return the line of the peak memory of the trials of growing size [bytes]."""
+    beyond = () if one.beyond is None else (one.beyond,)
+    good = [trial for trial in (*one.ladder, *beyond) if not trial.trouble]
+    return Line.through([trial.num_edges for trial in good], [float(trial.peak) for trial in good])
 
 
 def check_kinds(measured: Sequence[Measured]) -> Check:
@@ -99,15 +108,18 @@ def check_memory(memory: Line, largest: int, fit: FitConfig, limit: float, *, he
     room = (1 - MEMORY_MARGIN) * limit
     needed = memory(largest)
     finding = f"{memory.slope / 1e3:,.1f} kB per edge plus {memory.fixed / 2**30:.2f} GiB "
-    finding += f"(fitted at {', '.join(f'{edges:,}' for edges in memory.at)} edges)"
+    sizes = sorted(set(memory.at))
+    guessed = len(sizes) == 1
+    how = f"a guess from {sizes[0]:,} edges, the only size measured" if guessed else "fitted at "
+    finding += f"({how}{'' if guessed else ', '.join(f'{edges:,}' for edges in sizes) + ' edges'})"
     finding += f"; {needed / 2**30:.2f} of {limit / 2**30:.1f} GiB for the largest micro-batch of {largest:,} edges"
     advice = f"micro-batches of {memory.at[-1]:,} edges are too small to measure the memory per edge"
-    if memory.slope * (memory.at[-1] - memory.at[0]) > VISIBLE_BYTES:
+    if guessed or memory.slope * (sizes[-1] - sizes[0]) > VISIBLE_BYTES:
         # a micro-batch may exceed the budget, by as much as in the sampled part of the run
         ratio = max(1.0, largest / fit.edge_budget) if fit.oversize != "alone" else 1.0
         budget = max(0, int((room - memory.fixed) / memory.slope / ratio))
         advice = f"the largest edge_budget that leaves {MEMORY_MARGIN:.0%} free is {budget:,}"
-    verdict = "ok" if needed <= room else "warn" if needed <= limit else "fail"
+    verdict = "fail" if needed > limit else "warn" if needed > room or guessed else "ok"
     if not here:
         finding += "; measured on this machine's CPU, not on the run's device"
         verdict = "warn"
@@ -140,17 +152,18 @@ def duration(
 ) -> Duration:
     """Return the duration of a run, from measurements here or from a given speed in edges/s."""
     world_size = machine.world_size
-    seconds = max(lines(one.ladder)[0](work.mean_edges) for one in measured)
+    seconds = max(time_line(one)(work.mean_edges) for one in measured)
     if edges_per_second:
         seconds = work.mean_edges / edges_per_second
     if machine.num_workers == 0:
         seconds += work.mean_edges * prepare_per_edge(measured)
     reduce = max((one.reduce_seconds or 0.0) for one in measured)
-    step = fit.lanes // world_size * seconds * work.unevenness + reduce
+    # validation and labels of the start are inference, a constant fraction of the time of training
+    share = max(one.inference_seconds / one.ladder[-1].seconds for one in measured)
+    computing = work.work + work.relabelled * share
+    step = fit.lanes // world_size * seconds * work.unevenness * computing + reduce
     if not edges_per_second:
         step += max(one.optimizer_seconds for one in measured)
-    # validation is inference, a constant fraction of the time of training
-    share = max(one.inference_seconds / one.ladder[-1].seconds for one in measured)
     validation = work.validation_edges / world_size / work.mean_edges * seconds * share
     return Duration(
         step=step,

@@ -53,6 +53,8 @@ PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
 HELP, VERSION = ("-h", "--help"), "--version"
 KEY_WIDTH = 26
 """Width of the column of options [characters]."""
+NAME_WIDTH = 20
+"""Width of the column of verbs [characters]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def overview(verbs: Mapping[str, Verb]) -> str:
     lines = []
     for name, verb in verbs.items():
         lines += ["", verb.group] if verb.group and lines else [verb.group] if verb.group else []
-        lines.append(f"  {name:<14}{verb.help}")
+        lines.append(f"  {name:<{NAME_WIDTH}}{verb.help}")
     return "\n".join(
         [
             "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--traceback]",
@@ -314,7 +316,10 @@ def _verb(verbs: Mapping[str, Verb], words: list[str]) -> tuple[str, list[str]]:
     for count in (1, 2):
         if (name := " ".join(words[:count])) in verbs:
             return name, words[count:]
-    begun = " ".join(words[:2]) if any(name.startswith(f"{words[0]} ") for name in verbs) else words[0]
+    longer = [name for name in verbs if name.startswith(f"{words[0]} ")]
+    if longer and (len(words) == 1 or words[1].startswith("-")):
+        raise ValueError(f"{words[0]} needs another word: {' or '.join(longer)}. All verbs: foundation --help")
+    begun = " ".join(words[:2]) if longer else words[0]
     near = difflib.get_close_matches(begun, verbs, n=1)
     guess = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(verbs)}."
     raise ValueError(f"unknown verb {abbreviated(begun)}{guess} All verbs: foundation --help")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
@@ -23,11 +24,9 @@ from data_pipeline.loading.plan import HEADROOM
 from data_pipeline.loading.stream import Stream
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Provenance
-from foundation.datasets import open_datasets, refuse_unlabelled
-from foundation.pretrain import PretrainConfig
-from foundation.training.fit_config import FitConfig, with_defaults
-from foundation.training.lengths import sized
-from foundation.training.loss import refuse_idle_terms
+from foundation.datasets import open_datasets, statistics_by_theory
+from foundation.potential import new_potential
+from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
 from foundation.training.probe import Measured, OutOfMemory, Probe, measure, memory_of_device
 from foundation.training.strategy import device_type
@@ -36,9 +35,6 @@ from launch.checks import (
     Batches,
     Check,
     check_batches,
-    check_cutoff,
-    check_files,
-    check_folder,
     check_lanes,
     check_strategy,
     existing_parent,
@@ -56,55 +52,16 @@ from launch.estimate import (
     check_time,
     check_workers,
     duration,
-    lines,
+    memory_line,
+    time_line,
 )
-from launch.slurm import seconds_of
+from launch.planned_run import FinetunePreflightConfig, PlannedRun, PreflightConfig, planned
 
 ELSEWHERE_EDGES = 20_000
 """Number of edges of the largest micro-batch measured on a CPU in place of the run's GPU."""
 STAND_IN_FRAMES = 400
 """Number of frames in place of missing data."""
 COLORS = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreflightConfig(PretrainConfig):
-    """A pretraining run to check and estimate instead of starting it.
-
-    Fine-tunings cannot be estimated yet: `foundation finetune` with --fit.steps 1 and another --out shows if one runs.
-    """
-
-    verify: bool = False
-    """Compare every file of the data with its checksum, instead of a sample of blocks."""
-    memory: float | None = None
-    """Memory of one device [GiB]; None: this machine's (each process's share of the CPU memory)."""
-    free_disk: float | None = None
-    """Disk space for the run [GB], such as the rest of a quota; None: the free space."""
-    edges_per_second: float | None = None
-    """Speed of one device in training [edges/s], for example from a log; None: measured here."""
-    price: float | None = None
-    """Price of one device for an hour, in any currency."""
-    time_limit: str | None = None
-    """Time limit of a job in sbatch's format, such as 24:00:00 or 2-00:00:00."""
-    report: Path | None = None
-    """JSON file for the report, or None."""
-    strict: bool = False
-    """End with exit code 1 after warnings."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("memory", "free_disk", "edges_per_second", "price"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, not {value}")
-        if self.time_limit is not None:
-            seconds_of(self.time_limit)
-
-    @property
-    def lengths(self) -> FitConfig:
-        """Section fit once every length is known."""
-        assert isinstance(self.fit, FitConfig), "before _sized()"
-        return self.fit
 
 
 @dataclass(kw_only=True)
@@ -130,7 +87,8 @@ class Report:
 def preflight(config: PreflightConfig) -> int:
     """Check and estimate a run, print the report, and return the exit code: 0 good, 1 warnings with strict, 2 fails."""
     report = Report()
-    _examine(config, report)
+    with tempfile.TemporaryDirectory(prefix="foundation-") as folder:
+        _examine(config, report, Path(folder))
     _print(config, report)
     code = report.code(strict=config.strict)
     if config.report is not None:
@@ -140,51 +98,83 @@ def preflight(config: PreflightConfig) -> int:
     return code
 
 
-def _examine(config: PreflightConfig, report: Report) -> None:
-    """Fill the report, up to the first obstacle."""
-    of_data = Report()
-    datasets = _open(config, of_data)
-    config = _sized(config, datasets, of_data)
-    report.checks += [
-        check_folder(config),
-        check_lanes(config.lengths, config.machine),
-        check_strategy(config),
-        _check_devices(config.machine),
-        *of_data.checks,
-    ]
-    batches = _plan(config, datasets, report) if datasets else None
-    if batches is None:
-        _without_data(config, report)
+def _examine(config: PreflightConfig, report: Report, folder: Path) -> None:
+    """Fill the report, up to the first obstacle.
+
+    Args:
+        config: The run to examine.
+        report: Report to fill.
+        folder: Temporary folder for data.
+    """
+    run, checks = planned(config, folder)
+    report.checks += checks[:1]
+    if run is not None:
+        report.checks += [
+            check_lanes(run.fit, config.machine),
+            check_strategy(config.machine, run.optim, run.rehearsal),
+            _check_devices(config.machine),
+        ]
+    report.checks += checks[1:]
+    if run is None or (run.datasets and run.potential is None):
         return
+    batches = _plan(run, report) if run.datasets else None
+    if batches is None:
+        _without_data(run, report, folder)
+        return
+    rehearsed = _rehearsed(run, report)
     work = Workload(
         mean_edges=float(batches.edges.mean()),
-        largest=batches.largest,
+        largest=max(batches.largest, rehearsed),
         unevenness=batches.unevenness(config.machine.world_size),
-        validation_edges=_validation_edges(datasets, config.model.cutoff),
+        validation_edges=_validation_edges(run),
+        work=1.0 if run.rehearsal is None else run.rehearsal.work,
+        relabelled=_relabelled(run),
     )
     report.numbers |= {"edges_per_step": float(batches.edges.sum(axis=1).mean())}
     report.numbers |= {"structures_per_step": float(batches.graphs.sum(axis=1).mean())}
     limit = batches.largest if _is_here(config.machine) else min(batches.largest, ELSEWHERE_EDGES)
-    _estimate(config, work, _measured(config, datasets, batches, limit, report), report)
+    _estimate(run, work, _measured(run, batches, limit, report), report)
 
 
-def _sized(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) -> PreflightConfig:
-    """Return the configuration with all lengths: of the data, or the defaults without data."""
-    if datasets:
-        fit, optim, reasons = sized(
-            config.fit, config.optim, datasets, cutoff=config.model.cutoff, world_size=config.machine.world_size
+def _rehearsed(run: PlannedRun, report: Report) -> int:
+    """Return the number of edges of the largest micro-batch of rehearsal, which fills the same lanes; 0 without one."""
+    if run.rehearsal is None:
+        return 0
+    ratio, fit = run.rehearsal.ratio, run.fit
+    try:
+        stream = Stream(
+            run.rehearsal.datasets,
+            cutoff=run.cutoff,
+            lanes=fit.lanes,
+            edge_budget=max(1, round(ratio * fit.edge_budget)),
+            atom_budget=None if fit.atom_budget is None else max(1, round(ratio * fit.atom_budget)),
+            seed=fit.seed,
+            oversize=fit.oversize,
         )
-        report.checks += [Check(name="from the data", verdict="ok", finding=reason) for reason in reasons]
-        return dataclasses.replace(config, fit=fit, optim=optim)
-    if config.fit.steps is None:
-        finding = "the number of steps follows from the data, which are not here: a single one is estimated"
-        report.checks.append(Check(name="length", verdict="warn", finding=finding, advice="give --fit.steps"))
-    return dataclasses.replace(config, fit=with_defaults(config.fit))
+    except ValueError as error:
+        report.checks.append(Check(name="rehearsal", verdict="fail", finding=str(error)))
+        return 0
+    batches = sample(stream)
+    finding = (
+        f"{batches.graphs.sum(axis=1).mean():,.0f} structures and {batches.edges.sum(axis=1).mean():,.0f} edges a "
+    )
+    finding += f"step, {run.rehearsal.mode}; the largest micro-batch has {batches.largest:,} edges"
+    report.checks.append(Check(name="rehearsal", verdict="ok", finding=finding))
+    return batches.largest
 
 
-def _without_data(config: PreflightConfig, report: Report) -> None:
+def _relabelled(run: PlannedRun) -> float:
+    """Return the mean number of edges of a step that the start labels, over that of a step on the run's own data."""
+    if run.rehearsal is None or run.rehearsal.relabel is None:
+        return 0.0
+    return run.rehearsal.ratio * (1.0 if run.rehearsal.mode == "joint" else 0.5)
+
+
+def _without_data(run: PlannedRun, report: Report, folder: Path) -> None:
     """Add estimates without the data, measured on a small set of alloys in their place."""
-    fit = config.lengths
+    if isinstance(run.config, FinetunePreflightConfig):  # its start might not know these metals
+        return
+    fit = run.fit
     edges = HEADROOM * fit.lanes * fit.edge_budget
     report.numbers |= {"steps": fit.steps, "edges_per_step": edges}
     finding = (
@@ -193,17 +183,17 @@ def _without_data(config: PreflightConfig, report: Report) -> None:
     finding += "on alloys of seven metals in place of the data; its elements and validation are not counted"
     report.checks.append(Check(name="without data", verdict="warn", finding=finding))
     budget = min(fit.edge_budget, ELSEWHERE_EDGES)
-    with tempfile.TemporaryDirectory() as folder:
-        provenance = Provenance(**{item.name: "stand-in" for item in dataclasses.fields(Provenance)})
-        source = EmtAlloys(num_frames=STAND_IN_FRAMES)
-        cutoffs = (config.model.cutoff,)
-        built = build(BuildConfig(source=source, provenance=provenance, out=Path(folder) / "data", cutoffs=cutoffs))
-        datasets, _ = open_datasets(built.root)
-        stream = Stream(datasets, cutoff=config.model.cutoff, lanes=1, edge_budget=budget, oversize="alone")
-        replaced = dataclasses.replace(config, data=built.root)
-        measured = _measured(replaced, datasets, sample(stream), budget, report)
+    provenance = Provenance(**{item.name: "stand-in" for item in dataclasses.fields(Provenance)})
+    source = EmtAlloys(num_frames=STAND_IN_FRAMES)
+    built = build(BuildConfig(source=source, provenance=provenance, out=folder / "stand-in", cutoffs=(run.cutoff,)))
+    datasets, theories = open_datasets(built.root)
+    stream = Stream(datasets, cutoff=run.cutoff, lanes=1, edge_budget=budget, oversize="alone")
+    potential = new_potential(run.config.model, statistics_by_theory(datasets, theories))
+    measured = _measured(
+        dataclasses.replace(run, datasets=datasets, potential=potential), sample(stream), budget, report
+    )
     work = Workload(mean_edges=HEADROOM * fit.edge_budget, largest=fit.edge_budget, unevenness=1.0, validation_edges=0)
-    _estimate(config, work, measured, report)
+    _estimate(run, work, measured, report)
 
 
 def _check_devices(machine: MachineConfig) -> Check:
@@ -233,32 +223,14 @@ def _is_here(machine: MachineConfig) -> bool:
     return machine.accelerator in ("auto", "cpu") or device_type(machine.accelerator) == "cuda"
 
 
-def _open(config: PreflightConfig, report: Report) -> list[Dataset]:
-    """Return the checked data sets; [] if a run could not open them or their edges were not counted."""
-    try:
-        datasets, _ = open_datasets(config.data)
-        refuse_unlabelled(datasets)
-        refuse_idle_terms(datasets, config.loss)
-    except (ValueError, OSError) as error:
-        report.checks.append(Check(name="data", verdict="fail", finding=str(error)))
-        return []
-    checks = []
-    for dataset in datasets:
-        quarantine = config.fit.corrupt == "quarantine"
-        checks.append(check_files(dataset, verify=config.verify, quarantine=quarantine))
-        checks.append(check_cutoff(dataset, config.model.cutoff))
-    report.checks += checks
-    return [] if any(check.verdict != "ok" for check in checks) else datasets
-
-
-def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) -> Batches | None:
+def _plan(run: PlannedRun, report: Report) -> Batches | None:
     """Return micro-batches of the run's plan; with too large structures, of one in which these are alone."""
-    fit, batches = config.lengths, None
+    fit, batches = run.fit, None
     for oversize in dict.fromkeys((fit.oversize, "alone")):
         try:
             stream = Stream(
-                datasets,
-                cutoff=config.model.cutoff,
+                run.datasets,
+                cutoff=run.cutoff,
                 lanes=fit.lanes,
                 edge_budget=fit.edge_budget,
                 atom_budget=fit.atom_budget,
@@ -269,11 +241,11 @@ def _plan(config: PreflightConfig, datasets: Sequence[Dataset], report: Report) 
             report.checks.append(Check(name="edge budget", verdict="fail", finding=str(error)))
             continue
         batches = sample(stream)
-        checks = check_batches(fit, config.machine.world_size, stream.plan, batches)
+        checks = check_batches(fit, run.config.machine.world_size, stream.plan, batches)
         report.checks += checks if oversize == fit.oversize else checks[1:]
         number, place = stream.plan.locate(fit.steps)
         passes = number + place / stream.plan.steps_of_pass(number)
-        report.checks.append(_check_length(fit, datasets, passes, report))
+        report.checks.append(_check_length(fit, run.datasets, passes, report))
         break
     return batches
 
@@ -291,22 +263,23 @@ def _check_length(fit: FitConfig, datasets: Sequence[Dataset], passes: float, re
     )
 
 
-def _measured(
-    config: PreflightConfig, datasets: Sequence[Dataset], batches: Batches, largest: int, report: Report
-) -> list[Measured]:
+def _measured(run: PlannedRun, batches: Batches, largest: int, report: Report) -> list[Measured]:
     """Return the measurements of a node's processes, up to `largest` edges; [] if they failed."""
-    fit, count = config.lengths, _processes(config.machine)
-    kinds = kinds_of(batches, datasets)
+    machine, count = run.config.machine, _processes(run.config.machine)
+    kinds, ladder = kinds_of(batches, run.datasets), ladder_of(batches, largest)
+    assert run.potential is not None
     probe = Probe(
-        data=config.data,
-        model=config.model,
-        fit=dataclasses.replace(fit, lanes=count),
-        machine=dataclasses.replace(config.machine, devices=count, num_nodes=1),
-        loss=config.loss,
-        optim=config.optim,
-        ladder=ladder_of(batches, largest),
+        potential=run.potential,
+        datasets=run.datasets,
+        fit=dataclasses.replace(run.fit, lanes=count),
+        machine=dataclasses.replace(machine, devices=count, num_nodes=1),
+        loss=run.loss,
+        optim=run.optim,
+        ladder=ladder,
         kinds={name: batches.cut(frames, largest) for name, frames in kinds.items()},
-        folder=existing_parent(config.out),
+        # a line needs two sizes, also where every micro-batch of the run is one structure
+        beyond=np.concatenate([ladder[0], ladder[0]]) if len(ladder) == 1 else None,
+        folder=existing_parent(run.config.out),
     )
     try:
         measured = measure(probe)
@@ -325,16 +298,16 @@ def _processes(machine: MachineConfig) -> int:
     return machine.devices if machine.devices <= available else 1
 
 
-def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measured], report: Report) -> None:
+def _estimate(run: PlannedRun, work: Workload, measured: Sequence[Measured], report: Report) -> None:
     """Add the estimates that follow from measurements, if there are any."""
     if not measured:
         return
-    fit, machine, first = config.lengths, config.machine, measured[0]
+    config, fit, machine, first = run.config, run.fit, run.config.machine, measured[0]
     here, kind = _is_here(machine), device_type(machine.accelerator)
     share = machine.devices if kind == "cpu" and here else 1
     limit = config.memory * 2**30 if config.memory else memory_of_device(kind) / share
-    memory = max((lines(one.ladder)[1] for one in measured), key=lambda line: line(work.largest))
-    run = duration(fit, machine, measured, work, config.edges_per_second)
+    memory = max((memory_line(one) for one in measured), key=lambda line: line(work.largest))
+    took = duration(fit, machine, measured, work, config.edges_per_second)
     model = f"{first.num_parameters:,} parameters; convolution: {first.convolution}"
     report.checks += [
         Check(name="model", verdict="ok", finding=model),
@@ -342,30 +315,30 @@ def _estimate(config: PreflightConfig, work: Workload, measured: Sequence[Measur
         check_reduce(machine, measured),
         check_workers(machine, measured, config.edges_per_second),
         check_disk(fit, existing_parent(config.out), first, config.free_disk and config.free_disk * 1e9),
-        _check_speed(config, run, measured),
+        _check_speed(run, took, measured),
     ]
     report.numbers |= {
         "parameters": first.num_parameters,
         "memory_per_edge": memory.slope,
         "checkpoint_bytes": first.checkpoint_bytes,
-        "seconds_per_step": run.step,
-        "reduce_seconds": run.reduce,
+        "seconds_per_step": took.step,
+        "reduce_seconds": took.reduce,
     }
-    _price(config, run.total, report)
+    _price(config, took.total, report)
 
 
-def _check_speed(config: PreflightConfig, run: Duration, measured: Sequence[Measured]) -> Check:
+def _check_speed(run: PlannedRun, took: Duration, measured: Sequence[Measured]) -> Check:
     """Return the times of steps, validations and checkpoints."""
-    fit, here, seconds = config.lengths, _is_here(config.machine), lines(measured[0].ladder)[0]
+    config, fit = run.config, run.fit
+    here, seconds = _is_here(config.machine), time_line(measured[0])
     how = f"{seconds.fixed * 1e3:.1f} ms per micro-batch plus {seconds.slope * 1e6:.3g} µs per edge"
     if config.edges_per_second:
         how = f"from --edges_per_second {config.edges_per_second:,.0f}, not measured"
     elif not here:
         how += ", on this machine's CPU"
-    finding = (
-        f"{run.step:.3g} s per step ({how}): {run.steps / 3600:,.2f} h; {fit.steps // fit.validate_every} validations "
-    )
-    finding += f"{run.validations / 3600:,.2f} h, checkpoints {run.checkpoints / 3600:,.2f} h"
+    validations = fit.steps // fit.validate_every
+    finding = f"{took.step:.3g} s per step ({how}): {took.steps / 3600:,.2f} h; {validations} validations "
+    finding += f"{took.validations / 3600:,.2f} h, checkpoints {took.checkpoints / 3600:,.2f} h"
     trusted = here or config.edges_per_second is not None
     return Check(name="time", verdict="ok" if trusted else "warn", finding=finding)
 
@@ -382,13 +355,13 @@ def _price(config: PreflightConfig, seconds: float, report: Report) -> None:
     report.checks.append(check_time(hours, config.time_limit))
 
 
-def _validation_edges(datasets: Sequence[Dataset], cutoff: float) -> int:
+def _validation_edges(run: PlannedRun) -> int:
     """Return the number of edges of all validation frames."""
+    splits = [(each.manifest, "val") for each in run.datasets if each.manifest.split("val").shards]
     total = 0
-    for manifest in (dataset.manifest for dataset in datasets):
-        if "val" in manifest.splits and manifest.split("val").shards:
-            number = manifest.split("val").statistics.cutoff_number(cutoff)
-            total += int(manifest.index("val").blocks.cost[:, number].sum())
+    for manifest, split in [*splits, *((each.manifest, each.split) for each in run.watched)]:
+        number = manifest.split(split).statistics.cutoff_number(run.cutoff)
+        total += int(manifest.index(split).blocks.cost[:, number].sum())
     return total
 
 

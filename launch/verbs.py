@@ -94,10 +94,19 @@ def _compare(runs: Sequence[Path], out: Path) -> None:
         logging.getLogger(__name__).warning("the runs of the sweep are not compared: %s", error)
 
 
-def _preflight() -> Loaded:
-    from launch.preflight import PreflightConfig, preflight
+def _preflight_pretrain() -> Loaded:
+    from launch.planned_run import PretrainPreflightConfig
+    from launch.preflight import preflight
 
-    return Loaded(config=PreflightConfig, run=preflight)
+    return Loaded(config=PretrainPreflightConfig, run=preflight, aliases=TRAIN)
+
+
+def _preflight_finetune() -> Loaded:
+    from launch.planned_run import FinetunePreflightConfig
+    from launch.preflight import preflight
+    from launch.recipes import HELP, expand_recipe
+
+    return Loaded(config=FinetunePreflightConfig, run=preflight, aliases=TRAIN, expand=expand_recipe, epilog=HELP)
 
 
 def _fisher() -> Loaded:
@@ -242,6 +251,7 @@ TRAINING_KEYS = (
     *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "machine.num_workers"),
     *("machine.devices", "fit.resume", "optim.learning_rate"),
 )
+PREFLIGHT_KEYS = (*("verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),)
 LOSS_KEYS = ("loss.energy.weight", "loss.forces.weight", "loss.stress.weight")
 VERBS = {
     "finetune": Verb(
@@ -275,18 +285,23 @@ VERBS = {
         ("model", "data", "out", "split", "max_structures", "seed", "device", "theory", "previous", "gamma"),
     ),
     "protect": Verb("make what keeps a potential from forgetting in fine-tunings, and add it to its folder", _protect),
-    "report": Verb("draw the curves of a run, or of several", _report),
+    "report": Verb("draw the curves of runs, and make a missing report of a fine-tuning", _report),
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
     "study": Verb("answer a question by data, trainings and suites, on one page", _study),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),
     "convert": Verb("read or write another program's checkpoint", _convert),
-    "preflight": Verb(
+    "preflight pretrain": Verb(
         "check a pretraining and estimate its time, memory and cost",
-        _preflight,
-        ("data", "out", "verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),
+        _preflight_pretrain,
+        ("data", "out", *PREFLIGHT_KEYS),
         group="On a cluster:",
+    ),
+    "preflight finetune": Verb(
+        "check a fine-tuning and estimate its time, memory and cost",
+        _preflight_finetune,
+        ("start", "data", "out", *PREFLIGHT_KEYS),
     ),
     "launch slurm": Verb("write the script of a SLURM job, and submit it", _slurm),
     "launch local": Verb("run several processes on this machine", _local),

@@ -124,6 +124,11 @@ def card_section(facts: ProtectionFacts) -> str:
     )
 
 
+def carried_by(start: Path) -> Path | None:
+    """Return the folder in which a start carries its protection, or None."""
+    return next((f for f in (start, start / "potential") if (f / REHEARSAL).is_dir() and (f / FISHER).is_file()), None)
+
+
 def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
     """Return a folder with a protection for a start: its own, or the one kept in the run folder, made if missing.
 
@@ -136,10 +141,10 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
         CorruptFisher: the start carries a Fisher that is not its own.
         ValueError: it carries none, and several processes would make one at a time.
     """
-    for folder in (start, start / "potential"):
-        if (folder / REHEARSAL).is_dir() and (folder / FISHER).is_file():
-            log.info("protection: carried by %s", folder)
-            return folder
+    carried = carried_by(start)
+    if carried is not None:
+        log.info("protection: carried by %s", carried)
+        return carried
     if _is_of(kept, potential):
         log.info("protection: made earlier by this run, in %s", kept)
         return kept

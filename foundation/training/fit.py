@@ -18,7 +18,7 @@ from foundation.kernels.convolution import backend_of, describe_backend
 from foundation.nn.computation import Computation
 from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential
-from foundation.training.additions import NO_ADDITIONS, Additions
+from foundation.training.additions import NO_ADDITIONS, Additions, Rehearsal
 from foundation.training.data import TrainingData
 from foundation.training.fault_tolerance.checkpoints import Checkpoints, refuse_other_backend, validation_errors
 from foundation.training.fault_tolerance.guard import Guard
@@ -162,12 +162,20 @@ def _check(
     if checkpoint is not None:
         refuse_other_backend(checkpoint, backend)
     check_loggers(config)
+    check_processes(machine, optim, additions.rehearsal)
+
+
+def check_processes(machine: MachineConfig, optim: OptimConfig, rehearsal: Rehearsal | None) -> None:
+    """Check that optimizer and rehearsal work with several processes.
+
+    Raises:
+        ValueError: one does not.
+    """
     if machine.strategy != "ddp" and optim.optimizer != "adamw":
         raise ValueError(
             f"optim.optimizer {optim.optimizer} needs whole parameters, but machine.strategy {machine.strategy} "
             "parts them: use adamw, or ddp"
         )
-    rehearsal = additions.rehearsal
     if rehearsal is not None and rehearsal.mode == "reference" and machine.world_size > 1:
         raise ValueError(
             "rehearsal.mode reference adds to the gradient of the previous step, which needs a single process: use "

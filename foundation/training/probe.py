@@ -26,11 +26,10 @@ import torch.distributed
 from jaxtyping import Int64
 
 from data_pipeline.graphs.batch import GraphBatch
+from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.stream import Stream
-from foundation.datasets import Data, open_datasets, statistics_by_theory
 from foundation.kernels.convolution import describe_backend
-from foundation.models import ModelConfig
-from foundation.potential import new_potential
+from foundation.potential import Potential
 from foundation.training.fit import keep_freed_memory, seed_everything
 from foundation.training.fit_config import FitConfig, computation_of
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -40,6 +39,8 @@ from foundation.training.strategy import device_type
 
 REDUCTIONS = 10
 """Number of all-reduces timed together."""
+PLENTY = 0.25
+"""Fraction of a device's memory up to which a larger micro-batch than those of the run is tried."""
 
 Frames = Int64[np.ndarray, " _"]
 
@@ -48,10 +49,10 @@ Frames = Int64[np.ndarray, " _"]
 class Probe:
     """Subject of the measurement: a run's configuration, and frames of some micro-batches as numbered by its plan."""
 
-    data: Data
+    potential: Potential
+    """Potential before the first step."""
+    datasets: Sequence[Dataset]
     """Data of the run."""
-    model: ModelConfig
-    """Its architecture."""
     fit: FitConfig
     """Its loop."""
     machine: MachineConfig
@@ -64,6 +65,8 @@ class Probe:
     """Micro-batches of growing size, to which lines are fitted."""
     kinds: Mapping[str, Frames]
     """Special micro-batches that must fit, by their property."""
+    beyond: Frames | None = None
+    """Micro-batch larger than those of the run, for the memory per edge; it is left out if it might not fit."""
     folder: Path
     """Folder on the file system of the run, for writing a checkpoint to an unnamed file."""
 
@@ -102,6 +105,8 @@ class Measured:
     """Passes of the micro-batches of growing size."""
     kinds: tuple[Trial, ...]
     """Passes of the special micro-batches."""
+    beyond: Trial | None = None
+    """Passes of the micro-batch larger than those of the run; None if it was left out."""
     optimizer_seconds: float
     """Time of an optimizer step [s]."""
     inference_seconds: float
@@ -170,15 +175,15 @@ class _Bench:
     def __init__(self, probe: Probe, device: torch.device) -> None:
         keep_freed_memory()
         seed_everything(probe.fit.seed)
-        datasets, theories = open_datasets(probe.data)
         self.probe, self.device = probe, device
-        self.potential = new_potential(probe.model, statistics_by_theory(datasets, theories)).to(device).train()
+        # processes get the same memory for it
+        self.potential = copy.deepcopy(probe.potential).to(device).train()
         self.potential.compute_as(computation_of(probe.fit))
         self.optimizer = make_optimizer(probe.optim, self.potential, len(self.potential.elements))
         fit = probe.fit
         # the plan is not used: frames come with the probe
         self.stream = Stream(
-            datasets,
+            probe.datasets,
             cutoff=self.potential.cutoff,
             lanes=1,
             edge_budget=fit.edge_budget,
@@ -196,6 +201,7 @@ class _Bench:
         ladder = tuple(self._trial("", frames, repeats=2) for frames in probe.ladder)
         prepare_seconds, batch = self._prepared(probe.ladder[-1])
         kinds = tuple(self._trial(name, frames) for name, frames in probe.kinds.items())
+        beyond = self._beyond()
         size, checkpoint_seconds = self._checkpoint()
         return Measured(
             convolution=convolution,
@@ -203,6 +209,7 @@ class _Bench:
             gradient_bytes=sum(p.numel() * p.element_size() for p in parameters),
             ladder=ladder,
             kinds=kinds,
+            beyond=beyond,
             optimizer_seconds=optimizer_seconds,
             inference_seconds=self._inference(batch),
             prepare_seconds=prepare_seconds,
@@ -210,6 +217,13 @@ class _Bench:
             checkpoint_bytes=size,
             checkpoint_seconds=checkpoint_seconds,
         )
+
+    def _beyond(self) -> Trial | None:
+        """Return the passes of the micro-batch larger than those of the run, if there is plenty of memory for it."""
+        share = self.probe.machine.devices if self.device.type == "cpu" else 1
+        if self.probe.beyond is None or _peak(self.device) > PLENTY * memory_of_device(self.device.type) / share:
+            return None
+        return self._trial("larger than those of the run", self.probe.beyond)
 
     def _prepared(self, frames: Frames) -> tuple[float, GraphBatch]:
         """Return the time to prepare a micro-batch [s], and the micro-batch."""

@@ -187,7 +187,7 @@ def _preflight(config: Config, model: dict, steps: int, manifest: Manifest, fold
     """Return the time of a step of two processes as preflight estimates it, and of its all-reduce [s]."""
     report = folder / "report.json"
     file = _yaml(config, model, steps, manifest, folder / f"preflight-{steps}", 2)
-    process = _start(["preflight", "--config", str(file), "--report", str(report)], None)
+    process = _start(["preflight", "pretrain", "--config", str(file), "--report", str(report)], None)
     _, trouble = process.communicate()
     if process.returncode:
         raise RuntimeError(trouble)

@@ -12,7 +12,7 @@ from launch.verbs import VERBS
 SENTENCES = {
     "build": "Seed of the split; that of a group, or of a frame under random, depends only on this and on its name.",
     "pretrain": "Number of optimizer steps of the whole run.",
-    "preflight": "Price of one device for an hour, in any currency.",
+    "preflight finetune": "Price of one device for an hour, in any currency.",
     "fisher": "The diagonal Fisher to compute: its potential, loss and data.",
     "finetune": "It has `runs` (options by name of the run)",
     "export": "Release folder to write; an older release there is replaced once the new one is verified.",
@@ -60,6 +60,9 @@ def test_an_unknown_verb_is_answered_by_the_nearest(capsys: pytest.CaptureFixtur
     )
     assert main(["launch", "slrum"]) == 2
     assert "did you mean launch slurm?" in capsys.readouterr().err
+    for words in (["preflight"], ["preflight", "--config", "x.yaml"]):
+        assert main(words) == 2
+        assert "preflight needs another word: preflight pretrain or preflight finetune." in capsys.readouterr().err
     assert main(["xyz"]) == 2
     assert "choose from finetune, evaluate, export" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig
 from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MachineConfig
+from foundation.training.optim import OptimConfig
 from foundation.training.probe import Measured, Trial
 from launch.__main__ import main
 from launch.checks import (
@@ -36,7 +37,8 @@ from launch.estimate import (
     check_memory,
     check_time,
     duration,
-    lines,
+    memory_line,
+    time_line,
 )
 from launch.slurm import seconds_of
 
@@ -54,7 +56,7 @@ def checked(data: Path, folder: Path, *arguments: str) -> tuple[int, dict[str, d
     """Run preflight from the command line; return exit code, checks by name and numbers."""
     file = folder / "report.json"
     options = ["--data", str(data), "--out", str(folder / "runs" / "run"), "--report", str(file)]
-    code = main(["preflight", *options, *ARGUMENTS, *arguments])
+    code = main(["preflight", "pretrain", *options, *ARGUMENTS, *arguments])
     report = json.loads(file.read_text())
     assert report["exit_code"] == code
     return code, {check["name"]: check for check in report["checks"]}, report["numbers"]
@@ -116,16 +118,19 @@ def test_a_run_folder_that_is_there_or_cannot_be_resumed_fails(emt_manifest: Man
 
 def test_a_strategy_for_several_processes_fails_for_one(emt_manifest: Manifest, tmp_path: Path) -> None:
     config = PretrainConfig(data=emt_manifest.root, out=tmp_path / "run", fit=FitConfig(steps=1), model=MODEL)
-    assert check_strategy(config).verdict == "ok"
-    config = dataclasses.replace(config, machine=MachineConfig(strategy="zero-1"))
-    assert check_strategy(config).verdict == "fail"
+    assert check_strategy(config.machine, config.optim).verdict == "ok"
+    assert check_strategy(MachineConfig(strategy="zero-1"), config.optim).verdict == "fail"
+    muon = OptimConfig(optimizer="muon")
+    check = check_strategy(MachineConfig(strategy="zero-1", devices=2), muon)
+    assert check.verdict == "fail"
+    assert "use adamw, or ddp" in check.finding
 
 
 def test_lanes_that_the_processes_do_not_divide_are_refused_with_the_sizes_that_do(
     emt_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--data", str(emt_manifest.root), "--out", str(tmp_path / "run"), *ARGUMENTS, "--machine.num_nodes", "3"]
-    assert main(["preflight", *options]) == 2
+    assert main(["preflight", "pretrain", *options]) == 2
     assert "2 lanes cannot be shared by 3 processes; use one of [1, 2]" in capsys.readouterr().err
 
 
@@ -134,7 +139,7 @@ def test_an_unknown_key_is_refused_by_its_dotted_path(
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"data: {emt_manifest.root}\nout: {tmp_path / 'run'}\nfit:\n  steps: 8\n  edge_budgets: 9\n")
-    assert main(["preflight", "--config", str(file)]) == 2
+    assert main(["preflight", "pretrain", "--config", str(file)]) == 2
     assert "edge_budgets" in capsys.readouterr().err
 
 
@@ -142,7 +147,7 @@ def test_missing_data_fail_and_the_rest_is_estimated(tmp_path: Path) -> None:
     code, checks, numbers = checked(tmp_path / "nothing", tmp_path, "--edges_per_second", "1e6")
     assert code == 2
     assert failed(checks) == ["data"]
-    assert "no manifest there" in checks["data"]["finding"]
+    assert "no such file or folder" in checks["data"]["finding"]
     assert numbers["steps"] == 8
     assert numbers["seconds_per_step"] == pytest.approx(2 * 0.99 * 1500 / 1e6)
 
@@ -316,13 +321,40 @@ def test_lines_go_through_what_was_measured() -> None:
     trials = [
         Trial(name="", num_graphs=1, num_atoms=1, num_edges=n, seconds=2.0 + 3 * n, peak=100 + 7 * n) for n in (1, 2, 4)
     ]
-    seconds, memory = lines(trials)
+    seconds, memory = time_line(measured(tuple(trials))), memory_line(measured(tuple(trials)))
     assert (seconds.fixed, seconds.slope) == pytest.approx((2, 3))
     assert memory(10) == pytest.approx(170)
     level, falling = Line.through([10, 20], [5.0, 5.0]), Line.through([10, 20], [1.0, 3.0])
     assert (level.fixed, level.slope) == pytest.approx((5.0, 0.0), abs=1e-12)
     # less than nothing at no edges is not measured
     assert falling.fixed == 0
+
+
+def test_memory_of_one_size_is_a_line_with_a_larger_one_or_a_guess() -> None:
+    fit = FitConfig(steps=1, lanes=1, edge_budget=20_000)
+    trial = Trial(name="", num_graphs=1, num_atoms=416, num_edges=20_000, seconds=1.0, peak=3 * 10**9)
+    twice = dataclasses.replace(trial, num_edges=40_000, peak=5 * 10**9)
+    line = memory_line(dataclasses.replace(measured((trial,)), beyond=twice))
+    assert (line.fixed, line.slope) == pytest.approx((1e9, 1e5))
+    check = check_memory(line, 25_000, fit, 1e11, here=True)
+    assert check.verdict == "ok"
+    assert "fitted at 20,000, 40,000 edges" in check.finding
+    assert f"{3.5e9 / 2**30:.2f} of 93.1 GiB for the largest micro-batch of 25,000 edges" in check.finding
+    for beyond in (None, dataclasses.replace(twice, trouble="out of memory")):
+        line = memory_line(dataclasses.replace(measured((trial,)), beyond=beyond))
+        check = check_memory(line, 25_000, fit, 1e11, here=True)
+        assert check.verdict == "warn"
+        assert "a guess from 20,000 edges, the only size measured" in check.finding
+        assert f"{3.75e9 / 2**30:.2f} of 93.1 GiB" in check.finding
+
+
+def test_rehearsal_and_its_labels_take_time() -> None:
+    fit, machine = FitConfig(steps=100, lanes=2, edge_budget=1000), MachineConfig()
+    trial = Trial(name="", num_graphs=1, num_atoms=1, num_edges=1000, seconds=10.0, peak=1)
+    one, own = measured((trial,)), Workload(mean_edges=1000.0, largest=1000, unevenness=1.0, validation_edges=0)
+    alone = duration(fit, machine, [one], own, None).step
+    more = duration(fit, machine, [one], dataclasses.replace(own, work=2.5, relabelled=1.5), None).step
+    assert more - alone == pytest.approx(2 * 10.0 * (1.5 + 1.5 / 5))
 
 
 def batches(edges: list[list[int]]) -> Batches:

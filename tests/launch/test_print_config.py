@@ -25,7 +25,8 @@ COMMANDS = {
     "pretrain": "--out o --fit.steps 1 --model.irreps 4x0e --card.name no "
     '--data [{"path":"a","repeat":8},{"path":"b","theory":"1e5"}]',
     "finetune": '--start s --data d --out o --fit.steps 1 --rehearsal.data r --adapters.rank 2 --rate_factors {"a":9}',
-    "preflight": "--config configs/pretrain/small.yaml --price 2.5",
+    "preflight pretrain": "--config configs/pretrain/small.yaml --price 2.5",
+    "preflight finetune": "--start s --data d --out o --recipe quick --price 2.5",
     "protect": "--model m --num_structures 9",
     "example-data": "emt-alloys --out f.extxyz",
     "study": "coulomb --quick true --jobs 3",
