@@ -147,10 +147,19 @@ def plain_files(config: Any, cutoff: float) -> PlainFiles:
         config: The configuration of the run.
         cutoff: Cutoff of its potential [Å].
     """
+    folder = config.out / DATA
+    return PlainFiles(folder=folder, read=config.read, cutoff=cutoff, begun=built_by_resumed(config))
+
+
+def built_by_resumed(config: Any) -> tuple[Path, ...]:
+    """Return the data sets that the run to resume has built from plain files; () if none is resumed.
+
+    Args:
+        config: The configuration of the run.
+    """
     file = config.out / RECORD
     record = file.read_text() if config.fit.resume and file.is_file() else ""
-    begun = tuple(folder for folder in _built_inside(config.out) if folder.name in record)
-    return PlainFiles(folder=config.out / DATA, read=config.read, cutoff=cutoff, begun=begun)
+    return tuple(folder for folder in _built_inside(config.out) if folder.name in record)
 
 
 def _drop_unused(out: Path, folders: Iterable[Path]) -> None:
