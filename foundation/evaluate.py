@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -51,8 +52,8 @@ class EvaluateConfig:
     read: ReadConfig = field(default_factory=ReadConfig)
     """Settings for reading plain files."""
     out: Path | None = None
-    """Folder of the report; None: report/ in the run folder of the model, suites/ for suites alone. Required for a
-    model without a run."""
+    """Folder of the report; None: report/ in the run folder of the model, suites/ for suites alone, or NAME-report here
+    if it has no run."""
     edge_budget: int = 20000
     """Number of directed edges of a batch; a larger structure is a batch of its own."""
     num_workers: int = 0
@@ -185,19 +186,14 @@ def _refuse_empty(manifest: Manifest, config: EvaluateConfig) -> None:
 
 
 def report_folder(config: EvaluateConfig) -> Path:
-    """Return the folder of the report: as configured, or report/ in the run folder that the model belongs to.
-
-    Raises:
-        ValueError: neither exists.
-    """
+    """Return the folder of the report: as configured, in the run folder that the model belongs to, or here."""
     if config.out is not None:
         return config.out
     for run in (config.model, config.model.parent) if config.model else ():
         if (run / "run.json").is_file():
             return run / ("suites" if config.data is None else "report")
-    raise ValueError(
-        f"{config.model or config.calculator} does not belong to a run: name a folder for the report with --out"
-    )
+    name = config.model.resolve().name if config.model else re.sub(r"\W+", "-", config.calculator or "")
+    return Path(f"{name}-report")
 
 
 def _existing(model: Path) -> Path:

@@ -78,11 +78,16 @@ def test_a_release_not_exported_yet_stands_for_its_run(
     assert (run / "report" / "evaluation.json").is_file()
 
 
-def test_a_release_outside_of_a_run_does_not_report_into_its_neighbourhood(run: Path, emt_manifest: Manifest) -> None:
-    release = Path(shutil.copytree(run / "potential", run.parent / "downloads" / "release"))
-    with pytest.raises(ValueError, match="does not belong to a run: name a folder for the report with --out"):
-        evaluate(EvaluateConfig(model=release, data=emt_manifest.root))
-    assert [path.name for path in release.parent.iterdir()] == ["release"]
+def test_a_release_outside_of_a_run_reports_here_and_not_into_its_neighbourhood(
+    run: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = Path(shutil.copytree(run / "potential", run.parent / "downloads" / "mine"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    evaluate(EvaluateConfig(model=release, data=emt_manifest.root))
+    assert [path.name for path in release.parent.iterdir()] == ["mine"]
+    assert (here / "mine-report" / "index.html").is_file()
 
 
 def test_wrong_inputs_are_named(run: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
