@@ -166,7 +166,7 @@ def build_plain(
         cutoffs=cutoffs,
         **_split(surveyed, config),
         # of a plain file, a frame that cannot be used is left out and said
-        filters=FilterConfig(invalid="reject"),
+        filters=FilterConfig(invalid="reject", stress_check=config.stress_unit is None),
         overwrite=overwrite,
     )
     manifest = _built(settings)
@@ -187,6 +187,7 @@ def _built(settings: BuildConfig) -> Manifest:
 def _with_options_of_read(message: str) -> str:
     """Return a message of a source with the options by which plain files are read."""
     names = "|".join(each.name for each in fields(ReadConfig))
+    message = message.replace("--filters.stress_check false", "--read.stress_unit eV/A^3")
     return re.sub(rf"--source\.(?=(?:{names})\b)", "--read.", message)
 
 
@@ -265,7 +266,7 @@ def _sources(files: Sequence[Surveyed], config: ReadConfig) -> list[FileSource]:
         paths = tuple(str(file.path) for file in group)
         if kind == "aselmdb":
             options = {"energy_key": config.energy_key, "group_key": config.group_key, "charged": config.charged}
-            result.append(AseLmdb(aselmdb=paths, **options))
+            result.append(AseLmdb(aselmdb=paths, ignored_entries=config.ignored_entries, **options))
         elif kind == "mace":
             result.append(MaceHdf5(mace_hdf5=paths))
         elif kind == "deepmd":
@@ -279,6 +280,7 @@ def _sources(files: Sequence[Surveyed], config: ReadConfig) -> list[FileSource]:
                     slices=slices if any(each != ":" for each in slices) else (),
                     stress_positive_in=config.stress_positive_in,
                     group_key=config.group_key,
+                    ignored_entries=config.ignored_entries,
                     charged=config.charged,
                     **asdict(keys),
                 )

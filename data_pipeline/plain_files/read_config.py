@@ -23,11 +23,13 @@ class ReadConfig:
     virials_key: str | None = None
     """Entry with the virial −stress·volume [eV], in place of the stress."""
     stress_unit: Literal["eV/A^3", "GPa", "kbar"] | None = None
-    """Unit of the stress; None: the one that its name or the frames state, else eV/Å³."""
+    """Unit of the stress, which is then not doubted; None: the one that its name or the frames state, else eV/Å³."""
     stress_positive_in: Literal["tension", "compression"] = "tension"
     """Sign of the stress in the files."""
     group_key: str | None = None
     """Entry that names the group of a frame, such as a trajectory; None: the chemical formula."""
+    ignored_entries: tuple[str, ...] = ()
+    """Entries that look like labels but are not; otherwise a frame whose only label is such an entry is left out."""
     charged: Literal["refuse", "keep"] = "refuse"
     """Treatment of frames with a charge or unpaired electrons, which a potential does not know."""
     split_by: SplitBy | None = None

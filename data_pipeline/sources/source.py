@@ -116,7 +116,7 @@ def errors_named(path: Path, place: str) -> Iterator[None]:
 def no_frames(path: Path) -> InvalidStructure:
     """Return the error for a file without frames."""
     return InvalidStructure(
-        f"{path}: the file holds no frames in the format used to read it. Name its format (source.format), or "
+        f"{path}: the file holds no frames in the format used to read it. Name its format (--source.format NAME), or "
         "remove it from the source's files."
     )
 

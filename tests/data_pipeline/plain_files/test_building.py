@@ -1,6 +1,8 @@
 """Plain files become a data set: the right labels under every name, everything said, nothing lost in silence."""
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import ase.db
@@ -333,6 +335,43 @@ def test_charged_frames_are_refused_by_the_option_that_keeps_them(tmp_path: Path
     with pytest.raises(InvalidStructure, match=r"frame 3: has charge 1 .*--read.charged keep"):
         build(file)
     assert sum(sizes(build(file, charged="keep").manifest)) == 12
+
+
+def _gradients(path: Path) -> None:
+    frames = unlabelled(3)
+    for frame in frames:
+        frame.info["energy"], frame.arrays["dft_gradient"] = 1.0, np.ones((len(frame), 3))
+    ase.io.write(path, frames, format="extxyz")
+
+
+def _kilobars(path: Path) -> None:
+    frames = unlabelled(3)
+    for frame in frames:
+        frame.info["energy"], frame.info["stress"] = 1.0, 50.0 * np.eye(3)
+    ase.io.write(path, frames, format="extxyz")
+
+
+def _nothing(path: Path) -> None:
+    path.touch()
+
+
+@pytest.mark.parametrize(
+    ("write", "ignoring"),
+    [(_gradients, {"ignored_entries": ("dft_gradient",)}), (_kilobars, {"stress_unit": "eV/A^3"}), (_nothing, None)],
+)
+def test_a_refusal_names_options_of_reading_and_they_help(
+    tmp_path: Path, build: Callable[..., Built], write: Callable[[Path], None], ignoring: dict | None
+) -> None:
+    write(tmp_path / "odd.xyz")
+    with pytest.raises(InvalidStructure) as refused:
+        build(tmp_path / "odd.xyz")
+    options = re.findall(r"--([\w.]+)", str(refused.value))
+    assert options
+    assert {each.partition(".")[0] for each in options} == {"read"}
+    assert {each.partition(".")[2] for each in options} <= {each.name for each in fields(ReadConfig)}
+    if ignoring is not None:
+        assert set(ignoring) <= {each.partition(".")[2] for each in options}
+        assert sizes(build(tmp_path / "odd.xyz", **ignoring).manifest) == (3, 0, 0)
 
 
 @pytest.mark.parametrize(("option", "entry"), [("forces_key", "REF_force"), ("group_key", "traj")])
