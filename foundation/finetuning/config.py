@@ -79,7 +79,8 @@ class FinetuneConfig:
     references: References = field(default="auto", metadata=DECIDES)
     """Reference energies of the elements in the data: those of the start (keep), or refitted for data with another zero
     of energy, which moves all predictions for these elements at this level of theory. auto: refitted if the energies
-    differ from the start's by more than 0.2 eV per atom, and composition explains it."""
+    differ from the start's by more than 0.2 eV per atom, and composition explains it; labels that contradict the
+    start's, by their unit or sign, are refused."""
     new_elements: Literal["refuse", "add"] = field(default="refuse", metadata=DECIDES)
     """Treatment of elements in the data that the start does not know."""
     missing_forces: Literal["refuse", "allow"] = field(default="refuse", metadata=MAY_CHANGE)

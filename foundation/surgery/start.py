@@ -27,6 +27,7 @@ from foundation.datasets import numbered_as_in
 from foundation.models import Architecture
 from foundation.potential import Potential
 from foundation.provenance import MovedReferences, StartChanges, StartFacts
+from foundation.surgery.contradictions import refuse_contradictions
 from foundation.surgery.elements import add_elements, nearest_element
 from foundation.surgery.energy_zero import energy_zero
 from foundation.surgery.references import refit_references
@@ -95,7 +96,7 @@ def prepare_start(
         new_elements: Treatment of elements in the data that the start does not know.
 
     Raises:
-        ValueError: there is such an element, and it must not be added; or energies contradict the start's ('auto').
+        ValueError: there is such an element, and it must not be added; or labels contradict the start's ('auto').
     """
     new = tuple(sorted(set().union(*(sums.elements for sums in statistics.values())) - set(start.elements)))
     if new and new_elements == "refuse":
@@ -181,6 +182,7 @@ def _of_another_zero(potential: Potential, datasets: Sequence[Dataset]) -> list[
     for theory in sorted({dataset.theory_number for dataset in datasets}):
         own = [dataset for dataset in datasets if dataset.theory_number == theory]
         zero, sentence = energy_zero(potential, own)
+        refuse_contradictions(potential, own)
         log.info("%s", sentence)
         found += own if zero == "another" else []
     return found
