@@ -81,12 +81,17 @@ def sized(
         datasets: Training data.
         cutoff: Cutoff of the model [Å].
         world_size: Number of processes, which divides the lanes.
-        begun: Record of the run that is resumed, as JSON; it may get longer, but keeps its warm-up and average.
+        begun: Record of the run that is resumed, as JSON; it may get longer, and else keeps its number of
+            steps, warm-up and average.
 
     Raises:
         ValueError: the edges of the data were not counted at this cutoff.
     """
     whole, reasons = _pass_over(datasets, cutoff), list[str]()
+    record = typed(_Begun, begun, "config") if isinstance(begun, dict) else _Begun()
+    if fit.steps is None and fit.epochs is None and record.fit.steps is not None:
+        fit = replace(fit, steps=record.fit.steps)
+        reasons.append(f"{record.fit.steps:,} steps, those of the run (--fit.epochs or --fit.steps to choose)")
     found = with_defaults(fit)
     if fit.lanes is None or fit.edge_budget is None:
         found = _with_batches(found, fit, whole, world_size)
@@ -100,7 +105,7 @@ def sized(
             f"validation every {found.validate_every:,} steps, checkpoints every {found.checkpoint_every:,}: "
             f"{found.steps // found.validate_every:,} validations in the run"
         )
-    optim, why = _with_memory(optim, found.steps, begun)
+    optim, why = _with_memory(optim, found.steps, record.optim)
     return found, optim, (*reasons, *why)
 
 
@@ -115,16 +120,25 @@ class _Memory(OpenRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Length(OpenRecord):
+    """Length in section fit of the record of a run."""
+
+    steps: int | None = None
+    """Number of steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Begun(OpenRecord):
     """Record of a run."""
 
+    fit: _Length = field(default_factory=_Length)
+    """Its section fit."""
     optim: _Memory = field(default_factory=_Memory)
     """Its section optim."""
 
 
-def _with_memory(optim: OptimConfig, num_steps: int, begun: object) -> tuple[OptimConfig, list[str]]:
+def _with_memory(optim: OptimConfig, num_steps: int, record: _Memory) -> tuple[OptimConfig, list[str]]:
     """Return the section optim with warm-up and decay of the average, and a sentence on each one left out."""
-    record = typed(_Begun, begun, "config").optim if isinstance(begun, dict) else _Memory()
     warmup, decay, reasons = optim.warmup_steps, optim.ema_decay, list[str]()
     if warmup is None:
         warmup = warmup_of(num_steps) if record.warmup_steps is None else record.warmup_steps

@@ -140,3 +140,15 @@ def test_a_run_records_what_its_data_decide_and_goes_on_with_it(emt_manifest: Ma
     longer = dataclasses.replace(config, fit=FitOptions(epochs=2.0, resume=True))
     with pytest.raises(ValueError, match=rf"fit\.steps \d+: the run was planned for {fit.steps}"):
         pretrain(longer)
+
+
+def test_a_resumed_run_keeps_its_number_of_steps_unless_another_is_given(tmp_path: Path) -> None:
+    datasets, begun = built(tmp_path / "data", 3), {"fit": {"steps": 40}}
+    kept, _, reasons = sized(*LEFT_TO_DATA, datasets, cutoff=5.0, world_size=1, begun=begun)
+    assert kept.steps == 40
+    assert any("40 steps, those of the run" in each for each in reasons)
+    longer, _, _ = sized(FitOptions(steps=60), OptimConfig(), datasets, cutoff=5.0, world_size=1, begun=begun)
+    passes, _, _ = sized(FitOptions(epochs=50.0), OptimConfig(), datasets, cutoff=5.0, world_size=1, begun=begun)
+    fresh, _, _ = sized(*LEFT_TO_DATA, datasets, cutoff=5.0, world_size=1)
+    assert longer.steps == 60
+    assert passes.steps * 2 == fresh.steps
