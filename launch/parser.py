@@ -110,17 +110,13 @@ def simplified(message: str) -> str:
 
 def overview(verbs: Mapping[str, Verb]) -> str:
     """Return the help of the whole command."""
-    lines = []
-    for name, verb in verbs.items():
-        lines += ["", verb.group] if verb.group and lines else [verb.group] if verb.group else []
-        lines.append(f"  {name:<{NAME_WIDTH}}{verb.help}")
     return "\n".join(
         [
             "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--traceback]",
             "",
             "Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
             "",
-            *lines,
+            _listed(verbs),
             "",
             "foundation VERB --help shows the options that people set, --help all every option.",
             "An option may lack its section where no other ends so: --steps 100 is --fit.steps 100.",
@@ -128,6 +124,15 @@ def overview(verbs: Mapping[str, Verb]) -> str:
             "--traceback shows where in the code an error arose.",
         ]
     )
+
+
+def _listed(verbs: Mapping[str, Verb]) -> str:
+    """Return the verbs with their phrases, by groups."""
+    lines = []
+    for name, verb in verbs.items():
+        lines += ["", verb.group] if verb.group and lines else [verb.group] if verb.group else []
+        lines.append(f"  {name:<{NAME_WIDTH}}{verb.help}")
+    return "\n".join(lines)
 
 
 def _short_help(parser: jsonargparse.ArgumentParser, keys: Sequence[str]) -> str:
@@ -269,6 +274,10 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
     if not words or words[0] in (*HELP, "help"):
         print(overview(verbs))
         raise SystemExit(0 if words else 2)
+    members = {name: verb for name, verb in verbs.items() if name.startswith(f"{words[0]} ")}
+    if members and (len(words) == 1 or words[1] in HELP):
+        print(f"usage: foundation {words[0]} VERB [--KEY VALUE]... -- COMMAND\n\n{_listed(members)}")
+        raise SystemExit(0 if len(words) > 1 else 2)
     name, words = _verb(verbs, words)
     loaded = verbs[name].load()
     loaded = dataclasses.replace(loaded, config=_class_of(loaded, words))

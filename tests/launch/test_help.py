@@ -67,6 +67,17 @@ def test_an_unknown_verb_is_answered_by_the_nearest(capsys: pytest.CaptureFixtur
     assert "choose from finetune, evaluate, export" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["launch"], ["launch", "--help"]])
+def test_a_word_with_several_verbs_lists_them(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == (0 if words[1:] else 2)
+    listed = capsys.readouterr().out
+    assert "launch slurm" in listed
+    assert "launch local" in listed
+    assert "finetune" not in listed
+
+
 @pytest.mark.parametrize("words", ["--help", "-h", "help"])
 def test_help_is_shown_by_any_of_its_words(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: foundation VERB" in printed([words], capsys)
