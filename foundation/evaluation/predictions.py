@@ -11,6 +11,7 @@ from torch import Tensor
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.stream import full_pass
 from data_pipeline.store.manifest import Manifest
+from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
 from foundation.potential import Potential
@@ -96,7 +97,11 @@ def predict(
     finally:
         potential.train(was_training)
     if not ids:
-        raise ValueError(f"{manifest.root}: split {split!r} has no frame whose elements are all known to the potential")
+        unknown = sorted(set(manifest.split(split).statistics.elements) - set(potential.elements))
+        raise ValueError(
+            f"{manifest.provenance.name}: split {split!r} has no frame whose elements are all known to the potential, "
+            f"which lacks {', '.join(SYMBOLS[z] for z in unknown)}"
+        )
     arrays = {name: np.concatenate(values) for name, values in rows.items()}
     return Predictions(
         ids=tuple(ids),

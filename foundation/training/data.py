@@ -113,7 +113,10 @@ class TrainingData(lightning.LightningDataModule):
         if not empty:
             return None
         where = "in this run" if len(empty) == len(self.datasets) and not self.watched else f"on {', '.join(empty)}"
-        return f"no validation {where}: {', '.join(empty)} without frames in split val (build with --val_fraction 0.1)"
+        return (
+            f"no validation {where}: {', '.join(empty)} without frames in split val (--val names files for it, "
+            "--read.val_fraction 0.1 takes a part of plain files; build a data set with --val_fraction 0.1)"
+        )
 
     def _full_pass(self, dataset: Dataset, trainer: lightning.Trainer) -> FullPass:
         return full_pass(
