@@ -145,7 +145,8 @@ def _short_help(parser: jsonargparse.ArgumentParser, keys: Sequence[str]) -> str
         action = actions[key]
         sentence = _sentence(action.help)
         needed = action.required and action.default is None
-        unset = "required" if needed else f"default: {json.dumps(action.default, default=str)}"
+        default = "None" if action.default is None else json.dumps(action.default, default=str)
+        unset = "required" if needed else f"default: {default}"
         text = f"  --{key:<{KEY_WIDTH}} {sentence} ({unset})"
         lines += textwrap.wrap(text, width, subsequent_indent=" " * (KEY_WIDTH + 5), break_on_hyphens=False)
     lines += ["", *textwrap.wrap(parser.epilog, width)] if parser.epilog else []

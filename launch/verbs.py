@@ -248,8 +248,8 @@ BUILD_KEYS = (
     *("provenance.name", "provenance.licence", "provenance.level_of_theory", "filters.max_force"),
 )
 TRAINING_KEYS = (
-    *("data", "out", "overwrite", "fit.steps", "fit.lanes", "fit.edge_budget", "fit.seed", "machine.num_workers"),
-    *("machine.devices", "fit.resume", "optim.learning_rate"),
+    *("data", "val", "test", "out", "overwrite", "read.energy_key", "fit.epochs", "fit.steps", "fit.resume"),
+    *("fit.edge_budget", "fit.seed", "machine.accelerator", "machine.devices", "optim.learning_rate"),
 )
 PREFLIGHT_KEYS = (*("verify", "memory", "free_disk", "edges_per_second", "price", "time_limit", "report", "strict"),)
 LOSS_KEYS = ("loss.energy.weight", "loss.forces.weight", "loss.stress.weight")
