@@ -238,7 +238,7 @@ def _compare_step_zero(settled: Settled, datasets: Sequence[Dataset]) -> None:
     same = settled.changes.same_energies
     count, largest = check_step_zero(settled.start, settled.potential, batches, same_references=same)
     if count:
-        log.info("step 0: the start's predictions on %d frames, forces to %.1g eV/Å", count, largest)
+        log.info("before step 1 forces are the start's within %.1g eV/Å (%d frames compared)", largest, count)
     else:
         log.warning("step 0 is not compared with the start: all of the first frames have elements unknown to it")
 
