@@ -64,7 +64,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def inspection(config: InspectConfig, opened: Manifest, found: Inspection) -> None:
     """Print the contents of a data set and warnings."""
-    manifest(opened)
+    words = config.data if isinstance(config.data, tuple) else (config.data,)
+    manifest(opened, " ".join(map(str, words)))
     console.print(f"energies: {opened.provenance.energy_convention}\ncite: {opened.provenance.citation}")
     _distributions(opened, found)
     _periodic_table(found.frames_of_element)
@@ -135,9 +136,9 @@ def _work_check(label: str, check: WorkCheck, factor: str) -> None:
     )
 
 
-def manifest(opened: Manifest) -> None:
-    """Print the splits of a data set, its provenance and its elements."""
-    table = Table(title=f"{opened.provenance.name} ({opened.root})", title_justify="left")
+def manifest(opened: Manifest, words: str = "") -> None:
+    """Print the splits of a data set, as it was named or with its folder, its provenance and its elements."""
+    table = Table(title=f"{opened.provenance.name} ({words or opened.root})", title_justify="left")
     for name in ("split", "frames", "atoms", "forces", "stress", "MB", "rms F, eV/Å"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in ordered_splits(opened).items():

@@ -10,11 +10,12 @@ import pytest
 from data_pipeline.store.manifest import open_manifest
 from foundation.evaluate import EvaluateConfig
 from foundation.evaluation.quantities import QUANTITIES
-from foundation.evaluation.suites import Finding
+from foundation.evaluation.suites import Finding, Findings
 from foundation.reports.evaluation_report import Evaluation
 from launch import tables as tables
 from launch.__main__ import main
 from launch.tables import sparkline
+from tests.data_pipeline.plain_files.written import labelled, xyz
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -111,7 +112,18 @@ def test_a_table_in_a_file_fits_80_columns_and_lines_stay_whole(capsys: pytest.C
     suite = Finding(value=1.0, reference=2.0, unit="eV")
     config = EvaluateConfig(model=Path("m"), data=Path("d"), out=Path("/" + 100 * "long/"))
     named = {f"energy of vacancies {number} in the supercell of a crystal": suite for number in range(3)}
-    tables.evaluation(config, dataclasses.replace(found, suites={"defects and their migration": named}))
+    tables.evaluation(config, dataclasses.replace(found, suites={"defects and their migration": Findings(quantities=named)}))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert lines[-1] == f"report: {config.out / 'index.html'}"
+
+
+def test_inspect_names_a_plain_file_and_no_folder_that_is_gone_afterwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    xyz(tmp_path / "mine.xyz", labelled(3))
+    assert main(["inspect", "--data", "mine.xyz"]) == 0
+    output = printed(capsys)
+    assert "mine (mine.xyz)" in output
+    assert "foundation-" not in output
