@@ -112,7 +112,9 @@ def test_a_table_in_a_file_fits_80_columns_and_lines_stay_whole(capsys: pytest.C
     suite = Finding(value=1.0, reference=2.0, unit="eV")
     config = EvaluateConfig(model=Path("m"), data=Path("d"), out=Path("/" + 100 * "long/"))
     named = {f"energy of vacancies {number} in the supercell of a crystal": suite for number in range(3)}
-    tables.evaluation(config, dataclasses.replace(found, suites={"defects and their migration": Findings(quantities=named)}))
+    tables.evaluation(
+        config, dataclasses.replace(found, suites={"defects and their migration": Findings(quantities=named)})
+    )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert lines[-1] == f"report: {config.out / 'index.html'}"
