@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.building.duplicates import frames_in_both
 from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig
+from data_pipeline.plain_files import ReadConfig, is_dataset
 from data_pipeline.store import durable
-from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.configuration import resolved
 from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
@@ -128,6 +129,14 @@ def _evaluate(
         num_workers=config.num_workers,
     )
     findings = run_suites(config.suites, PotentialSubject(potential, theory))
+    if known := _trained_on(config, manifest):
+        log.warning(
+            "%d of the %d frames were trained on in %s: errors on them do not measure what it predicts elsewhere; "
+            "evaluate frames that it has not seen",
+            known,
+            predictions.errors().num_atoms.size,
+            config.model,
+        )
     for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):
         log.warning("%s", sentence)
     evaluated = Evaluated(
@@ -178,6 +187,18 @@ def _one_suite(suite: Suite, subject: Subject, folder: Path, theory: str | None,
     return record
 
 
+def _trained_on(config: EvaluateConfig, manifest: Manifest) -> int:
+    """Return the number of frames of plain files that the model's run has trained on, from plain files as well."""
+    run = _run_of(config)
+    built = run.glob("data/*/manifest.json") if run else ()
+    trained = [data for data in map(open_manifest, built) if "train" in data.splits and data.split("train").shards]
+    files = (config.data,) if isinstance(config.data, Path) else config.data or ()
+    if not trained or any(map(is_dataset, files)):
+        return 0
+    frames = Dataset(manifest=manifest, split=config.split).frames()
+    return len({mine for data in trained for mine, _ in frames_in_both(frames, Dataset(manifest=data).frames())})
+
+
 def _refuse_empty(manifest: Manifest, config: EvaluateConfig) -> None:
     """Refuse a split without frames, and name those that have some."""
     if not manifest.split(config.split).shards:
@@ -189,11 +210,16 @@ def report_folder(config: EvaluateConfig) -> Path:
     """Return the folder of the report: as configured, in the run folder that the model belongs to, or here."""
     if config.out is not None:
         return config.out
-    for run in (config.model, config.model.parent) if config.model else ():
-        if (run / "run.json").is_file():
-            return run / ("suites" if config.data is None else "report")
+    if run := _run_of(config):
+        return run / ("suites" if config.data is None else "report")
     name = config.model.resolve().name if config.model else re.sub(r"\W+", "-", config.calculator or "")
     return Path(f"{name}-report")
+
+
+def _run_of(config: EvaluateConfig) -> Path | None:
+    """Return the run folder that the model belongs to, or None."""
+    places = (config.model, config.model.parent) if config.model else ()
+    return next((place for place in places if (place / "run.json").is_file()), None)
 
 
 def _existing(model: Path) -> Path:
