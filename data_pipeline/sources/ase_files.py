@@ -181,8 +181,10 @@ class AseFiles(Source):
         """Return ASE's Atoms as a Structure, with units and signs converted.
 
         Raises:
-            InvalidStructure: no energy, or Structure.checked refuses the frame.
+            InvalidStructure: no energy, an isolated atom of MACE, or Structure.checked refuses the frame.
         """
+        if len(atoms) == 1 and atoms.info.get("config_type") == "IsolatedAtom":
+            raise InvalidStructure("is an isolated atom for MACE's reference energies (config_type=IsolatedAtom)")
         if self.labels == "none":
             atoms = atoms.copy()  # without the calculator
         energy = 0.0 if self.labels == "none" else _energy(atoms, self.energy_key)

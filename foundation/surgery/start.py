@@ -214,8 +214,8 @@ def _warn_of_moves(report: Mapping[str, MovedReferences], start: Potential, fold
             furthest = max(known, key=lambda symbol: abs(known[symbol]))
             log.warning(
                 "warning: %s already knows the level of theory %s: all its predictions there for %s move by up to "
-                "%.3g eV per atom (%s). Keep the references if the data follow its convention, or give them a `theory` "
-                "of their own.",
+                "%.3g eV per atom (%s). Keep the references if the data follow its convention (--references keep), or "
+                "name a level of theory of their own (--theory NAME).",
                 *(folder, theory, ", ".join(known), abs(known[furthest]), furthest),
             )
 

@@ -101,10 +101,9 @@ def sized(
         reasons.append(_steps_reason(fit, found, whole))
     found = replace(found, **_intervals(fit, found.steps))
     if fit.validate_every is None or fit.checkpoint_every is None:
-        reasons.append(
-            f"validation every {found.validate_every:,} steps, checkpoints every {found.checkpoint_every:,}: "
-            f"{found.steps // found.validate_every:,} validations in the run"
-        )
+        validated, saved = _steps_of(found.validate_every), _steps_of(found.checkpoint_every)
+        count = found.steps // found.validate_every
+        reasons.append(f"validation every {validated} ({count:,} in the run), a checkpoint every {saved}")
     optim, why = _with_memory(optim, found.steps, record.optim)
     return found, optim, (*reasons, *why)
 
@@ -223,6 +222,10 @@ def _batches_reason(fit: FitConfig, whole: _Pass) -> str:
     steps = whole.steps(fit)
     pass_over = f"{whole.structures:,.6g} frames, {steps:,} step{'s' if steps > 1 else ''} a pass"
     return f"{lanes}: {pass_over}, {whole.structures / steps:.3g} structures a step; the largest has {whole.largest:,}"
+
+
+def _steps_of(number: int) -> str:
+    return "step" if number == 1 else f"{number:,} steps"
 
 
 def _steps_reason(fit: FitOptions, found: FitConfig, whole: _Pass) -> str:

@@ -9,6 +9,7 @@ import ase.db
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.plain_files import Built, ReadConfig, build_plain, is_dataset, plain_fingerprint, plain_name
@@ -208,6 +209,15 @@ def test_frames_that_cannot_be_used_are_left_out_and_said(tmp_path: Path, build:
     with pytest.raises(InvalidStructure, match="no energy in its frames"):
         build(xyz(tmp_path / "b.xyz", unlabelled(3)))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_isolated_atoms_of_mace_are_left_out_and_said(tmp_path: Path, build: Callable[..., Built]) -> None:
+    frames = [*labelled(4), labelled(5)[4][:1]]
+    frames[4].calc = SinglePointCalculator(frames[4], energy=-3.0)
+    frames[4].info["config_type"] = "IsolatedAtom"
+    built = build(xyz(tmp_path / "mine.xyz", frames))
+    assert sum(sizes(built.manifest)) == 4
+    assert said(built, "is an isolated atom for MACE's reference energies")
 
 
 @pytest.mark.parametrize("number", [1, 3, 9])
