@@ -2,6 +2,7 @@
 
 from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
+from data_pipeline.sources.coulomb import CoulombMedia
 from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.joined import FileSource, Joined
@@ -14,6 +15,7 @@ __all__ = [
     "AlexandriaJson",
     "AseFiles",
     "AseLmdb",
+    "CoulombMedia",
     "DeepmdNpy",
     "EmtAlloys",
     "FileSource",
@@ -33,6 +35,7 @@ __all__ = [
 SourceConfig = (
     AseFiles
     | AseLmdb
+    | CoulombMedia
     | DeepmdNpy
     | EmtAlloys
     | Joined
