@@ -1,5 +1,6 @@
 """Suites: one file per physical property, computed from predictions alone and compared with references."""
 
+from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.equation_of_state import EquationOfState
 from foundation.evaluation.suites.suite import (
@@ -15,6 +16,7 @@ from foundation.evaluation.suites.suite import (
 
 __all__ = [
     "Chart",
+    "CoulombLaw",
     "Curve",
     "Dimers",
     "EquationOfState",
@@ -27,5 +29,5 @@ __all__ = [
     "run_suites",
 ]
 
-SuiteConfig = Dimers | EquationOfState
+SuiteConfig = CoulombLaw | Dimers | EquationOfState
 """The suites of a YAML file, distinguished by their first field."""
