@@ -60,9 +60,8 @@ def test_an_unknown_verb_is_answered_by_the_nearest(capsys: pytest.CaptureFixtur
     )
     assert main(["launch", "slrum"]) == 2
     assert "did you mean launch slurm?" in capsys.readouterr().err
-    for words in (["preflight"], ["preflight", "--config", "x.yaml"]):
-        assert main(words) == 2
-        assert "preflight needs another word: preflight pretrain or preflight finetune." in capsys.readouterr().err
+    assert main(["preflight", "--config", "x.yaml"]) == 2
+    assert "preflight needs another word: preflight pretrain or preflight finetune." in capsys.readouterr().err
     assert main(["xyz"]) == 2
     assert "choose from finetune, evaluate, export" in capsys.readouterr().err
 
