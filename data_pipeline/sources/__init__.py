@@ -9,6 +9,7 @@ from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
 from data_pipeline.sources.random_crystals import RandomCrystals
+from data_pipeline.sources.rigid_ions import RigidIonCrystals
 from data_pipeline.sources.source import Frame, MachineLearned, Part, Source
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MptrjJson",
     "Part",
     "RandomCrystals",
+    "RigidIonCrystals",
     "Source",
     "SourceConfig",
 ]
@@ -40,6 +42,7 @@ SourceConfig = (
     | EmtAlloys
     | Joined
     | RandomCrystals
+    | RigidIonCrystals
     | MaceHdf5
     | MlearnJson
     | MptrjJson
