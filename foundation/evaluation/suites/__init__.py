@@ -2,6 +2,7 @@
 
 from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.dimers import Dimers
+from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.equation_of_state import EquationOfState
 from foundation.evaluation.suites.suite import (
     Chart,
@@ -19,6 +20,7 @@ __all__ = [
     "CoulombLaw",
     "Curve",
     "Dimers",
+    "Disorder",
     "EquationOfState",
     "Finding",
     "Findings",
@@ -29,5 +31,10 @@ __all__ = [
     "run_suites",
 ]
 
-SuiteConfig = CoulombLaw | Dimers | EquationOfState
+SuiteConfig = (
+    CoulombLaw
+    | Dimers
+    | Disorder
+    | EquationOfState
+)
 """The suites of a YAML file, distinguished by their first field."""
