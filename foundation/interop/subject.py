@@ -15,6 +15,7 @@ from data_pipeline.graphs.batch import collate
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.suite import Predicted, Subject
 from foundation.interop.calculator import Calculator, to_atoms
+from foundation.naming import resolve
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
 
@@ -59,6 +60,10 @@ class PotentialSubject(Subject):
             fast.compute_as(Computation(radial_table=KNOTS))
         return Calculator(fast, self._exact.device.type, torch.float32, self._exact.theories[self.theory])
 
+    def another(self, word: str) -> Subject:
+        """Return the subject of a word."""
+        return subject_of(word)
+
 
 class CalculatorSubject(Subject):
     """A calculator of any program."""
@@ -102,6 +107,23 @@ class CalculatorSubject(Subject):
     def calculator(self) -> AseCalculator:
         """Return the calculator itself."""
         return self._calculator
+
+    def another(self, word: str) -> Subject:
+        """Return the subject of a word."""
+        return subject_of(word)
+
+
+def subject_of(word: str) -> Subject:
+    """Return the potential of a name or folder, or the calculator of module:Class.
+
+    Raises:
+        FileNotFoundError: the word names no potential.
+        ValueError: the calculator cannot be made, or the potential has several levels of theory.
+    """
+    if ":" in word:
+        return CalculatorSubject.named(word)
+    potential = resolve(word).load()
+    return PotentialSubject(potential, potential.theory_number(None), word)
 
 
 def _batches(structures: Sequence[Structure]) -> list[list[Structure]]:

@@ -2,8 +2,10 @@
 
 from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.dimers import Dimers
+from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.equation_of_state import EquationOfState
+from foundation.evaluation.suites.force_constants import ForceConstants
 from foundation.evaluation.suites.suite import (
     Chart,
     Curve,
@@ -20,10 +22,12 @@ __all__ = [
     "CoulombLaw",
     "Curve",
     "Dimers",
+    "Disagreement",
     "Disorder",
     "EquationOfState",
     "Finding",
     "Findings",
+    "ForceConstants",
     "Subject",
     "Suite",
     "SuiteConfig",
@@ -34,7 +38,9 @@ __all__ = [
 SuiteConfig = (
     CoulombLaw
     | Dimers
+    | Disagreement
     | Disorder
     | EquationOfState
+    | ForceConstants
 )
 """The suites of a YAML file, distinguished by their first field."""

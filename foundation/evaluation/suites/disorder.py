@@ -7,7 +7,7 @@ of the far ones. Trajectories are the oracle's own and the same for every subjec
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -185,10 +185,10 @@ def correlation(one: Float64[np.ndarray, "..."], other: Float64[np.ndarray, "...
 
 
 def interval_over(
-    statistic: Callable[[Float64[np.ndarray, "..."]], float], values: Sequence | Float64[np.ndarray, "trajectories _"]
+    statistic: Callable[[Float64[np.ndarray, "..."]], float], rows: Float64[np.ndarray, "rows _"]
 ) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a statistic by a bootstrap over the rows, one per trajectory."""
-    rows, rng = np.asarray(values), np.random.default_rng(0)
+    """Return the 95 % confidence interval of a statistic by a bootstrap over rows, such as trajectories."""
+    rng = np.random.default_rng(0)
     drawn = [float(statistic(rows[rng.integers(len(rows), size=len(rows))])) for _ in range(RESAMPLES)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

@@ -49,6 +49,15 @@ class Subject(ABC):
     def calculator(self) -> Calculator:
         """Return a calculator for molecular dynamics, in the fastest form that conserves energy."""
 
+    @abstractmethod
+    def another(self, word: str) -> "Subject":
+        """Return a second subject to compare with: a potential by name or folder, or module:Class of a calculator.
+
+        Raises:
+            FileNotFoundError: the word names no potential.
+            ValueError: the calculator cannot be made, or the potential has several levels of theory.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
