@@ -7,6 +7,7 @@ of the far ones. Trajectories are the oracle's own and the same for every subjec
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -65,13 +66,17 @@ class Disorder(Suite):
     """Number of steps of 1.5 fs from frame to frame."""
     warm_up: int = field(default=100, metadata=MAY_CHANGE)
     """Number of steps before the first frame."""
+    melting: float | None = field(default=None, metadata=MAY_CHANGE)
+    """Temperature [K] of as many steps as warm_up before it, to destroy the crystal outside the sphere: a fraction of a
+    picosecond at 4000 K leaves a hot crystal. None: there are none."""
 
     def __post_init__(self) -> None:
         check_numbers(self, LIMITS)
         if not self.frozen_radii or not all(0.0 <= radius <= MAX_RADIUS for radius in self.frozen_radii):
             raise ValueError(f"frozen_radii must be lengths of 0 to {MAX_RADIUS:g} Å, not {self.frozen_radii}")
-        if not 1 <= self.repeats <= 10 or not 1.0 <= self.temperature <= 100_000.0:
-            raise ValueError("repeats must be 1 to 10 and temperature 1 to 100,000 K")
+        temperatures = [each for each in (self.temperature, self.melting) if each is not None]
+        if not 1 <= self.repeats <= 10 or not all(1.0 <= each <= 100_000.0 for each in temperatures):
+            raise ValueError("repeats must be 1 to 10, temperature and melting 1 to 100,000 K")
 
     def elements(self) -> set[int]:
         """Return magnesium and oxygen."""
@@ -83,17 +88,17 @@ class Disorder(Suite):
         times = TIME_STEP * (self.warm_up + self.interval * np.arange(self.frames))
         over_time = {}
         for radius in self.frozen_radii:
-            made = self._trajectories(radius)
-            predicted = np.array([each.forces[made.centre] for each in subject.predict(made.structures)])
-            predicted = predicted.reshape(made.forces.shape)
-            errors = np.linalg.norm(predicted - made.forces, axis=2) / np.linalg.norm(made.forces, axis=2)
+            oracle = made(self, radius)
+            predicted = np.array([each.forces[oracle.centre] for each in subject.predict(oracle.structures)])
+            predicted = predicted.reshape(oracle.forces.shape)
+            errors = np.linalg.norm(predicted - oracle.forces, axis=2) / np.linalg.norm(oracle.forces, axis=2)
             label = f"R {radius:g} Å"
             found |= {
                 f"median error, {label}": Finding(
                     value=float(np.median(errors)), interval=interval_over(np.median, errors)
                 ),
-                f"correlation, {label}": Finding(value=correlation(predicted, made.forces)),
-                f"displacement of free ions, {label}": Finding(value=made.displacement, unit="Å"),
+                f"correlation, {label}": Finding(value=correlation(predicted, oracle.forces)),
+                f"displacement of free ions, {label}": Finding(value=oracle.displacement, unit="Å"),
             }
             over_time[label] = Curve(x=tuple(times), y=tuple(np.median(errors, axis=0).tolist()))
         return Findings(quantities=found, charts=self._charts(found, over_time))
@@ -124,39 +129,34 @@ class Disorder(Suite):
             ),
         }
 
-    def _trajectories(self, radius: float) -> Trajectories:
-        repeats = max(self.repeats, int(np.ceil(2 * radius / LATTICE_CONSTANT)))
-        return _trajectories(
-            radius, repeats, self.temperature, self.trajectories, self.frames, self.interval, self.warm_up
-        )
-
 
 @functools.lru_cache(maxsize=16)
-def _trajectories(
-    radius: float, repeats: int, temperature: float, trajectories: int, frames: int, interval: int, warm_up: int
-) -> Trajectories:
+def made(suite: Disorder, radius: float) -> Trajectories:
+    """Return the oracle's trajectories of a suite for one of its radii."""
     structures, forces, squares = [], [], []
+    repeats = max(suite.repeats, math.ceil(2 * radius / LATTICE_CONSTANT))
     perfect = crystal(repeats)
     centre, frozen = sphere(perfect, radius)
     free = np.setdiff1d(np.arange(len(perfect)), frozen)
-    for number in range(trajectories):
-        atoms = perfect.copy()
-        moving = dynamics(
+    for number in range(suite.trajectories):
+        atoms, seed = perfect.copy(), (round(100 * radius), repeats, round(suite.temperature), number)
+        run = functools.partial(
+            dynamics,
             atoms,
-            temperature=temperature,
-            seed=(round(100 * radius), repeats, round(temperature), number),
             calculator=RigidIons(),
-            warm_up=warm_up,
-            interval=interval,
+            warm_up=suite.warm_up,
+            interval=suite.interval,
             frozen=frozen.tolist(),
         )
-        for _ in itertools.islice(moving, frames):
+        if suite.melting is not None:
+            next(run(temperature=suite.melting, seed=(*seed, round(suite.melting))))
+        for _ in itertools.islice(run(temperature=suite.temperature, seed=seed), suite.frames):
             structures.append(unlabelled(atoms))
             forces.append(atoms.get_forces(apply_constraint=False)[centre])
         squares.append((atoms.positions - perfect.positions)[free] ** 2)
     return Trajectories(
         structures=structures,
-        forces=np.array(forces).reshape(trajectories, frames, 3),
+        forces=np.array(forces).reshape(suite.trajectories, suite.frames, 3),
         centre=centre,
         displacement=float(np.sqrt(np.sum(squares, axis=-1).mean())) if len(free) else 0.0,
     )

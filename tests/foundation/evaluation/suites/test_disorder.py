@@ -62,6 +62,22 @@ def test_ions_within_the_radius_stay_and_the_others_move() -> None:
             assert (moved == ~inside).all()
 
 
+def test_melting_destroys_the_crystal_outside() -> None:
+    displacements = []
+    for melting in (None, 40_000.0):
+        suite = Disorder(
+            frozen_radii=(2.5,), repeats=2, trajectories=2, frames=1, interval=1, warm_up=25, melting=melting
+        )
+        subject = Scaled(0.5)
+        found = suite.run(subject).quantities
+        assert found["median error, R 2.5 Å"].value == pytest.approx(0.5)
+        displacements.append(found["displacement of free ions, R 2.5 Å"].value)
+        perfect = crystal(2)
+        _, frozen = sphere(perfect, 2.5)
+        assert all((frame.positions[frozen] == perfect.positions[frozen]).all() for frame in subject.seen)
+    assert displacements[1] > 2 * displacements[0]
+
+
 def test_trajectories_are_the_same_for_every_subject_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Scaled(1.0), Scaled(0.5)
     SHORT.run(first)
