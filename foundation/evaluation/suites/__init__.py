@@ -35,12 +35,5 @@ __all__ = [
     "run_suites",
 ]
 
-SuiteConfig = (
-    CoulombLaw
-    | Dimers
-    | Disagreement
-    | Disorder
-    | EquationOfState
-    | ForceConstants
-)
+SuiteConfig = CoulombLaw | Dimers | Disagreement | Disorder | EquationOfState | ForceConstants
 """The suites of a YAML file, distinguished by their first field."""
