@@ -1,6 +1,7 @@
 """Suites: one file per physical property, computed from predictions alone and compared with references."""
 
 from foundation.evaluation.suites.coulomb import CoulombLaw
+from foundation.evaluation.suites.diatomics import Diatomics
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
@@ -21,6 +22,7 @@ __all__ = [
     "Chart",
     "CoulombLaw",
     "Curve",
+    "Diatomics",
     "Dimers",
     "Disagreement",
     "Disorder",
@@ -35,5 +37,13 @@ __all__ = [
     "run_suites",
 ]
 
-SuiteConfig = CoulombLaw | Dimers | Disagreement | Disorder | EquationOfState | ForceConstants
+SuiteConfig = (
+    CoulombLaw
+    | Diatomics
+    | Dimers
+    | Disagreement
+    | Disorder
+    | EquationOfState
+    | ForceConstants
+)
 """The suites of a YAML file, distinguished by their first field."""

@@ -4,10 +4,12 @@ Molecular dynamics at high temperature and radiation damage go to short distance
 attracts there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float64
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
@@ -49,11 +51,7 @@ class Dimers(Suite):
         """Return four findings for each dimer."""
         distances = np.arange(self.shortest, self.longest + self.step / 2, self.step)
         found: dict[str, Finding] = {}
-        for pair in self.pairs:
-            predicted = subject.predict([_dimer(pair, distance) for distance in distances])
-            energies = np.array([each.energy for each in predicted])
-            # of the second atom along the bond: positive is repulsion
-            forces = np.array([each.forces[1, 0] for each in predicted])
+        for pair, energies, forces in zip(self.pairs, *scan(subject, self.pairs, distances), strict=True):
             lowest = int(energies.argmin())
             bound = 0 < lowest < len(distances) - 1
             signs = np.sign(forces[np.abs(forces) > MIN_FORCE])
@@ -67,6 +65,16 @@ class Dimers(Suite):
                 f"{label}: changes of the force's sign": Finding(value=float(np.count_nonzero(np.diff(signs)))),
             }
         return Findings(quantities=found)
+
+
+def scan(
+    subject: Subject, pairs: Sequence[tuple[str, str]], distances: Float64[np.ndarray, " distances"]
+) -> tuple[Float64[np.ndarray, "pairs distances"], Float64[np.ndarray, "pairs distances"]]:
+    """Return the energies [eV] and forces along the bond [eV/Å], positive in repulsion, of pairs of atoms."""
+    predicted = subject.predict([_dimer(pair, distance) for pair in pairs for distance in distances])
+    shape = len(pairs), len(distances)
+    energies = np.array([each.energy for each in predicted])
+    return energies.reshape(shape), np.array([each.forces[1, 0] for each in predicted]).reshape(shape)
 
 
 def _dimer(pair: tuple[str, str], distance: float) -> Structure:

@@ -125,7 +125,7 @@ class Suite(ABC):
 
     @abstractmethod
     def elements(self) -> set[int]:
-        """Return the atomic numbers that occur in the suite's structures."""
+        """Return the atomic numbers that a subject must know."""
 
     @abstractmethod
     def run(self, subject: Subject) -> Findings:
