@@ -5,6 +5,7 @@ from foundation.evaluation.suites.diatomics import Diatomics
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
+from foundation.evaluation.suites.elastic import Elastic
 from foundation.evaluation.suites.equation_of_state import EquationOfState
 from foundation.evaluation.suites.force_constants import ForceConstants
 from foundation.evaluation.suites.suite import (
@@ -26,6 +27,7 @@ __all__ = [
     "Dimers",
     "Disagreement",
     "Disorder",
+    "Elastic",
     "EquationOfState",
     "Finding",
     "Findings",
@@ -43,6 +45,7 @@ SuiteConfig = (
     | Dimers
     | Disagreement
     | Disorder
+    | Elastic
     | EquationOfState
     | ForceConstants
 )

@@ -4,12 +4,14 @@ The energies of a crystal over its volume are fitted by the third-order equation
 Phys. Rev. 71, 809 (1947)), which is a cubic polynomial in V^(-2/3), so the fit is linear least squares.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
+from data_pipeline.quoting import abbreviated
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.quantities import GPA
@@ -61,7 +63,10 @@ class Crystal:
 
     def scaled(self, factor: float) -> Structure:
         """Return the conventional cell with its volume times a factor."""
-        side = self.lattice_constant * factor ** (1 / 3)
+        return self.with_side(self.lattice_constant * factor ** (1 / 3))
+
+    def with_side(self, side: float) -> Structure:
+        """Return the conventional cell with a lattice constant [Å]."""
         pairs = zip(self.elements, PROTOTYPES[self.prototype], strict=True)
         sites = [(atomic_number(symbol), site) for symbol, sublattice in pairs for site in sublattice]
         return Structure.checked(
@@ -71,6 +76,24 @@ class Crystal:
             pbc=[True] * 3,
             energy=0.0,
         )
+
+
+def check_labels(crystals: Sequence[Crystal], named: Iterable[str] = ()) -> None:
+    """Refuse a crystal that occurs twice, and references of crystals that do not occur.
+
+    Raises:
+        ValueError: naming them.
+    """
+    labels = [crystal.label for crystal in crystals]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"crystals: {', '.join(repeated)} occurs twice; leave one out")
+    if unknown := [name for name in named if name not in labels]:
+        raise ValueError(f"references: {abbreviated(unknown[0])} is not one of {', '.join(labels)}")
+
+
+def elements_of(crystals: Iterable[Crystal]) -> set[int]:
+    """Return the atomic numbers that occur in crystals."""
+    return {atomic_number(symbol) for crystal in crystals for symbol in crystal.elements}
 
 
 class Equilibrium(NamedTuple):
@@ -102,24 +125,18 @@ class EquationOfState(Suite):
             raise ValueError(f"span must be between 0.01 and 0.5, not {self.span:g}")
         if not 5 <= self.num_volumes <= 1000:
             raise ValueError(f"num_volumes must be between 5 and 1,000, not {self.num_volumes}")
-        labels = [crystal.label for crystal in self.crystals]
-        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"crystals: {', '.join(repeated)} occurs twice; leave one out")
+        check_labels(self.crystals)
 
     def elements(self) -> set[int]:
         """Return the atomic numbers of the crystals."""
-        return {atomic_number(symbol) for crystal in self.crystals for symbol in crystal.elements}
+        return elements_of(self.crystals)
 
     def run(self, subject: Subject) -> Findings:
         """Return three findings for each crystal, without values if no minimum lies within the scan."""
         factors = np.linspace(1 - self.span, 1 + self.span, self.num_volumes)
         found: dict[str, Finding] = {}
         for crystal in self.crystals:
-            structures = [crystal.scaled(factor) for factor in factors]
-            count = structures[0].num_atoms
-            volumes = np.array([abs(np.linalg.det(each.cell)) / count for each in structures])
-            energies = np.array([each.energy / count for each in subject.predict(structures)])
-            fitted = birch_murnaghan(volumes, energies)
+            fitted = equilibrium(crystal, subject, factors)
             values = (None, None, None) if fitted is None else fitted
             modulus = None if fitted is None else GPA.factor * fitted.bulk_modulus
             found |= {
@@ -128,6 +145,29 @@ class EquationOfState(Suite):
                 f"{crystal.label}: pressure derivative": Finding(value=values[2]),
             }
         return Findings(quantities=found)
+
+
+def equilibrium(crystal: Crystal, subject: Subject, factors: Float64[np.ndarray, " volumes"]) -> Equilibrium | None:
+    """Return the equation of state of a crystal, per atom; None without a minimum inside.
+
+    Args:
+        crystal: The crystal.
+        subject: The subject that predicts its energies.
+        factors: Volumes in units of that of the crystal's lattice constant.
+    """
+    structures = [crystal.scaled(factor) for factor in factors]
+    count = structures[0].num_atoms
+    volumes = np.array([abs(np.linalg.det(each.cell)) / count for each in structures])
+    energies = np.array([each.energy / count for each in subject.predict(structures)])
+    return birch_murnaghan(volumes, energies)
+
+
+def relaxed(crystal: Crystal, subject: Subject) -> Structure | None:
+    """Return the conventional cell at the subject's equilibrium volume; None if it is further away than 12 %."""
+    fitted = equilibrium(crystal, subject, np.linspace(0.88, 1.12, 11))
+    if fitted is None:
+        return None
+    return crystal.with_side((fitted.volume * crystal.scaled(1.0).num_atoms) ** (1 / 3))
 
 
 def birch_murnaghan(
