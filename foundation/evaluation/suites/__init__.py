@@ -8,6 +8,7 @@ from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.elastic import Elastic
 from foundation.evaluation.suites.equation_of_state import EquationOfState
 from foundation.evaluation.suites.force_constants import ForceConstants
+from foundation.evaluation.suites.softening import Softening
 from foundation.evaluation.suites.suite import (
     Chart,
     Curve,
@@ -32,6 +33,7 @@ __all__ = [
     "Finding",
     "Findings",
     "ForceConstants",
+    "Softening",
     "Subject",
     "Suite",
     "SuiteConfig",
@@ -48,5 +50,6 @@ SuiteConfig = (
     | Elastic
     | EquationOfState
     | ForceConstants
+    | Softening
 )
 """The suites of a YAML file, distinguished by their first field."""
