@@ -8,6 +8,7 @@ from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.elastic import Elastic
 from foundation.evaluation.suites.equation_of_state import EquationOfState
 from foundation.evaluation.suites.force_constants import ForceConstants
+from foundation.evaluation.suites.phonons import Phonons
 from foundation.evaluation.suites.softening import Softening
 from foundation.evaluation.suites.suite import (
     Chart,
@@ -33,6 +34,7 @@ __all__ = [
     "Finding",
     "Findings",
     "ForceConstants",
+    "Phonons",
     "Softening",
     "Subject",
     "Suite",
@@ -50,6 +52,7 @@ SuiteConfig = (
     | Elastic
     | EquationOfState
     | ForceConstants
+    | Phonons
     | Softening
 )
 """The suites of a YAML file, distinguished by their first field."""
