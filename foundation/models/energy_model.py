@@ -107,6 +107,16 @@ class EnergyModel(torch.nn.Module, ABC):
         """
         raise ValueError(f"a network of the architecture {self.config.architecture} has no features of atoms")
 
+    def element_vectors(self) -> Float[Tensor, "elements channels"]:
+        """Return the weights that tell elements apart, a row for each, in the network's order; optional for a network.
+
+        The rows are a view: what is written into them changes the network.
+
+        Raises:
+            ValueError: the network has no such rows.
+        """
+        raise ValueError(f"a network of the architecture {self.config.architecture} has no embedding of elements")
+
     @abstractmethod
     def describe(self) -> str:
         """Return the architecture in one phrase, for the model card."""

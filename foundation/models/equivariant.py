@@ -308,6 +308,10 @@ class EquivariantNetwork(EnergyModel):
                 features = block(features, harmonics, basis, edges, theory)
         return features
 
+    def element_vectors(self) -> Float[Tensor, "elements scalars"]:
+        """Return the rows of the element embedding, a view."""
+        return self.embedding.weight.detach().view(len(self._elements), -1)
+
     def _recomputed(
         self,
         block: torch.nn.Module,

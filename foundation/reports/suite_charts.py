@@ -80,6 +80,10 @@ def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
     x, y, low, high = (np.array(values, dtype=np.float64) for values in (curve.x, curve.y, curve.low, curve.high))
     if curve.points:
         axes.plot(x, y, ".", color=color, label=label, markersize=4)
+        for text, place in zip(curve.texts, zip(x, y, strict=True), strict=False):
+            axes.annotate(
+                figure_text(text), place, (2, 2), textcoords="offset points", fontsize=7, color=color, clip_on=True
+            )
     else:
         axes.plot(x, y, color=color, label=label, linewidth=1.5, linestyle="--" if curve.reference else "-")
     if len(low) == len(x) == len(high):

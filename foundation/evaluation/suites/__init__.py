@@ -2,6 +2,7 @@
 
 from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.diatomics import Diatomics
+from foundation.evaluation.suites.composition import Composition
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
@@ -24,6 +25,7 @@ from foundation.evaluation.suites.suite import (
 __all__ = [
     "Chart",
     "CoulombLaw",
+    "Composition",
     "Curve",
     "Diatomics",
     "Dimers",
@@ -44,7 +46,8 @@ __all__ = [
 ]
 
 SuiteConfig = (
-    CoulombLaw
+    Composition
+    | CoulombLaw
     | Diatomics
     | Dimers
     | Disagreement

@@ -89,6 +89,8 @@ class Curve:
     """True for what the subject should have found: the same for every subject, and drawn in grey."""
     points: bool = False
     """True for separate points instead of a line."""
+    texts: tuple[str, ...] = ()
+    """Text beside each point; (): none."""
 
 
 @dataclass(frozen=True, kw_only=True)
