@@ -3,6 +3,7 @@
 from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.diatomics import Diatomics
 from foundation.evaluation.suites.composition import Composition
+from foundation.evaluation.suites.diffusion import Diffusion
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
@@ -28,6 +29,7 @@ __all__ = [
     "Composition",
     "Curve",
     "Diatomics",
+    "Diffusion",
     "Dimers",
     "Disagreement",
     "Disorder",
@@ -49,6 +51,7 @@ SuiteConfig = (
     Composition
     | CoulombLaw
     | Diatomics
+    | Diffusion
     | Dimers
     | Disagreement
     | Disorder
