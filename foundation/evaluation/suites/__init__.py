@@ -1,8 +1,8 @@
 """Suites: one file per physical property, computed from predictions alone and compared with references."""
 
+from foundation.evaluation.suites.composition import Composition
 from foundation.evaluation.suites.coulomb import CoulombLaw
 from foundation.evaluation.suites.diatomics import Diatomics
-from foundation.evaluation.suites.composition import Composition
 from foundation.evaluation.suites.diffusion import Diffusion
 from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
@@ -25,8 +25,8 @@ from foundation.evaluation.suites.suite import (
 
 __all__ = [
     "Chart",
-    "CoulombLaw",
     "Composition",
+    "CoulombLaw",
     "Curve",
     "Diatomics",
     "Diffusion",
