@@ -13,7 +13,7 @@ from foundation import checkpoint
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluate import EvaluateConfig, judge
 from foundation.evaluation.suites import Chart, Curve, Dimers, EquationOfState, Finding, Findings, Subject, run_suites
-from foundation.evaluation.suites.equation_of_state import Crystal
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
 from foundation.interop.subject import CalculatorSubject, PotentialSubject
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential

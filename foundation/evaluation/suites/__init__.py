@@ -1,16 +1,16 @@
 """Suites: one file per physical property, computed from predictions alone and compared with references."""
 
 from foundation.evaluation.suites.composition import Composition
-from foundation.evaluation.suites.coulomb import CoulombLaw
-from foundation.evaluation.suites.diatomics import Diatomics
+from foundation.evaluation.suites.crystals.elastic import Elastic
+from foundation.evaluation.suites.crystals.equation_of_state import EquationOfState
+from foundation.evaluation.suites.crystals.force_constants import ForceConstants
+from foundation.evaluation.suites.crystals.phonons import Phonons
 from foundation.evaluation.suites.diffusion import Diffusion
-from foundation.evaluation.suites.dimers import Dimers
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
-from foundation.evaluation.suites.elastic import Elastic
-from foundation.evaluation.suites.equation_of_state import EquationOfState
-from foundation.evaluation.suites.force_constants import ForceConstants
-from foundation.evaluation.suites.phonons import Phonons
+from foundation.evaluation.suites.pairs.coulomb import CoulombLaw
+from foundation.evaluation.suites.pairs.diatomics import Diatomics
+from foundation.evaluation.suites.pairs.dimers import Dimers
 from foundation.evaluation.suites.softening import Softening
 from foundation.evaluation.suites.suite import (
     Chart,

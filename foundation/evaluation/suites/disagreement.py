@@ -15,9 +15,9 @@ import numpy as np
 
 from data_pipeline.sources.rigid_ions import dynamics
 from foundation.configuration import MAY_CHANGE, check_numbers
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
+from foundation.evaluation.suites.crystals.force_constants import supercell
 from foundation.evaluation.suites.disorder import LIMITS, correlation, interval_over, sphere, unlabelled
-from foundation.evaluation.suites.equation_of_state import Crystal
-from foundation.evaluation.suites.force_constants import supercell
 from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
 
 ROOM = 6.5

@@ -9,8 +9,8 @@ from ase.calculators.emt import EMT
 from data_pipeline.sources.rigid_ions import RigidIons
 from data_pipeline.store.manifest import Manifest
 from foundation import checkpoint
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
 from foundation.evaluation.suites.disagreement import Disagreement
-from foundation.evaluation.suites.equation_of_state import Crystal
 from foundation.interop.subject import CalculatorSubject, PotentialSubject, subject_of
 from foundation.models import EquivariantConfig
 from foundation.potential import new_potential

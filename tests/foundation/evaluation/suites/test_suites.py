@@ -23,7 +23,7 @@ from foundation.evaluation.suites import (
     check_suites,
     run_suites,
 )
-from foundation.evaluation.suites.equation_of_state import Crystal
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
 from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.interop.calculator import to_atoms

@@ -12,8 +12,8 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.diatomics import Diatomics, tortuosity
-from foundation.evaluation.suites.dimers import Dimers
+from foundation.evaluation.suites.pairs.diatomics import Diatomics, tortuosity
+from foundation.evaluation.suites.pairs.dimers import Dimers
 from foundation.evaluation.suites.suite import Predicted, check_suites
 from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse

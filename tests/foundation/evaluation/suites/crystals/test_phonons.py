@@ -13,8 +13,8 @@ from ase.calculators.emt import EMT
 from ase.phonons import Phonons as AsePhonons
 
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.equation_of_state import Crystal, relaxed
-from foundation.evaluation.suites.phonons import Phonons, frequencies, heat_capacity
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, relaxed
+from foundation.evaluation.suites.crystals.phonons import Phonons, frequencies, heat_capacity
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse

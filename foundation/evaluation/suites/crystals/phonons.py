@@ -15,8 +15,8 @@ from jaxtyping import Float64
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.suites.elastic import force_constants
-from foundation.evaluation.suites.equation_of_state import Crystal, check_labels, elements_of, relaxed
+from foundation.evaluation.suites.crystals.elastic import force_constants
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, relaxed
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 PLANCK = 4.135667696e-3

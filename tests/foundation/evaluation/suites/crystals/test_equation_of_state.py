@@ -9,7 +9,12 @@ import pytest
 from ase.calculators.emt import EMT
 from ase.eos import EquationOfState as AseEquationOfState
 
-from foundation.evaluation.suites.equation_of_state import PROTOTYPES, Crystal, EquationOfState, birch_murnaghan
+from foundation.evaluation.suites.crystals.equation_of_state import (
+    PROTOTYPES,
+    Crystal,
+    EquationOfState,
+    birch_murnaghan,
+)
 from foundation.interop.calculator import to_atoms
 from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse

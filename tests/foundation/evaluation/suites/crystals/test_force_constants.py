@@ -9,8 +9,8 @@ from ase.units import Bohr, Hartree
 
 from data_pipeline.sources.rigid_ions import RigidIons
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.equation_of_state import Crystal
-from foundation.evaluation.suites.force_constants import ForceConstants, supercell
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
+from foundation.evaluation.suites.crystals.force_constants import ForceConstants, supercell
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject
 

@@ -15,8 +15,8 @@ from jaxtyping import Float64
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal
 from foundation.evaluation.suites.disorder import interval_over
-from foundation.evaluation.suites.equation_of_state import Crystal
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 MIN_SHELLS = 4

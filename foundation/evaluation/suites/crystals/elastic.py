@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.quantities import GPA
-from foundation.evaluation.suites.equation_of_state import Crystal, check_labels, elements_of, relaxed
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, relaxed
 from foundation.evaluation.suites.suite import Finding, Findings, Predicted, Subject, Suite
 
 DISPLACEMENT = 0.01

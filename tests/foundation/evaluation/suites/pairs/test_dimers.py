@@ -7,7 +7,7 @@ import pytest
 from ase.calculators.calculator import Calculator
 
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.dimers import Dimers
+from foundation.evaluation.suites.pairs.dimers import Dimers
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject
 

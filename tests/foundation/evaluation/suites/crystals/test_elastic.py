@@ -10,8 +10,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.elastic import AXIAL, SHEAR, Elastic, elastic_constants
-from foundation.evaluation.suites.equation_of_state import Crystal, EquationOfState, relaxed
+from foundation.evaluation.suites.crystals.elastic import AXIAL, SHEAR, Elastic, elastic_constants
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, EquationOfState, relaxed
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse

@@ -1,0 +1,1 @@
+"""Suites of cubic crystals: equation of state, elastic constants, phonons, force constants against distance."""
