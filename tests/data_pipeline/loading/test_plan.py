@@ -89,7 +89,7 @@ def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[SplitIndex,
         assert sorted(frames(one_pass(plan, number))) == list(range(index.num_frames))
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=12)
 @given(plans(), st.integers(0, 2**20), st.integers(0, 7))
 def test_a_step_does_not_depend_on_the_steps_before(case: tuple[SplitIndex, dict], place: int, lane: int) -> None:
     index, options = case
@@ -296,7 +296,7 @@ def test_sets_are_spread_evenly_over_a_pass() -> None:
     assert spans.std() / spans.mean() < 0.06
 
 
-@settings(PROPERTY, max_examples=20)
+@settings(PROPERTY, max_examples=10)
 @given(st.lists(st.sampled_from([0.1, 0.3, 0.333, 1.0, 2.5]), min_size=1, max_size=2), st.integers(0, 10_000))
 def test_any_step_is_located_as_by_counting(repeats: list[float], step: int) -> None:
     plan = make_plan(*(make_index(random_edges(900, seed)) for seed in range(len(repeats))), repeats=repeats, lanes=2)
