@@ -58,7 +58,8 @@ def test_a_fine_tuning_is_checked_as_it_is_typed_and_nothing_is_written(
         assert name in checks
     parameters = sum(each.numel() for each in foundation.load(start).parameters())
     assert numbers["parameters"] == parameters
-    assert list(temporary.iterdir()) == []
+    # a folder of multiprocessing stays until its process ends
+    assert [each for each in temporary.iterdir() if not each.name.startswith("pymp-")] == []
     assert not (tmp_path / "runs").exists()
 
 
