@@ -107,9 +107,10 @@ def judge(config: EvaluateConfig) -> SuitesRecord:
         return _judged(config, CalculatorSubject.named(config.calculator), out)
     assert config.model is not None
     model = resolve(_existing(config.model), config.checkpoint)
-    potential = model.load().to(torch.device(config.device))
-    subject = PotentialSubject(potential, potential.theory_number(config.theory), str(config.model))
-    return _judged(config, subject, out, potential.theories[subject.theory], model.describe().weights_sha256)
+    potential, described = model.read()
+    theory = potential.theory_number(config.theory)
+    subject = PotentialSubject(potential.to(torch.device(config.device)), theory, str(config.model))
+    return _judged(config, subject, out, potential.theories[theory], described.weights_sha256)
 
 
 def _evaluate(
@@ -128,13 +129,13 @@ def _evaluate(
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
-    findings = run_suites(config.suites, PotentialSubject(potential, theory))
+    findings = run_suites(config.suites, PotentialSubject(potential, theory)) if config.suites else {}
     if known := _trained_on(config, manifest):
         log.warning(
             "%d of the %d frames were trained on in %s: errors on them do not measure what it predicts elsewhere; "
             "evaluate frames that it has not seen",
             known,
-            predictions.errors().num_atoms.size,
+            manifest.split(config.split).statistics.num_frames,
             config.model,
         )
     for sentence in left_out(manifest, config.split, predictions.num_skipped, potential.elements):

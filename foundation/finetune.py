@@ -165,10 +165,12 @@ def _report(compared: Comparison, before: Measurement, potential: Potential) -> 
     between = {alpha: interpolate(start, potential, alpha) for alpha in config.forgetting.alphas}
     curve = {alpha: measure(each, compared.held_out, edge_budget=budget) for alpha, each in between.items()}
     theory = compared.settled.datasets[0].theory_number
-    suites = SuiteEnds(
-        before=run_suites(config.suites, PotentialSubject(start, theory)),
-        after=run_suites(config.suites, PotentialSubject(potential, theory)),
-    )
+    suites = SuiteEnds()
+    if config.suites:
+        suites = SuiteEnds(
+            before=run_suites(config.suites, PotentialSubject(start, theory)),
+            after=run_suites(config.suites, PotentialSubject(potential, theory)),
+        )
     title = {"run": config.out.resolve().name}
     values = write_forgetting(config.out / "forgetting", before, after, curve, title, suites)
     for line in summary(values):

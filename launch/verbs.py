@@ -263,7 +263,7 @@ VERBS = {
     "evaluate": Verb(
         "measure errors and write a report",
         _evaluate,
-        ("model", "data", "split", "out", "theory", "checkpoint", "edge_budget", "device", "suites"),
+        ("model", "data", "split", "out", "theory", "checkpoint", "edge_budget", "device", "suites", "calculator"),
     ),
     "export": Verb("write a release folder with its model card", _export),
     "quickstart": Verb(

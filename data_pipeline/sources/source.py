@@ -67,8 +67,8 @@ class Source:
                 yield frame
 
 
-def resolve(name: str, *, field: str, folders: bool = False) -> Path:
-    """Return the path in a source's field, with its environment variables expanded.
+def resolve(name: str, *, field: str, folders: bool = False, section: str = "source") -> Path:
+    """Return the path in a field, of a source if no other section is named, with environment variables expanded.
 
     Raises:
         FileNotFoundError: a variable is not set, or the file (or folder, if folders is True) is missing.
@@ -77,10 +77,10 @@ def resolve(name: str, *, field: str, folders: bool = False) -> Path:
     if "$" in str(path):
         raise FileNotFoundError(
             f"{name}: the environment variable in this path is not set. Set it to the folder that holds the data, "
-            f"or give the path itself with --source.{field}."
+            f"or give the path itself with --{section}.{field}."
         )
     if not path.is_file() and not (folders and path.is_dir()):
-        raise FileNotFoundError(f"{path}: no such file{' or folder' * folders} (source.{field} names it)")
+        raise FileNotFoundError(f"{path}: no such file{' or folder' * folders} ({section}.{field} names it)")
     return path
 
 

@@ -161,12 +161,3 @@ def pair_distribution(
 def overlap(one: Float64[np.ndarray, " bins"], other: Float64[np.ndarray, " bins"]) -> float:
     """Return the common share of two distributions: one if the same, zero if apart; NaN if one is without pairs."""
     return float(np.minimum(one, other).sum()) if one.any() and other.any() else math.nan
-
-
-def bootstrap_of_mean(values: Float64[np.ndarray, " values"], resamples: int = 2000) -> tuple[float, float] | None:
-    """Return limits of the 95 % confidence interval of a mean, by bootstrap with a fixed seed; None for one value."""
-    if len(values) < 2:
-        return None
-    chosen = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[chosen].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)

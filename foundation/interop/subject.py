@@ -27,7 +27,13 @@ KNOTS = 256
 """Number of knots of the radial table in molecular dynamics: forces differ by about 2e-6 eV/Å."""
 
 
-class PotentialSubject(Subject):
+class _Named(Subject):
+    def another(self, word: str) -> Subject:
+        """Return the subject of a word."""
+        return subject_of(word)
+
+
+class PotentialSubject(_Named):
     """A potential at one of its levels of theory."""
 
     def __init__(self, potential: Potential, theory: int = 0, name: str = "potential") -> None:
@@ -39,8 +45,8 @@ class PotentialSubject(Subject):
     def predict(self, structures: Sequence[Structure]) -> list[Predicted]:
         """Return predictions in float64, in order."""
         found: list[Predicted] = []
+        exact = self._exact
         for some in _batches(structures):
-            exact = self._exact
             batch = collate(some, exact.cutoff, torch.float64, [self.theory] * len(some)).to(exact.device)
             prediction = exact(batch)
             forces = prediction.forces.cpu().numpy()
@@ -60,12 +66,8 @@ class PotentialSubject(Subject):
             fast.compute_as(Computation(radial_table=KNOTS))
         return Calculator(fast, self._exact.device.type, torch.float32, self._exact.theories[self.theory])
 
-    def another(self, word: str) -> Subject:
-        """Return the subject of a word."""
-        return subject_of(word)
 
-
-class CalculatorSubject(Subject):
+class CalculatorSubject(_Named):
     """A calculator of any program."""
 
     def __init__(self, calculator: AseCalculator, name: str = "calculator") -> None:
@@ -107,10 +109,6 @@ class CalculatorSubject(Subject):
     def calculator(self) -> AseCalculator:
         """Return the calculator itself."""
         return self._calculator
-
-    def another(self, word: str) -> Subject:
-        """Return the subject of a word."""
-        return subject_of(word)
 
 
 def subject_of(word: str) -> Subject:

@@ -4,7 +4,6 @@ A potential for a superionic conductor must move the ions as fast as the referen
 move in, and run to the end.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -17,12 +16,12 @@ from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from jaxtyping import Float64
 
+from data_pipeline.sources.source import resolve
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.displacements import (
     WINDOW,
     Msd,
     block_diffusivities,
-    bootstrap_of_mean,
     diffusivity,
     displaced_share,
     height,
@@ -32,6 +31,7 @@ from foundation.evaluation.displacements import (
     read_msd,
     unwrapped,
 )
+from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 LIMITS = {"trajectories": (1, 1000), "blocks": (1, 100), "sample_every": (1, 100_000)}
@@ -63,6 +63,12 @@ class Condition:
             raise ValueError(f"temperature must be between 1 and 100,000 K, not {self.temperature:g}")
         if self.diffusivity is not None and not self.diffusivity > 0:
             raise ValueError(f"diffusivity must be positive, not {self.diffusivity:g} cm²/s")
+
+    def table(self, step: float) -> Msd | None:
+        """Return the reference table with its time step [fs], or None."""
+        if self.msd is None:
+            return None
+        return read_msd(resolve(str(self.msd), field="conditions.msd", section="suites"), step)
 
 
 class Run(NamedTuple):
@@ -149,7 +155,7 @@ class Diffusion(Suite):
         """
         start, calculator = self._start(), subject.calculator()
         references = [_frames(each.frames, start) if each.frames else None for each in self.conditions]
-        tables = [read_msd(_existing(each.msd), self.reference_step) if each.msd else None for each in self.conditions]
+        tables = [each.table(self.reference_step) for each in self.conditions]
         quantities: dict[str, Finding] = {}
         charts: dict[str, Chart] = {}
         errors = []
@@ -173,7 +179,7 @@ class Diffusion(Suite):
         return Findings(quantities=quantities, charts=charts)
 
     def _start(self) -> ase.Atoms:
-        atoms = ase.io.read(_existing(self.start), index=self.frame)
+        atoms = ase.io.read(resolve(str(self.start), field="start", section="suites"), index=self.frame)
         assert isinstance(atoms, ase.Atoms)
         if not atoms.pbc.all():
             raise ValueError(f"{self.start}: the structure must be periodic in three directions")
@@ -231,7 +237,7 @@ class Diffusion(Suite):
         blocks = np.concatenate(
             [block_diffusivities(track[:, moving], self._interval, self.blocks) for track in run.tracks]
         )
-        limits = bootstrap_of_mean(blocks)
+        limits = interval_over(np.mean, blocks) if len(blocks) > 1 else None
         # blocks are shorter than the run, so that their mean may be another: only their spread is taken
         interval = limits and (value + limits[0] - float(blocks.mean()), value + limits[1] - float(blocks.mean()))
         return Finding(value=value, unit="cm²/s", reference=reference, interval=interval)
@@ -310,7 +316,7 @@ class Diffusion(Suite):
 
 def _frames(path: Path, start: ase.Atoms) -> Float64[np.ndarray, "frames atoms 3"]:
     """Read a trajectory and return positions without jumps and without the drift of the centre of mass [Å]."""
-    images = ase.io.read(_existing(path), index=":")
+    images = ase.io.read(resolve(str(path), field="conditions.frames", section="suites"), index=":")
     assert isinstance(images, list)
     for image in images:
         if not np.array_equal(image.numbers, start.numbers) or not np.allclose(image.cell, start.cell, atol=1e-3):
@@ -319,16 +325,6 @@ def _frames(path: Path, start: ase.Atoms) -> Float64[np.ndarray, "frames atoms 3
     masses = start.get_masses()
     drift = np.einsum("a,fax->fx", masses, tracks - tracks[0]) / masses.sum()
     return tracks - drift[:, None]
-
-
-def _existing(path: Path) -> Path:
-    """Return a path with its environment variables expanded, that of a file."""
-    expanded = Path(os.path.expandvars(path)).expanduser()
-    if not expanded.is_file():
-        raise FileNotFoundError(
-            f"{expanded}: no such file; give another one, or set the environment variable in its path"
-        )
-    return expanded
 
 
 def _thinned(tracks: Float64[np.ndarray, "frames atoms 3"]) -> Float64[np.ndarray, "some atoms 3"]:

@@ -15,10 +15,10 @@ import numpy as np
 
 from data_pipeline.sources.rigid_ions import dynamics
 from foundation.configuration import MAY_CHANGE, check_numbers
-from foundation.evaluation.suites.crystals.equation_of_state import Crystal
-from foundation.evaluation.suites.crystals.force_constants import supercell
-from foundation.evaluation.suites.disorder import LIMITS, correlation, interval_over, sphere, unlabelled
-from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, repeated
+from foundation.evaluation.suites.disorder import LIMITS, correlation, sphere, unlabelled
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 
 ROOM = 6.5
 """Least distance from the centre to the nearest face of the cell [Å]."""
@@ -54,13 +54,11 @@ class Disagreement(Suite):
         check_numbers(self, LIMITS)
         if not 0.0 <= self.radius <= 20.0 or not 1.0 <= self.temperature <= 100_000.0:
             raise ValueError("radius must be 0 to 20 Å and temperature 1 to 100,000 K")
-        labels = [crystal.label for crystal in self.melted]
-        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"melted: {', '.join(repeated)} occurs twice; leave one out")
+        check_labels(self.melted)
 
     def elements(self) -> set[int]:
         """Return the atomic numbers of the crystals."""
-        return {atomic_number(symbol) for crystal in self.melted for symbol in crystal.elements}
+        return elements_of(self.melted)
 
     def run(self, subject: Subject) -> Findings:
         """Return disagreement, correlation and mean size of the force for each crystal.
@@ -79,8 +77,7 @@ class Disagreement(Suite):
 
     def _compared(self, crystal: Crystal, number: int, subject: Subject, other: Subject) -> dict[str, Finding]:
         """Return the findings of one crystal."""
-        repeats = math.ceil(2 * max(self.radius, ROOM) / crystal.lattice_constant)
-        cell = supercell(crystal, repeats)
+        cell = repeated(crystal.scaled(1.0), math.ceil(2 * max(self.radius, ROOM) / crystal.lattice_constant))
         perfect = ase.Atoms(cell.numbers, positions=cell.positions, cell=cell.cell, pbc=True)
         centre, frozen = sphere(perfect, self.radius)
         structures = []

@@ -8,7 +8,6 @@ of the far ones. Trajectories are the oracle's own and the same for every subjec
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -19,14 +18,13 @@ from jaxtyping import Float64, Int64
 from data_pipeline.sources.rigid_ions import CHARGES, LATTICE_CONSTANT, TIME_STEP, RigidIons, crystal, dynamics
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
+from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 LIMITS = {"trajectories": (2, 1000), "frames": (1, 10_000), "interval": (1, 10_000), "warm_up": (0, 100_000)}
 """Smallest and largest value of each number."""
 MAX_RADIUS = 20.0
 """Largest radius [Å], in a cell of 8,000 ions."""
-RESAMPLES = 2000
-"""Number of resamples of the bootstrap."""
 
 
 class Trajectories(NamedTuple):
@@ -182,13 +180,3 @@ def correlation(one: Float64[np.ndarray, "..."], other: Float64[np.ndarray, "...
     first, second = one.ravel() - one.mean(), other.ravel() - other.mean()
     norm = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / norm if norm > 0 else None
-
-
-def interval_over(
-    statistic: Callable[[Float64[np.ndarray, "..."]], float], rows: Float64[np.ndarray, "rows _"]
-) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a statistic by a bootstrap over rows, such as trajectories."""
-    rng = np.random.default_rng(0)
-    drawn = [float(statistic(rows[rng.integers(len(rows), size=len(rows))])) for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)

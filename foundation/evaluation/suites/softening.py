@@ -5,10 +5,8 @@ slope of a whole data set can be that of a single frame with huge forces, so it 
 with intervals by a bootstrap over frames.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +14,7 @@ from jaxtyping import Float64
 
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.sources.source import resolve
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.datasets import one_split
@@ -100,12 +99,7 @@ class Softening(Suite):
 
     def _frames(self, subject: Subject) -> tuple[list[Structure], int]:
         """Return frames with forces whose elements are known, and the number of those with unknown ones."""
-        path = Path(os.path.expandvars(self.labelled)).expanduser()
-        if "$" in str(path):
-            raise FileNotFoundError(
-                f"{self.labelled}: the environment variable in this path is not set (labelled of the suite softening "
-                "names it). Set it to the folder that holds the data, or give the path itself"
-            )
+        path = resolve(self.labelled, field="labelled", section="suites", folders=True)
         with one_split(path, ReadConfig(), split=self.split, cutoff=CUTOFF) as manifest:
             frames = Dataset(manifest=manifest, split=self.split).frames()
             count = min(self.max_frames, len(frames))

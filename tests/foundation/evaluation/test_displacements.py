@@ -9,7 +9,6 @@ import pytest
 from foundation.evaluation.displacements import (
     Msd,
     block_diffusivities,
-    bootstrap_of_mean,
     diffusivity,
     displaced_share,
     height,
@@ -20,6 +19,7 @@ from foundation.evaluation.displacements import (
     read_msd,
     unwrapped,
 )
+from foundation.evaluation.intervals import interval_over
 
 CELL = np.array([[8.0, 0.0, 0.0], [1.0, 9.0, 0.0], [0.0, 2.0, 10.0]])
 
@@ -47,10 +47,8 @@ def test_diffusivity_of_random_walks_is_found_within_five_percent(expected: floa
     blocks = block_diffusivities(tracks, 0.02, 5)
     assert blocks.shape == (5,)
     assert blocks.mean() == pytest.approx(expected, rel=0.05)
-    limits = bootstrap_of_mean(blocks)
-    assert limits is not None
-    assert limits[0] < blocks.mean() < limits[1]
-    assert bootstrap_of_mean(blocks[:1]) is None
+    low, high = interval_over(np.mean, blocks)
+    assert low < blocks.mean() < high
 
 
 def test_diffusivity_is_the_slope_whatever_happens_at_short_lags() -> None:

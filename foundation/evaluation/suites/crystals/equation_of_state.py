@@ -96,6 +96,18 @@ def elements_of(crystals: Iterable[Crystal]) -> set[int]:
     return {atomic_number(symbol) for crystal in crystals for symbol in crystal.elements}
 
 
+def repeated(cell: Structure, times: int) -> Structure:
+    """Return a supercell, `times` cells along each lattice vector, without labels."""
+    corners = np.stack(np.meshgrid(*[np.arange(times)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    return Structure.checked(
+        numbers=np.tile(cell.numbers, times**3),
+        positions=(cell.positions + corners @ cell.cell).reshape(-1, 3),
+        cell=times * cell.cell,
+        pbc=[True] * 3,
+        energy=0.0,
+    )
+
+
 class Equilibrium(NamedTuple):
     """Parameters of an equation of state."""
 

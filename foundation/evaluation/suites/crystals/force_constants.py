@@ -15,16 +15,15 @@ from jaxtyping import Float64
 
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.suites.crystals.equation_of_state import Crystal
-from foundation.evaluation.suites.disorder import interval_over
+from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.suites.crystals.elastic import DISPLACEMENT, moved
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, repeated
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 MIN_SHELLS = 4
 """Number of shells of neighbours below which no exponent is given."""
 SMALLEST = 1e-9
 """Force constant [eV/Å²] below which it is noise, or the reach of the potential has ended."""
-STEP = 0.01
-"""Displacement, in both directions [Å]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +46,18 @@ class ForceConstants(Suite):
     def __post_init__(self) -> None:
         if not 1.0 <= self.shortest < self.longest <= 25.0:
             raise ValueError(f"need 1 <= shortest < longest <= 25 Å, not {self.shortest:g} and {self.longest:g}")
-        labels = [crystal.label for crystal in self.displaced]
-        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"displaced: {', '.join(repeated)} occurs twice; leave one out")
+        check_labels(self.displaced)
 
     def elements(self) -> set[int]:
         """Return the atomic numbers of the crystals."""
-        return {atomic_number(symbol) for crystal in self.displaced for symbol in crystal.elements}
+        return elements_of(self.displaced)
 
     def run(self, subject: Subject) -> Findings:
         """Return exponent, size at the longest distance and effective charges for each crystal and element."""
         found: dict[str, Finding] = {}
         curves: dict[str, Curve] = {}
         for crystal in self.displaced:
-            cell = supercell(crystal, math.ceil(2 * self.longest / crystal.lattice_constant))
+            cell = repeated(crystal.scaled(1.0), math.ceil(2 * self.longest / crystal.lattice_constant))
             for symbol in crystal.elements:
                 label = f"{crystal.label}, {symbol} displaced"
                 shells = self._shells(subject, cell, atomic_number(symbol))
@@ -72,8 +69,8 @@ class ForceConstants(Suite):
     def _shells(self, subject: Subject, cell: Structure, number: int) -> Float64[np.ndarray, "shells 2"]:
         """Return distance and size of the force constants of every shell within the fit's distances."""
         atom = int(np.flatnonzero(cell.numbers == number)[0])
-        ends = subject.predict([_displaced(cell, atom, sign * STEP) for sign in (1, -1)])
-        constants = -(ends[0].forces - ends[1].forces) / (2 * STEP)
+        more, less = subject.predict(moved(cell, DISPLACEMENT, [atom])[:2])  # along one axis: the others are like it
+        constants = -(more.forces - less.forces) / (2 * DISPLACEMENT)
         side = cell.cell[0, 0]
         vectors = cell.positions - cell.positions[atom]
         distances = np.round(np.linalg.norm(vectors - side * np.rint(vectors / side), axis=1), 3)
@@ -97,25 +94,6 @@ class ForceConstants(Suite):
             f"{label}: |Φ| at {self.longest:g} Å": Finding(value=far, unit="eV/Å²"),
             f"{label}: effective |Z Z|/ε": Finding(value=float(np.median(dipoles)) if known else None, unit="e²"),
         }
-
-
-def supercell(crystal: Crystal, repeats: int) -> Structure:
-    """Return a crystal, `repeats` conventional cells along each side."""
-    unit = crystal.scaled(1.0)
-    corners = np.stack(np.meshgrid(*[np.arange(repeats)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
-    return Structure.checked(
-        numbers=np.tile(unit.numbers, repeats**3),
-        positions=(unit.positions + corners @ unit.cell).reshape(-1, 3),
-        cell=repeats * unit.cell,
-        pbc=[True] * 3,
-        energy=0.0,
-    )
-
-
-def _displaced(cell: Structure, atom: int, step: float) -> Structure:
-    positions = cell.positions.copy()
-    positions[atom, 0] += step
-    return Structure.checked(numbers=cell.numbers, positions=positions, cell=cell.cell, pbc=cell.pbc, energy=0.0)
 
 
 def _slope(shells: Float64[np.ndarray, "shells 2"]) -> float:

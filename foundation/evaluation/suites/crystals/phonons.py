@@ -16,7 +16,13 @@ from jaxtyping import Float64
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.suites.crystals.elastic import force_constants
-from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, relaxed
+from foundation.evaluation.suites.crystals.equation_of_state import (
+    Crystal,
+    check_labels,
+    elements_of,
+    relaxed,
+    repeated,
+)
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 PLANCK = 4.135667696e-3
@@ -100,7 +106,7 @@ def frequencies(
         displacement: Displacement of an atom, in both directions [Å].
     """
     count, grid = cell.num_atoms, (supercell,) * 3
-    constants = force_constants(_repeated(cell, supercell), subject, range(count), displacement)
+    constants = force_constants(repeated(cell, supercell), subject, range(count), displacement)
     constants = constants.reshape(count, 3, *grid, count, 3)
     # no forces if all atoms move together
     net = constants.sum(axis=(2, 3, 4, 5))
@@ -127,17 +133,6 @@ def heat_capacity(modes: Float64[np.ndarray, " modes"], temperature: float) -> f
     x = PLANCK * np.maximum(modes, 1e-6) / (ase.units.kB * temperature)
     each = (x / 2 / np.sinh(np.minimum(x, 700.0) / 2)) ** 2
     return float(3 * GAS_CONSTANT * (each.sum() + ACOUSTIC) / (len(modes) + ACOUSTIC))
-
-
-def _repeated(cell: Structure, times: int) -> Structure:
-    images = np.stack(np.meshgrid(*(np.arange(times),) * 3, indexing="ij"), axis=-1).reshape(-1, 3) @ cell.cell
-    return Structure.checked(
-        numbers=np.tile(cell.numbers, times**3),
-        positions=(images[:, None] + cell.positions).reshape(-1, 3),
-        cell=times * cell.cell,
-        pbc=[True] * 3,
-        energy=0.0,
-    )
 
 
 def _density(modes: Float64[np.ndarray, " modes"]) -> Chart:

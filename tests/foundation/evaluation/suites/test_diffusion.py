@@ -141,5 +141,5 @@ def test_the_packaged_suite_is_lithium_at_two_temperatures(real_data: Path, monk
     monkeypatch.setenv("FOUNDATION_DATA", str(real_data))
     assert suite.elements() == {3, 15, 16, 17}
     monkeypatch.delenv("FOUNDATION_DATA")
-    with pytest.raises(FileNotFoundError, match=r"FOUNDATION_DATA.*set the environment variable"):
+    with pytest.raises(FileNotFoundError, match=r"FOUNDATION_DATA.*: the environment variable in this path is not set"):
         suite.elements()

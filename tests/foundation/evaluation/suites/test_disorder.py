@@ -8,7 +8,8 @@ from ase.calculators.calculator import Calculator
 
 from data_pipeline.sources.rigid_ions import RigidIons, crystal
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.disorder import Disorder, interval_over, sphere
+from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.suites.disorder import Disorder, sphere
 from foundation.evaluation.suites.suite import Predicted, run_suites
 from foundation.interop.subject import CalculatorSubject
 

@@ -9,8 +9,8 @@ from ase.units import Bohr, Hartree
 
 from data_pipeline.sources.rigid_ions import RigidIons
 from data_pipeline.structure import Structure
-from foundation.evaluation.suites.crystals.equation_of_state import Crystal
-from foundation.evaluation.suites.crystals.force_constants import ForceConstants, supercell
+from foundation.evaluation.suites.crystals.equation_of_state import Crystal, repeated
+from foundation.evaluation.suites.crystals.force_constants import ForceConstants
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject
 
@@ -40,7 +40,7 @@ class Power(CalculatorSubject):
 
 def test_the_exponent_and_the_size_of_a_known_law_are_found() -> None:
     suite = ForceConstants(displaced=(MGO,), shortest=3.0, longest=8.0)
-    found = suite.run(Power(supercell(MGO, 4), -4.5))
+    found = suite.run(Power(repeated(MGO.scaled(1.0), 4), -4.5))
     exponent = found.quantities[f"{LABEL}: exponent"]
     assert exponent.value == pytest.approx(-4.5, abs=1e-3)
     assert exponent.interval == pytest.approx((-4.5, -4.5), abs=1e-2)
@@ -62,13 +62,13 @@ def test_force_constants_of_rigid_ions_are_those_of_their_charges() -> None:
 
 def test_beyond_the_reach_of_a_potential_there_is_no_law() -> None:
     suite = ForceConstants(displaced=(MGO,), shortest=5.0, longest=8.0)
-    found = suite.run(Power(supercell(MGO, 4), -3.0, reach=4.0))
+    found = suite.run(Power(repeated(MGO.scaled(1.0), 4), -3.0, reach=4.0))
     assert all(each.value is None for each in found.quantities.values())
     assert found.charts["Force constants against distance"].curves[LABEL].x == ()
 
 
 def test_a_supercell_is_that_of_ase() -> None:
-    ours, theirs = supercell(MGO, 3), bulk("MgO", "rocksalt", 4.21, cubic=True).repeat(3)
+    ours, theirs = repeated(MGO.scaled(1.0), 3), bulk("MgO", "rocksalt", 4.21, cubic=True).repeat(3)
     assert sorted(ours.numbers) == sorted(theirs.numbers)
     for number in (8, 12):
         places = [
@@ -82,5 +82,5 @@ def test_a_supercell_is_that_of_ase() -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(ValueError, match="need 1 <= shortest < longest <= 25 Å"):
         ForceConstants(displaced=(MGO,), shortest=9.0, longest=8.0)
-    with pytest.raises(ValueError, match="displaced: MgO rocksalt occurs twice"):
+    with pytest.raises(ValueError, match="crystals: MgO rocksalt occurs twice"):
         ForceConstants(displaced=(MGO, MGO))
