@@ -62,6 +62,8 @@ def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
     axes.set_title(figure_text(title), fontsize=10)
     if first.log_x:
         axes.set_xscale("log")
+        for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis_format("{x:g}")  # 6, not 6 × 10⁰
     if first.log_y:
         axes.set_yscale("log", nonpositive="mask")
     axes.grid(color="0.92")
