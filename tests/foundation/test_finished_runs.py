@@ -14,6 +14,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation.evaluate import EvaluateConfig, evaluate
+from foundation.evaluation.suites import Dimers
 from foundation.finetune import FinetuneConfig, finetune, lacks_report
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
 from foundation.models import EquivariantConfig
@@ -99,9 +100,9 @@ def test_an_error_after_training_costs_the_report_alone_and_it_can_be_made_again
     config: FinetuneConfig, emt_manifest: Manifest, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = ForgettingConfig(target=(HeldOutConfig(path=emt_manifest.root),), alphas=(0.5,))
-    reported = dataclasses.replace(config, out=config.out.with_name("reported"), forgetting=sets)
+    config = dataclasses.replace(config, forgetting=sets, suites=(Dimers(pairs=(("Cu", "Cu"),), step=0.5),))
+    reported = dataclasses.replace(config, out=config.out.with_name("reported"))
     finetune(reported)
-    config = dataclasses.replace(config, forgetting=sets)
     real = getattr(__import__("foundation.finetune", fromlist=[broken]), broken)
 
     def fails(*arguments: object, **options: object) -> object:
