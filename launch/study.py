@@ -17,6 +17,9 @@ from data_pipeline.quoting import abbreviated
 from data_pipeline.store import durable
 from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation.configuration import changes
+from foundation.evaluation.suites import Findings
+from foundation.finetuning.tradeoff import write_tradeoff
+from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.study_report import Bar, Judged, StudyRecord, write_study
 from foundation.reports.suite_report import JSON_NAME, SuitesRecord
 from launch.command import RESUME, Parse
@@ -26,8 +29,9 @@ from launch.yaml_files import config_file, read_mapping
 
 log = logging.getLogger(__name__)
 
-DATA, RUNS, JUDGED, COSTS = "data", "runs", "judged", "costs.json"
-"""Folders of the stages in the folder of a study, and the file with the CPU time of every job."""
+DATA, FISHER, RUNS, JUDGED, TRADEOFF, COSTS = "data", "fisher", "runs", "judged", "tradeoff", "costs.json"
+"""Folders of the stages in the folder of a study, that of fine-tunings beside each other, and the file with the CPU
+time of every job."""
 DATA_OPTIONS = ("data", "val", "test", "path")
 """Options whose value may be the name of a data set of the study."""
 
@@ -60,6 +64,8 @@ class StudyFile(OpenRecord):
     """Question that it answers."""
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of `build` for each data set, by its name, which runs use as a path."""
+    fisher: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of `fisher` for each Fisher, by its name, which runs use as penalty.fisher."""
     pretrain: dict[str, Any] | None = None
     """Options of `pretrain` that all runs share; None: they are no pretrainings."""
     finetune: dict[str, Any] | None = None
@@ -86,7 +92,7 @@ class StudyFile(OpenRecord):
             raise ValueError("runs need pretrain or finetune, the options that they share, and only one of them")
         if not (self.runs or self.subjects or self.calculators):
             raise ValueError("runs, subjects or calculators must name something to judge")
-        for name in (*self.subjects, *self.calculators, *self.data):
+        for name in (*self.subjects, *self.calculators, *self.data, *self.fisher):
             if not NAME.fullmatch(name):
                 raise ValueError(f"nothing can be named {abbreviated(name)}: use letters, digits and . _ = + -")
         if repeated := sorted({*self.runs} & {*self.subjects} | {*self.runs, *self.subjects} & {*self.calculators}):
@@ -109,8 +115,8 @@ def study(config: StudyConfig, parse: Parse) -> int:
     stages = Stages(plan, out, parse)
     with alone(out, "study") as lock:
         failed = stages.work(config.jobs or plan.jobs, lock)
-        record = stages.record(quick=config.quick, missing=failed)
-        write_study(record, out)
+        pages = stages.compare()
+        write_study(stages.record(quick=config.quick, missing=failed, pages=pages), out)
     log.info("page of the study: %s", out / "index.html")
     return int(bool(failed))
 
@@ -126,14 +132,17 @@ def read_study(file: Path, *, quick: bool) -> StudyFile:
         known = [each.name for each in dataclasses.fields(StudyFile)]
         if unknown := sorted(values.keys() - set(known)):
             raise ValueError(f"it cannot have {', '.join(map(abbreviated, unknown))}, only {', '.join(known)}")
-        sections = {name: values.get(name, {}) for name in ("data", "runs", "quick")}
+        sections = {name: values.get(name, {}) for name in ("data", "fisher", "runs", "quick")}
         for name, section in sections.items():
             mapping = isinstance(section, dict)
             if not mapping or (name != "quick" and not all(isinstance(each, dict) for each in section.values())):
                 raise ValueError(f"{name} must map names to options, {{}} for none")
         shared = {verb: with_options({}, values[verb]) for verb in ("pretrain", "finetune") if values.get(verb)}
-        data = {name: with_options({}, options) for name, options in sections["data"].items()}
-        whole = {**values, **shared, "data": data}
+        steps = {
+            section: {name: with_options({}, options) for name, options in sections[section].items()}
+            for section in ("data", "fisher")
+        }
+        whole = {**values, **shared, **steps}
         if quick:
             whole = with_options(whole, sections["quick"])
         return typed(StudyFile, whole, "")
@@ -153,9 +162,10 @@ class Stages:
         self.plan, self.out, self.parse = plan, out, parse
         self.runs = planned(SweepConfig(runs=plan.runs, seeds=plan.seeds)) if plan.runs else {}
         self.data = [self._data(name, options) for name, options in plan.data.items()]
+        self.fishers = [self._fisher(name, options) for name, options in plan.fisher.items()]
         self.training = [self._run(name, options) for name, options in self.runs.items()]
         self.judging = [self._judging(*each) for each in self._subjects()]
-        for job in (*self.data, *self.training, *self.judging):
+        for job in (*self.data, *self.fishers, *self.training, *self.judging):
             _check(job)
 
     def work(self, at_a_time: int, lock: int) -> tuple[str, ...]:
@@ -164,6 +174,7 @@ class Stages:
         failed: list[str] = []
         for jobs, finished in (
             (self.data, lambda job: (job.out / "manifest.json").is_file()),
+            (self.fishers, lambda job: job.out.is_file()),
             (self.training, lambda job: (job.out / "potential").is_dir()),
             (self.judging, lambda job: (job.out / JSON_NAME).is_file()),
         ):
@@ -175,17 +186,38 @@ class Stages:
             failed += [f"{job.verb} {job.name}" for job in processes.work(left)]
         return tuple(failed)
 
-    def record(self, *, quick: bool, missing: tuple[str, ...]) -> StudyRecord:
+    def compare(self) -> dict[str, str]:
+        """Put the finished fine-tunings beside each other, and return the address of that page by title."""
+        if self.plan.finetune is None:
+            return {}
+        start = str(self.plan.finetune.get("start"))
+        same = [name for name, word in self.plan.subjects.items() if start in (word, {"model": word})]
+        before = self._judged(same[0]) if same else {}
+        runs = [job.out for job in self.training if (job.out / "potential").is_dir()]
+        ends = {out: SuiteEnds(before=before, after=self._judged(out.name)) for out in runs}
+        try:
+            write_tradeoff(runs, self.out / TRADEOFF, ends)
+        except ValueError as error:  # nothing was held out, or nothing was finished
+            log.warning("fine-tunings are not put beside each other: %s", error)
+            return {}
+        return {"Learning against forgetting": f"{TRADEOFF}/index.html"}
+
+    def _judged(self, name: str) -> dict[str, Findings]:
+        """Return what was found for a subject by suite; nothing where it was not judged."""
+        file = self.out / JUDGED / name / JSON_NAME
+        return SuitesRecord.from_json(file).suites if file.is_file() else {}
+
+    def record(self, *, quick: bool, missing: tuple[str, ...], pages: dict[str, str]) -> StudyRecord:
         """Return everything that was found."""
         costs, subjects = self._costs(), dict[str, Judged]()
         for group, seed, _ in self._subjects():
             name = "-".join(filter(None, (group, seed)))
             judged = subjects.setdefault(group, Judged(seeds={}))
-            if (file := self.out / JUDGED / name / JSON_NAME).is_file():
-                judged.seeds[seed] = SuitesRecord.from_json(file).suites
+            if found := self._judged(name):
+                judged.seeds[seed] = found
             if (training := f"{self._verb} {name}") in costs:
                 judged.training_seconds[seed] = costs[training]
-        stages = {"building the data": "build ", "judging": "evaluate "}
+        stages = {"building the data": "build ", "Fishers": "fisher ", "judging": "evaluate "}
         return StudyRecord(
             title=self.plan.title,
             question=self.plan.question,
@@ -197,6 +229,7 @@ class Stages:
                 for title, verb in stages.items()
             },
             missing=missing,
+            pages=pages,
         )
 
     @property
@@ -219,6 +252,10 @@ class Stages:
         out = self.out / DATA / name
         return self._job("build", name, out, _generated(name, options) | {"out": str(out)})
 
+    def _fisher(self, name: str, options: Mapping[str, Any]) -> Job:
+        out = self.out / FISHER / f"{name}.safetensors"
+        return self._job("fisher", name, out, self._located({**options, "out": str(out)}))
+
     def _run(self, name: str, options: Mapping[str, Any]) -> Job:
         out = self.out / RUNS / name
         shared = self.plan.pretrain if self.plan.finetune is None else self.plan.finetune
@@ -234,19 +271,25 @@ class Stages:
         return self._job("evaluate", name, out, {**subject, "suites": suites, "out": str(out)})
 
     def _located(self, value: Any) -> Any:
-        """Return options with the folders of the study's data sets in place of their names."""
+        """Return options with the paths of the study's data sets and Fishers in place of their names."""
         if isinstance(value, list):
             return [self._located(each) for each in value]
         if not isinstance(value, dict):
             return value
-        named = {key for key, each in value.items() if key in DATA_OPTIONS and str(each) in self.plan.data}
-        return {
-            key: str(self.out / DATA / each) if key in named else self._located(each) for key, each in value.items()
-        }
+        return {key: self._path(key, each) or self._located(each) for key, each in value.items()}
+
+    def _path(self, option: str, value: Any) -> str | None:
+        """Return the path of a data set or a Fisher of this study if an option names one."""
+        option = option.rpartition(".")[2]
+        if option in DATA_OPTIONS and str(value) in self.plan.data:
+            return str(self.out / DATA / value)
+        if option == FISHER and str(value) in self.plan.fisher:
+            return str(self.out / FISHER / f"{value}.safetensors")
+        return None
 
     def _without(self, job: Job, failed: Sequence[str]) -> bool:
         """Return whether a job needs the result of one that failed."""
-        text, others = json.dumps(job.record), [*self.data, *self.training]
+        text, others = json.dumps(job.record), [*self.data, *self.fishers, *self.training]
         needs = {f"{each.verb} {each.name}" for each in others if each is not job and json.dumps(str(each.out)) in text}
         return bool(needs & set(failed))
 

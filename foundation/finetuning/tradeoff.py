@@ -5,14 +5,16 @@ differ only in fit.seed are one method. Every resample of the bootstrap draws fr
 three seeds give a rough idea of their spread, one gives none.
 """
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from data_pipeline.store import durable
@@ -31,11 +33,14 @@ from foundation.evaluation.comparison import (
 )
 from foundation.evaluation.held_out import AFTER, BEFORE, Measurement, Role, read
 from foundation.evaluation.quantities import QUANTITIES
+from foundation.finetuning.physics import START, contradictions, physics_axes
 from foundation.provenance import RunRecord
 from foundation.reports.escape import markdown
+from foundation.reports.forgetting_record import Forgetting, SuiteEnds
+from foundation.reports.forgetting_report import JSON_NAME as FORGETTING_JSON
 from foundation.reports.forgetting_report import curve_files, percent, shown_by_page
 from foundation.reports.page import render_page
-from foundation.reports.tradeoff_figures import draw_planes, label_of, planes
+from foundation.reports.tradeoff_figures import PHYSICS, draw_planes, label_of, planes
 from foundation.reports.tradeoff_record import (
     ComparedSet,
     Difference,
@@ -86,6 +91,8 @@ class TunedRun:
     """Measurements of the interpolations by alpha, and of the result at 1."""
     seconds_per_step: float | None
     """Median time of a step without validations [s]; None if none was logged."""
+    suites: SuiteEnds
+    """Findings of suites for the start and for the result; empty without suites."""
 
     @property
     def method(self) -> str:
@@ -112,6 +119,7 @@ def read_tuned_run(folder: Path) -> TunedRun:
         group.pop(name, None)
     settings.get("forgetting", {}).pop("before", None)
     measured = folder / FOLDER
+    report = measured / FORGETTING_JSON
     return TunedRun(
         folder=folder,
         settings=settings,
@@ -120,6 +128,7 @@ def read_tuned_run(folder: Path) -> TunedRun:
         before=read(measured / BEFORE),
         points={alpha: read(path) for alpha, path in curve_files(measured).items()} | {1.0: read(measured / AFTER)},
         seconds_per_step=seconds_per_step(read_rows(folder / "logs")),
+        suites=Forgetting.from_json(report).suites if report.is_file() else SuiteEnds(),
     )
 
 
@@ -226,6 +235,12 @@ class Axes:
         forgetting = [point.changes[name][self.metric] for name in self.retained]
         return forgetting + [point.errors[name][self.metric] for name in self.target]
 
+    def better(self, points: Sequence[Point], start: dict[str, Bootstrap]) -> set[tuple[str, str]]:
+        """Return pairs of results, or of a result and START, of which the first has smaller errors on all targets."""
+        errors = {START: start} | {point.method: point.errors for point in points if point.alpha == 1.0}
+        numbers = {name: [found[key][self.metric] for key in self.target] for name, found in errors.items()}
+        return {pair for pair in permutations(numbers, 2) if dominates(*(numbers[name] for name in pair))}
+
 
 def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
     """Return whether all numbers of the first are below those of the second, with the intervals of the differences."""
@@ -233,14 +248,22 @@ def dominates(first: Sequence[Statistic], second: Sequence[Statistic]) -> bool:
     return all(interval is not None and interval[1] < 0 for interval in intervals)
 
 
-def write_tradeoff(runs: Sequence[Path], out: Path) -> Tradeoff:
+def write_tradeoff(
+    runs: Sequence[Path], out: Path, judged: Mapping[Path, SuiteEnds] = MappingProxyType({})
+) -> Tradeoff:
     """Write tradeoff.json, planes, index.html and table.md for the runs of a sweep; return the content of the first.
+
+    Args:
+        runs: Run folders.
+        out: Folder of the page.
+        judged: Findings of suites that were not run by the fine-tunings themselves, by run folder.
 
     Raises:
         FileNotFoundError: a folder is not that of a finished fine-tuning.
         ValueError: runs of different starts or sets, no target or no retained set, or group_runs() refuses.
     """
     tuned = [read_tuned_run(Path(folder)) for folder in runs]
+    tuned = [dataclasses.replace(run, suites=judged.get(run.folder, run.suites)) for run in tuned]
     if not tuned:
         raise ValueError("no runs to compare: give at least one finished fine-tuning")
     for run in tuned:
@@ -257,6 +280,7 @@ def write_tradeoff(runs: Sequence[Path], out: Path) -> Tradeoff:
         values=found,
         figures=figures,
         planes=planes(found),
+        physics=PHYSICS,
         label_of=label_of,
         shown_metrics=shown_metrics,
         **shown_by_page(),
@@ -338,6 +362,7 @@ def compare_methods(methods: dict[str, list[TunedRun]], before: Measurement) -> 
         )
         for point, ours in zip(points, numbers, strict=True)
     }
+    physics = physics_axes({name: [run.suites for run in runs] for name, runs in methods.items()})
     return Tradeoff(
         bootstrap=RESAMPLING,
         metric=axes.metric,
@@ -356,6 +381,8 @@ def compare_methods(methods: dict[str, list[TunedRun]], before: Measurement) -> 
         methods=tuple(_method(name, runs, points, dominated_by) for name, runs in methods.items()),
         non_dominated=tuple(label for label, others in dominated_by.items() if not others),
         differences=tuple(_differences(axes, points)),
+        physics=physics,
+        contradictions=contradictions(physics, axes.better(points, start)),
     )
 
 

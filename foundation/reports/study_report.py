@@ -72,6 +72,8 @@ class StudyRecord(OpenRecord):
     """CPU time by stage [s]."""
     missing: tuple[str, ...] = ()
     """Names of the jobs that failed."""
+    pages: dict[str, str] = field(default_factory=dict)
+    """Addresses of other pages by title, from the folder of the study."""
 
     @staticmethod
     def from_json(file: Path) -> "StudyRecord":

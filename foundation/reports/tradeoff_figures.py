@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.escape import figure_text
@@ -28,17 +28,26 @@ TICKS, SMALL_TICKS = (-100.0, -10.0, -5.0, 0.0, 5.0, 10.0, 100.0, 1000.0), (-50,
 """Ticks of such an axis with and without a number [%]."""
 
 
+PHYSICS = "physics"
+"""Name of the figure with physics on the vertical axes."""
+COLUMNS = 3
+"""Panels of that figure side by side."""
+
+
 def label_of(method: str, alpha: float) -> str:
     """Return the label of a method, or of an interpolation between the start and its result."""
     return method if alpha == 1 else f"{method}, α = {alpha:g}"
 
 
 def draw_planes(tradeoff: Tradeoff, folder: Path) -> dict[str, Path]:
-    """Draw a plane for each pair of a retained set and a target or transfer set; return the files by name."""
+    """Draw a plane for each pair of a retained set and another one, and physics; return the files by name."""
     drawn = {}
     for name, retained, learned in planes(tradeoff):
         drawn[name] = folder / f"{name}.png"
         write_figure(plane(tradeoff, retained, learned), drawn[name], 150)
+    if tradeoff.physics:
+        drawn[PHYSICS] = folder / f"{PHYSICS}.png"
+        write_figure(physics_plane(tradeoff), drawn[PHYSICS], 150)
     return drawn
 
 
@@ -88,6 +97,43 @@ def plane(tradeoff: Tradeoff, retained: str, learned: str) -> Figure:
     return figure
 
 
+def physics_plane(tradeoff: Tradeoff) -> Figure:
+    """Draw how far every quantity of a suite is from its references over the forgetting of the first retained set."""
+    retained = next(name for name, row in tradeoff.sets.items() if row.role == "retained")
+    across = "force_mae" if "force_mae" in tradeoff.start.errors[retained] else "energy_mae"
+    num_columns = min(COLUMNS, len(tradeoff.physics))
+    num_rows = -(-len(tradeoff.physics) // num_columns)
+    figure = Figure(figsize=(3.9 * num_columns + 1.8, 3.4 * num_rows + 0.3), layout="constrained")
+    for place, axis in enumerate(tradeoff.physics):
+        axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        axes.axvline(0.0, color="0.6", linewidth=1, zorder=0)
+        if axis.start is not None:
+            axes.plot(0.0, 100 * axis.start, "*", color="black", markersize=13, zorder=6)
+            axes.axhline(100 * axis.start, color="0.8", linewidth=1, linestyle="--", zorder=0)
+        for number, method in enumerate(tradeoff.methods):
+            x, y = method.result.sets[retained].change[across], axis.methods[method.name]
+            if x.value is None or y.value is None:
+                continue
+            (color, marker), where = _look(number), (100 * x.value, 100 * y.value)
+            axes.plot(*where, marker, color=color, markersize=7.5, zorder=4)
+            axes.plot([where[0]] * 2, np.multiply(100, around(y)), color=color, linewidth=1.4, zorder=3)
+            text = axes.annotate(
+                f"{number + 1}", where, xytext=(6, 6), textcoords="offset points", fontsize=9, color=color
+            )
+            text.set(zorder=7, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+        axes.set_title(figure_text(axis.title), fontsize=9)
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=0.0)
+        axes.xaxis.set_major_formatter(FuncFormatter(signed_percent))
+        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.tick_params(labelsize=8)
+        clean(axes, "both")
+    figure.supxlabel(figure_text(f"{QUANTITIES[across].name} of {retained}, change"), fontsize=9)
+    figure.supylabel("mean deviation from the references", fontsize=9)
+    figure.legend(handles=_methods(tradeoff.methods), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
 def _look(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number // len(COLORS) % len(MARKERS)]
 
@@ -129,13 +175,19 @@ def _method(
     text.set(zorder=7, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
 
-def _legend(methods: Sequence[Method]) -> list[Line2D]:
+def _methods(methods: Sequence[Method]) -> list[Line2D]:
+    """Return a handle for the legend for each method."""
     handles = []
     for number, method in enumerate(methods):
         color, marker = _look(number)
         handles.append(
             Line2D([], [], color=color, marker=marker, linestyle="", label=figure_text(f"{number + 1}  {method.name}"))
         )
+    return handles
+
+
+def _legend(methods: Sequence[Method]) -> list[Line2D]:
+    handles = _methods(methods)
     grey: dict[str, Any] = {"color": "0.35", "linestyle": ""}
     handles.append(Line2D([], [], marker="o", markersize=11, markerfacecolor="none", label="non-dominated", **grey))
     handles.append(Line2D([], [], marker="o", markersize=5, markerfacecolor="white", label="of the median", **grey))

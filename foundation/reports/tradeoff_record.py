@@ -90,6 +90,39 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhysicsAxis:
+    """Deviation from references of one quantity of a suite, the mean over everything that has a reference."""
+
+    suite: str
+    """Name of the suite."""
+    quantity: str
+    """Name of the quantity, without the crystal or temperature in front of it."""
+    start: float | None
+    """Mean of |value / reference - 1| for the start; None: undetermined, or not judged."""
+    methods: dict[str, Estimate]
+    """The same by name of the method, as means over seeds; limits are the smallest and largest of several seeds."""
+
+    @property
+    def title(self) -> str:
+        """Suite and quantity."""
+        return f"{self.suite}, {self.quantity}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contradiction:
+    """A method that is better by errors and worse by physics."""
+
+    suite: str
+    """Name of the suite."""
+    quantity: str
+    """Name of the quantity."""
+    by_errors: str
+    """Method with the smaller error on every target, outside the interval of the difference."""
+    by_physics: str
+    """Method, or the start, all of whose seeds are nearer to the references, by 1 % of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tradeoff:
     """Methods of fine-tuning from one start; numbers are means over seeds with intervals over seeds and frames."""
 
@@ -107,3 +140,7 @@ class Tradeoff:
     """Labels of the points that no other dominates."""
     differences: tuple[Difference, ...]
     """Each two methods."""
+    physics: tuple[PhysicsAxis, ...] = ()
+    """Deviations of suites from their references; (): no suites were run."""
+    contradictions: tuple[Contradiction, ...] = ()
+    """Disagreements of errors and physics about two methods."""
