@@ -17,8 +17,7 @@ from data_pipeline.quoting import abbreviated
 from data_pipeline.store import durable
 from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation.configuration import changes
-from foundation.evaluation.suites import Findings
-from foundation.finetuning.tradeoff import write_tradeoff
+from foundation.finetuning.tradeoff import read_tuned_run, write_tradeoff
 from foundation.reports.forgetting_record import SuiteEnds
 from foundation.reports.study_report import Bar, Judged, StudyRecord, write_study
 from foundation.reports.suite_report import JSON_NAME, SuitesRecord
@@ -190,22 +189,25 @@ class Stages:
         """Put the finished fine-tunings beside each other, and return the address of that page by title."""
         if self.plan.finetune is None:
             return {}
-        start = str(self.plan.finetune.get("start"))
-        same = [name for name, word in self.plan.subjects.items() if start in (word, {"model": word})]
-        before = self._judged(same[0]) if same else {}
+        judged = {each.weights_sha256: each.suites for each in map(self._judged, self.plan.subjects) if each}
         runs = [job.out for job in self.training if (job.out / "potential").is_dir()]
-        ends = {out: SuiteEnds(before=before, after=self._judged(out.name)) for out in runs}
         try:
+            found = {out: (read_tuned_run(out), self._judged(out.name)) for out in runs}
+            ends = {
+                out: SuiteEnds(before=judged.get(run.before.weights_sha256, {}), after=after.suites)
+                for out, (run, after) in found.items()
+                if after
+            }
             write_tradeoff(runs, self.out / TRADEOFF, ends)
-        except ValueError as error:  # nothing was held out, or nothing was finished
+        except (ValueError, FileNotFoundError) as error:  # nothing was held out, or nothing was finished
             log.warning("fine-tunings are not put beside each other: %s", error)
             return {}
         return {"Learning against forgetting": f"{TRADEOFF}/index.html"}
 
-    def _judged(self, name: str) -> dict[str, Findings]:
-        """Return what was found for a subject by suite; nothing where it was not judged."""
+    def _judged(self, name: str) -> SuitesRecord | None:
+        """Return what was found for a subject; None if it was not judged."""
         file = self.out / JUDGED / name / JSON_NAME
-        return SuitesRecord.from_json(file).suites if file.is_file() else {}
+        return SuitesRecord.from_json(file) if file.is_file() else None
 
     def record(self, *, quick: bool, missing: tuple[str, ...], pages: dict[str, str]) -> StudyRecord:
         """Return everything that was found."""
@@ -214,7 +216,7 @@ class Stages:
             name = "-".join(filter(None, (group, seed)))
             judged = subjects.setdefault(group, Judged(seeds={}))
             if found := self._judged(name):
-                judged.seeds[seed] = found
+                judged.seeds[seed] = found.suites
             if (training := f"{self._verb} {name}") in costs:
                 judged.training_seconds[seed] = costs[training]
         stages = {"building the data": "build ", "Fishers": "fisher ", "judging": "evaluate "}
