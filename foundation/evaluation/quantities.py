@@ -27,6 +27,7 @@ class Unit:
 
 
 MILLI_EV_PER_ATOM = Unit(name="meV/atom", factor=1e3)
+MILLI_EV_PER_ATOM_PS = Unit(name="meV/atom/ps", factor=1e3)
 MILLI_EV_PER_ANGSTROM = Unit(name="meV/Å", factor=1e3)
 GPA = Unit(name="GPa", factor=160.2176634)
 """Unit in which stress [eV/Å³] is shown."""

@@ -64,7 +64,14 @@ class PotentialSubject(_Named):
         fast = copy.deepcopy(self._exact).cast(torch.float32)
         with contextlib.suppress(ValueError):  # a network without radial networks, fast as it is
             fast.compute_as(Computation(radial_table=KNOTS))
-        return Calculator(fast, self._exact.device.type, torch.float32, self._exact.theories[self.theory])
+        return self._wrapped(fast, torch.float32)
+
+    def exact_calculator(self) -> AseCalculator:
+        """Return a calculator in float64."""
+        return self._wrapped(self._exact, torch.float64)
+
+    def _wrapped(self, potential: Potential, dtype: torch.dtype) -> AseCalculator:
+        return Calculator(potential, self._exact.device.type, dtype, self._exact.theories[self.theory])
 
 
 class CalculatorSubject(_Named):
@@ -109,6 +116,9 @@ class CalculatorSubject(_Named):
     def calculator(self) -> AseCalculator:
         """Return the calculator itself."""
         return self._calculator
+
+    def exact_calculator(self) -> None:
+        """Return None: in what floats the calculator computes is unknown."""
 
 
 def subject_of(word: str) -> Subject:

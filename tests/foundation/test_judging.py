@@ -83,6 +83,10 @@ def test_a_potential_is_judged_alone_in_its_own_folder(emt_manifest: Manifest, t
     assert atoms[0].energy == pytest.approx(
         PotentialSubject(potential).predict([COPPER.scaled(1.0)])[0].energy, abs=1e-3
     )
+    exact = CalculatorSubject(PotentialSubject(potential).exact_calculator())
+    predicted = PotentialSubject(potential).predict([COPPER.scaled(1.0)])[0].energy
+    assert exact.predict([COPPER.scaled(1.0)])[0].energy == pytest.approx(predicted, abs=1e-12)
+    assert exact.exact_calculator() is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from foundation.evaluation.suites.crystals.phonons import Phonons
 from foundation.evaluation.suites.diffusion import Diffusion
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
+from foundation.evaluation.suites.energy_conservation import EnergyConservation
 from foundation.evaluation.suites.pairs.coulomb import CoulombLaw
 from foundation.evaluation.suites.pairs.diatomics import Diatomics
 from foundation.evaluation.suites.pairs.dimers import Dimers
@@ -34,6 +35,7 @@ __all__ = [
     "Disagreement",
     "Disorder",
     "Elastic",
+    "EnergyConservation",
     "EquationOfState",
     "Finding",
     "Findings",
@@ -56,6 +58,7 @@ SuiteConfig = (
     | Disagreement
     | Disorder
     | Elastic
+    | EnergyConservation
     | EquationOfState
     | ForceConstants
     | Phonons

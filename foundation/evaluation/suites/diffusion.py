@@ -32,13 +32,12 @@ from foundation.evaluation.displacements import (
     unwrapped,
 )
 from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.suites.dynamics import is_lost, thermal_momenta
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 LIMITS = {"trajectories": (1, 1000), "blocks": (1, 100), "sample_every": (1, 100_000)}
 """Smallest and largest value of each number."""
 FRAMES = "reference frames"
-RUNAWAY = 10.0
-"""Kinetic temperature over that of the thermostat from which on a trajectory is lost."""
 MAX_PAIR_DISTANCE = 8.0
 """Largest distance of pairs [Å]."""
 MAX_PAIR_FRAMES = 50
@@ -198,9 +197,7 @@ class Diffusion(Suite):
         """Return positions without the drift of the centre of mass; None if the atoms flew apart."""
         random = np.random.default_rng(seed)
         atoms.calc = calculator
-        masses = atoms.get_masses()[:, None]
-        momenta = np.sqrt(masses * units.kB * temperature) * random.standard_normal((len(atoms), 3))
-        atoms.set_momenta(momenta - masses * momenta.sum(axis=0) / masses.sum())
+        atoms.set_momenta(thermal_momenta(atoms, temperature, random))
         friction = self.friction / (1e3 * units.fs)
         before = round(1e3 * self.equilibration / self.time_step)
         frames, centre = [], atoms.get_center_of_mass()
@@ -208,8 +205,7 @@ class Diffusion(Suite):
             atoms, self.time_step * units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=random
         ) as dynamics:
             for step, _ in enumerate(dynamics.irun(before + self._num_frames * self.sample_every)):
-                # false for NaN as well
-                if not atoms.get_temperature() < RUNAWAY * temperature:
+                if is_lost(atoms, temperature):
                     return None
                 if step >= before and (step - before) % self.sample_every == 0:
                     frames.append(atoms.positions - (atoms.get_center_of_mass() - centre))

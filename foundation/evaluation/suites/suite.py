@@ -50,6 +50,10 @@ class Subject(ABC):
         """Return a calculator for molecular dynamics, in the fastest form that conserves energy."""
 
     @abstractmethod
+    def exact_calculator(self) -> Calculator | None:
+        """Return a calculator that computes in float64 without tables; None if the subject has but one."""
+
+    @abstractmethod
     def another(self, word: str) -> "Subject":
         """Return a second subject to compare with: a potential by name or folder, or module:Class of a calculator.
 
