@@ -31,6 +31,8 @@ MILLI_EV_PER_ATOM_PS = Unit(name="meV/atom/ps", factor=1e3)
 MILLI_EV_PER_ANGSTROM = Unit(name="meV/Å", factor=1e3)
 GPA = Unit(name="GPa", factor=160.2176634)
 """Unit in which stress [eV/Å³] is shown."""
+JOULE_PER_SQUARE_METRE = Unit(name="J/m²", factor=16.02176634)
+"""Unit in which surface energies [eV/Å²] are shown."""
 NUMBER = Unit(name="")
 LABEL_UNITS = {"energy": Unit(name="eV/atom"), "force": Unit(name="eV/Å"), "stress": GPA}
 """Units in which labels, unlike their errors, are shown."""

@@ -5,6 +5,8 @@ from foundation.evaluation.suites.crystals.elastic import Elastic
 from foundation.evaluation.suites.crystals.equation_of_state import EquationOfState
 from foundation.evaluation.suites.crystals.force_constants import ForceConstants
 from foundation.evaluation.suites.crystals.phonons import Phonons
+from foundation.evaluation.suites.crystals.surfaces import Surfaces
+from foundation.evaluation.suites.crystals.vacancies import Vacancies
 from foundation.evaluation.suites.diffusion import Diffusion
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
@@ -45,6 +47,8 @@ __all__ = [
     "Subject",
     "Suite",
     "SuiteConfig",
+    "Surfaces",
+    "Vacancies",
     "check_suites",
     "run_suites",
 ]
@@ -63,5 +67,7 @@ SuiteConfig = (
     | ForceConstants
     | Phonons
     | Softening
+    | Surfaces
+    | Vacancies
 )
 """The suites of a YAML file, distinguished by their first field."""
