@@ -60,8 +60,10 @@ DOORS = {
     "mpi4py": ("data_pipeline/building/build.py",),
     "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),
     "lmdb": ("data_pipeline/sources/",),
-    "h5py": ("data_pipeline/sources/mace_hdf5.py",),
+    "h5py": ("data_pipeline/sources/mace_hdf5.py", "foundation/evaluation/suites/crystals/conductivity.py"),
     "requests": ("data_pipeline/corpora/download.py",),
+    "phono3py": ("foundation/evaluation/suites/crystals/conductivity.py",),
+    "phonopy": ("foundation/evaluation/suites/crystals/conductivity.py",),
     "sevenn": (),
     "wandb": (),
 }

@@ -1,6 +1,7 @@
 """Suites: one file per physical property, computed from predictions alone and compared with references."""
 
 from foundation.evaluation.suites.composition import Composition
+from foundation.evaluation.suites.crystals.conductivity import Conductivity
 from foundation.evaluation.suites.crystals.elastic import Elastic
 from foundation.evaluation.suites.crystals.equation_of_state import EquationOfState
 from foundation.evaluation.suites.crystals.force_constants import ForceConstants
@@ -29,6 +30,7 @@ from foundation.evaluation.suites.suite import (
 __all__ = [
     "Chart",
     "Composition",
+    "Conductivity",
     "CoulombLaw",
     "Curve",
     "Diatomics",
@@ -55,6 +57,7 @@ __all__ = [
 
 SuiteConfig = (
     Composition
+    | Conductivity
     | CoulombLaw
     | Diatomics
     | Diffusion
