@@ -23,6 +23,7 @@ from data_pipeline.inspection import (
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
+from foundation.discovery import DiscoveryConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
@@ -30,6 +31,7 @@ from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
 from foundation.interop.example_data import ExampleDataConfig
 from foundation.report import ReportConfig, curves_folder
+from foundation.reports.discovery_report import DiscoveryRecord, discovery_rows, summary_rows
 from foundation.reports.escape import printable
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import percent
@@ -201,6 +203,25 @@ def evaluation(config: EvaluateConfig, found: Evaluation | SuitesRecord) -> None
 def evaluation_page(config: EvaluateConfig) -> None:
     """Print the path of an evaluation's page."""
     console.print(f"report: {report_folder(config) / 'index.html'}")
+
+
+def discovery(config: DiscoveryConfig, found: DiscoveryRecord | None) -> None:
+    """Print the metrics of a discovery benchmark, or that other parts are missing."""
+    if found is None:
+        console.print(f"part {config.part} is finished: {config.out}")
+        return
+    for title, value in summary_rows(found):
+        console.print(f"{title}: {value}", highlight=False)
+    if rows := discovery_rows(found):
+        table = Table(title="Stability", title_justify="left")
+        for name in ("", *found.stability):
+            table.add_column(name, justify="right" if name else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in found.notes:
+        console.print(Text.assemble(("remark: ", "bold yellow"), printable(note)))
+    console.print(f"report: {config.out / 'index.html'}")
 
 
 def training(config: ReportConfig, facts: list[RunFacts]) -> None:

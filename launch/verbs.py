@@ -143,6 +143,13 @@ def _evaluate() -> Loaded:
     return Loaded(config=EvaluateConfig, run=run)
 
 
+def _discovery() -> Loaded:
+    from foundation.discovery import DiscoveryConfig, discover
+    from launch import tables
+
+    return Loaded(config=DiscoveryConfig, run=lambda config: tables.discovery(config, discover(config)))
+
+
 def _report() -> Loaded:
     from foundation.finetune import lacks_report, report_again
     from foundation.report import ReportConfig, report
@@ -288,6 +295,22 @@ VERBS = {
     "report": Verb("draw the curves of runs, and make a missing report of a fine-tuning", _report),
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
     "study": Verb("answer a question by data, trainings and suites, on one page", _study),
+    "discovery": Verb(
+        "relax the crystals of Matbench Discovery, and write its submission and metrics",
+        _discovery,
+        (
+            "model",
+            "structures",
+            "out",
+            "references",
+            "relaxed",
+            "part",
+            "max_force",
+            "max_steps",
+            "device",
+            "calculator",
+        ),
+    ),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),

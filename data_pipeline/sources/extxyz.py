@@ -49,7 +49,7 @@ def cuts(path: Path, part_bytes: int) -> list[tuple[int, int]]:
     """Return byte and number of each frame at which a file is cut; last, the file's size and number of frames."""
     places, number = [(0, 0)], -1
     with path.open("rb") as file:
-        for number, (start, _) in enumerate(_frames(file, path, 0, None)):
+        for number, (start, _) in enumerate(frames_of(file, path, 0, None)):
             if start - places[-1][0] >= part_bytes:
                 places.append((start, number))
     return [*places, (path.stat().st_size, number + 1)]
@@ -63,9 +63,9 @@ def read_extxyz(path: Path, start: int, first: int, stop: int | None) -> Frames:
         cast(BufferedIOBase, open_with_compression(str(path), "rb")) as file,
     ):
         file.seek(start)
-        for number, (_, lines) in enumerate(_frames(file, path, first, stop), first):
+        for number, (_, lines) in enumerate(frames_of(file, path, first, stop), first):
             try:
-                yield number, _atoms(lines)
+                yield number, atoms_of(lines)
             except InvalidStructure as error:
                 yield number, error
             except Exception as error:  # ASE's parsing raises any type
@@ -74,7 +74,7 @@ def read_extxyz(path: Path, start: int, first: int, stop: int | None) -> Frames:
         raise no_frames(path)
 
 
-def _frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> Iterator[tuple[int, list[bytes]]]:
+def frames_of(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the first byte and the lines of each frame; `first` is the number of the first one.
 
     Raises:
@@ -109,7 +109,12 @@ def _frames(file: BufferedIOBase, path: Path, first: int, stop: int | None) -> I
         yield start, lines
 
 
-def _atoms(lines: list[bytes]) -> ase.Atoms:
+def atoms_of(lines: list[bytes]) -> ase.Atoms:
+    """Return the atoms in the lines of a frame, with every entry of its comment.
+
+    Raises:
+        InvalidStructure: ASE would ignore an error in them.
+    """
     whole: dict[str, Any] = {}
 
     def parse(comment: str) -> dict[str, Any]:

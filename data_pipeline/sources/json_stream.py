@@ -123,6 +123,10 @@ class JsonReader:
         self._text, self._offset, self._at = "{" + self._text[match.start() :], self._offset + match.start() - 1, 0
         return True
 
+    def ended(self) -> bool:
+        """Return whether nothing but white space follows."""
+        return not self._next_character()
+
     def end(self) -> None:
         """Check that nothing follows."""
         if found := self._next_character():

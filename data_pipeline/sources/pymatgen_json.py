@@ -81,7 +81,7 @@ class MptrjJson(Source):
     def _convert(self, keys: tuple[str, ...], record: Any) -> Structure:
         energies = [_energy(record, f"{name}_total_energy") for name in ("uncorrected", "corrected")]
         trained, other = energies if self.energy == "uncorrected" else energies[::-1]
-        return _structure(
+        return structure_in(
             record,
             energy=trained,
             alternative_energy=other,
@@ -112,7 +112,7 @@ class MatpesJson(Source):
         return [_part(path, name, _items, self._convert) for path, name in named_paths(self.matpes_json, "matpes_json")]
 
     def _convert(self, keys: tuple[str, ...], record: Any) -> Structure:
-        return _structure(
+        return structure_in(
             record,
             energy=_energy(record, "energy"),
             forces=_entry(record, "forces"),
@@ -156,7 +156,7 @@ class AlexandriaJson(Source):
         with_stress = _optional(record, "data", "stress") is not None
         check_charge(_optional(record, "data") or {})
         _check_unread(record, sites, {"energy": 0.0, "forces": with_forces or None, "stress": with_stress or None})
-        return _structure(
+        return structure_in(
             record,
             energy=_energy(record, "energy"),
             forces=[_entry(site, "properties", "forces") for site in sites] if with_forces else None,
@@ -188,7 +188,7 @@ class MlearnJson(Source):
         ]
 
     def _convert(self, file: str, keys: tuple[str, ...], record: Any) -> Structure:
-        return _structure(
+        return structure_in(
             record,
             energy=_energy(record, "outputs", "energy"),
             forces=_entry(record, "outputs", "forces"),
@@ -277,7 +277,7 @@ def _frames(
         raise InvalidStructure(f"{path}: the file holds no records. Remove it from the source's files.")
 
 
-def _structure(
+def structure_in(
     record: Any,
     *,
     energy: float,
@@ -288,7 +288,22 @@ def _structure(
     subgroup: object = None,
     alternative_energy: float | None = None,
 ) -> Structure:
-    """Return a record's Structure with the given labels; if group is None, the formula is the group."""
+    """Return the Structure in a record's entry `structure` with the given labels.
+
+    Args:
+        record: The record.
+        energy: Total energy [eV].
+        forces: Forces [eV/Å], or None.
+        stress: Stress [eV/Å³], positive in tension, or None.
+        id: Name of the frame.
+        group: Group of the frame; None: its formula.
+        subgroup: Second word of the group.
+        alternative_energy: Second total energy [eV], or None.
+
+    Raises:
+        InvalidStructure: the record lacks an entry, or physics forbids the structure.
+        KeyError: a site lacks its species, or one its share; other errors of Python where another type is expected.
+    """
     lattice, sites = _entry(record, "structure", "lattice"), _entry(record, "structure", "sites")
     cell = _array(lattice, "matrix")
     check_geometry(lattice, "matrix", "pbc")

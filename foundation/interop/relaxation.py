@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import ase
 import numpy as np
+from ase.calculators.calculator import Calculator as AseCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
@@ -32,8 +33,20 @@ class Relaxation:
 
 def relax(structure: Structure, potential: Potential, *, max_force: float = 0.02, max_steps: int = 300) -> Relaxation:
     """Relax positions, and the cell if all directions repeat, with ASE's FIRE until forces are small [eV/Å]."""
+    return relax_with(structure, Calculator(potential), max_force=max_force, max_steps=max_steps)
+
+
+def relax_with(structure: Structure, calculator: AseCalculator, *, max_force: float, max_steps: int) -> Relaxation:
+    """Relax as relax() does, with any calculator.
+
+    Args:
+        structure: The structure.
+        calculator: Calculator of energy, forces and stress.
+        max_force: Largest force at which to end [eV/Å].
+        max_steps: Largest number of steps.
+    """
     atoms = to_atoms(structure)
-    atoms.calc = Calculator(potential)
+    atoms.calc = calculator
     before = float(atoms.get_potential_energy())
     target = FrechetCellFilter(atoms) if structure.pbc.all() else atoms
     with FIRE(target, logfile=None) as optimizer:  # pyright: ignore[reportArgumentType] (ASE's hints are too narrow)
