@@ -7,9 +7,9 @@ from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
+from data_pipeline.sources.molecular_dynamics import CrystalDynamics, FrozenSpheres
 from data_pipeline.sources.pymatgen_json import AlexandriaJson, MatpesJson, MlearnJson, MptrjJson
 from data_pipeline.sources.random_crystals import RandomCrystals
-from data_pipeline.sources.rigid_ions import RigidIonCrystals
 from data_pipeline.sources.source import Frame, MachineLearned, Part, Source
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "AseFiles",
     "AseLmdb",
     "CoulombMedia",
+    "CrystalDynamics",
     "DeepmdNpy",
     "EmtAlloys",
     "FileSource",
     "Frame",
+    "FrozenSpheres",
     "Joined",
     "MaceHdf5",
     "MachineLearned",
@@ -29,7 +31,6 @@ __all__ = [
     "MptrjJson",
     "Part",
     "RandomCrystals",
-    "RigidIonCrystals",
     "Source",
     "SourceConfig",
 ]
@@ -38,11 +39,12 @@ SourceConfig = (
     AseFiles
     | AseLmdb
     | CoulombMedia
+    | CrystalDynamics
     | DeepmdNpy
     | EmtAlloys
+    | FrozenSpheres
     | Joined
     | RandomCrystals
-    | RigidIonCrystals
     | MaceHdf5
     | MlearnJson
     | MptrjJson

@@ -1,4 +1,4 @@
-"""Rigid-ion magnesium oxide: an oracle of long-range forces, and crystals of its molecular dynamics as a data set.
+"""Rigid-ion magnesium oxide: an oracle of long-range forces.
 
 Ions of charge ±2 e repel as A exp(-r/ρ), with the parameters of G. V. Lewis and C. R. A. Catlow (J. Phys. C 18, 1149
 (1985)); their attraction of oxygen ions, -C/r⁶, is left out, because it diverges in hot disordered ions. Coulomb sums
@@ -6,11 +6,8 @@ are those of P. P. Ewald (Ann. Phys. 369, 253 (1921)). This is a classical model
 what a network makes of forces whose law is known, and is useless for materials.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import ase
@@ -18,16 +15,9 @@ import ase.units
 import numpy as np
 import torch
 import vesin
-from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
-from ase.constraints import FixAtoms
-from ase.md.langevin import Langevin
 from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Complex128, Float64, Int64
-
-from data_pipeline.sources.ase_files import AseFiles
-from data_pipeline.sources.source import Part, Source
-from data_pipeline.structure import Structure
 
 COULOMB = ase.units.Hartree * ase.units.Bohr
 """Coulomb's constant times the square of the elementary charge [eV Å]."""
@@ -39,12 +29,6 @@ CUTOFF = 8.0
 """Distance up to which pairs are summed in real space [Å]; repulsion beyond it is below 3e-9 eV."""
 ACCURACY = 1e-12
 """Relative size of the terms at which both sums of the default splitting parameter end."""
-LATTICE_CONSTANT = 4.21
-"""Lattice constant of the crystals [Å] (experiment, room temperature)."""
-TIME_STEP = 1.5
-"""Time step of molecular dynamics [fs]."""
-FRICTION = 0.01
-"""Friction of the Langevin thermostat [1/fs]."""
 
 
 class RigidIons(Calculator):
@@ -156,100 +140,3 @@ def _slopes(
         ((third * b[:, None]).sum(axis=2) * a).sum(axis=1),
     ]
     return 2 * np.imag(np.stack(found, axis=1))
-
-
-def crystal(repeats: int) -> ase.Atoms:
-    """Return the perfect crystal, `repeats` conventional cells of eight ions along each side."""
-    return bulk("MgO", "rocksalt", LATTICE_CONSTANT, cubic=True).repeat(repeats)
-
-
-def dynamics(
-    atoms: ase.Atoms,
-    *,
-    temperature: float,
-    seed: Sequence[int],
-    calculator: Calculator,
-    warm_up: int,
-    interval: int,
-    frozen: Sequence[int] = (),
-) -> Iterator[ase.Atoms]:
-    """Yield a trajectory's frames without end: the same atoms, changed in place, with calculated energy and forces.
-
-    Args:
-        atoms: Start, changed in place.
-        temperature: Temperature [K]; velocities begin at twice as much, half of which becomes potential energy.
-        seed: Numbers that decide the trajectory.
-        calculator: Calculator that drives it.
-        warm_up: Number of steps before the first frame.
-        interval: Number of steps from frame to frame.
-        frozen: Indices of atoms that do not move.
-    """
-    rng = np.random.default_rng([*seed])
-    atoms.calc = calculator
-    atoms.set_constraint(FixAtoms(indices=list(frozen)))
-    widths = np.sqrt(atoms.get_masses() * 2 * temperature * ase.units.kB)
-    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * widths[:, None])
-    step, friction = TIME_STEP * ase.units.fs, FRICTION / ase.units.fs
-    moving = Langevin(atoms, step, temperature_K=temperature, friction=friction, fixcm=False, rng=rng)
-    moving.run(warm_up)
-    while True:
-        yield atoms
-        moving.run(interval)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RigidIonCrystals(Source):
-    """Snapshots of molecular dynamics of rigid-ion magnesium oxide crystals, with energy, forces and stress.
-
-    The volume is fixed. The group is the trajectory.
-    """
-
-    temperatures: tuple[float, ...]
-    """Temperatures [K]."""
-    repeats: int = 3
-    """Number of conventional cells of eight ions along each side: 2, 3, 4 are 64, 216, 512 ions."""
-    trajectories: int = 4
-    """Number of trajectories at each temperature."""
-    frames: int = 30
-    """Number of frames of each trajectory."""
-    interval: int = 10
-    """Number of steps of 1.5 fs from frame to frame."""
-    warm_up: int = 200
-    """Number of steps before the first frame."""
-    seed: int = 0
-    """Random seed; a trajectory depends only on this, its temperature, its number and the cell."""
-
-    def __post_init__(self) -> None:
-        if not self.temperatures or min(self.temperatures) <= 0:
-            raise ValueError(f"temperatures must be positive [K], not {self.temperatures}")
-        if min(self.repeats, self.trajectories, self.frames, self.interval) < 1 or min(self.warm_up, self.seed) < 0:
-            raise ValueError(
-                "repeats, trajectories, frames and interval must be at least 1, warm_up and seed at least 0"
-            )
-
-    def parts(self) -> Sequence[Part]:
-        """Return the trajectories."""
-        return [
-            Part(name=_name(temperature, number), size=self.frames, read=partial(self._run, temperature, number))
-            for temperature in self.temperatures
-            for number in range(self.trajectories)
-        ]
-
-    def _run(self, temperature: float, number: int) -> Iterator[Structure]:
-        reader, name = AseFiles(files=(), group_key="group"), _name(temperature, number)
-        frames = dynamics(
-            crystal(self.repeats),
-            temperature=temperature,
-            seed=(self.seed, round(temperature), number),
-            calculator=RigidIons(),
-            warm_up=self.warm_up,
-            interval=self.interval,
-        )
-        for frame, atoms in enumerate(itertools.islice(frames, self.frames)):
-            atoms.get_stress()
-            atoms.info["group"] = name
-            yield reader.convert(atoms, default_id=f"rigid-ions-{self.seed}, {name}, frame {frame}")
-
-
-def _name(temperature: float, number: int) -> str:
-    return f"{temperature:g} K, trajectory {number}"

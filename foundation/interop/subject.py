@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 from collections.abc import Sequence
 
 import ase
@@ -12,6 +11,7 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from data_pipeline.graphs.batch import collate
+from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.suite import Predicted, Subject
 from foundation.interop.calculator import Calculator, to_atoms
@@ -88,17 +88,7 @@ class CalculatorSubject(_Named):
         Raises:
             ValueError: there is none, or it needs arguments.
         """
-        module, _, name = word.partition(":")
-        try:
-            made = getattr(importlib.import_module(module), name)()
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"--calculator {word}: no ASE calculator can be made of it ({error}); give the module and the name of "
-                "a class or function without required arguments, such as ase.calculators.emt:EMT"
-            ) from error
-        if not isinstance(made, AseCalculator):
-            raise ValueError(f"--calculator {word} makes a {type(made).__name__}, which is not an ASE calculator")
-        return cls(made, word)
+        return cls(calculator_of(word), word)
 
     def predict(self, structures: Sequence[Structure]) -> list[Predicted]:
         """Return predictions in order, without stress if the calculator has none."""
@@ -132,6 +122,16 @@ def subject_of(word: str) -> Subject:
         return CalculatorSubject.named(word)
     potential = resolve(word).load()
     return PotentialSubject(potential, potential.theory_number(None), word)
+
+
+def fast_calculator(word: str) -> AseCalculator:
+    """Return the fastest calculator of a potential of a name or folder, in float32, for sources of data.
+
+    Raises:
+        FileNotFoundError: the word names no potential.
+        ValueError: the potential has several levels of theory.
+    """
+    return subject_of(word).calculator()
 
 
 def _batches(structures: Sequence[Structure]) -> list[list[Structure]]:

@@ -13,13 +13,15 @@ from typing import ClassVar
 import ase
 import numpy as np
 
-from data_pipeline.sources.rigid_ions import dynamics
+from data_pipeline.sources.molecular_dynamics import dynamics, sphere
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, repeated
-from foundation.evaluation.suites.disorder import LIMITS, correlation, sphere, unlabelled
+from foundation.evaluation.suites.disorder import correlation, mean_ratio, unlabelled
 from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 
+LIMITS = {"trajectories": (2, 1000), "frames": (1, 10_000), "interval": (1, 10_000), "warm_up": (0, 100_000)}
+"""Smallest and largest value of each number."""
 ROOM = 6.5
 """Least distance from the centre to the nearest face of the cell [Å]."""
 
@@ -100,13 +102,7 @@ class Disagreement(Suite):
         sizes = (np.linalg.norm(own, axis=1) + np.linalg.norm(others, axis=1)).reshape(distances.shape) / 2
         both = np.concatenate([distances, sizes], axis=1)
         return {
-            f"{crystal.label}: disagreement": Finding(value=_ratio(both), interval=interval_over(_ratio, both)),
+            f"{crystal.label}: disagreement": Finding(value=mean_ratio(both), interval=interval_over(mean_ratio, both)),
             f"{crystal.label}: correlation": Finding(value=correlation(own, others)),
             f"{crystal.label}: mean force": Finding(value=float(sizes.mean()), unit="eV/Å"),
         }
-
-
-def _ratio(both: np.ndarray) -> float:
-    """Return the mean of the left half of all rows over that of the right half."""
-    distances, sizes = np.split(both, 2, axis=1)
-    return float(distances.mean() / sizes.mean()) if sizes.any() else math.nan

@@ -1,43 +1,40 @@
-"""From crystals to disorder: the force on an ion in a frozen crystalline sphere, while everything beyond it melts.
+"""From crystals to disorder: the force on an atom in a frozen crystalline sphere, while everything beyond it is hot.
 
-The oracle is rigid-ion magnesium oxide (data_pipeline/sources/rigid_ions.py), whose forces are Coulomb's beyond the
-first neighbours. Near the ion everything is as in a crystal, so that a potential trained on crystals must know the law
-of the far ones. Trajectories are the oracle's own and the same for every subject; a process makes them once.
+The oracle is the calculator of the source in data_pipeline/sources/molecular_dynamics.py: rigid-ion magnesium oxide,
+whose forces are Coulomb's beyond the first neighbours, or a potential. Near the atom everything is as in a crystal, so
+that a potential trained on crystals must know the law of the far ones. Trajectories are the oracle's own and the same
+for every subject; a study builds them once, as a data set.
 """
 
 import functools
-import itertools
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import ase
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
-from data_pipeline.sources.rigid_ions import CHARGES, LATTICE_CONSTANT, TIME_STEP, RigidIons, crystal, dynamics
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.sources.molecular_dynamics import TIME_STEP, FrozenSpheres
+from data_pipeline.sources.source import resolve
+from data_pipeline.store.manifest import open_manifest
 from data_pipeline.structure import Structure
-from foundation.configuration import MAY_CHANGE, check_numbers
+from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.intervals import interval_over
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
-
-LIMITS = {"trajectories": (2, 1000), "frames": (1, 10_000), "interval": (1, 10_000), "warm_up": (0, 100_000)}
-"""Smallest and largest value of each number."""
-MAX_RADIUS = 20.0
-"""Largest radius [Å], in a cell of 8,000 ions."""
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 
 class Trajectories(NamedTuple):
-    """Frames of a number of trajectories, in order, one trajectory after the other."""
+    """Frames around one sphere, one trajectory after the other."""
 
     structures: list[Structure]
     """Frames."""
     forces: Float64[np.ndarray, "trajectories frames 3"]
     """Force on the centre [eV/Å]."""
     centre: int
-    """Index of the ion in the centre."""
+    """Index of the atom in the centre."""
     displacement: float
-    """Root mean square distance of the free ions from their sites in the last frames [Å]."""
+    """Root mean square distance of the free atoms from their sites in the last frames [Å]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,127 +42,137 @@ class Disorder(Suite):
     """Relative error |F - F_oracle| / |F_oracle| of the force on the centre of a frozen crystalline sphere.
 
     Medians are over frames of all trajectories; intervals are a bootstrap over trajectories, because frames of one are
-    alike. The error of a potential that predicts no force is 1.
+    alike. The error of a potential that predicts no force is 1. A ratio is large where forces are small: the mean error
+    over the mean force is given as well.
     """
 
     name: ClassVar[str] = "disorder"
 
-    frozen_radii: tuple[float, ...] = field(metadata=MAY_CHANGE)
-    """Radii of the frozen sphere [Å]; the cell is the smallest that holds it, at least `repeats` long."""
-    temperature: float = field(default=4000.0, metadata=MAY_CHANGE)
-    """Temperature of the free ions [K]."""
-    repeats: int = field(default=3, metadata=MAY_CHANGE)
-    """Least number of conventional cells of 4.21 Å along each side."""
-    trajectories: int = field(default=4, metadata=MAY_CHANGE)
-    """Number of trajectories for each radius."""
-    frames: int = field(default=8, metadata=MAY_CHANGE)
-    """Number of frames of each trajectory."""
-    interval: int = field(default=30, metadata=MAY_CHANGE)
-    """Number of steps of 1.5 fs from frame to frame."""
-    warm_up: int = field(default=100, metadata=MAY_CHANGE)
-    """Number of steps before the first frame."""
-    melting: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Temperature [K] of as many steps as warm_up before it, to destroy the crystal outside the sphere: a fraction of a
-    picosecond at 4000 K leaves a hot crystal. None: there are none."""
+    spheres: tuple[FrozenSpheres, ...] = field(metadata=MAY_CHANGE)
+    """Spheres, as options of the source."""
+    data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Data sets that `build` made of the same options with test_fraction 1, in the same order; environment variables
+    are expanded. (): this process makes the trajectories, which takes the oracle a minute or more."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, LIMITS)
-        if not self.frozen_radii or not all(0.0 <= radius <= MAX_RADIUS for radius in self.frozen_radii):
-            raise ValueError(f"frozen_radii must be lengths of 0 to {MAX_RADIUS:g} Å, not {self.frozen_radii}")
-        temperatures = [each for each in (self.temperature, self.melting) if each is not None]
-        if not 1 <= self.repeats <= 10 or not all(1.0 <= each <= 100_000.0 for each in temperatures):
-            raise ValueError("repeats must be 1 to 10, temperature and melting 1 to 100,000 K")
+        labels = [each.label for each in self.spheres]
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError("spheres must name at least one material, and each at one temperature once")
+        if self.data and len(self.data) != len(self.spheres):
+            raise ValueError(f"data must name {len(self.spheres)} data sets, one for each of spheres, or none")
 
     def elements(self) -> set[int]:
-        """Return magnesium and oxygen."""
-        return set(CHARGES)
+        """Return the atomic numbers of the crystals."""
+        symbols = {symbol for each in self.spheres for symbol in each.material.crystal(1).get_chemical_symbols()}
+        return {atomic_number(symbol) for symbol in symbols}
 
     def run(self, subject: Subject) -> Findings:
-        """Return median error and correlation for each radius, and the errors against radius and time."""
+        """Return errors and correlation for each sphere, and the errors against radius and time.
+
+        Raises:
+            FileNotFoundError: there is no such data set.
+            ValueError: a data set was made with other options.
+        """
         found: dict[str, Finding] = {}
-        times = TIME_STEP * (self.warm_up + self.interval * np.arange(self.frames))
-        over_time = {}
-        for radius in self.frozen_radii:
-            oracle = made(self, radius)
-            predicted = np.array([each.forces[oracle.centre] for each in subject.predict(oracle.structures)])
-            predicted = predicted.reshape(oracle.forces.shape)
-            errors = np.linalg.norm(predicted - oracle.forces, axis=2) / np.linalg.norm(oracle.forces, axis=2)
-            label = f"R {radius:g} Å"
-            found |= {
-                f"median error, {label}": Finding(
-                    value=float(np.median(errors)), interval=interval_over(np.median, errors)
-                ),
-                f"correlation, {label}": Finding(value=correlation(predicted, oracle.forces)),
-                f"displacement of free ions, {label}": Finding(value=oracle.displacement, unit="Å"),
-            }
-            over_time[label] = Curve(x=tuple(times), y=tuple(np.median(errors, axis=0).tolist()))
-        return Findings(quantities=found, charts=self._charts(found, over_time))
-
-    def _charts(self, found: dict[str, Finding], over_time: dict[str, Curve]) -> dict[str, Chart]:
-        medians = [found[f"median error, R {radius:g} Å"] for radius in self.frozen_radii]
-        limits = [each.interval or (None, None) for each in medians]
-        own = Curve(
-            x=self.frozen_radii,
-            y=tuple(each.value for each in medians),
-            low=tuple(low for low, _ in limits),
-            high=tuple(high for _, high in limits),
-        )
-        nothing = "no force predicted"
-        error = "|F - F(oracle)| / |F(oracle)|"
-        ends = (min(self.frozen_radii), max(self.frozen_radii))
-        times = next(iter(over_time.values())).x
-        return {
-            "Error against radius": Chart(
-                x="radius of the frozen sphere [Å]",
-                y=error,
-                curves={"": own, nothing: Curve(x=ends, y=(1.0, 1.0), reference=True)},
-            ),
-            "Error against time": Chart(
-                x="time [fs]",
-                y=error,
-                curves=over_time | {nothing: Curve(x=times, y=(1.0,) * len(times), reference=True)},
-            ),
-        }
+        radii, times = dict[str, Curve](), dict[str, Curve]()
+        for number, source in enumerate(self.spheres):
+            frames = _built(self.data[number], source) if self.data else made(source)
+            label = source.label
+            for radius in source.frozen_radii:
+                oracle = _trajectories(source, radius, frames)
+                predicted = np.array([each.forces[oracle.centre] for each in subject.predict(oracle.structures)])
+                errors = np.linalg.norm(predicted.reshape(oracle.forces.shape) - oracle.forces, axis=2)
+                found |= _findings(f"{label}: ", f", R {radius:g} Å", predicted, errors, oracle)
+                ratios = np.median(errors / np.linalg.norm(oracle.forces, axis=2), axis=0)
+                at = TIME_STEP * (source.warm_up + source.interval * np.arange(source.frames))
+                times[f"{label}, R {radius:g} Å"] = Curve(x=tuple(at.tolist()), y=tuple(ratios.tolist()))
+            radii[label if len(self.spheres) > 1 else ""] = _over_radius(source, found)
+        return Findings(quantities=found, charts=_charts(radii, times))
 
 
-@functools.lru_cache(maxsize=16)
-def made(suite: Disorder, radius: float) -> Trajectories:
-    """Return the oracle's trajectories of a suite for one of its radii."""
-    structures, forces, squares = [], [], []
-    repeats = max(suite.repeats, math.ceil(2 * radius / LATTICE_CONSTANT))
-    perfect = crystal(repeats)
-    centre, frozen = sphere(perfect, radius)
-    free = np.setdiff1d(np.arange(len(perfect)), frozen)
-    for number in range(suite.trajectories):
-        atoms, seed = perfect.copy(), (round(100 * radius), repeats, round(suite.temperature), number)
-        run = functools.partial(
-            dynamics,
-            atoms,
-            calculator=RigidIons(),
-            warm_up=suite.warm_up,
-            interval=suite.interval,
-            frozen=frozen.tolist(),
-        )
-        if suite.melting is not None:
-            next(run(temperature=suite.melting, seed=(*seed, round(suite.melting))))
-        for _ in itertools.islice(run(temperature=suite.temperature, seed=seed), suite.frames):
-            structures.append(unlabelled(atoms))
-            forces.append(atoms.get_forces(apply_constraint=False)[centre])
-        squares.append((atoms.positions - perfect.positions)[free] ** 2)
-    return Trajectories(
-        structures=structures,
-        forces=np.array(forces).reshape(suite.trajectories, suite.frames, 3),
-        centre=centre,
-        displacement=float(np.sqrt(np.sum(squares, axis=-1).mean())) if len(free) else 0.0,
+def _findings(
+    label: str,
+    which: str,
+    predicted: Float64[np.ndarray, "all 3"],
+    errors: Float64[np.ndarray, "trajectories frames"],
+    oracle: Trajectories,
+) -> dict[str, Finding]:
+    """Return the findings of one sphere, named with a label before and the radius behind."""
+    sizes = np.linalg.norm(oracle.forces, axis=2)
+    both = np.concatenate([errors, sizes], axis=1)
+    found = {
+        "median error": Finding(
+            value=float(np.median(errors / sizes)), interval=interval_over(np.median, errors / sizes)
+        ),
+        "mean error over mean force": Finding(value=mean_ratio(both), interval=interval_over(mean_ratio, both)),
+        "mean force": Finding(value=float(sizes.mean()), unit="eV/Å"),
+        "correlation": Finding(value=correlation(predicted, oracle.forces)),
+        "displacement of free atoms": Finding(value=oracle.displacement, unit="Å"),
+    }
+    return {f"{label}{name}{which}": each for name, each in found.items()}
+
+
+def _over_radius(source: FrozenSpheres, found: dict[str, Finding]) -> Curve:
+    medians = [found[f"{source.label}: median error, R {radius:g} Å"] for radius in source.frozen_radii]
+    limits = [each.interval or (None, None) for each in medians]
+    return Curve(
+        x=source.frozen_radii,
+        y=tuple(each.value for each in medians),
+        low=tuple(low for low, _ in limits),
+        high=tuple(high for _, high in limits),
     )
 
 
-def sphere(atoms: ase.Atoms, radius: float) -> tuple[int, Int64[np.ndarray, " frozen"]]:
-    """Return the atom nearest to the middle of a cell, and all atoms within a radius [Å] of it, itself included."""
-    middle = atoms.positions.mean(axis=0)
-    centre = int(np.linalg.norm(atoms.positions - middle, axis=1).argmin())
-    distances = atoms.get_distances(centre, np.arange(len(atoms)), mic=True)
-    return centre, np.flatnonzero(distances <= radius)
+def _charts(radii: dict[str, Curve], times: dict[str, Curve]) -> dict[str, Chart]:
+    """Return both charts, with the line of a subject that predicts no force."""
+    charts = {}
+    for title, x, curves in (
+        ("Error against radius", "radius of the frozen sphere [Å]", radii),
+        ("Error against time", "time [fs]", times),
+    ):
+        ends = [place for curve in curves.values() for place in curve.x]
+        nothing = Curve(x=(min(ends), max(ends)), y=(1.0, 1.0), reference=True)
+        y = "|F - F(oracle)| / |F(oracle)|"
+        charts[title] = Chart(x=x, y=y, curves=curves | {"no force predicted": nothing})
+    return charts
+
+
+@functools.lru_cache(maxsize=16)
+def made(source: FrozenSpheres) -> dict[str, Structure]:
+    """Return the frames of spheres by name, made here."""
+    return {frame.id: frame for frame in source}
+
+
+def _built(word: str, source: FrozenSpheres) -> dict[str, Structure]:
+    """Return the frames of spheres by name, read from a data set.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
+        ValueError: it was made with other options.
+    """
+    path = resolve(word, field="data", section="suites", folders=True)
+    frames = {frame.id: frame for frame in Dataset(manifest=open_manifest(path), split="test").frames()}
+    if missing := [name for radius in source.frozen_radii for name in source.names(radius) if name not in frames]:
+        raise ValueError(
+            f"{path}: {len(missing)} frames are missing in its split test, the first is {missing[0]!r}. It was made "
+            "with other options than the suite disorder has in spheres; build it with those and with test_fraction 1"
+        )
+    return frames
+
+
+def _trajectories(source: FrozenSpheres, radius: float, frames: dict[str, Structure]) -> Trajectories:
+    """Return the trajectories of one radius."""
+    perfect, centre, frozen = source.perfect(radius)
+    structures = [frames[name] for name in source.names(radius)]
+    forces = np.array([each.forces[centre] for each in structures], dtype=np.float64)
+    moved = np.array([each.positions for each in structures[source.frames - 1 :: source.frames]]) - perfect.positions
+    moved = np.delete(moved, frozen, axis=1)
+    return Trajectories(
+        structures=structures,
+        forces=forces.reshape(source.trajectories, source.frames, 3),
+        centre=centre,
+        displacement=float(np.sqrt((moved**2).sum(axis=2).mean())) if moved.size else 0.0,
+    )
 
 
 def unlabelled(atoms: ase.Atoms) -> Structure:
@@ -180,3 +187,9 @@ def correlation(one: Float64[np.ndarray, "..."], other: Float64[np.ndarray, "...
     first, second = one.ravel() - one.mean(), other.ravel() - other.mean()
     norm = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / norm if norm > 0 else None
+
+
+def mean_ratio(both: Float64[np.ndarray, "rows columns"]) -> float:
+    """Return the mean of the left half of all rows over that of the right half."""
+    numerators, denominators = np.split(both, 2, axis=1)
+    return float(numerators.mean() / denominators.mean()) if denominators.any() else float("nan")

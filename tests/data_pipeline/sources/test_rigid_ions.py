@@ -1,4 +1,4 @@
-"""Rigid ions: derivatives of the energy, Ewald's sums, Madelung's constant; trajectories depend on their number."""
+"""Rigid ions: derivatives of the energy, Ewald's sums, Madelung's constant."""
 
 import itertools
 import math
@@ -7,26 +7,17 @@ import ase
 import numpy as np
 import pytest
 
-from data_pipeline.sources import RigidIonCrystals
-from data_pipeline.sources.rigid_ions import (
-    COULOMB,
-    LATTICE_CONSTANT,
-    STRENGTHS,
-    WIDTHS,
-    RigidIons,
-    crystal,
-    dynamics,
-)
-from data_pipeline.structure import Structure
+from data_pipeline.sources.molecular_dynamics import Material
+from data_pipeline.sources.rigid_ions import COULOMB, STRENGTHS, WIDTHS, RigidIons
 
 SKEW = np.array([[0.03, 0.02, 0.0], [0.02, -0.01, 0.03], [0.0, 0.03, 0.02]])
-SHORT = RigidIonCrystals(temperatures=(1000.0, 2500.0), repeats=1, trajectories=2, frames=3, interval=2, warm_up=3)
+MGO = Material()
 
 
 @pytest.fixture(scope="module")
 def disordered() -> ase.Atoms:
     """A disordered cell of eight ions without right angles."""
-    atoms = crystal(1)
+    atoms = MGO.crystal(1)
     atoms.rattle(0.2, rng=np.random.default_rng(1))
     atoms.set_cell(np.asarray(atoms.cell) @ (np.eye(3) + SKEW), scale_atoms=True)
     return atoms
@@ -91,17 +82,17 @@ def test_nothing_depends_on_the_splitting_parameter(disordered: ase.Atoms, split
 
 
 def test_the_madelung_constant_is_that_of_rocksalt() -> None:
-    atoms = crystal(1)
+    atoms = MGO.crystal(1)
     atoms.calc = RigidIons()
     repulsion = 0.0
     # neighbours of each of the eight ions in a rocksalt lattice: an odd sum of indices is another kind
     for indices in itertools.product(range(-4, 5), repeat=3):
-        distance = LATTICE_CONSTANT / 2 * math.hypot(*indices)
+        distance = MGO.lattice_constant / 2 * math.hypot(*indices)
         if 0 < distance < 8.0:
             kinds = [(0, 1)] if sum(indices) % 2 else [(0, 0), (1, 1)]
             repulsion += sum(2 / len(kinds) * STRENGTHS[k] * math.exp(-distance / WIDTHS[k]) for k in kinds) / 2
     per_pair = atoms.get_potential_energy() / 4 - repulsion
-    assert -per_pair * (LATTICE_CONSTANT / 2) / (4 * COULOMB) == pytest.approx(1.747565, abs=1e-6)
+    assert -per_pair * (MGO.lattice_constant / 2) / (4 * COULOMB) == pytest.approx(1.747565, abs=1e-6)
 
 
 def test_a_larger_cell_has_the_same_energy_and_stress_per_ion(disordered: ase.Atoms) -> None:
@@ -121,55 +112,3 @@ def test_other_elements_charges_and_free_boundaries_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             RigidIons().calculate(atoms)
-
-
-def contents(structure: Structure) -> tuple:
-    arrays = (structure.numbers, structure.positions, structure.cell, structure.forces, structure.stress)
-    return (structure.id, structure.group, structure.energy, *(array.tobytes() for array in arrays))
-
-
-def test_a_trajectory_does_not_depend_on_which_others_are_made() -> None:
-    whole = list(SHORT)
-    assert len(whole) == 2 * 2 * 3
-    parts = [[contents(frame) for frame in part.read()] for part in reversed(SHORT.parts())]
-    assert [contents(frame) for frame in whole] == list(itertools.chain(*reversed(parts)))
-    hot = RigidIonCrystals(temperatures=(2500.0,), repeats=1, trajectories=1, frames=2, interval=2, warm_up=3)
-    assert [contents(frame) for frame in hot] == [contents(frame) for frame in whole[6:8]]
-    assert len({frame.positions.tobytes() for frame in whole}) == len({frame.id for frame in whole}) == len(whole)
-    assert [len(list(group)) for _, group in itertools.groupby(whole, lambda frame: frame.group)] == [3] * 4
-
-
-def test_frames_have_the_labels_of_their_own_positions() -> None:
-    for frame in SHORT:
-        atoms = ase.Atoms(frame.numbers, positions=frame.positions, cell=frame.cell, pbc=True, calculator=RigidIons())
-        assert frame.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
-        np.testing.assert_allclose(frame.forces, atoms.get_forces(), atol=1e-5)
-        np.testing.assert_allclose(frame.stress, atoms.get_stress(voigt=False), atol=1e-6)
-
-
-def test_frozen_ions_stay_and_a_hotter_crystal_moves_more() -> None:
-    distances = []
-    for temperature in (300.0, 3000.0):
-        perfect = crystal(2)
-        moving = dynamics(
-            perfect.copy(),
-            temperature=temperature,
-            seed=(0,),
-            calculator=RigidIons(),
-            warm_up=30,
-            interval=1,
-            frozen=[0, 5],
-        )
-        moved = np.linalg.norm(next(moving).positions - perfect.positions, axis=1)
-        assert (moved[[0, 5]] == 0).all()
-        assert (np.delete(moved, [0, 5]) > 0).all()
-        distances.append(np.sqrt((moved**2).mean()))
-    # the amplitude grows as the square root of the temperature
-    assert 2.0 < distances[1] / distances[0] < 5.0
-
-
-def test_impossible_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="temperatures must be positive"):
-        RigidIonCrystals(temperatures=(0.0,))
-    with pytest.raises(ValueError, match="must be at least 1"):
-        RigidIonCrystals(temperatures=(300.0,), frames=0)
