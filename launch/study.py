@@ -32,7 +32,7 @@ DATA, FISHER, RUNS, JUDGED, TRADEOFF, COSTS = "data", "fisher", "runs", "judged"
 """Folders of the stages in the folder of a study, that of fine-tunings beside each other, and the file with the CPU
 time of every job."""
 DATA_OPTIONS = ("data", "val", "test", "path")
-"""Options whose value may be the name of a data set of the study."""
+"""Options whose value may be the name of a data set of the study, or a list of names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ class StudyFile(OpenRecord):
     """Calculators of other programs, by name on the page: module and name of their class."""
     suites: tuple[Any, ...]
     """Suites that judge every subject: names of packaged ones, or options."""
+    own_suites: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Suites in place of these, by name of a run (without its seed), subject or calculator."""
     bars: tuple[Bar, ...] = ()
     """Limits to keep."""
     jobs: int = 1
@@ -96,6 +98,8 @@ class StudyFile(OpenRecord):
                 raise ValueError(f"nothing can be named {abbreviated(name)}: use letters, digits and . _ = + -")
         if repeated := sorted({*self.runs} & {*self.subjects} | {*self.runs, *self.subjects} & {*self.calculators}):
             raise ValueError(f"{', '.join(repeated)} names two subjects; rename one of them")
+        if unknown := sorted(self.own_suites.keys() - {*self.runs, *self.subjects, *self.calculators}):
+            raise ValueError(f"own_suites names {', '.join(map(abbreviated, unknown))}, which is no run or subject")
 
 
 def study(config: StudyConfig, parse: Parse) -> int:
@@ -267,10 +271,9 @@ class Stages:
     def _judging(self, group: str, seed: str, subject: Mapping[str, str]) -> Job:
         name = "-".join(filter(None, (group, seed)))
         out = self.out / JUDGED / name
-        suites = [
-            read_mapping(config_file(f"suite/{each}")) if isinstance(each, str) else each for each in self.plan.suites
-        ]
-        return self._job("evaluate", name, out, {**subject, "suites": suites, "out": str(out)})
+        chosen = self.plan.own_suites.get(group, self.plan.suites)
+        suites = [read_mapping(config_file(f"suite/{each}")) if isinstance(each, str) else each for each in chosen]
+        return self._job("evaluate", name, out, {**subject, "suites": self._located(suites), "out": str(out)})
 
     def _located(self, value: Any) -> Any:
         """Return options with the paths of the study's data sets and Fishers in place of their names."""
@@ -278,16 +281,17 @@ class Stages:
             return [self._located(each) for each in value]
         if not isinstance(value, dict):
             return value
-        return {key: self._path(key, each) or self._located(each) for key, each in value.items()}
+        return {key: self._path(key.rpartition(".")[2], each) for key, each in value.items()}
 
-    def _path(self, option: str, value: Any) -> str | None:
-        """Return the path of a data set or a Fisher of this study if an option names one."""
-        option = option.rpartition(".")[2]
+    def _path(self, option: str, value: Any) -> Any:
+        """Return the value of an option, with a path in place of the name of a data set or Fisher, or several."""
+        if option in DATA_OPTIONS and isinstance(value, list):
+            return [self._path(option, each) for each in value]
         if option in DATA_OPTIONS and str(value) in self.plan.data:
             return str(self.out / DATA / value)
         if option == FISHER and str(value) in self.plan.fisher:
             return str(self.out / FISHER / f"{value}.safetensors")
-        return None
+        return self._located(value)
 
     def _without(self, job: Job, failed: Sequence[str]) -> bool:
         """Return whether a job needs the result of one that failed."""

@@ -9,7 +9,7 @@ import yaml
 from foundation.evaluation.suites import Chart, Curve, Finding, Findings
 from foundation.evaluation.suites.seeds import averaged
 from foundation.reports.study_report import Bar, Judged, StudyRecord, bar_rows
-from launch.study import StudyConfig, read_study, study
+from launch.study import Stages, StudyConfig, read_study, study
 from launch.verbs import parse
 
 SUITE = {"crystals": [{"elements": ["Cu"], "prototype": "fcc", "lattice_constant": 3.6}]}
@@ -93,6 +93,7 @@ def test_a_step_that_fails_is_missing_and_the_others_are_shown(tmp_path: Path, m
         ({"colour": "red"}, "it cannot have 'colour'"),
         ({"data": [1]}, "data must map names to options"),
         ({"seeds": ["a"]}, "seeds"),
+        ({"own_suites": {"theirs": ["eos"]}}, "own_suites names 'theirs', which is no run or subject"),
         ({"bars": [{"subject": "x"}]}, "bars"),
     ],
 )
@@ -111,6 +112,22 @@ def test_a_wrong_option_of_a_step_is_refused_before_anything_is_done(
     with pytest.raises(FileNotFoundError, match="study/coulumb: no such file"):
         study(StudyConfig(name="coulumb"), parse)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_subject_may_have_suites_of_its_own_which_read_data_of_the_study(tmp_path: Path) -> None:
+    own = {
+        "EMT": [
+            {
+                "spheres": [{"frozen_radii": [4.0]}, {"frozen_radii": [4.0], "temperature": 9}],
+                "data": ["metals", "elsewhere"],
+            }
+        ]
+    }
+    plan = read_study(written(tmp_path, own_suites=own), quick=True)
+    judging = {job.name: job.record["suites"] for job in Stages(plan, tmp_path / "out", parse).judging}
+    assert judging.keys() == {"ours-seed0", "EMT"}
+    assert [suite["crystals"][0]["elements"] for suite in judging["ours-seed0"]] == [["Cu"]]
+    assert judging["EMT"][0]["data"] == [str(tmp_path / "out/data/metals"), "elsewhere"]
 
 
 def finding(value: float | None) -> Findings:
