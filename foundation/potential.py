@@ -4,7 +4,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -154,6 +154,11 @@ class Potential(torch.nn.Module):
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
         return self.network.features(batch, self._element_positions(batch.numbers))
+
+    def standardize(self, sample: Iterable[GraphBatch]) -> None:
+        """Scale the inputs of a new network by structures of its training data, if it does so."""
+        if self.network.standardizes:
+            self.network.standardize((batch, self._element_positions(batch.numbers)) for batch in sample)
 
     def composition_energy(self, batch: GraphBatch) -> Float64[Tensor, " graphs"]:
         """Return the sum of each structure's reference energies [eV], the prediction from composition alone.

@@ -32,6 +32,7 @@ from foundation.naming import Choice, StartWeights, read_start
 from foundation.potential import Potential, new_potential
 from foundation.reports.card import CardFacts
 from foundation.run_folder import RunFolder
+from foundation.surgery import references
 from foundation.surgery.start import start_facts, start_from
 from foundation.training.fault_tolerance.reading import WholeCheckpoint
 from foundation.training.fault_tolerance.stored_potential import take_best
@@ -42,6 +43,9 @@ from foundation.training.loss import LossConfig, refuse_idle_terms
 from foundation.training.machine import MachineConfig, check_lanes
 from foundation.training.optim import OptimConfig
 from foundation.training.strategy import is_rank_zero
+
+SAMPLE = 500
+"""Largest number of structures by which a new network scales its inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,8 @@ def _pretrain(config: PretrainConfig, folder: RunFolder) -> Potential:
     potential, taken, begun = begin_with(config, statistics, folder.checkpoint)
     folder = folder.settled(dataclasses.replace(config, fit=lengths, optim=optim, start_weights=taken))
     datasets = numbered_as_in(potential, datasets, theories)
+    if config.start is None and folder.checkpoint is None and potential.network.standardizes:
+        potential.standardize(references.Choice(datasets, None, SAMPLE, seed=0).batches(potential))
     started = time.time()
     provenance = provenance_of(datasets, potential) | begun | {"config": folder.record}
     facts = fit(

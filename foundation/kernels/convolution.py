@@ -10,15 +10,14 @@ matrix product. That makes e3nn's per-path slices and their zero-filled gradient
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
-import logging
 from functools import cache
-from typing import Literal
 
 import torch
 from e3nn import o3
 from jaxtyping import Float
 from torch import Tensor
 
+from foundation.kernels.backend import Backend, Implemented, check_device, say_once
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import native
 from foundation.kernels.cpu.compiler import NoCompiler
@@ -26,19 +25,13 @@ from foundation.kernels.cuda import openequivariance
 from foundation.kernels.edges import EdgeIndex, spread
 from foundation.kernels.operator import convolution
 
-logger = logging.getLogger(__name__)
 
-Backend = Literal["auto", "c", "torch", "openequivariance"]
-
-
-class Convolution(torch.nn.Module):
+class Convolution(Implemented):
     """The operator for a fixed set of paths, without parameters."""
 
     def __init__(self, paths: TensorProductPaths) -> None:
         super().__init__()
         self.paths = TensorProductPaths.named(paths.name)
-        self.backend: Backend = "auto"
-        """Implementation of the convolution."""
         # kept outside the buffers, which a cast to float32 and back would round
         self._exact = self.paths.couplings
         self._used = list(self._exact)
@@ -54,12 +47,16 @@ class Convolution(torch.nn.Module):
         """Return the sum over each atom's edges of features times harmonics times weights."""
         if not self.paths.paths:
             return features.new_zeros(features.shape[0], 0)
-        backend = chosen_backend(self.backend, features.device.type, features.dtype, self.paths.name)
+        backend = self.chosen(features.device.type, features.dtype)
         if backend == "c":
             return convolution(features, harmonics, weights, list(edges), self.paths.name)
         if backend == "openequivariance":
             return self._assemble(openequivariance.outputs(self.paths.name, features, harmonics, weights, edges))
         return self._assemble(self._plain(features, harmonics, weights, edges))
+
+    def chosen(self, device: str, dtype: torch.dtype) -> Backend:
+        """Return the implementation on a kind of device, with 'auto' resolved."""
+        return chosen_backend(self.backend, device, dtype, self.paths.name)
 
     def _plain(self, features: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex) -> list[Tensor]:
         """Return the result of every path, computed in plain torch."""
@@ -96,32 +93,6 @@ class Convolution(torch.nn.Module):
         return torch.cat([torch.cat(parts, dim=2).flatten(1) for parts in blocks.values()], dim=1)
 
 
-def backend_of(model: torch.nn.Module, device: torch.device) -> Backend:
-    """Return the backend of a model's convolutions on a device in its float type, with 'auto' resolved.
-
-    For a model without convolutions it is plain torch.
-
-    Raises:
-        NoCompiler: the C backend is asked for and cannot be compiled.
-        ValueError: the backend does not work on the device.
-    """
-    module = next((module for module in model.modules() if isinstance(module, Convolution)), None)
-    if module is None:
-        return "torch"
-    return chosen_backend(module.backend, device.type, next(model.parameters()).dtype, module.paths.name)
-
-
-def describe_backend(model: torch.nn.Module, device: torch.device) -> str:
-    """Describe the backend of a model's convolutions on a device, for a log.
-
-    Raises:
-        NoCompiler: the C backend is asked for and cannot be compiled.
-        ValueError: the backend does not work on the device.
-    """
-    backend = backend_of(model, device)
-    return native.describe() if backend == "c" else backend
-
-
 @torch.compiler.assume_constant_result
 def chosen_backend(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Backend:
     """Return the backend of a convolution (by its paths' name); 'auto' becomes the best available one.
@@ -136,9 +107,7 @@ def chosen_backend(backend: Backend, device: str, dtype: torch.dtype, paths: str
 
 @cache
 def _choose(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Backend:
-    works_on = {"c": "cpu", "openequivariance": "cuda"}
-    if backend in works_on and works_on[backend] != device:
-        raise ValueError(f"the {backend} backend of the convolution works on {works_on[backend]}, not on {device}")
+    check_device(backend, device, "the convolution")
     best: dict[str, Backend] = {"cpu": "c", "cuda": "openequivariance"}
     wanted = best.get(device, "torch") if backend == "auto" else backend
     try:
@@ -149,11 +118,6 @@ def _choose(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Ba
     except (NoCompiler, ImportError) as error:
         if backend != "auto":
             raise
-        _say_once(f"convolutions are computed by plain torch, several times slower: {error}")
+        say_once(f"convolutions are computed by plain torch, several times slower: {error}")
         return "torch"
     return wanted
-
-
-@cache
-def _say_once(message: str) -> None:
-    logger.warning(message)

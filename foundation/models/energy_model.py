@@ -5,7 +5,7 @@ its config has no default and a name unique among architectures, by which a YAML
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar
 
@@ -116,6 +116,16 @@ class EnergyModel(torch.nn.Module, ABC):
             ValueError: the network has no such rows.
         """
         raise ValueError(f"a network of the architecture {self.config.architecture} has no embedding of elements")
+
+    standardizes: ClassVar[bool] = False
+    """True if a new network scales its inputs by a sample of the training data (see standardize)."""
+
+    def standardize(self, sample: Iterable[tuple[GraphBatch, Int[Tensor, " atoms"]]]) -> None:
+        """Scale the inputs of a new network by structures of its training data; optional for a network.
+
+        Args:
+            sample: Batches, with the position of each atom's element in the network's order.
+        """
 
     @abstractmethod
     def describe(self) -> str:

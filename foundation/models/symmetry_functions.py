@@ -1,19 +1,16 @@
 """The network of Behler and Parrinello (Phys. Rev. Lett. 98, 146401 (2007)): symmetry functions, one net per element.
 
 The baseline without messages and without equivariance: an atom's energy depends on neighbours within the cutoff, by
-distances and angles only. Symmetry functions are G2 and G4 of Behler, J. Chem. Phys. 134, 074106 (2011), with each
-triple counted once:
+distances and angles only (nn/symmetry_functions.py). It has a G2 for each neighbour element and a G4 and G5 for each
+pair of them, so their number grows as the square of the number of elements: it is a network for a few elements. A level
+of theory is a bias of the first layer.
 
-    G2 = Σ_j exp(-η (r_ij - r_s)²) f(r_ij)
-    G4 = 2^(1-ζ) Σ_j<k (1 + λ cos θ_jik)^ζ exp(-η (r_ij² + r_ik² + r_jk²)) f(r_ij) f(r_ik) f(r_jk)
-
-It has a G2 for each neighbour element and a G4 for each pair of them, so their number grows as the square of the number
-of elements: it is a network for a few elements. A level of theory is a bias of the first layer.
+Inputs are shifted and scaled for each element to mean 0 and deviation 1 over a sample of the training data, and with
+`whitening` rotated to their principal components. Without a sample they are divided by their values in a uniform gas.
 """
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
 from foundation.configuration import DECIDES
+from foundation.kernels.cpu.symmetry_functions import SymmetryFunctions
 from foundation.models.energy_model import NO_FACTS, Architecture, DataFacts, EnergyModel
 from foundation.models.limits import (
     CUTOFFS,
@@ -35,14 +33,27 @@ from foundation.models.limits import (
 from foundation.nn.computation import Computation, Option, refuse_options, set_layers
 from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
-from foundation.nn.radial import polynomial_cutoff
+from foundation.nn.symmetry_functions import SymmetryFunctionLayer, pair_numbers, typical_values
 
 MAX_FUNCTIONS = 1024
 """Largest number of symmetry functions of a kind, and largest value of their parameters."""
-FIRST, NUM_POINTS = 0.4, 24
-"""Lower end of the integrals for typical values of symmetry functions, as a fraction of the cutoff, and points."""
 SMALLEST = 1e-3
 """Smallest denominator of a symmetry function that is near zero in typical environments."""
+LEAST_VARIATION = 0.05
+"""Smallest denominator of a symmetry function that hardly varies in the sample, in units of its mean."""
+WHITENING_FLOOR = 1e-4
+"""Smallest variance of a principal component that is scaled to 1, in units of the largest."""
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "silu": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+}
+DEFAULT_RADIAL = (0.003214, 0.035711, 0.071421, 0.124987, 0.214264, 0.357106, 0.714213, 1.428426)
+DEFAULT_WIDTHS, DEFAULT_EXPONENTS = (0.000357, 0.028569, 0.089277), (1.0, 2.0, 4.0)
+DEFAULT_CUTOFF = 6.0
+"""Parameters of the default functions, [1/Å²] at a cutoff of 6 Å: those of SIMPLE-NN (Lee et al., Comput. Phys. Commun.
+242, 95 (2019)) and of many published networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +62,13 @@ class SymmetryFunctionsConfig(Architecture):
 
     architecture: ClassVar[str] = "symmetry_functions"
 
-    radial_functions: tuple[tuple[float, float], ...] = field(metadata=DECIDES)
-    """Widths η [1/Å²] and centres r_s [Å] of the G2 functions, one pair for each."""
-    angular_functions: tuple[tuple[float, float, float], ...] = field(default=(), metadata=DECIDES)
-    """Widths η [1/Å²], exponents ζ (1, or 2 and more) and signs λ (1 or -1) of the G4 functions, three for each."""
+    radial_functions: tuple[tuple[float, float], ...] | Literal["default"] = field(metadata=DECIDES)
+    """Widths η [1/Å²] and centres r_s [Å] of the G2 functions, one pair for each; `default`: eight at the atom."""
+    angular_functions: tuple[tuple[float, float, float], ...] | Literal["default"] = field(default=(), metadata=DECIDES)
+    """Widths η [1/Å²], exponents ζ (1, or 2 and more) and signs λ (1 or -1) of the G4 functions, three for each;
+    `default`: eighteen."""
+    wide_functions: tuple[tuple[float, float, float], ...] = field(default=(), metadata=DECIDES)
+    """The same of the G5 functions, which leave out the distance between the two neighbours."""
     cutoff: float = field(default=6.0, metadata=DECIDES)
     """Distance below which atoms are neighbours [Å]."""
     cutoff_function: Literal["cosine", "polynomial"] = field(default="cosine", metadata=DECIDES)
@@ -63,34 +77,63 @@ class SymmetryFunctionsConfig(Architecture):
     """Power of the polynomial function."""
     hidden_sizes: tuple[int, ...] = field(default=(30, 30), metadata=DECIDES)
     """Sizes of the hidden layers of the network of each element."""
+    activation: Literal["tanh", "silu", "sigmoid", "softplus"] = field(default="tanh", metadata=DECIDES)
+    """Activation function of the hidden layers."""
+    whitening: bool = field(default=False, metadata=DECIDES)
+    """Rotate the inputs of each element to their principal components, of deviation 1 each."""
 
     def __post_init__(self) -> None:
-        numbers = (*itertools.chain(*self.radial_functions), *itertools.chain(*self.angular_functions))
-        if not 0 < len(self.radial_functions) <= MAX_FUNCTIONS or len(self.angular_functions) > MAX_FUNCTIONS:
-            raise ValueError(f"need 1 to {MAX_FUNCTIONS} radial_functions and at most as many angular_functions")
+        smallest, largest = CUTOFFS
+        if not smallest <= self.cutoff <= largest:
+            raise ValueError(f"cutoff must be a length from {smallest} to {largest} Å, not {self.cutoff}")
+        functions = self.functions
+        triples = (*functions.near, *functions.wide)
+        numbers = (*itertools.chain(*functions.radial), *itertools.chain(*triples))
+        if (
+            not 0 < len(functions.radial) <= MAX_FUNCTIONS
+            or max(len(functions.near), len(functions.wide)) > MAX_FUNCTIONS
+        ):
+            raise ValueError(f"need 1 to {MAX_FUNCTIONS} radial_functions and at most as many angular ones of a kind")
         if not all(abs(number) <= MAX_FUNCTIONS for number in numbers):
             raise ValueError(f"parameters of symmetry functions must be numbers up to {MAX_FUNCTIONS}")
-        for width, exponent, sign in self.angular_functions:
+        for width, exponent, sign in triples:
             if width < 0 or not (exponent == 1 or exponent >= 2) or abs(sign) != 1:
                 raise ValueError(
                     f"angular_functions: η {width}, ζ {exponent}, λ {sign}: need η of at least 0, ζ of 1 or at least 2 "
                     "(between them forces have no slope) and λ of 1 or -1"
                 )
-        if any(width < 0 for width, _ in self.radial_functions):
+        if any(width < 0 for width, _ in functions.radial):
             raise ValueError("radial_functions: a width η is negative")
-        smallest, largest = CUTOFFS
-        if not smallest <= self.cutoff <= largest:
-            raise ValueError(f"cutoff must be a length from {smallest} to {largest} Å, not {self.cutoff}")
         if not 1 <= self.cutoff_power <= MAX_CUTOFF_POWER:
             raise ValueError(f"cutoff_power must be from 1 to {MAX_CUTOFF_POWER}, not {self.cutoff_power}")
         sizes = self.hidden_sizes
         if not 0 < len(sizes) <= MAX_LAYERS or not all(0 < size <= MAX_CHANNELS for size in sizes):
             raise ValueError(f"hidden_sizes: 1 to {MAX_LAYERS} of 1 to {MAX_CHANNELS}")
 
+    @property
+    def functions(self) -> SymmetryFunctions:
+        """The symmetry functions, with the default ones written out."""
+        scale = (DEFAULT_CUTOFF / self.cutoff) ** 2
+        radial, near = self.radial_functions, self.angular_functions
+        if radial == "default":
+            radial = tuple((scale * width, 0.0) for width in DEFAULT_RADIAL)
+        if near == "default":
+            near = tuple(
+                (scale * width, exponent, sign)
+                for width, exponent, sign in itertools.product(DEFAULT_WIDTHS, DEFAULT_EXPONENTS, (1.0, -1.0))
+            )
+        power = self.cutoff_power if self.cutoff_function == "polynomial" else None
+        return SymmetryFunctions(
+            radial=tuple((width, centre) for width, centre in radial),
+            near=tuple((width, exponent, sign) for width, exponent, sign in near),
+            wide=tuple((width, exponent, sign) for width, exponent, sign in self.wide_functions),
+            cutoff=self.cutoff,
+            power=power,
+        )
+
     def num_features(self, num_elements: int) -> int:
         """Return the number of symmetry functions of an atom."""
-        pairs = num_elements * (num_elements + 1) // 2
-        return num_elements * len(self.radial_functions) + pairs * len(self.angular_functions)
+        return self.functions.num_functions(num_elements)
 
     def num_parameters(self, num_elements: int, num_theories: int = 1) -> int:
         """Return the number of parameters of a network, without building it."""
@@ -140,6 +183,8 @@ class ElementLayer(Matrices):
 class SymmetryFunctionsNetwork(EnergyModel):
     """Atomic energies from symmetry functions and a small network for each element."""
 
+    standardizes = True
+
     def __init__(
         self, config: SymmetryFunctionsConfig, elements: tuple[int, ...], num_theories: int, facts: DataFacts
     ) -> None:
@@ -160,10 +205,14 @@ class SymmetryFunctionsNetwork(EnergyModel):
         if parameters > MAX_PARAMETERS:
             raise ValueError(f"symmetry functions of {len(elements)} elements make {parameters:.2g} parameters")
         self._config, self._elements, self._num_theories = config, elements, num_theories
-        # kept outside the buffers, which a cast to float32 and back would round
-        self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
-        self.register_buffer("denominator", typical_values(config, facts.mean_neighbors).clamp(min=SMALLEST))
-        sizes = itertools.pairwise([config.num_features(len(elements)), *config.hidden_sizes, 1])
+        self.symmetry_functions = SymmetryFunctionLayer(config.functions)
+        num_features = config.num_features(len(elements))
+        typical = typical_values(config.functions, facts.mean_neighbors).clamp(min=SMALLEST)
+        self.register_buffer("mean", torch.zeros(len(elements), num_features))
+        self.register_buffer("deviation", typical[self._columns(len(elements))].repeat(len(elements), 1))
+        if config.whitening:
+            self.register_buffer("rotation", torch.eye(num_features).repeat(len(elements), 1, 1))
+        sizes = itertools.pairwise([num_features, *config.hidden_sizes, 1])
         self.layers = torch.nn.ModuleList([ElementLayer(len(elements), *size) for size in sizes])
         if num_theories > 1:
             self.theory_bias = torch.nn.Parameter(torch.zeros(num_theories, config.hidden_sizes[0]))
@@ -187,9 +236,10 @@ class SymmetryFunctionsNetwork(EnergyModel):
         """Return the architecture in one phrase."""
         config = self.config
         sizes = " and ".join(str(size) for size in config.hidden_sizes)
+        radial, near, wide = config.functions[:3]
         return (
-            f"Behler-Parrinello network, {len(config.radial_functions)} radial and {len(config.angular_functions)} "
-            f"angular symmetry functions for each element and pair of elements, hidden layers of {sizes}"
+            f"Behler-Parrinello network, {len(radial)} radial and {len(near) + len(wide)} angular symmetry functions "
+            f"for each element and pair of elements, hidden layers of {sizes}"
         )
 
     def parameter_stages(self) -> dict[str, tuple[str, ...]]:
@@ -202,14 +252,12 @@ class SymmetryFunctionsNetwork(EnergyModel):
         """Set the options of computing; the weights do not change.
 
         Raises:
-            ValueError: a radial table, recomputation or a kernel of the convolution is requested.
+            ValueError: a radial table or recomputation is requested.
         """
         refused: dict[Option, str] = {
             "radial_table": "symmetry functions are not networks that could be tabulated",
             "recompute": "a Behler-Parrinello network has no interaction blocks",
         }
-        if computation.backend != "torch":
-            refused["backend"] = "a Behler-Parrinello network has no convolution"
         refuse_options(computation, refused)
         set_layers(self, computation)
         self.computation = computation
@@ -220,79 +268,112 @@ class SymmetryFunctionsNetwork(EnergyModel):
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms features"]:
         """Return the last hidden layer of each atom."""
-        values = self.symmetry_functions(batch, elements)
+        values, activation = self.inputs(batch, elements), ACTIVATIONS[self.config.activation]
         for number in range(len(self.config.hidden_sizes)):
             values = self.layers[number](values, elements)
             if number == 0 and self._num_theories > 1:
                 values = values + self.theory_bias.index_select(0, batch.theory[batch.graph_of_atom])
-            values = torch.tanh(values)
+            values = activation(values)
         return values
 
-    def symmetry_functions(
-        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
-    ) -> Float[Tensor, "atoms functions"]:
-        """Return G2 by neighbour element, then G4 by pair of elements, over their typical values."""
+    def inputs(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms functions"]:
+        """Return the symmetry functions of each atom, standardized for its element."""
+        values = self._functions_of(batch, elements)
+        values = (values - self.get_buffer("mean")[elements]) / self.get_buffer("deviation")[elements]
+        if not self.config.whitening:
+            return values
+        return sum(
+            (elements == kind).unsqueeze(1) * (values @ rotation)
+            for kind, rotation in enumerate(self.get_buffer("rotation"))
+        )  # pyright: ignore[reportReturnType]
+
+    def _functions_of(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms functions"]:
         vectors = batch.edge_vectors().to(self.get_parameter("layers.0.weight").dtype)
-        distances, neighbors = torch.linalg.vector_norm(vectors, dim=1), elements[batch.senders]
-        radial, angular = self._functions(vectors)
-        cutoff = self._cutoff(distances)
-        values = _radial(distances, radial) * cutoff.unsqueeze(1)
-        denominators = self.get_buffer("denominator").split([len(radial), len(angular)])
-        found = [self._summed(values / denominators[0], batch.receivers, neighbors, len(self._elements), len(elements))]
-        if len(angular):
-            first, second = triples(batch, vectors, self.cutoff)
-            opposite = torch.linalg.vector_norm(vectors[second] - vectors[first], dim=1)
-            sides = distances[first], distances[second], opposite
-            cosines = (vectors[first] * vectors[second]).sum(dim=1) / (sides[0] * sides[1])
-            smooth = cutoff[first] * cutoff[second] * self._cutoff(opposite)
-            values = _angular(cosines, sides, angular) * smooth.unsqueeze(1) / denominators[1]
-            pairs = pair_numbers(neighbors[first], neighbors[second], len(self._elements))
-            num_pairs = len(self._elements) * (len(self._elements) + 1) // 2
-            found.append(self._summed(values, batch.receivers[first], pairs, num_pairs, len(elements)))
-        return torch.cat(found, dim=1)
+        return self.symmetry_functions(batch, vectors, elements, len(self._elements))
 
-    @staticmethod
-    def _summed(
-        values: Float[Tensor, "terms functions"],
-        atoms: Int[Tensor, " terms"],
-        kinds: Int[Tensor, " terms"],
-        num_kinds: int,
-        num_atoms: int,
-    ) -> Float[Tensor, "atoms sums"]:
-        """Return the sums over the terms of each atom, separately by kind."""
-        zeros = values.new_zeros(num_atoms * num_kinds, values.shape[1])
-        return zeros.index_add(0, atoms * num_kinds + kinds, values).view(num_atoms, -1)
+    def standardize(self, sample: Iterable[tuple[GraphBatch, Int[Tensor, " atoms"]]]) -> None:
+        """Set mean and deviation of the inputs of every element, and their rotation, to those of a sample.
 
-    def _functions(self, like: Tensor) -> tuple[Float[Tensor, "radial 2"], Float[Tensor, "angular 3"]]:
-        """Return the parameters of the functions in the type and on the device of another tensor."""
-        key = (like.dtype, like.device)
-        if key not in self._constants:
-            with torch.inference_mode(False):
-                radial = torch.tensor(self.config.radial_functions, dtype=like.dtype, device=like.device)
-                angular = torch.tensor(self.config.angular_functions, dtype=like.dtype, device=like.device)
-                self._constants[key] = radial, angular.view(-1, 3)
-        return self._constants[key]
+        An element of which the sample has fewer than two atoms keeps what it has.
+        """
+        with torch.no_grad():
+            values, kinds = zip(*((self._functions_of(*each).double(), each[1]) for each in sample), strict=True)
+            every, kind = torch.cat(values), torch.cat(kinds)
+            for number in range(len(self._elements)):
+                own = every[kind == number]
+                if len(own) > 1:
+                    self._standardize(number, own)
 
-    def _cutoff(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, " lengths"]:
-        return cutoff_of(self.config, distances)
+    def _standardize(self, number: int, own: Float64[Tensor, "atoms functions"]) -> None:
+        mean, deviation = own.mean(dim=0), own.std(dim=0)
+        # other structures would be far outside of what a function that hardly varies has in the sample
+        least = torch.maximum(LEAST_VARIATION * mean.abs(), torch.full_like(mean, SMALLEST))
+        deviation = torch.maximum(deviation, least)
+        self.get_buffer("mean")[number] = mean.to(self.get_buffer("mean"))
+        self.get_buffer("deviation")[number] = deviation.to(self.get_buffer("mean"))
+        if self.config.whitening:
+            scaled = (own - mean) / deviation
+            variances, axes = torch.linalg.eigh(scaled.T @ scaled / (len(own) - 1))
+            widths = variances.clamp(min=WHITENING_FLOOR * float(variances[-1])).sqrt()
+            self.get_buffer("rotation")[number] = (axes / widths).to(self.get_buffer("rotation"))
+
+    def _columns(self, num_elements: int) -> Int[Tensor, " functions"]:
+        """Return the function of each input, without its kinds of neighbours."""
+        radial, near, wide = (len(each) for each in self.config.functions[:3])
+        num_pairs = num_elements * (num_elements + 1) // 2
+        parts = [(radial, num_elements), (near, num_pairs), (wide, num_pairs)]
+        begins = itertools.accumulate((radial, near), initial=0)
+        return torch.cat(
+            [begin + torch.arange(size).repeat(times) for begin, (size, times) in zip(begins, parts, strict=True)]
+        )
 
     def with_elements(self, elements: tuple[int, ...], sources: Sequence[int]) -> "SymmetryFunctionsNetwork":
         """Return a network for other elements: each has the net of its source, and counts as it in the functions."""
-        config, source = self.config, torch.tensor(sources)
-        network = config.network(elements, self._num_theories).to(self.get_parameter("layers.0.weight"))
-        num_radial, num_angular = len(config.radial_functions), len(config.angular_functions)
-        of_radial = source.unsqueeze(1) * num_radial + torch.arange(num_radial)
-        rows, columns = torch.triu_indices(len(elements), len(elements))
-        pairs = pair_numbers(source[rows], source[columns], len(self._elements))
-        of_angular = pairs.unsqueeze(1) * num_angular + torch.arange(num_angular)
-        columns_before = torch.cat([of_radial.flatten(), len(self._elements) * num_radial + of_angular.flatten()])
-        state = {
-            name: value[source.to(value.device)] if name.startswith("layers.") else value
-            for name, value in self.state_dict().items()
-        }
-        first = state["layers.0.weight"]
-        network.load_state_dict(state | {"layers.0.weight": first[:, columns_before.to(first.device)]})
+        source = torch.tensor(sources)
+        network = self.config.network(elements, self._num_theories).to(self.get_parameter("layers.0.weight"))
+        columns, state = self._columns_of(source), self._unshifted()
+        for name, value in state.items():
+            if name.startswith(("layers.", "mean", "deviation")):
+                state[name] = value[source.to(value.device)]
+            if name in ("mean", "deviation", "layers.0.weight"):
+                state[name] = state[name][:, columns.to(value.device)]
+        network.load_state_dict(
+            state | {"rotation": network.get_buffer("rotation")} if self.config.whitening else state
+        )
         return network.train(self.training)
+
+    def _unshifted(self) -> dict[str, Tensor]:
+        """Return the weights of the same network whose inputs are only scaled, neither shifted nor rotated.
+
+        A function of a new element is one of its source's that counts apart: their sum must be shifted once.
+        """
+        state = dict(self.state_dict())
+        weight, bias = state["layers.0.weight"].double(), state["layers.0.bias"].double()
+        if self.config.whitening:
+            weight = state.pop("rotation").double() @ weight
+        shift = (state["mean"].double() / state["deviation"].double()).unsqueeze(1) @ weight
+        changed = {
+            "mean": torch.zeros_like(state["mean"]),
+            "layers.0.weight": weight,
+            "layers.0.bias": bias - shift.squeeze(1),
+        }
+        return state | {name: value.to(state[name]) for name, value in changed.items()}
+
+    def _columns_of(self, source: Int[Tensor, " new"]) -> Int[Tensor, " functions"]:
+        """Return for each input of a network whose elements are copies of this one's the input that it copies."""
+        radial, near, wide = (len(each) for each in self.config.functions[:3])
+        rows, columns = torch.triu_indices(len(source), len(source))
+        pairs = pair_numbers(source[rows], source[columns], len(self._elements))
+        num_pairs = len(self._elements) * (len(self._elements) + 1) // 2
+        found, begin = [], 0
+        for size, kinds, num_kinds in (
+            (radial, source, len(self._elements)),
+            (near, pairs, num_pairs),
+            (wide, pairs, num_pairs),
+        ):
+            found.append((begin + kinds.unsqueeze(1) * size + torch.arange(size)).flatten())
+            begin += num_kinds * size
+        return torch.cat(found)
 
     def with_theories(self, mixture: Float64[Tensor, "new old"]) -> "SymmetryFunctionsNetwork":
         """Return a network for other levels of theory; the bias of a single one becomes part of the first layer's."""
@@ -307,64 +388,3 @@ class SymmetryFunctionsNetwork(EnergyModel):
             state["layers.0.bias"] = state["layers.0.bias"].double() + biases
         network.load_state_dict(state)
         return network.train(self.training)
-
-
-def triples(
-    batch: GraphBatch, vectors: Float[Tensor, "edges 3"], cutoff: float
-) -> tuple[Int[Tensor, " triples"], Int[Tensor, " triples"]]:
-    """Return all pairs of an atom's edges whose far ends are neighbours too, once: earlier and later edge."""
-    edges = torch.arange(batch.num_edges, device=vectors.device)
-    counts = batch.row_pointers[batch.receivers + 1] - edges - 1
-    first = edges.repeat_interleave(counts)
-    before = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    second = first + 1 + torch.arange(len(first), device=vectors.device) - before
-    with torch.no_grad():
-        near = torch.linalg.vector_norm(vectors[second] - vectors[first], dim=1) < cutoff
-    return first[near], second[near]
-
-
-def pair_numbers(left: Int[Tensor, " pairs"], right: Int[Tensor, " pairs"], num_elements: int) -> Int[Tensor, " pairs"]:
-    """Return the index of each unordered pair of elements, in the order of torch.triu_indices()."""
-    low, high = torch.minimum(left, right), torch.maximum(left, right)
-    return low * (2 * num_elements - low + 1) // 2 + high - low
-
-
-def cutoff_of(config: SymmetryFunctionsConfig, distances: Float[Tensor, "*lengths"]) -> Float[Tensor, "*lengths"]:
-    """Return the cutoff function of lengths [Å]."""
-    if config.cutoff_function == "polynomial":
-        return polynomial_cutoff(distances.flatten(), config.cutoff, config.cutoff_power).view_as(distances)
-    value = 0.5 * (1.0 + torch.cos(math.pi * distances / config.cutoff))
-    return torch.where(distances < config.cutoff, value, torch.zeros_like(value))
-
-
-def _radial(distances: Float[Tensor, "*terms"], radial: Float[Tensor, "functions 2"]) -> Float[Tensor, "*terms _"]:
-    """Return the terms of G2 without the cutoff."""
-    width, centre = radial.unbind(1)
-    return torch.exp(-width * (distances.unsqueeze(-1) - centre) ** 2)
-
-
-def _angular(
-    cosines: Float[Tensor, "*terms"], sides: tuple[Tensor, Tensor, Tensor], angular: Float[Tensor, "functions 3"]
-) -> Float[Tensor, "*terms _"]:
-    """Return the terms of G4 without the cutoffs."""
-    width, exponent, sign = angular.unbind(1)
-    squares = sides[0] ** 2 + sides[1] ** 2 + sides[2] ** 2
-    # rounding may take the cosine of a straight angle beyond one
-    bend = (0.5 * (1.0 + sign * cosines.unsqueeze(-1))).clamp(min=0.0) ** exponent
-    return 2.0 * bend * torch.exp(-width * squares.unsqueeze(-1))
-
-
-def typical_values(config: SymmetryFunctionsConfig, mean_neighbors: float) -> Float[Tensor, " functions"]:
-    """Return the values of G2 and G4 in a uniform gas beyond FIRST cutoffs with mean_neighbors neighbours."""
-    radial = torch.tensor(config.radial_functions, dtype=torch.float64)
-    angular = torch.tensor(config.angular_functions, dtype=torch.float64).view(-1, 3)
-    lengths = torch.linspace(FIRST, 1.0, NUM_POINTS + 1, dtype=torch.float64)[:-1] * config.cutoff
-    density = lengths**2 / (lengths**2).sum()
-    weights = density * cutoff_of(config, lengths)
-    values = mean_neighbors * (weights.unsqueeze(1) * _radial(lengths, radial)).sum(dim=0)
-    cosines = torch.linspace(-1.0, 1.0, NUM_POINTS, dtype=torch.float64)
-    a, b, cosine = torch.meshgrid(lengths, lengths, cosines, indexing="ij")
-    opposite = (a**2 + b**2 - 2 * a * b * cosine).clamp(min=0.0).sqrt()
-    weights = weights[:, None, None] * weights[:, None] * cutoff_of(config, opposite) / NUM_POINTS
-    of_triples = (weights.unsqueeze(-1) * _angular(cosine, (a, b, opposite), angular)).sum(dim=(0, 1, 2))
-    return torch.cat([values, 0.5 * mean_neighbors**2 * of_triples]).float()

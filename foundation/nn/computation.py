@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from foundation.kernels.convolution import Backend, Convolution
+from foundation.kernels.backend import Backend, Implemented
 from foundation.nn.matmul import Matmul, Precision
 from foundation.nn.radial_table import check_num_knots
 
@@ -31,10 +31,10 @@ class Computation:
 
 
 def set_layers(network: torch.nn.Module, computation: Computation) -> None:
-    """Set the backend of every convolution and the precision of every matrix product inside a network."""
+    """Set the backend of every layer that has several and the precision of every matrix product inside a network."""
     torch.set_float32_matmul_precision("high" if computation.precision == "tf32" else "highest")
     for module in network.modules():
-        if isinstance(module, Convolution):
+        if isinstance(module, Implemented):
             module.backend = computation.backend
         elif isinstance(module, Matmul):
             module.rounded = computation.precision == "bf16"

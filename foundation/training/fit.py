@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.loading.datasets import Dataset
-from foundation.kernels.convolution import backend_of, describe_backend
+from foundation.kernels.backend import backend_of, describe_backend
 from foundation.nn.computation import Computation
 from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from data_pipeline.loading.datasets import Corrupt
 from data_pipeline.loading.plan import Oversize
 from foundation.configuration import COMPARED, DECIDES, MAY_CHANGE, check_numbers
-from foundation.kernels.convolution import Backend
+from foundation.kernels.backend import Backend
 from foundation.nn.computation import Computation
 from foundation.nn.matmul import Precision
 from foundation.training.fault_tolerance.guard import GuardConfig

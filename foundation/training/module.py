@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
-from foundation.kernels.convolution import backend_of
+from foundation.kernels.backend import backend_of
 from foundation.potential import Potential
 from foundation.training.additions import Additions, Parts, StepLoader
 from foundation.training.data import ValidationLoader

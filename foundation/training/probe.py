@@ -28,7 +28,7 @@ from jaxtyping import Int64
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.stream import Stream
-from foundation.kernels.convolution import describe_backend
+from foundation.kernels.backend import describe_backend
 from foundation.potential import Potential
 from foundation.training.fit import keep_freed_memory, seed_everything
 from foundation.training.fit_config import FitConfig, computation_of

@@ -117,7 +117,7 @@ def test_a_start_of_another_architecture_is_refused(
     assert "it is symmetry_functions there and equivariant here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--fit.radial_table 64", "--fit.recompute true", "--fit.backend c"])
+@pytest.mark.parametrize("option", ["--fit.radial_table 64", "--fit.recompute true"])
 def test_what_it_cannot_compute_is_refused_by_the_option(
     emt_manifest: Manifest, config: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,11 @@ def vector_bits() -> int:
     return 512 if re.search(r"\bavx512f\b", features) else 256 if re.search(r"\bavx\b", features) else 128
 
 
+def describe() -> str:
+    """Describe the compiled kernels, for a log."""
+    return f"C, {vector_bits()}-bit vectors, {compiler()[1]}"
+
+
 def cache_folder() -> Path:
     """Return the folder of compiled kernels: foundation/kernels in the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "foundation" / "kernels"

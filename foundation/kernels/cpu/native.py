@@ -43,11 +43,6 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
     return compiler.load(generate(TensorProductPaths.named(name)), (f"-DREAL={real}",))
 
 
-def describe() -> str:
-    """Describe the compiled kernels, for a log."""
-    return f"C, {compiler.vector_bits()}-bit vectors, {compiler.compiler()[1]}"
-
-
 def forward(
     name: str,
     features: Float[Tensor, "atoms features"],

@@ -7,7 +7,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from foundation.kernels.convolution import Backend, Convolution
+from foundation.kernels.backend import Backend
+from foundation.kernels.convolution import Convolution
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.edges import EdgeIndex
 from tests.foundation.layout import swap_layout

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float64
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.structure import Structure
+from foundation.kernels.backend import Backend
 from foundation.models import DataFacts, SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
@@ -21,6 +23,7 @@ ELEMENTS = (8, 13, 29)
 CONFIG = SymmetryFunctionsConfig(
     radial_functions=((0.1, 0.0), (1.0, 2.0)),
     angular_functions=((0.02, 1.0, 1.0), (0.05, 3.0, -1.0)),
+    wide_functions=((0.03, 2.0, 1.0),),
     cutoff=4.0,
     hidden_sizes=(8, 6),
 )
@@ -52,6 +55,22 @@ def potential() -> Potential:
     return potential.eval()
 
 
+def sample() -> list[tuple[GraphBatch, torch.Tensor]]:
+    """Forty structures, a batch each."""
+    batches = [batch_of(structure([8, 13, 29, [8, 13, 29][seed % 3]], seed)) for seed in range(40)]
+    return [(batch, torch.tensor([ELEMENTS.index(z) for z in batch.numbers.tolist()])) for batch in batches]
+
+
+def standardized(potential: Potential, *, whitening: bool) -> Potential:
+    """Return a potential whose inputs are standardized over the sample."""
+    network = replace(CONFIG, whitening=whitening).network(ELEMENTS, facts=DataFacts(mean_neighbors=12.0)).double()
+    assert isinstance(network, SymmetryFunctionsNetwork)
+    network.standardize(sample())
+    made = Potential(network, ELEMENTS, ("PBE",)).cast(torch.float64).eval()
+    made.get_buffer("scale").copy_(potential.get_buffer("scale"))
+    return made
+
+
 def by_hand(batch: GraphBatch, config: SymmetryFunctionsConfig) -> Float64[np.ndarray, "atoms functions"]:
     """The formulas, term by term."""
 
@@ -60,42 +79,48 @@ def by_hand(batch: GraphBatch, config: SymmetryFunctionsConfig) -> Float64[np.nd
 
     vectors, kinds = batch.edge_vectors().numpy(), [ELEMENTS.index(z) for z in batch.numbers.tolist()]
     pairs = list(itertools.combinations_with_replacement(range(len(ELEMENTS)), 2))
-    num_radial, num_angular = len(config.radial_functions), len(config.angular_functions)
-    found = np.zeros((len(kinds), len(ELEMENTS) * num_radial + len(pairs) * num_angular))
+    num_radial, num_near, num_wide = (
+        len(each) for each in (config.radial_functions, config.angular_functions, config.wide_functions)
+    )
+    begins = len(ELEMENTS) * num_radial, len(ELEMENTS) * num_radial + len(pairs) * num_near
+    found = np.zeros((len(kinds), begins[1] + len(pairs) * num_wide))
     for atom in range(len(kinds)):
         edges = [edge for edge, receiver in enumerate(batch.receivers.tolist()) if receiver == atom]
         kind = {edge: kinds[int(batch.senders[edge])] for edge in edges}
         for edge, (number, (width, centre)) in itertools.product(edges, enumerate(config.radial_functions)):
             r = float(np.linalg.norm(vectors[edge]))
             found[atom, kind[edge] * num_radial + number] += math.exp(-width * (r - centre) ** 2) * smooth(r)
-        for (j, k), (number, function) in itertools.product(
-            itertools.combinations(edges, 2), enumerate(config.angular_functions)
-        ):
-            width, exponent, sign = function
+        for j, k in itertools.combinations(edges, 2):
             a, b, c = (float(np.linalg.norm(v)) for v in (vectors[j], vectors[k], vectors[k] - vectors[j]))
-            cosine = float(vectors[j] @ vectors[k]) / (a * b)
-            value = 2 ** (1 - exponent) * (1 + sign * cosine) ** exponent * math.exp(-width * (a * a + b * b + c * c))
-            place = len(ELEMENTS) * num_radial + pairs.index(tuple(sorted((kind[j], kind[k])))) * num_angular + number
-            found[atom, place] += value * smooth(a) * smooth(b) * smooth(c)
+            cosine, pair = float(vectors[j] @ vectors[k]) / (a * b), pairs.index(tuple(sorted((kind[j], kind[k]))))
+            for number, (width, exponent, sign) in enumerate(config.angular_functions):
+                bend = 2 ** (1 - exponent) * (1 + sign * cosine) ** exponent
+                value = bend * math.exp(-width * (a * a + b * b + c * c)) * smooth(a) * smooth(b) * smooth(c)
+                found[atom, begins[0] + pair * num_near + number] += value
+            for number, (width, exponent, sign) in enumerate(config.wide_functions):
+                bend = 2 ** (1 - exponent) * (1 + sign * cosine) ** exponent
+                value = bend * math.exp(-width * (a * a + b * b)) * smooth(a) * smooth(b)
+                found[atom, begins[1] + pair * num_wide + number] += value
     return found
 
 
-def test_the_functions_are_those_of_the_papers(potential: Potential) -> None:
+@pytest.mark.parametrize("backend", ["c", "torch"])
+def test_the_functions_are_those_of_the_papers(potential: Potential, backend: Backend) -> None:
     batch, network = batch_of(structure([8, 13, 29, 13]), structure([29, 29, 8, 8], 1)), potential.network
     assert isinstance(network, SymmetryFunctionsNetwork)
     elements = torch.tensor([ELEMENTS.index(z) for z in batch.numbers.tolist()])
-    found = network.symmetry_functions(batch, elements)
-    radial, angular = network.get_buffer("denominator").split([2, 2])
-    expected = by_hand(batch, CONFIG) / torch.cat([radial.repeat(3), angular.repeat(6)]).numpy()
+    network.compute_as(Computation(backend=backend))
+    found = network.inputs(batch, elements).detach() * network.get_buffer("deviation")[elements]
+    expected = by_hand(batch, CONFIG)
     assert (expected > 1e-3).mean() > 0.5
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-13)
 
 
 def test_typical_values_are_about_those_of_a_crystal() -> None:
     batch = batch_of(structure([29, 29, 29, 29]))
     network = CONFIG.network((29,), facts=DataFacts(mean_neighbors=batch.num_edges / 4)).double()
     assert isinstance(network, SymmetryFunctionsNetwork)
-    values = network.symmetry_functions(batch, torch.zeros(4, dtype=torch.int64))
+    values = network.inputs(batch, torch.zeros(4, dtype=torch.int64))
     assert float(values.min()) > 0.2
     assert float(values.max()) < 5.0
 
@@ -134,7 +159,12 @@ def test_a_straight_angle_has_finite_derivatives(exponent: float, sign: float) -
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def test_a_new_element_begins_as_its_source_whatever_it_is_mixed_with(potential: Potential) -> None:
+@pytest.mark.parametrize("whitening", [None, False, True])
+def test_a_new_element_begins_as_its_source_whatever_it_is_mixed_with(
+    potential: Potential, whitening: bool | None
+) -> None:
+    if whitening is not None:
+        potential = standardized(potential, whitening=whitening)
     grown = add_elements(potential, (47,), like={47: 29})
     before = potential(batch_of(structure([8, 13, 29, 29])))
     for numbers in ([8, 13, 29, 29], [8, 13, 47, 29], [8, 13, 47, 47]):
@@ -158,9 +188,44 @@ def test_theories_are_added_and_kept_without_changing_what_is_said(potential: Po
         torch.testing.assert_close(kept(batch).forces, there[number].forces, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("whitening", [False, True])
+def test_inputs_of_the_sample_have_mean_zero_and_deviation_one(potential: Potential, whitening: bool) -> None:
+    network = standardized(potential, whitening=whitening).network
+    assert isinstance(network, SymmetryFunctionsNetwork)
+    values, kinds = (
+        torch.cat(each) for each in zip(*((network.inputs(*each), each[1]) for each in sample()), strict=True)
+    )
+    for kind in range(len(ELEMENTS)):
+        own = values[kinds == kind].detach()
+        torch.testing.assert_close(own.mean(dim=0), torch.zeros_like(own[0]), rtol=0, atol=1e-6)
+        covariance = own.T @ own / (len(own) - 1)
+        variances = torch.diag(covariance)
+        # a principal component that hardly varies is not magnified to 1
+        assert float(variances.max()) < 1 + 1e-5
+        assert int((variances > 1 - 1e-5).sum()) >= (8 if whitening else 15)
+        apart = covariance - torch.diag(variances)
+        assert (float(apart.abs().max()) < 1e-5) == whitening
+
+
+def test_the_default_functions_scale_with_the_cutoff() -> None:
+    six, three = (
+        SymmetryFunctionsConfig(radial_functions="default", angular_functions="default", cutoff=cutoff).functions
+        for cutoff in (6.0, 3.0)
+    )
+    assert (len(six.radial), len(six.near), len(six.wide)) == (8, 18, 0)
+    assert six.radial[0] == (0.003214, 0.0)
+    assert three.radial[0] == pytest.approx((4 * 0.003214, 0.0))
+    assert three.near[-1] == pytest.approx((4 * 0.089277, 4.0, -1.0))
+
+
 @pytest.mark.parametrize("name", ["radial_table", "recompute", "backend"])
 def test_what_it_cannot_compute_is_refused_by_name(potential: Potential, name: str) -> None:
-    values: dict[str, Any] = {"radial_table": 64, "recompute": True, "backend": "c"}
+    if name == "backend":
+        potential.compute_as(Computation(backend="openequivariance"))
+        with pytest.raises(ValueError, match="symmetry functions works on cuda, not on cpu"):
+            potential(batch_of(structure([8, 13, 29, 13])))
+        return
+    values: dict[str, Any] = {"radial_table": 64, "recompute": True}
     with pytest.raises(ValueError, match=f"{name} {values[name]} is not possible"):
         potential.compute_as(Computation(**{name: values[name]}))
     potential.compute_as(Computation(backend="torch", precision="bf16"))

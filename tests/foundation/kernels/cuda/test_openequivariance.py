@@ -4,7 +4,8 @@ import pytest
 import torch
 from e3nn import o3
 
-from foundation.kernels.convolution import Backend, Convolution
+from foundation.kernels.backend import Backend
+from foundation.kernels.convolution import Convolution
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cuda import openequivariance
 from foundation.kernels.edges import EdgeIndex
