@@ -12,6 +12,7 @@ from foundation.evaluation.suites.diffusion import Diffusion
 from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.energy_conservation import EnergyConservation
+from foundation.evaluation.suites.errors import Errors
 from foundation.evaluation.suites.pairs.coulomb import CoulombLaw
 from foundation.evaluation.suites.pairs.diatomics import Diatomics
 from foundation.evaluation.suites.pairs.dimers import Dimers
@@ -41,6 +42,7 @@ __all__ = [
     "Elastic",
     "EnergyConservation",
     "EquationOfState",
+    "Errors",
     "Finding",
     "Findings",
     "ForceConstants",
@@ -67,6 +69,7 @@ SuiteConfig = (
     | Elastic
     | EnergyConservation
     | EquationOfState
+    | Errors
     | ForceConstants
     | Phonons
     | Softening

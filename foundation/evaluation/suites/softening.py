@@ -12,16 +12,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig
-from data_pipeline.sources.source import resolve
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import MAY_CHANGE
-from foundation.datasets import one_split
+from foundation.evaluation.suites.labelled import labelled_frames
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Predicted, Subject, Suite
 
-CUTOFF = 5.0
-"""Cutoff for which plain files are read [Å]; no graph is made of them here."""
 RESAMPLES, SEED = 1000, 0
 """Number of bootstrap resamples, and seed of the draws."""
 FAMILIES = {
@@ -78,7 +73,12 @@ class Softening(Suite):
             FileNotFoundError: there is no such data set.
             ValueError: it has no such split, or no frame with forces whose elements are all known to the subject.
         """
-        frames, num_unknown = self._frames(subject)
+        known, num_unknown = labelled_frames(self.labelled, self.split, self.max_frames, subject)
+        frames = [frame for frame in known if frame.has_forces]
+        if not frames:
+            raise ValueError(
+                f"{self.labelled}: split {self.split!r} has no labelled forces (labelled of softening names it)"
+            )
         sums = [_Sums.of(*each, self.edges) for each in zip(frames, subject.predict(frames), strict=True)]
         total = np.array([each.total for each in sums])
         bins = np.array([each.bins for each in sums])
@@ -96,26 +96,6 @@ class Softening(Suite):
             if (families == each).any():
                 found[f"slope of {each}"] = self._slope(total[families == each])
         return Findings(quantities=found, charts={"Slope by size of the force": self._chart(slopes)})
-
-    def _frames(self, subject: Subject) -> tuple[list[Structure], int]:
-        """Return frames with forces whose elements are known, and the number of those with unknown ones."""
-        path = resolve(self.labelled, field="labelled", section="suites", folders=True)
-        with one_split(path, ReadConfig(), split=self.split, cutoff=CUTOFF) as manifest:
-            frames = Dataset(manifest=manifest, split=self.split).frames()
-            count = min(self.max_frames, len(frames))
-            chosen = [frames[round(place)] for place in np.linspace(0, len(frames) - 1, count).tolist()]
-        with_forces = [frame for frame in chosen if frame.has_forces]
-        known = [
-            frame
-            for frame in with_forces
-            if subject.elements is None or set(frame.numbers.tolist()) <= set(subject.elements)
-        ]
-        if not known:
-            raise ValueError(
-                f"{path}: split {self.split!r} has no frame with forces whose elements are all known to the potential "
-                "(labelled of the suite softening names it)"
-            )
-        return known, len(with_forces) - len(known)
 
     def _slope(self, sums: Float64[np.ndarray, "frames 2"]) -> Finding:
         """Return the slope and its interval from the products and squares of frames."""
