@@ -189,7 +189,7 @@ def _old_way_of_errors() -> Iterator[None]:
 def _space_group(atoms: ase.Atoms) -> int:
     import spglib  # pyright: ignore[reportMissingImports]
 
-    cell = (np.asarray(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
+    cell = (np.asarray(atoms.cell).tolist(), atoms.get_scaled_positions().tolist(), atoms.numbers.tolist())
     with _old_way_of_errors():
         found = spglib.get_symmetry_dataset(cell, symprec=SAME_PLACE)
     if found is None:
