@@ -150,6 +150,12 @@ def _discovery() -> Loaded:
     return Loaded(config=DiscoveryConfig, run=lambda config: tables.discovery(config, discover(config)))
 
 
+def _coverage() -> Loaded:
+    from foundation.coverage import CoverageConfig, cover
+
+    return Loaded(config=CoverageConfig, run=lambda config: cover(config) and None)
+
+
 def _report() -> Loaded:
     from foundation.finetune import lacks_report, report_again
     from foundation.report import ReportConfig, report
@@ -311,6 +317,7 @@ VERBS = {
             "calculator",
         ),
     ),
+    "coverage": Verb("record the environments of atoms that a potential has seen in training", _coverage),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),

@@ -42,6 +42,7 @@ FLOORS = (
         "foundation.finetune",
         "foundation.evaluate",
         "foundation.discovery",
+        "foundation.coverage",
         "foundation.inspect",
         "foundation.export",
         "foundation.convert",

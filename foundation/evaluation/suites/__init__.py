@@ -13,6 +13,7 @@ from foundation.evaluation.suites.disagreement import Disagreement
 from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.energy_conservation import EnergyConservation
 from foundation.evaluation.suites.errors import Errors
+from foundation.evaluation.suites.extrapolation import Extrapolation
 from foundation.evaluation.suites.pairs.coulomb import CoulombLaw
 from foundation.evaluation.suites.pairs.diatomics import Diatomics
 from foundation.evaluation.suites.pairs.dimers import Dimers
@@ -43,6 +44,7 @@ __all__ = [
     "EnergyConservation",
     "EquationOfState",
     "Errors",
+    "Extrapolation",
     "Finding",
     "Findings",
     "ForceConstants",
@@ -70,6 +72,7 @@ SuiteConfig = (
     | EnergyConservation
     | EquationOfState
     | Errors
+    | Extrapolation
     | ForceConstants
     | Phonons
     | Softening
