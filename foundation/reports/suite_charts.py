@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foundation.evaluation.suites import Chart, Curve, Findings
+from foundation.evaluation.suites import Chart, Curve, Findings, HeatMap
 from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text
 from foundation.reports.page import write_figure
@@ -38,7 +38,44 @@ def draw_charts(found: Mapping[str, Mapping[str, Findings]], folder: Path) -> di
         file = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{suite} {title}'.lower()).strip('-')}.png"
         write_figure(_figure(f"{suite}: {title}", charts), file, 150)
         files[f"{suite}: {title}"] = file
+    return files | _draw_maps(found, folder)
+
+
+def _draw_maps(found: Mapping[str, Mapping[str, Findings]], folder: Path) -> dict[str, Path]:
+    """Draw a figure for every heat map of every subject."""
+    files: dict[str, Path] = {}
+    for name, suites in found.items():
+        for suite, findings in suites.items():
+            for title, heat in findings.maps.items():
+                whole = f"{suite}: {title}{f', {name}' if len(found) > 1 else ''}"
+                file = folder / f"{re.sub(r'[^a-z0-9]+', '-', whole.lower()).strip('-')}.png"
+                write_figure(_heat_map(whole, heat), file, 150)
+                files[whole] = file
     return files
+
+
+def _heat_map(title: str, heat: HeatMap) -> Figure:
+    """Draw a square of colours with lines between groups."""
+    count = len(heat.labels)
+    side = max(4.0, 1.6 + 0.1 * count)
+    figure = Figure(figsize=(side + 0.7, side), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = heat.limits
+    image = axes.imshow(np.array(heat.values), cmap="RdBu_r", vmin=low, vmax=high, interpolation="nearest")
+    size = min(8.0, 60 * side / max(count, 1))
+    labels = [figure_text(each) for each in heat.labels]
+    axes.set_xticks(range(count), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), labels, fontsize=size)
+    axes.tick_params(length=0, pad=1.5)
+    axes.spines[:].set_visible(False)
+    begins = [place for place in range(count) if place == 0 or heat.groups[place] != heat.groups[place - 1]]
+    for start, end in itertools.pairwise([*begins, count]):
+        for line in (axes.axhline, axes.axvline):
+            line(end - 0.5, color="0.35", linewidth=0.4)
+        axes.text((start + end - 1) / 2, -1.0, figure_text(heat.groups[start]), ha="center", va="bottom", fontsize=size)
+    figure.colorbar(image, ax=axes, shrink=0.6, label=figure_text(heat.quantity))
+    axes.set_title(figure_text(title), fontsize=10, pad=16)
+    return figure
 
 
 def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:

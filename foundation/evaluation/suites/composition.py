@@ -7,6 +7,7 @@ something about their geometry, and nothing yet about elements that a training n
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.datasets import one_split, refuse_unlabelled
 from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, HeatMap, Subject, Suite
 from foundation.nn.embedding import periodic_position
 
 LIMITS = {"permutations": (1, 1_000_000), "max_frames": (1, 1_000_000), "max_atoms": (1, 1_000_000)}
@@ -82,7 +83,9 @@ class Composition(Suite):
         if self.frames is None:
             return found
         replaced = self._replaced(subject, rows)
-        return Findings(quantities=found.quantities | replaced.quantities, charts=found.charts | replaced.charts)
+        return dataclasses.replace(
+            found, quantities=found.quantities | replaced.quantities, charts=found.charts | replaced.charts
+        )
 
     def _replaced(self, subject: Subject, rows: Float64[Tensor, "elements channels"]) -> Findings:
         """Return errors of forces with the vector of each element that has two neighbours replaced by their mean."""
@@ -181,7 +184,31 @@ def likeness(numbers: Sequence[int], vectors: Float64[np.ndarray, "elements chan
     return Findings(
         quantities={name: Finding(value=value) for name, value in quantities.items()},
         charts={"Map of the elements": chart, "Similarity of pairs": _pairs_chart(cosines, same, different)},
+        maps={"Similarity of the elements": similarity_map(numbers, vectors)},
     )
+
+
+def similarity_map(numbers: Sequence[int], vectors: Float64[np.ndarray, "elements channels"]) -> HeatMap:
+    """Return the cosines of all pairs of elements, in the order of the groups of the periodic table."""
+    order = sorted(range(len(numbers)), key=lambda place: _in_the_table(numbers[place]))
+    cosines = similarities(vectors)[np.ix_(order, order)]
+    ordered = [numbers[place] for place in order]
+    return HeatMap(
+        values=tuple(tuple(row) for row in cosines.round(4).tolist()),
+        labels=tuple(SYMBOLS[number] for number in ordered),
+        groups=tuple((group_of(number) or "").removeprefix("group ") for number in ordered),
+        quantity="cosine of the centred vectors",
+        limits=(-1.0, 1.0),
+    )
+
+
+def _in_the_table(number: int) -> tuple[float, int]:
+    """Return a sorting key: hydrogen first, groups 1 to 18, then lanthanides and actinides, downwards in each."""
+    group = group_of(number)
+    if group is None:
+        return 0.0, number
+    places = {LANTHANIDES: 19.0, ACTINIDES: 20.0}
+    return places.get(group, periodic_position(number)[0]), number
 
 
 def element_map(numbers: Sequence[int], vectors: Float64[np.ndarray, "elements channels"]) -> tuple[float, Chart]:

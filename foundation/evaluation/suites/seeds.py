@@ -11,7 +11,7 @@ def averaged(found: Sequence[Findings]) -> Findings:
     """Return the means of findings over seeds with their ranges as intervals; of a single seed, its own findings.
 
     A quantity that a seed could not determine is undetermined. A chart is that of the first seed, with the means and
-    ranges of the curves that every seed has at the same abscissas.
+    ranges of the curves that every seed has at the same abscissas; a heat map is that of the first seed.
     """
     first, *others = found
     if not others:
@@ -35,6 +35,7 @@ def averaged(found: Sequence[Findings]) -> Findings:
             )
             for title, chart in first.charts.items()
         },
+        maps=first.maps,
     )
 
 

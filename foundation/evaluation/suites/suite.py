@@ -114,6 +114,22 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Numbers of all pairs of things, drawn as a square of colours; things of one group stand together."""
+
+    values: tuple[tuple[float, ...], ...]
+    """Number of each pair."""
+    labels: tuple[str, ...]
+    """Name of each thing."""
+    groups: tuple[str, ...]
+    """Name of each thing's group; equal ones are neighbours, and '' belongs to none."""
+    quantity: str
+    """Quantity and unit of the numbers."""
+    limits: tuple[float, float]
+    """Numbers of the darkest colours at both ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """Everything that a suite has found for a subject."""
 
@@ -121,6 +137,8 @@ class Findings:
     """Quantities by name."""
     charts: dict[str, Chart] = field(default_factory=dict)
     """Charts by title."""
+    maps: dict[str, HeatMap] = field(default_factory=dict)
+    """Heat maps by title."""
 
 
 class Suite(ABC):
@@ -193,7 +211,7 @@ def _finite(findings: Findings) -> Findings:
         title: dataclasses.replace(chart, curves={label: _numbers(curve) for label, curve in chart.curves.items()})
         for title, chart in findings.charts.items()
     }
-    return Findings(quantities=quantities, charts=charts)
+    return Findings(quantities=quantities, charts=charts, maps=findings.maps)
 
 
 def _numbers(curve: Curve) -> Curve:

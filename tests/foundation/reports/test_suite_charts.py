@@ -1,7 +1,9 @@
-"""Charts of suites: texts beside points."""
+"""Charts of suites: texts beside points, heat maps with their groups."""
 
-from foundation.evaluation.suites import Chart, Curve
-from foundation.reports.suite_charts import _figure
+from pathlib import Path
+
+from foundation.evaluation.suites import Chart, Curve, Findings, HeatMap
+from foundation.reports.suite_charts import _figure, _heat_map, draw_charts
 
 
 def test_points_carry_their_texts() -> None:
@@ -12,3 +14,28 @@ def test_points_carry_their_texts() -> None:
         ("Sr", (1.0, 3.0)),
         (r"\$Ba\$", (2.0, 4.0)),
     ]
+
+
+HEAT = HeatMap(
+    values=((1.0, 0.5, 0.0), (0.5, 1.0, -1.0), (0.0, -1.0, 1.0)),
+    labels=("Na", "K", "Cl"),
+    groups=("1", "1", "17"),
+    quantity="cosine",
+    limits=(-1.0, 1.0),
+)
+
+
+def test_a_heat_map_names_its_groups_over_their_middles() -> None:
+    axes, bar = _heat_map("Similarity", HEAT).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["Na", "K", "Cl"]
+    assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("1", 0.5), ("17", 2.0)]
+    assert axes.images[0].get_clim() == (-1.0, 1.0)
+    assert bar.get_ylabel() == "cosine"
+
+
+def test_every_subject_has_its_own_heat_map(tmp_path: Path) -> None:
+    found = {"composition": Findings(quantities={}, maps={"Similarity": HEAT})}
+    assert list(draw_charts({"one": found}, tmp_path)) == ["composition: Similarity"]
+    both = draw_charts({"one": found, "two": found}, tmp_path)
+    assert list(both) == ["composition: Similarity, one", "composition: Similarity, two"]
+    assert all(file.stat().st_size > 1000 for file in both.values())

@@ -66,6 +66,22 @@ def test_groups_of_known_vectors_are_found(noise: float, low: float, high: float
     assert found["share whose nearest is of the group"].value == pytest.approx(1.0, abs=0.05)
 
 
+def test_the_heat_map_has_groups_together_and_their_cosines() -> None:
+    numbers = (38, 1, 11, 26, 20, 57, 19, 92, 12, 60)
+    vectors = vectors_of_groups(numbers, 0.0)
+    heat = likeness(numbers, vectors, 9).maps["Similarity of the elements"]
+    assert heat.labels == ("H", "Na", "K", "Mg", "Ca", "Sr", "Fe", "La", "Nd", "U")
+    assert heat.groups == ("", "1", "1", "2", "2", "2", "8", "lanthanides", "lanthanides", "actinides")
+    values = np.array(heat.values)
+    place = dict(zip(heat.labels, range(10), strict=True))
+    centred = vectors - vectors.mean(axis=0)
+    one, other = centred[numbers.index(26)], centred[numbers.index(20)]
+    expected = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert values[place["Fe"], place["Ca"]] == pytest.approx(expected, abs=1e-4)
+    assert values[place["Mg"], place["Sr"]] == pytest.approx(1.0, abs=1e-4)
+    assert np.array_equal(values, values.T)
+
+
 def test_vectors_without_groups_have_no_gap() -> None:
     numbers = tuple(range(2, 95))
     vectors = np.random.default_rng(6).normal(size=(93, 40))
