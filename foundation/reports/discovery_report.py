@@ -248,7 +248,7 @@ def _draw_errors(axes: Axes, true: np.ndarray, errors: np.ndarray) -> None:
     places = np.linspace(*SHOWN, 101)
     inside = [np.abs(true - place) <= WINDOW / 2 for place in places]
     means = [float(errors[each].mean()) if each.any() else np.nan for each in inside]
-    axes.fill_between(places, np.abs(places), 1.0, color="#e0862a", alpha=0.12, linewidth=0)
+    axes.fill_between(places, np.abs(places), 1e3, color="#e0862a", alpha=0.12, linewidth=0)
     axes.plot(places, means, color="#1f5fa8", linewidth=1.5)
     known = [each for each in means if not np.isnan(each)]
     axes.set(xlim=SHOWN, ylim=(0.0, 1.15 * max([0.1, *known])), xlabel="energy above the hull, reference [eV/atom]")
