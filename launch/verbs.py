@@ -317,7 +317,11 @@ VERBS = {
             "calculator",
         ),
     ),
-    "coverage": Verb("record the environments of atoms that a potential has seen in training", _coverage),
+    "coverage": Verb(
+        "record the environments of atoms that a potential has seen in training",
+        _coverage,
+        ("model", "data", "out", "split", "max_frames", "checkpoint", "device"),
+    ),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),

@@ -191,7 +191,7 @@ def _space_group(atoms: ase.Atoms) -> int:
 
     cell = (np.asarray(atoms.cell).tolist(), atoms.get_scaled_positions().tolist(), atoms.numbers.tolist())
     with _old_way_of_errors():
-        found = spglib.get_symmetry_dataset(cell, symprec=SAME_PLACE)
+        found = spglib.get_symmetry_dataset(cell, symprec=SAME_PLACE)  # pyright: ignore[reportArgumentType] (hints are lists)
     if found is None:
         raise ValueError("its space group cannot be found")
     return int(found.number)

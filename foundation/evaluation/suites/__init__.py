@@ -29,6 +29,7 @@ from foundation.evaluation.suites.suite import (
     check_suites,
     run_suites,
 )
+from foundation.evaluation.suites.unseen_element import UnseenElement
 
 __all__ = [
     "Chart",
@@ -57,6 +58,7 @@ __all__ = [
     "SuiteConfig",
     "Surfaces",
     "Vacancies",
+    "UnseenElement",
     "check_suites",
     "run_suites",
 ]
@@ -80,5 +82,6 @@ SuiteConfig = (
     | Softening
     | Surfaces
     | Vacancies
+    | UnseenElement
 )
 """The suites of a YAML file, distinguished by their first field."""

@@ -1,0 +1,175 @@
+"""Unseen element: structures that hold an element which a training lacked, its vector made from its neighbours'.
+
+The element's vector becomes the mean of those of known elements, such as Ca and Ba for Sr; beside it stand the vector
+of each of these alone, and random ones with the mean and spread of all known vectors. A potential that knows the
+element is judged with its own vector as well, which tells what training with it is worth. Only forces are compared: the
+energy of an atom of an unseen element is not known from anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from data_pipeline.graphs.batch import collate
+from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig
+from data_pipeline.sources.source import resolve
+from data_pipeline.structure import Structure
+from foundation.configuration import MAY_CHANGE, check_numbers
+from foundation.datasets import one_split
+from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
+from foundation.potential import Potential
+from foundation.surgery.elements import add_elements
+
+LIMITS = {"max_frames": (1, 100_000), "random_vectors": (1, 1000)}
+"""Smallest and largest value of each number."""
+BATCH_ATOMS = 1000
+"""Number of atoms above which a batch ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenElement(Suite):
+    """Errors of forces with the vector of an element made from those of others."""
+
+    name: ClassVar[str] = "unseen element"
+
+    inserted: str = field(metadata=MAY_CHANGE)
+    """Symbol of the element."""
+    neighbours: tuple[str, ...] = field(metadata=MAY_CHANGE)
+    """Symbols of the known elements whose vectors are averaged."""
+    frames: str = field(metadata=MAY_CHANGE)
+    """Data set or plain file with labelled forces; frames without the element are left out, and environment variables
+    are expanded."""
+    split: str = field(default="test", metadata=MAY_CHANGE)
+    """Split of a data set; of plain files, all frames are read."""
+    max_frames: int = field(default=200, metadata=MAY_CHANGE)
+    """Largest number of frames, the first ones that hold the element."""
+    random_vectors: int = field(default=10, metadata=MAY_CHANGE)
+    """Number of random vectors."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, LIMITS)
+        if not self.neighbours or self.inserted in self.neighbours:
+            raise ValueError(f"neighbours must be one or more elements other than {self.inserted}")
+        for symbol in (self.inserted, *self.neighbours):
+            atomic_number(symbol)
+
+    def elements(self) -> set[int]:
+        """Return the atomic numbers of the neighbours: the element itself may be unknown."""
+        return {atomic_number(symbol) for symbol in self.neighbours}
+
+    def run(self, subject: Subject) -> Findings:
+        """Return errors of forces with each vector.
+
+        Raises:
+            FileNotFoundError: there are no such frames.
+            ValueError: the subject is a calculator, its network has no vectors of elements, or no labelled frame holds
+                the element beside known ones only.
+        """
+        if subject.potential is None:
+            raise ValueError(
+                f"unseen element looks into a network, and {subject.name} is a calculator of another program; "
+                "judge a potential by --model"
+            )
+        number = atomic_number(self.inserted)
+        known = number in subject.potential.elements
+        like = {number: atomic_number(self.neighbours[0])}
+        grown = subject.potential if known else add_elements(subject.potential, [number], like=like)
+        frames = self._frames(grown, number)
+        rows = grown.network.element_vectors()
+        place = grown.elements.index(number)
+        own = rows[place].clone()
+        found = {"frames": Finding(value=float(len(frames)))}
+        try:
+            if known:
+                found["with its own vector"] = _finding(_errors(grown, frames))
+            for title, vector in self._vectors(grown, rows):
+                rows[place] = vector
+                found[title] = _finding(_errors(grown, frames))
+            drawn = []
+            for vector in _random(rows, place, self.random_vectors):
+                rows[place] = vector
+                drawn.append(_finding(_errors(grown, frames)).value)
+        finally:
+            rows[place] = own
+        found["with random vectors, the middle one"] = Finding(
+            value=float(np.median(drawn)), unit=MILLI_EV_PER_ANGSTROM.name, interval=(min(drawn), max(drawn))
+        )
+        found["with forces of zero"] = _finding(_errors(None, frames))
+        return Findings(quantities=found)
+
+    def _vectors(self, potential: Potential, rows: Float64[Tensor, "elements channels"]) -> list[tuple[str, Tensor]]:
+        """Return the mean of the neighbours' vectors and each of them alone, with titles."""
+        sources = {each: rows[potential.elements.index(atomic_number(each))].clone() for each in self.neighbours}
+        mean = torch.stack(list(sources.values())).mean(dim=0)
+        alone = [(f"with the vector of {symbol}", vector) for symbol, vector in sources.items()]
+        return [(f"with the mean of {' and '.join(sources)}", mean), *(alone if len(alone) > 1 else [])]
+
+    def _frames(self, potential: Potential, number: int) -> list[Structure]:
+        path = resolve(self.frames, field="frames", section="suites", folders=True)
+        with one_split(path, ReadConfig(), split=self.split, cutoff=potential.cutoff) as manifest:
+            frames = Dataset(manifest=manifest, split=self.split).frames()
+            known = set(potential.elements)
+            held = [
+                each
+                for each in frames
+                if each.has_forces and number in each.numbers and set(each.numbers.tolist()) <= known
+            ]
+        if not held:
+            raise ValueError(
+                f"{path}: no frame of split {self.split!r} with forces holds {self.inserted} and known elements only "
+                "(frames of the suite unseen element names it)"
+            )
+        return held[: self.max_frames]
+
+
+def _random(rows: Float64[Tensor, "elements channels"], place: int, count: int) -> Iterator[Tensor]:
+    """Yield random vectors with the mean and the spread of the other elements' in every channel."""
+    others = torch.cat([rows[:place], rows[place + 1 :]]).double().cpu().numpy()
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        drawn = random.normal(others.mean(axis=0), others.std(axis=0))
+        yield torch.from_numpy(drawn).to(rows.dtype).to(rows.device)
+
+
+def _errors(potential: Potential | None, frames: Sequence[Structure]) -> Float64[np.ndarray, "frames 2"]:
+    """Return the sum of absolute errors of force components [eV/Å] and their number by frame; None predicts zero."""
+    if potential is None:
+        return np.array([[np.abs(each.forces).sum(dtype=np.float64), each.forces.size] for each in frames])
+    sums = []
+    for some in _batches(frames):
+        batch = collate(some, potential.cutoff, potential.dtype, [0] * len(some)).to(potential.device)
+        predicted = potential(batch).forces.double().cpu().numpy()
+        ends = np.cumsum([each.num_atoms for each in some]).tolist()
+        for each, end in zip(some, ends, strict=True):
+            sums.append([np.abs(predicted[end - each.num_atoms : end] - each.forces).sum(), each.forces.size])
+    return np.array(sums)
+
+
+def _finding(sums: Float64[np.ndarray, "frames 2"]) -> Finding:
+    """Return the mean absolute error with its interval over frames."""
+
+    def mean(rows: Float64[np.ndarray, "frames 2"]) -> float:
+        return MILLI_EV_PER_ANGSTROM.factor * float(rows[:, 0].sum() / rows[:, 1].sum())
+
+    interval = interval_over(mean, sums) if len(sums) > 1 else None
+    return Finding(value=mean(sums), unit=MILLI_EV_PER_ANGSTROM.name, interval=interval)
+
+
+def _batches(frames: Sequence[Structure]) -> list[list[Structure]]:
+    batches: list[list[Structure]] = []
+    atoms = 0
+    for frame in frames:
+        if not batches or atoms + frame.num_atoms > BATCH_ATOMS:
+            batches.append([])
+            atoms = 0
+        batches[-1].append(frame)
+        atoms += frame.num_atoms
+    return batches
