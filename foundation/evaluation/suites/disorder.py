@@ -124,17 +124,16 @@ def _over_radius(source: FrozenSpheres, found: dict[str, Finding]) -> Curve:
 
 
 def _charts(radii: dict[str, Curve], times: dict[str, Curve]) -> dict[str, Chart]:
-    """Return both charts, with the line of a subject that predicts no force."""
-    charts = {}
-    for title, x, curves in (
-        ("Error against radius", "radius of the frozen sphere [Å]", radii),
-        ("Error against time", "time [fs]", times),
-    ):
+    """Return a chart over the radius and one over time for each sphere, with the line of a subject without forces."""
+    charts = {"Error against radius": ("radius of the frozen sphere [Å]", radii)}
+    charts |= {f"Error against time, {label}": ("time [fs]", {"": curve}) for label, curve in times.items()}
+    found = {}
+    for title, (x, curves) in charts.items():
         ends = [place for curve in curves.values() for place in curve.x]
         nothing = Curve(x=(min(ends), max(ends)), y=(1.0, 1.0), reference=True)
         y = "|F - F(oracle)| / |F(oracle)|"
-        charts[title] = Chart(x=x, y=y, curves=curves | {"no force predicted": nothing})
-    return charts
+        found[title] = Chart(x=x, y=y, curves=curves | {"no force predicted": nothing})
+    return found
 
 
 @functools.lru_cache(maxsize=16)
