@@ -86,7 +86,8 @@ class StudyFile(OpenRecord):
     jobs: int = 1
     """Number of processes at a time."""
     quick: dict[str, Any] = field(default_factory=dict)
-    """Entries of this file that differ in the short form, by dotted name."""
+    """Entries of this file that differ in the short form, by dotted name; data, a run or own suites that are null are
+    left out."""
 
     def __post_init__(self) -> None:
         if (self.pretrain is None) + (self.finetune is None) != 1 and self.runs:
@@ -148,6 +149,9 @@ def read_study(file: Path, *, quick: bool) -> StudyFile:
         whole = {**values, **shared, **steps}
         if quick:
             whole = with_options(whole, sections["quick"])
+            for section in ("data", "runs", "own_suites"):
+                if isinstance(entries := whole.get(section), dict):
+                    whole[section] = {name: each for name, each in entries.items() if each is not None}
         return typed(StudyFile, whole, "")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -130,6 +130,16 @@ def test_a_subject_may_have_suites_of_its_own_which_read_data_of_the_study(tmp_p
     assert judging["EMT"][0]["data"] == [str(tmp_path / "out/data/metals"), "elsewhere"]
 
 
+def test_the_short_form_leaves_out_what_it_has_as_null(tmp_path: Path) -> None:
+    runs = {"ours": {}, "others": {"data": "alloys"}}
+    short = {"runs.others": None, "data": {"alloys": None}, "own_suites.others": None}
+    changes = {"runs": runs, "own_suites": {"others": ["eos"]}, "data": FILE["data"] | {"alloys": {}}, "quick": short}
+    file = written(tmp_path, **changes)
+    plan = read_study(file, quick=True)
+    assert (plan.runs.keys(), plan.data.keys(), plan.own_suites) == ({"ours"}, {"metals"}, {})
+    assert read_study(file, quick=False).runs.keys() == runs.keys()
+
+
 def finding(value: float | None) -> Findings:
     curve = Curve(x=(1.0, 2.0), y=(value, 1.0))
     same = Curve(x=(1.0, 2.0), y=(5.0, 5.0), reference=True)
