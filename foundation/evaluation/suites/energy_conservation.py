@@ -197,7 +197,9 @@ def _findings(run: Run | None, fitted: Fitted | None) -> dict[str, Finding]:
     return {
         "drift": Finding(value=drift, unit=MILLI_EV_PER_ATOM_PS.name, reference=0.0, interval=interval),
         "fluctuation": Finding(value=fluctuation, unit=MILLI_EV_PER_ATOM.name),
-        "speed of the centre of mass": Finding(value=None if run is None else run.speed, reference=0.0),
+        "speed of the centre of mass over the thermal speed": Finding(
+            value=None if run is None else run.speed, reference=0.0
+        ),
         "stable trajectories": Finding(value=None if run is None else run.stable, reference=1.0),
     }
 

@@ -65,7 +65,7 @@ def test_forces_of_an_energy_do_not_drift_and_their_fluctuation_is_quadratic_in_
     assert fine.interval[0] < 0 < fine.interval[1]
     assert (fine.unit, fine.reference) == ("meV/atom/ps", 0.0)
     assert 0 < quantities["Cu fcc, 2 fs: fluctuation"].value < 0.5
-    assert quantities["Cu fcc, 2 fs: speed of the centre of mass"].value < 1e-12
+    assert quantities["Cu fcc, 2 fs: speed of the centre of mass over the thermal speed"].value < 1e-12
     assert quantities["Cu fcc, 2 fs: stable trajectories"].value == 1.0
 
 
