@@ -57,8 +57,8 @@ __all__ = [
     "Suite",
     "SuiteConfig",
     "Surfaces",
-    "Vacancies",
     "UnseenElement",
+    "Vacancies",
     "check_suites",
     "run_suites",
 ]
