@@ -311,8 +311,9 @@ def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_nobody_but_the_models_and_sevennet_knows_an_architecture(path: Path) -> None:
-    if name_of(path).startswith(("data_pipeline", "foundation.models", "foundation.interop.sevennet")):
+def test_nobody_but_the_models_and_converters_knows_an_architecture(path: Path) -> None:
+    converters = ("foundation.interop.sevennet", "foundation.interop.n2p2")
+    if name_of(path).startswith(("data_pipeline", "foundation.models", *converters)):
         return
     concrete = {config.__name__ for config in ARCHITECTURES.values()}
     networks = [each for each in EnergyModel.__subclasses__() if each.__module__.startswith("foundation.")]
