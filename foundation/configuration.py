@@ -125,7 +125,10 @@ def _fields(config_class: type) -> Iterator[tuple[dataclasses.Field, list[type],
         hint = hints[item.name]
         inside = list(_configurations(hint))
         alone = inside == list(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
-        whole = alone and ON_RESUME in item.metadata
+        marked = ON_RESUME in item.metadata
+        if marked:  # a class without marks, such as a source of data, is an option as a whole
+            inside = [each for each in inside if any(marks(each).values())]
+        whole = alone and marked
         yield item, [] if whole else inside, alone and not whole
 
 

@@ -24,6 +24,12 @@ PRETRAIN = PretrainConfig(data=Path("data"), out=Path("run"), fit=FIT, model=Equ
 FINETUNE = FinetuneConfig(start=Path("start"), data=Path("data"), out=Path("run"), fit=FIT)
 
 
+def test_a_class_without_marks_in_a_marked_field_is_an_option_as_a_whole() -> None:
+    found = marks(FinetuneConfig)
+    assert found["suites.spheres"] == MAY_CHANGE
+    assert not [name for name in found if name.startswith("suites.spheres.")]
+
+
 @pytest.mark.parametrize("config_class", [PretrainConfig, FinetuneConfig])
 def test_every_option_is_marked_where_it_is_declared(config_class: type) -> None:
     found = marks(config_class)

@@ -22,7 +22,8 @@ def work_here(_: Processes, jobs: Sequence[Job]) -> dict[Job, int]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_short_form_answers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_short_form_answers(name: str, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOUNDATION_DATA", str(real_data))
     monkeypatch.setattr(Processes, "work", work_here)
     logging.getLogger("lightning").setLevel(logging.ERROR)
     assert study(StudyConfig(name=name, out=tmp_path / "out", quick=True), parse) == 0

@@ -34,6 +34,8 @@ COMMANDS = {
     "evaluate": "--model m --data d --split val",
     "report": "a b --out c",
     "export": "--run r --out o --card.name y --card.citation 1:30",
+    "discovery": "--model m --structures s.jsonl --out o --part 3/32",
+    "coverage": "--model m --data d --out c.safetensors --split train",
     "convert": "--from sevennet --checkpoint x.pth --out o",
     "launch slurm": "--time 24:00:00 --directives ['--exclusive'] --array 0-3 --out o",
     "launch local": "--processes 2",
