@@ -217,14 +217,14 @@ def _config(settings: Settings, length: float) -> SymmetryFunctionsConfig:
     if len(cutoffs) > 1:
         raise UnsupportedN2p2(f"symmetry functions of several cutoffs ({', '.join(map(str, cutoffs))}); one is read")
     name, power = CUTOFFS[settings.cutoff_function]
-    of_angles = {
+    by_kind = {
         kind: tuple(dict.fromkeys(_parameters(each, length)[0] for each in every if each.kind == kind))
         for kind in (RADIAL, NEAR, WIDE)
     }
     return SymmetryFunctionsConfig(
-        radial_functions=of_angles[RADIAL],  # pyright: ignore[reportArgumentType]
-        angular_functions=of_angles[NEAR],  # pyright: ignore[reportArgumentType]
-        wide_functions=of_angles[WIDE],  # pyright: ignore[reportArgumentType]
+        radial_functions=by_kind[RADIAL],  # pyright: ignore[reportArgumentType]
+        angular_functions=by_kind[NEAR],  # pyright: ignore[reportArgumentType]
+        wide_functions=by_kind[WIDE],  # pyright: ignore[reportArgumentType]
         cutoff=cutoffs[0] * length,
         cutoff_function=name,  # pyright: ignore[reportArgumentType]
         cutoff_power=power,

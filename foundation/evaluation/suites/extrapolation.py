@@ -18,15 +18,12 @@ import ase.io
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig
-from data_pipeline.sources.source import resolve
 from data_pipeline.store import durable
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
-from foundation.datasets import one_split
 from foundation.evaluation.coverage import QUANTILES, UNSEEN, Coverage, Distances
 from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
+from foundation.evaluation.suites.labelled import labelled_frames
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 LARGE = 0.9
@@ -79,7 +76,7 @@ class Extrapolation(Suite):
                 "judge a potential by --model"
             )
         coverage = Coverage.read(self.coverage)
-        frames, num_unknown = self._frames(subject)
+        frames, num_unknown = labelled_frames(self.extrapolated, self.split, self.max_frames, subject)
         found = coverage.distances(subject.potential, frames)
         if self.atoms is not None:
             write_atoms(frames, found, self.atoms)
@@ -97,19 +94,6 @@ class Extrapolation(Suite):
             ranked = _ranked(with_forces, found.features[atoms], subject)
             quantities, charts = quantities | ranked.quantities, charts | ranked.charts
         return Findings(quantities=quantities, charts=charts)
-
-    def _frames(self, subject: Subject) -> tuple[list[Structure], int]:
-        """Return frames whose elements the potential knows, and the number of others."""
-        assert subject.potential is not None
-        path = resolve(self.extrapolated, field="extrapolated", section="suites", folders=True)
-        with one_split(path, ReadConfig(), split=self.split, cutoff=subject.potential.cutoff) as manifest:
-            frames = Dataset(manifest=manifest, split=self.split).frames()
-            places = np.unique(np.linspace(0, len(frames) - 1, min(self.max_frames, len(frames))).round().astype(int))
-            chosen = [frames[place] for place in places.tolist()]
-        known = [each for each in chosen if set(each.numbers.tolist()) <= set(subject.potential.elements)]
-        if not known:
-            raise ValueError(f"{path}: no frame of split {self.split!r} has only elements that the potential knows")
-        return known, len(chosen) - len(known)
 
 
 def write_atoms(frames: Sequence[Structure], found: Distances, path: Path) -> None:
