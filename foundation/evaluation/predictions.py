@@ -14,6 +14,7 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
+from foundation.kernels.memory import keep_freed_memory
 from foundation.potential import Potential
 
 
@@ -72,6 +73,7 @@ def predict(
     Raises:
         ValueError: the split has no frame whose elements are all known to the potential.
     """
+    keep_freed_memory()
     was_training = potential.training
     names = ("energy", "numbers", "forces", "stress", "has_forces", "has_stress")
     rows: dict[str, list[np.ndarray]] = {name: [] for name in names}

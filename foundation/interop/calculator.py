@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
+from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.potential import Potential
 
@@ -66,6 +67,7 @@ class Calculator(AseCalculator):
                 self.potential = copied.to(device).cast(dtype).eval()
             except (RuntimeError, AssertionError) as error:  # torch has no exception for a missing device
                 raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
+        keep_freed_memory()
         self._turn = _Turn()
 
     def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:

@@ -15,6 +15,7 @@ from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.suite import Predicted, Subject
 from foundation.interop.calculator import Calculator, to_atoms
+from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
@@ -38,6 +39,7 @@ class PotentialSubject(_Named):
 
     def __init__(self, potential: Potential, theory: int = 0, name: str = "potential") -> None:
         """Copy a potential: it is not changed."""
+        keep_freed_memory()
         self.name, self.theory = name, theory
         self.potential = self._exact = copy.deepcopy(potential).cast(torch.float64).eval()
         self.elements = potential.elements

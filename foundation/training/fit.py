@@ -1,6 +1,5 @@
 """fit(): the only place that makes a Trainer."""
 
-import ctypes
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from data_pipeline.loading.datasets import Dataset
 from foundation.kernels.backend import backend_of, describe_backend
+from foundation.kernels.memory import keep_freed_memory
 from foundation.nn.computation import Computation
 from foundation.nn.matmul import describe_precision
 from foundation.potential import Potential
@@ -36,9 +36,6 @@ from foundation.training.optim import OptimConfig, ema_decay_of
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 
 log = logging.getLogger(__name__)
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt()."""
 
 
 def fit(
@@ -215,16 +212,6 @@ def _trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
-
-
-def keep_freed_memory() -> None:
-    """Make the C library keep freed memory: every step allocates the same again, and new pages cost a tenth of it."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def seed_everything(seed: int) -> None:

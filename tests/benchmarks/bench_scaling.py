@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from data_pipeline.graphs.batch import collate
 from data_pipeline.structure import Structure
+from foundation.kernels.memory import keep_freed_memory
 from foundation.models import EquivariantConfig
-from foundation.training.fit import keep_freed_memory
 from tests.benchmarks.oxides import CUTOFF, SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.rows import Row, interleaved, write
 

@@ -8,10 +8,10 @@ import torch
 
 from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.sources import EmtAlloys
+from foundation.kernels.memory import keep_freed_memory
 from foundation.models import EquivariantConfig
 from foundation.models.equivariant import edge_index
 from foundation.potential import Potential
-from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
 from tests.benchmarks.oxides import SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step

@@ -18,9 +18,9 @@ import foundation
 from data_pipeline.graphs.batch import collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import Structure
+from foundation.kernels.memory import keep_freed_memory
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
-from foundation.training.fit import keep_freed_memory
 from foundation.training.loss import LossConfig, label_counts, loss
 from tests.benchmarks.oxides import FILE, SEVENNET_0, oxides, potential_for, training_step
 from tests.benchmarks.peer import sevenn_step
