@@ -6,15 +6,14 @@ Y, W, g) = Σ out · g (see codegen.py). A third derivative is refused.
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import native
+from foundation.kernels.differentiable import Operator
 from foundation.kernels.edges import EdgeIndex
 
 
-@custom_op("foundation::convolution", mutates_args=(), device_types="cpu")
-def convolution(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
+def _forward(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
     """Return the convolution (see couplings.py) of features with harmonics and weights of pairs of edges.
 
     Args:
@@ -27,8 +26,7 @@ def convolution(features: Tensor, harmonics: Tensor, weights: Tensor, edges: lis
     return native.forward(paths, features, harmonics, weights, EdgeIndex(*edges))
 
 
-@custom_op("foundation::convolution_backward", mutates_args=(), device_types="cpu")
-def convolution_backward(
+def _gradient(
     features: Tensor, harmonics: Tensor, weights: Tensor, gradient: Tensor, edges: list[Tensor], paths: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ∂S/∂x, ∂S/∂Y and ∂S/∂W."""
@@ -37,8 +35,7 @@ def convolution_backward(
     return x, y, w
 
 
-@custom_op("foundation::convolution_double_backward", mutates_args=(), device_types="cpu")
-def convolution_double_backward(
+def _second(
     inputs: list[Tensor], tangents: list[Tensor], edges: list[Tensor], paths: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradient of S(vx, Y, W, g) + S(x, vY, W, g) + S(x, Y, vW, g) for x, Y, W and g."""
@@ -48,21 +45,18 @@ def convolution_double_backward(
     return gx, gy, gw, gg
 
 
-@convolution.register_fake
-def _(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
+def _forward_fake(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
     return features.new_empty(features.shape[0], TensorProductPaths.named(paths).irreps_out.dim)
 
 
-@convolution_backward.register_fake
-def _(
+def _gradient_fake(
     features: Tensor, harmonics: Tensor, weights: Tensor, gradient: Tensor, edges: list[Tensor], paths: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, y, w = (tensor.new_empty(tensor.shape) for tensor in (features, harmonics, weights))
     return x, y, w
 
 
-@convolution_double_backward.register_fake
-def _(
+def _second_fake(
     inputs: list[Tensor], tangents: list[Tensor], edges: list[Tensor], paths: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, y, w, g = (tensor.new_empty(tensor.shape) for tensor in inputs)
@@ -104,8 +98,10 @@ def _third(ctx, *gradients: Tensor):
     )
 
 
-convolution.register_autograd(_backward, setup_context=_keep)
-convolution_backward.register_autograd(_double_backward, setup_context=_keep_backward)
-convolution_double_backward.register_autograd(_third)
+convolution = Operator("foundation::convolution", _forward, _forward_fake, _keep, _backward)
+convolution_backward = Operator(
+    "foundation::convolution_backward", _gradient, _gradient_fake, _keep_backward, _double_backward
+)
+convolution_double_backward = Operator("foundation::convolution_double_backward", _second, _second_fake, None, _third)
 for device in ("cpu", "cuda"):
     torch.library.register_autocast("foundation::convolution", device, torch.float32)

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.library import custom_op
 
 from foundation.kernels.cpu import compiler
 from foundation.kernels.cpu.compiler import NoCompiler
+from foundation.kernels.differentiable import Operator, needed
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ def _run(name: str, places: list[Tensor], num_columns: int, *tensors: Tensor) ->
     getattr(_library(result.dtype), name)(*sizes, *addresses)
 
 
-@custom_op("foundation::interpolate", mutates_args=(), device_types="cpu")
-def interpolate(table: Tensor, coefficients: Tensor, places: list[Tensor]) -> Tensor:
+def _interpolate_in_c(table: Tensor, coefficients: Tensor, places: list[Tensor]) -> Tensor:
     """Return for every point the sum of its rows of the table.
 
     Args:
@@ -86,34 +85,29 @@ def interpolate(table: Tensor, coefficients: Tensor, places: list[Tensor]) -> Te
     return out
 
 
-@custom_op("foundation::interpolate_project", mutates_args=(), device_types="cpu")
-def project(table: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
+def _project_in_c(table: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
     """Return ∂S/∂c: for every point the products of its gradient with its rows of the table."""
     out = gradient.new_empty(len(gradient), len(ROWS))
     _run("project", places, table.shape[1], table, gradient, out)
     return out
 
 
-@custom_op("foundation::interpolate_scatter", mutates_args=(), device_types="cpu")
-def scatter(coefficients: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
+def _scatter_in_c(coefficients: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
     """Return ∂S/∂table: the gradients of the points around each knot, times their coefficients."""
     out = gradient.new_empty(4 * len(places[2]), gradient.shape[1])
     _run("scatter", places, gradient.shape[1], coefficients, gradient, out)
     return out
 
 
-@interpolate.register_fake
-def _(table: Tensor, coefficients: Tensor, places: list[Tensor]) -> Tensor:
+def _fake_interpolate(table: Tensor, coefficients: Tensor, places: list[Tensor]) -> Tensor:
     return table.new_empty(len(coefficients), table.shape[1])
 
 
-@project.register_fake
-def _(table: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
+def _fake_project(table: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
     return gradient.new_empty(len(gradient), len(ROWS))
 
 
-@scatter.register_fake
-def _(coefficients: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
+def _fake_scatter(coefficients: Tensor, gradient: Tensor, places: list[Tensor]) -> Tensor:
     return gradient.new_empty(4 * len(places[2]), gradient.shape[1])
 
 
@@ -127,7 +121,7 @@ NO_GRADIENTS = [None] * len(Places._fields)
 
 def _interpolate_backward(ctx, gradient: Tensor):
     table, coefficients, *places = ctx.saved_tensors
-    needs_table, needs_coefficients, _ = ctx.needs_input_grad
+    needs_table, needs_coefficients = needed(ctx, 2)
     return (
         scatter(coefficients, gradient, places) if needs_table else None,
         project(table, gradient, places) if needs_coefficients else None,
@@ -137,7 +131,7 @@ def _interpolate_backward(ctx, gradient: Tensor):
 
 def _project_backward(ctx, tangent: Tensor):
     table, gradient, *places = ctx.saved_tensors
-    needs_table, needs_gradient, _ = ctx.needs_input_grad
+    needs_table, needs_gradient = needed(ctx, 2)
     return (
         scatter(tangent, gradient, places) if needs_table else None,
         interpolate(table, tangent, places) if needs_gradient else None,
@@ -147,7 +141,7 @@ def _project_backward(ctx, tangent: Tensor):
 
 def _scatter_backward(ctx, tangent: Tensor):
     coefficients, gradient, *places = ctx.saved_tensors
-    needs_coefficients, needs_gradient, _ = ctx.needs_input_grad
+    needs_coefficients, needs_gradient = needed(ctx, 2)
     return (
         project(tangent, gradient, places) if needs_coefficients else None,
         interpolate(tangent, coefficients, places) if needs_gradient else None,
@@ -155,9 +149,9 @@ def _scatter_backward(ctx, tangent: Tensor):
     )
 
 
-interpolate.register_autograd(_interpolate_backward, setup_context=_keep)
-project.register_autograd(_project_backward, setup_context=_keep)
-scatter.register_autograd(_scatter_backward, setup_context=_keep)
+interpolate = Operator("foundation::interpolate", _interpolate_in_c, _fake_interpolate, _keep, _interpolate_backward)
+project = Operator("foundation::interpolate_project", _project_in_c, _fake_project, _keep, _project_backward)
+scatter = Operator("foundation::interpolate_scatter", _scatter_in_c, _fake_scatter, _keep, _scatter_backward)
 
 
 def interpolated(

@@ -37,7 +37,7 @@ def set_layers(network: torch.nn.Module, computation: Computation) -> None:
         if isinstance(module, Implemented):
             module.backend = computation.backend
         elif isinstance(module, Matmul):
-            module.rounded = computation.precision == "bf16"
+            module.rounded, module.backend = computation.precision == "bf16", computation.backend
 
 
 def refuse_options(computation: Computation, refused: dict[Option, str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.dense import mix, name_of_maps
 from foundation.kernels.edges import EdgeIndex
 from foundation.nn.gate import Gate
 from foundation.nn.linear import Linear
@@ -57,6 +58,8 @@ class InteractionBlock(torch.nn.Module):
         self.convolution = Convolution(paths)
         self.register_buffer("denominator", torch.tensor([denominator]))
         self.self_interaction_2 = Linear(paths.irreps_out, self.gate.irreps_in, num_theories)
+        maps = [each.maps(self.gate.irreps_in) for each in (self.self_interaction_2, self.self_connection)]
+        self._maps = name_of_maps((*maps[0], *maps[1]))
         self._pad = _missing(self.gate.irreps_in, self.self_connection.irreps_out)
 
     @staticmethod
@@ -90,7 +93,11 @@ class InteractionBlock(torch.nn.Module):
         weights = radial_weights(self.radial, basis, self.get_buffer("denominator"))
         mixed = self.self_interaction_1(features, theory)
         summed = self.convolution(mixed, harmonics, weights, edges)
-        return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))
+        if not self.self_interaction_2.matmul.in_c(features):
+            return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))
+        inputs, weights = self.self_interaction_2.operands(summed, theory)
+        connected, connection = self.self_connection.operands(features, None)
+        return self.gate.in_c(mix([*inputs, *connected], [*weights, *connection], self._maps))
 
     def _connect(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms gates"]:
         """Return the self-connection, zero for the irreps that the input lacks."""

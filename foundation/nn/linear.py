@@ -8,6 +8,8 @@ from e3nn import o3
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from foundation.kernels.cpu.dense import Block, LinearMap
+from foundation.kernels.dense import mix, name_of_maps
 from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
 
@@ -58,6 +60,7 @@ class Linear(Matrices):
             if not biased:
                 raise ValueError(f"{irreps_in} to {irreps_out}: no even scalars that a level of theory could bias")
             self.theory_weight = torch.nn.Parameter(torch.randn(num_theories, biased[0]))
+        self._maps = name_of_maps(self.maps(self.irreps_out))
 
     @staticmethod
     def size(irreps_in: o3.Irreps, irreps_out: o3.Irreps, num_theories: int = 0) -> int:
@@ -93,15 +96,52 @@ class Linear(Matrices):
         self, features: Float[Tensor, "atoms inputs"], theory: Int[Tensor, " atoms"] | None = None
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the mixed features of atoms, each at the level of theory given by number."""
+        if self.matmul.in_c(features):
+            return mix(*self.operands(features, theory), self._maps)
         inputs = features.split(self._inputs, dim=1)
         weights = self.adapted().split([a * b for _, _, a, b in self._blocks])
         outputs = []
         for (i, components, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
-            biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")
-            scale = (fan_in + self.num_theories if biased else fan_in) ** -0.5
+            biased, scale = self._is_biased(i), self._scale(i)
             mixed = self.matmul(inputs[i].reshape(-1, fan_in), weight.view(fan_in, fan_out) * scale)
             if biased:
                 assert theory is not None
                 mixed = mixed + (self.theory_weight * scale)[theory]
             outputs.append(mixed.view(-1, components * fan_out))
         return torch.cat([outputs[place] for place in self._order], dim=1)
+
+    def _is_biased(self, i: int) -> bool:
+        return self.num_theories > 0 and self.irreps_in[i].ir == o3.Irrep("0e")
+
+    def _scale(self, i: int) -> float:
+        """Return the factor of the products of an input irrep."""
+        fan_in = self.irreps_in[i].mul
+        return (fan_in + self.num_theories if self._is_biased(i) else fan_in) ** -0.5
+
+    def maps(self, irreps: o3.Irreps) -> tuple[LinearMap, ...]:
+        """Return the maps to columns of the given irreps in the numbers of the operators in C.
+
+        The second one, if there are theories, is that of their one-hot vector.
+        """
+        columns = {item.ir: part.start for item, part in zip(irreps, irreps.slices(), strict=True)}
+        starts, weight = self.irreps_in.slices(), 0
+        blocks, bias = [], []
+        for i, components, fan_in, fan_out in self._blocks:
+            column, scale = columns[self.irreps_in[i].ir], self._scale(i)
+            blocks.append(Block(starts[i].start, column, weight, components, fan_in, fan_out, scale))
+            weight += fan_in * fan_out
+            if self._is_biased(i):
+                bias.append(Block(0, column, 0, 1, self.num_theories, fan_out, scale))
+        found = [LinearMap(tuple(blocks), self.irreps_in.dim, irreps.dim)]
+        return (*found, LinearMap(tuple(bias), self.num_theories, irreps.dim)) if bias else tuple(found)
+
+    def operands(
+        self, features: Float[Tensor, "atoms inputs"], theory: Int[Tensor, " atoms"] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the inputs and the flat weights of the maps."""
+        # as views: see needed() of kernels/differentiable.py
+        if not self.num_theories:
+            return [features], [self.adapted().view(-1)]
+        assert theory is not None
+        one_hot = torch.eye(self.num_theories, dtype=features.dtype, device=features.device).index_select(0, theory)
+        return [features, one_hot], [self.adapted().view(-1), self.theory_weight.view(-1)]

@@ -1,4 +1,4 @@
-"""Matrix products of the linear maps and the radial networks, in float32, TF32 or bfloat16.
+"""Matrix products of the linear maps and the radial networks, in float32, TF32 or bfloat16, by C or by torch.
 
 A separate module without parameters, so that a run can choose the precision of a whole model independently of its
 weights. With bf16 both factors are rounded to bfloat16 (8 bits) and their products summed in float32, also in the
@@ -7,11 +7,16 @@ validation is in float32, like predictions of a release. Autocast would also ret
 of the geometry.
 """
 
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from foundation.kernels.backend import Backend, say_once
+from foundation.kernels.cpu import dense
+from foundation.kernels.cpu.compiler import NoCompiler
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -23,10 +28,37 @@ class Matmul(torch.nn.Module):
         super().__init__()
         self.rounded = False
         """True if factors are rounded to bfloat16 in training."""
+        self.backend: Backend = "auto"
+        """The implementation of the layer that this belongs to."""
+
+    def in_c(self, like: Tensor) -> bool:
+        """Return whether the layer is computed by the operators of kernels/dense.py for such a tensor.
+
+        Raises:
+            NoCompiler: the C backend is asked for and cannot be compiled.
+        """
+        if self.rounded and self.training:
+            return False
+        return self.backend in ("auto", "c") and _compiles(like.device.type, like.dtype, self.backend == "c")
 
     def forward(self, rows: Float[Tensor, "rows inner"], matrix: Float[Tensor, "inner columns"]) -> Tensor:
         """Return the product, in the type of the factors."""
         return _RoundedProduct.apply(rows, matrix) if self.rounded and self.training else rows @ matrix
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _compiles(device: str, dtype: torch.dtype, required: bool) -> bool:
+    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+        return False
+    try:
+        dense.library(dtype)
+    except NoCompiler as error:
+        if required:
+            raise
+        say_once(f"linear maps and radial networks are computed by plain torch, more slowly: {error}")
+        return False
+    return True
 
 
 class _RoundedProduct(torch.autograd.Function):

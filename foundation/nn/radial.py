@@ -10,6 +10,7 @@ from e3nn.math import normalize2mom
 from jaxtyping import Float
 from torch import Tensor
 
+from foundation.kernels.dense import perceptron
 from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
 
@@ -114,7 +115,20 @@ class RadialNetwork(torch.nn.Module):
 
         All factors are applied to the weight matrices, which are small compared with the rows of pairs.
         """
+        if self.matmul.in_c(basis):
+            return perceptron(basis, *self._operands(divisor))[0]
         return self.matmul(self.hidden(basis), self.last(divisor))
+
+    def _operands(self, divisor: Float[Tensor, " one"] | None) -> tuple[list[Tensor], list[float]]:
+        """Return the matrices of the layers and their factors, for the operator in C."""
+        # as views: see needed() of kernels/differentiable.py
+        weights = [self._adapted(number) for number in range(self._num_layers)]
+        matrices = [weight.view(weight.shape) for weight in weights]
+        scales = [self._activation_scale * weight.shape[0] ** -0.5 for weight in weights]
+        scales[0] = weights[0].shape[0] ** -0.5
+        if divisor is not None:
+            matrices[-1] = weights[-1] / divisor
+        return matrices, scales
 
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return the input of the last layer, up to the factor of the activation."""

@@ -110,7 +110,9 @@ def make_optimizer(
         shapes = matrix_shapes(module)
         groups = [group | {"shapes": shapes.get(group["name"], ())} for group in groups]
         return Muon(groups, lr=rate, momentum=config.momentum, betas=config.betas)
-    return torch.optim.AdamW(groups, lr=rate, betas=config.betas)
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    # a group is one weight: unfused, a step is ten small operations for each
+    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True if on_cpu else None)
 
 
 def matrix_shapes(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:

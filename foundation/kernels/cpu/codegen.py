@@ -20,12 +20,12 @@ the same both ways, so any number of threads gives the same bits.
 """
 
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
 
 from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.cpu.parts import part
 
 REGISTERS = 32
 """Number of vector registers of AVX-512 and NEON; with fewer (AVX2) the compiler keeps the rest in memory."""
@@ -107,22 +107,18 @@ def generate(paths: TensorProductPaths) -> str:
     )
     return "\n".join(
         [
-            _part("prologue.c"),
+            part("prologue.c"),
             sizes_text,
             odd_text,
-            _part("batch.c"),
+            part("batch.c"),
             *_couple(flat),
             *_row_sums(groups, double=False),
             *_row_sums(groups, double=True),
             *_pair_gradients(groups, double=False),
             *_pair_gradients(groups, double=True),
-            _part("loops.c"),
+            part("loops.c"),
         ]
     )
-
-
-def _part(name: str) -> str:
-    return files("foundation.kernels.cpu").joinpath(name).read_text()
 
 
 def _couple(flat: list[_Entries]) -> list[str]:
@@ -141,11 +137,11 @@ def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
     arguments, passed = "const Batch *b, T *o", "b, o"
     lines, calls = [], []
     for group in groups:
-        for part in _split(group):
-            function = f"{name}_{part[0].number}"
+        for entries in _split(group):
+            function = f"{name}_{entries[0].number}"
             lines += [f"static inline FORCED void {function}({arguments}, long u, int lanes) {{"]
-            lines += [*_row_sum_body(part, double), "}"]
-            calls += _over_channels(function, passed, part[0].channels)
+            lines += [*_row_sum_body(entries, double), "}"]
+            calls += _over_channels(function, passed, entries[0].channels)
     return [*lines, f"static void {name}({arguments}) {{", *calls, "}"]
 
 

@@ -31,8 +31,6 @@ typedef struct {
   T ut[LANES], vt[LANES], wt[LANES];
 } Terms;
 
-static inline FORCED V all(T x) { return ZERO + x; }
-
 /* The cutoff function of a squared length with two derivatives: coefficients in CUTOFF, of w / R². */
 static inline FORCED void cutoff(V w, V *f, V *f1, V *f2) {
 #if POLYNOMIAL
@@ -63,19 +61,6 @@ static inline FORCED void cutoff(V w, V *f, V *f1, V *f2) {
   for (int i = 0; i < LANES; i++)
     if (w[i] >= (T)(RADIUS * RADIUS)) (*f)[i] = 0, (*f1)[i] = 0, (*f2)[i] = 0;
   *f1 *= scale, *f2 *= scale * scale;
-}
-
-/* e^x to the last digits: 2^n times a polynomial. */
-static inline FORCED V power_of_e(V x) {
-  const T least = sizeof(T) == 4 ? -87 : -700;
-  for (int i = 0; i < LANES; i++) x[i] = x[i] < least ? least : x[i];
-  const T magic = sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0;
-  const V shifted = x * (T)1.4426950408889634 + magic, n = shifted - magic;
-  const V r = (x - n * (T)0.693145751953125) - n * (T)1.42860682030941723212e-6;
-  V p = all((T)EXP[EXP_DEGREE]);
-  for (int i = EXP_DEGREE - 1; i >= 0; i--) p = p * r + (T)EXP[i];
-  const Bits bits = ((Bits)shifted << MANTISSA) + (Bits)all(1);
-  return p * (V)bits;
 }
 
 static inline FORCED V at(const T *p) { return *(const Unaligned *)p; }

@@ -8,7 +8,6 @@ and E q'), and the second ones three more. So a gradient costs little more than 
 import ctypes
 import math
 from functools import cache
-from importlib.resources import files
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foundation.kernels.cpu import compiler
+from foundation.kernels.cpu.parts import array, exponential, part
 
-COSINE_DEGREE, EXP_DEGREE = {"float": 10, "double": 16}, {"float": 7, "double": 13}
-"""Degrees of the polynomials of the cosine cutoff, in squared lengths, and of the exponential."""
+COSINE_DEGREE = {"float": 10, "double": 16}
+"""Degree of the polynomial of the cosine cutoff, in squared lengths."""
 
 
 class SymmetryFunctions(NamedTuple):
@@ -98,7 +98,7 @@ def call(
 
 def generate(functions: SymmetryFunctions, real: str) -> str:
     """Return the C source of a set of functions for a float type, which is given to the compiler as REAL."""
-    degree, exp_degree = COSINE_DEGREE[real], EXP_DEGREE[real]
+    degree = COSINE_DEGREE[real]
     cosine = [0.5 * (-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n) for n in range(degree + 1)]
     cosine[0] += 0.5
     numbers = {
@@ -107,36 +107,25 @@ def generate(functions: SymmetryFunctions, real: str) -> str:
         "WIDE": len(functions.wide),
         "MOST": max(1, len(functions.radial), len(functions.near), len(functions.wide)),
         "DEGREE": degree,
-        "EXP_DEGREE": exp_degree,
-        "MANTISSA": {"float": 23, "double": 52}[real],
     }
     return "\n".join(
         [
-            _part("prologue.c"),
+            part("prologue.c"),
             "#include <math.h>",
             "enum { " + ", ".join(f"{name} = {value}" for name, value in numbers.items()) + " };",
             f"#define POLYNOMIAL {int(functions.power is not None)}",
             f"#define POWER {functions.power or 0}",
             f"#define RADIUS {functions.cutoff!r}",
             f"#define SQRT {'sqrtf' if real == 'float' else 'sqrt'}",
-            f"typedef {'int32_t' if real == 'float' else 'int64_t'} Bits __attribute__((vector_size(BYTES)));",
-            _array("CUTOFF", cosine),
-            _array("EXP", [1 / math.factorial(n) for n in range(exp_degree + 1)]),
-            _part("symmetry.c"),
+            array("CUTOFF", cosine),
+            exponential(real),
+            part("symmetry.c"),
             *_edge_terms(functions.radial),
             *_angle_terms("near_terms", functions.near, near=True),
             *_angle_terms("wide_terms", functions.wide, near=False),
-            _part("symmetry_rows.c"),
+            part("symmetry_rows.c"),
         ]
     )
-
-
-def _part(name: str) -> str:
-    return files("foundation.kernels.cpu").joinpath(name).read_text()
-
-
-def _array(name: str, values: list[float]) -> str:
-    return f"static const double {name}[] = {{" + ", ".join(repr(value) for value in values) + "};"
 
 
 def _edge_terms(radial: tuple[tuple[float, float], ...]) -> list[str]:

@@ -113,11 +113,11 @@ def test_torch_accepts_the_operators() -> None:
     x, y, w = operands(EVEN, edges)
     g = convolution(x, y, w, list(edges), EVEN.name).detach().requires_grad_()
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(convolution, (x, y, w, list(edges), EVEN.name), test_utils=tests)
-    torch.library.opcheck(convolution_backward, (x, y, w, g, list(edges), EVEN.name), test_utils=tests)
+    torch.library.opcheck(convolution.definition, (x, y, w, list(edges), EVEN.name), test_utils=tests)
+    torch.library.opcheck(convolution_backward.definition, (x, y, w, g, list(edges), EVEN.name), test_utils=tests)
     values = [tensor.detach() for tensor in (x, y, w, g)]
     arguments = (values, values[:3], list(edges), EVEN.name)
-    torch.library.opcheck(convolution_double_backward, arguments, test_utils=tests[:2])
+    torch.library.opcheck(convolution_double_backward.definition, arguments, test_utils=tests[:2])
 
 
 def test_under_autocast_it_computes_in_float32() -> None:

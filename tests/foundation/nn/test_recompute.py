@@ -107,7 +107,7 @@ def test_what_is_kept_until_the_loss_is_differentiated_is_little(potential: Pote
             prediction = potential(batch)
             assert prediction.forces.requires_grad
             sizes[recompute] = storages.num_bytes
-    assert sizes[True] < 0.25 * sizes[False], sizes
+    assert sizes[True] < 0.3 * sizes[False], sizes
 
 
 def test_gradients_of_gradients_agree_with_finite_differences() -> None:

@@ -1,5 +1,7 @@
 """The operations of a training step, counted by formula, are those that torch sees."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,6 +11,7 @@ from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu.codegen import operations
+from foundation.kernels.dense import named_maps
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import new_potential
@@ -25,6 +28,43 @@ def edges_times(kernel: str):
         return getattr(operations(TensorProductPaths.named(paths)), kernel) * num_edges
 
     return count
+
+
+def products_of_maps(inputs: list, name: str) -> list[int]:
+    """Return the operations of each linear map of a number of rows."""
+    sizes = [sum(b.components * b.fan_in * b.fan_out for b in each.blocks) for each in named_maps(name)]
+    return [2 * rows[0] * size for rows, size in zip(inputs, sizes, strict=True)]
+
+
+def mix(inputs, weights, name, **kwargs) -> int:
+    return sum(products_of_maps(inputs, name))
+
+
+def mix_backward(inputs, weights, gradient, wanted, name, **kwargs) -> int:
+    return sum(itertools.compress(2 * products_of_maps(inputs, name), wanted))
+
+
+def mix_double_backward(operands, tangents, along, wanted, name, **kwargs) -> int:
+    sizes = 2 * products_of_maps(operands[: len(along) // 2], name)
+    return sum(itertools.compress(sizes, along)) + sum(itertools.compress(sizes, wanted))
+
+
+def layers(rows, weights) -> list[int]:
+    return [2 * rows[0] * fan_in * fan_out for fan_in, fan_out in weights]
+
+
+def perceptron(rows, weights, scales, **kwargs) -> int:
+    return sum(layers(rows, weights))
+
+
+def perceptron_backward(rows, weights, before, gradient, scales, wanted, **kwargs) -> int:
+    return sum(layers(rows, weights)) + sum(itertools.compress(layers(rows, weights), wanted[1:]))
+
+
+def perceptron_double_backward(rows, weights, *rest, **kwargs) -> int:
+    # the derivatives of both products for weights and inputs; of the last layer, whose input is known, half
+    *hidden, last = layers(rows, weights)
+    return 4 * sum(hidden) + 2 * last
 
 
 @pytest.mark.parametrize("num_knots", [0, 16])
@@ -46,6 +86,12 @@ def test_the_count_is_what_torch_counts(model: EquivariantConfig, num_knots: int
         operators.convolution: edges_times("forward"),
         operators.convolution_backward: edges_times("backward"),
         operators.convolution_double_backward: edges_times("double_backward"),
+        operators.mix: mix,
+        operators.mix_backward: mix_backward,
+        operators.mix_double_backward: mix_double_backward,
+        operators.perceptron: perceptron,
+        operators.perceptron_backward: perceptron_backward,
+        operators.perceptron_double_backward: perceptron_double_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         loss(LossConfig(), potential(batch), batch, label_counts(batch)).backward()
