@@ -75,16 +75,21 @@ static inline FORCED void transpose(const T *from, int64_t stride, T *to) {
 #endif
 }
 
-/* Panels of NR columns of B, one after the other, zeros beyond its last column. */
+/* Panels of NR columns of B, one after the other, zeros beyond its last column. A row more keeps them out of each
+   other's places in the cache. */
+#define PANEL(depth) ((depth) + 1)
+
 static void pack(Matrix b, int64_t inner, int64_t columns, T *to) {
   const int64_t whole = b.column == 1 ? columns / NR * NR : 0;
   for (int64_t k = 0; k < inner && whole; k++)
-    for (int64_t n = 0; n < whole; n += LANES)
-      STORE(to + n / NR * NR * inner + k * NR + n % NR, LOAD(b.first + k * b.row + n, LANES), LANES);
+    for (int64_t n = 0; n < whole; n += LANES) {
+      __builtin_prefetch(b.first + (k + 4) * b.row + n, 0, 3);
+      STORE(to + n / NR * NR * PANEL(inner) + k * NR + n % NR, LOAD(b.first + k * b.row + n, LANES), LANES);
+    }
   for (int64_t n = whole; n < columns; n += NR) {
     const int64_t width = columns - n < NR ? columns - n : NR;
     const T *from = b.first + n * b.column;
-    T *panel = to + n * inner;
+    T *panel = to + n * PANEL(inner);
     int64_t k = 0;
     for (; b.row == 1 && width == NR && k + LANES <= inner; k += LANES)
       for (int j = 0; j < 2; j++) transpose(from + k + j * LANES * b.column, b.column, panel + k * NR + j * LANES);
@@ -108,7 +113,7 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int64_t deepes
   if (!inner && !add)
     for (int64_t m = 0; m < rows; m++) memset(c + m * c_row, 0, columns * sizeof(T));
   for (int64_t k = 0; k < inner; k += deepest) {
-    const int64_t depth = inner - k < deepest ? inner - k : deepest, most = PACKED / depth / NR * NR;
+    const int64_t depth = inner - k < deepest ? inner - k : deepest, most = PACKED / PANEL(depth) / NR * NR;
     for (int64_t n = 0; n < columns; n += most) {
       const int64_t wide = columns - n < most ? columns - n : most;
       const Matrix right = {b.first + k * b.row + n * b.column, b.row, b.column};
@@ -117,7 +122,7 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int64_t deepes
         const int64_t m = t * rows / count, height = (t + 1) * rows / count - m;
         const Matrix left = {a.first + m * a.row + k * a.column, a.row, a.column};
         for (int64_t p = 0; p < wide; p += NR)
-          tiles(height, depth, scale, left, direct ? right.first + p : packed + p * depth, direct ? b.row : NR,
+          tiles(height, depth, scale, left, direct ? right.first + p : packed + p * PANEL(depth), direct ? b.row : NR,
                 c + m * c_row + n + p, c_row, wide - p < NR ? wide - p : NR, add || k > 0);
       }
     }
