@@ -1,6 +1,6 @@
 /* Up to 16 edges of one row: where their data are, and their contracted couplings. */
 typedef struct {
-  int count;
+  int count, past; /* whether gradients of weights are too many for the caches */
   int64_t pair[EDGES];
   int64_t ahead[EDGES]; /* from an edge's weights to those of the edge 16 later */
   const T *x[EDGES], *w[EDGES], *r[EDGES], *v[EDGES], *far_g[EDGES];

@@ -257,7 +257,7 @@ def _path_gradient(entry: _Entries, double: bool) -> list[str]:
             else:
                 lines.append(f"s {plus} {x} * q{a}; {h} {plus} wp * q{a};")
         lines.append("}")
-    lines.append(f"STORE(gw + {entry.w}, s, lanes); AHEAD(gw + {entry.w}, b->ahead[k], 1);")
+    lines.append(f"stream(gw + {entry.w}, s, lanes, b->past); if (!b->past) AHEAD(gw + {entry.w}, b->ahead[k], 1);")
     return lines + _harmonic_gradient(entry, double)
 
 

@@ -13,6 +13,9 @@ typedef struct {
   T *by_edge; /* edges x DX: the part of gx that goes to an edge's sender; NULL to add it to gx at once */
 } Arrays;
 
+/* Bytes of weights beyond which their gradients are written past the caches. */
+enum { PAST = 4 << 20 };
+
 static const T zeros[DO > DX ? DO : DX];
 
 static int is_first(const Edges *edges, int64_t edge) { return edges->reverse[edge] < 0 || edges->reverse[edge] > edge; }
@@ -64,6 +67,7 @@ void forward(const Edges *edges, const Arrays *a, T *out) {
 /* The gradients of all pairs whose first edge is in a row. */
 static void pairs_of_row(const Edges *edges, const Arrays *a, int64_t row, Batch *b) {
   const int64_t last = edges->row_pointers[row + 1];
+  b->past = edges->num_edges / 2 * NW * sizeof(T) > PAST;
   b->own_x = a->x + row * DX, b->own_r = a->vx + row * DX, b->g = a->g + row * DO, b->own_gx = a->own + row * DX;
   memset(b->own_gx, 0, DX * sizeof(T));
   for (int64_t edge = edges->row_pointers[row]; edge < last;) {
@@ -86,6 +90,7 @@ static void pairs_of_row(const Edges *edges, const Arrays *a, int64_t row, Batch
     for (int k = 0; k < b->count; k++)
       for (int i = 0; i < DY; i++) a->gy[b->pair[k] * DY + i] = total(b->gy[k * DY + i]);
   }
+  finish_streams();
 }
 
 /* One past the last row of the shortest run of rows that no edge leaves. */
@@ -101,12 +106,12 @@ static void gradients_of_rows(const Edges *edges, const Arrays *a, int64_t begin
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
     Batch b = {0};
-    if (a->gg) {
+    /* one after the other, while the row's weights are in the cache */
 #pragma omp for schedule(dynamic, 4)
-      for (int64_t row = begin; row < end; row++) sum_row(edges, a, row, &b, a->gg + row * DO);
+    for (int64_t row = begin; row < end; row++) {
+      if (a->gg) sum_row(edges, a, row, &b, a->gg + row * DO);
+      pairs_of_row(edges, a, row, &b);
     }
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t row = begin; row < end; row++) pairs_of_row(edges, a, row, &b);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t atom = begin; atom < end; atom++) {
       T *restrict total = a->gx + atom * DX;

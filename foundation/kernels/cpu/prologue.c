@@ -15,6 +15,9 @@ enum { LANES = BYTES / sizeof(T), EDGES = 16 };
 typedef T V __attribute__((vector_size(BYTES)));
 typedef T Unaligned __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
 
+typedef float Floats __attribute__((vector_size(BYTES)));
+typedef double Doubles __attribute__((vector_size(BYTES)));
+
 #define FORCED __attribute__((always_inline))
 #define ZERO ((V){0})
 #define LOAD load
@@ -31,6 +34,25 @@ static inline FORCED V load(const T *p, int lanes) {
 static inline FORCED void store(T *p, V v, int lanes) {
   if (lanes == LANES) *(Unaligned *)p = v;
   else memcpy(p, &v, lanes * sizeof(T));
+}
+
+/* Past the caches, for what does not stay in them anyway: what it replaces need not be read first. */
+static inline FORCED void stream(T *p, V v, int lanes, int past) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  if (past && lanes == LANES && (uintptr_t)p % BYTES == 0) {
+    if (sizeof(T) == 4) __builtin_ia32_movntps512((float *)p, (Floats)v);
+    else __builtin_ia32_movntpd512((double *)p, (Doubles)v);
+    return;
+  }
+#endif
+  store(p, v, lanes);
+}
+
+/* Make what stream() wrote visible to other threads. */
+static inline FORCED void finish_streams(void) {
+#if defined(__AVX512F__)
+  __builtin_ia32_sfence();
+#endif
 }
 
 static inline FORCED T total(V v) {
