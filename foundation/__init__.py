@@ -5,6 +5,7 @@ potential = foundation.load("sevennet-0")
 """
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from foundation.interop.calculator import Calculator
     from foundation.potential import Potential, Prediction
     from foundation.surgery.theories import add_theory, keep_theory
+
+# before torch loads its OpenMP runtime: a thread that waits for another keeps its core busy for milliseconds, and beside
+# another program two threads are then half as fast as one
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["Calculator", "Potential", "Prediction", "add_theory", "keep_theory", "load"]
 _HOMES = {
