@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from foundation.potential import Potential, Prediction
     from foundation.surgery.theories import add_theory, keep_theory
 
-# before torch loads its OpenMP runtime: a thread that waits for another keeps its core busy for milliseconds, and beside
-# another program two threads are then half as fast as one
+# before torch loads its OpenMP runtime: a thread that waits for another keeps its core busy for milliseconds, and
+# beside another program two threads are then half as fast as one
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["Calculator", "Potential", "Prediction", "add_theory", "keep_theory", "load"]

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import native
-from foundation.kernels.differentiable import Operator
+from foundation.kernels.cpu.dense import multiply
+from foundation.kernels.differentiable import Operator, needed
 from foundation.kernels.edges import EdgeIndex
+
+MAX_WEIGHTS = 1 << 26
+"""Most weights [bytes] that are in memory for a moment while a prediction is made."""
 
 
 def _forward(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
@@ -98,6 +102,76 @@ def _third(ctx, *gradients: Tensor):
     )
 
 
+def _of_hidden(
+    features: Tensor, harmonics: Tensor, hidden: Tensor, matrix: Tensor, edges: list[Tensor], paths: str
+) -> Tensor:
+    """Return the convolution with the weights hidden @ matrix.
+
+    Made for every edge where it is used, a pair's weights are made twice here, so that is left to large batches.
+    """
+    if len(hidden) * matrix.shape[1] * matrix.element_size() <= MAX_WEIGHTS:
+        return native.forward(paths, features, harmonics, multiply(hidden, matrix), EdgeIndex(*edges))
+    return native.forward_of_hidden(paths, features, harmonics, hidden, matrix, EdgeIndex(*edges))
+
+
+def _of_hidden_fake(
+    features: Tensor, harmonics: Tensor, hidden: Tensor, matrix: Tensor, edges: list[Tensor], paths: str
+) -> Tensor:
+    return features.new_empty(features.shape[0], TensorProductPaths.named(paths).irreps_out.dim)
+
+
+def _keep_of_hidden(ctx, inputs: tuple, output: Tensor) -> None:
+    features, harmonics, hidden, matrix, edges, ctx.paths = inputs
+    ctx.save_for_backward(features, harmonics, hidden, matrix, *edges)
+
+
+def _backward_of_hidden(ctx, gradient: Tensor):
+    features, harmonics, hidden, matrix, *edges = ctx.saved_tensors
+    none = [None] * len(EdgeIndex._fields), None
+    *_, needs_matrix = needed(ctx, 4)
+    if not needs_matrix and not torch.is_grad_enabled():
+        x, y, h = convolution_of_hidden_backward(features, harmonics, hidden, matrix, gradient, edges, ctx.paths)
+        return x, y, h, None, *none
+    # weights in memory after all: for the gradient of the matrix, and for derivatives of derivatives
+    weights = hidden @ matrix
+    x, y, w = convolution_backward(features, harmonics, weights, gradient, edges, ctx.paths)
+    return x, y, w @ matrix.t(), hidden.t() @ w, *none
+
+
+def _gradient_of_hidden(
+    features: Tensor,
+    harmonics: Tensor,
+    hidden: Tensor,
+    matrix: Tensor,
+    gradient: Tensor,
+    edges: list[Tensor],
+    paths: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ∂S/∂x, ∂S/∂Y and ∂S/∂hidden."""
+    inputs = (features, harmonics, hidden, gradient)
+    x, y, h = native.backward_of_hidden(paths, inputs, matrix, EdgeIndex(*edges))
+    return x, y, h
+
+
+def _gradient_of_hidden_fake(
+    features: Tensor,
+    harmonics: Tensor,
+    hidden: Tensor,
+    matrix: Tensor,
+    gradient: Tensor,
+    edges: list[Tensor],
+    paths: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y, h = (tensor.new_empty(tensor.shape) for tensor in (features, harmonics, hidden))
+    return x, y, h
+
+
+convolution_of_hidden_backward = Operator(
+    "foundation::convolution_of_hidden_backward", _gradient_of_hidden, _gradient_of_hidden_fake, None, _third
+)
+convolution_of_hidden = Operator(
+    "foundation::convolution_of_hidden", _of_hidden, _of_hidden_fake, _keep_of_hidden, _backward_of_hidden
+)
 convolution = Operator("foundation::convolution", _forward, _forward_fake, _keep, _backward)
 convolution_backward = Operator(
     "foundation::convolution_backward", _gradient, _gradient_fake, _keep_backward, _double_backward

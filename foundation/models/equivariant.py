@@ -42,6 +42,8 @@ from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff,
 from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
 from foundation.nn.recompute import recomputed
 
+PAIRS_PER_KNOT = 4
+"""Pairs of a batch for every knot below which a training step evaluates the radial networks at every pair after all."""
 INITIAL_GAIN = 0.5
 """Initial size of the radial networks' inputs; with 1, the messages of five blocks add up to large forces."""
 
@@ -334,7 +336,9 @@ class EquivariantNetwork(EnergyModel):
 
     def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
         """Return the input of each block's weights: the common radial basis, or the block's table."""
-        if self._knots is None:
+        # in training a table is made anew in every step, which costs as much as some pairs for every knot
+        too_few = self._knots is not None and len(distances) < PAIRS_PER_KNOT * len(self._knots.lengths)
+        if self._knots is None or (self.training and too_few):
             return [self._basis(distances)] * len(self.blocks)
         if self._knots.lengths.device != distances.device:
             self._knots = Knots(*(tensor.to(distances.device) for tensor in self._knots))

@@ -22,7 +22,8 @@ class Computation:
     """Precision of matrix products in training. TF32 is a setting of the whole process; every other choice turns it
     off."""
     radial_table: int = 0
-    """Number of distances at which radial networks are tabulated; 0 evaluates them at every pair of atoms."""
+    """Number of distances at which radial networks are tabulated; 0 evaluates them at every pair of atoms, as training
+    does for batches with fewer than four pairs for each distance, for which it is quicker."""
     recompute: bool = False
     """Keep only inputs and outputs of each block, and recompute its inside for derivatives."""
 

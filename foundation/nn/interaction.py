@@ -90,14 +90,22 @@ class InteractionBlock(torch.nn.Module):
     ) -> Float[Tensor, "atoms outputs"]:
         """Return the features after one message-passing step."""
         # the convolution is linear in its weights: dividing the few numbers that make them divides the sum
-        weights = radial_weights(self.radial, basis, self.get_buffer("denominator"))
-        mixed = self.self_interaction_1(features, theory)
-        summed = self.convolution(mixed, harmonics, weights, edges)
+        divisor, mixed = self.get_buffer("denominator"), self.self_interaction_1(features, theory)
+        if not self.training and not isinstance(basis, Tabulated) and self._makes_weights(features):
+            hidden, matrix = self.radial.hidden_in_c(basis, divisor)
+            summed = self.convolution.of_hidden(mixed, harmonics, hidden, matrix, edges)
+        else:
+            summed = self.convolution(mixed, harmonics, radial_weights(self.radial, basis, divisor), edges)
         if not self.self_interaction_2.matmul.in_c(features):
             return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))
         inputs, weights = self.self_interaction_2.operands(summed, theory)
         connected, connection = self.self_connection.operands(features, None)
         return self.gate.in_c(mix([*inputs, *connected], [*weights, *connection], self._maps))
+
+    def _makes_weights(self, like: Tensor) -> bool:
+        """Return whether the convolution can make its weights itself."""
+        backend = self.convolution.chosen(like.device.type, like.dtype)
+        return backend == "c" and self.radial.matmul.in_c(like) and bool(self.convolution.paths.paths)
 
     def _connect(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms gates"]:
         """Return the self-connection, zero for the irreps that the input lacks."""

@@ -10,7 +10,8 @@ from e3nn.math import normalize2mom
 from jaxtyping import Float
 from torch import Tensor
 
-from foundation.kernels.dense import perceptron
+from foundation.kernels.cpu.dense import Nonlinearity
+from foundation.kernels.dense import gate, name_of_gate, perceptron
 from foundation.nn.matmul import Matmul
 from foundation.nn.matrices import Matrices
 
@@ -118,6 +119,17 @@ class RadialNetwork(torch.nn.Module):
         if self.matmul.in_c(basis):
             return perceptron(basis, *self._operands(divisor))[0]
         return self.matmul(self.hidden(basis), self.last(divisor))
+
+    def hidden_in_c(
+        self, basis: Float[Tensor, "pairs basis"], divisor: Float[Tensor, " one"]
+    ) -> tuple[Float[Tensor, "pairs hidden"], Float[Tensor, "hidden weights"]]:
+        """Return the input of the last layer and its matrix with all factors in it, whose product are the weights."""
+        matrices, scales = self._operands(divisor)
+        if len(matrices) == 1:
+            return basis, scales[0] * matrices[0]
+        values = perceptron(basis, matrices[:-1], scales[:-1])[0]
+        silu = name_of_gate(Nonlinearity(0, values.shape[1], (), 1.0, 1.0))
+        return gate(values, silu), scales[-1] * matrices[-1]
 
     def _operands(self, divisor: Float[Tensor, " one"] | None) -> tuple[list[Tensor], list[float]]:
         """Return the matrices of the layers and their factors, for the operator in C."""

@@ -1,4 +1,4 @@
-"""Products of matrices in C at the shapes of SevenNet-0, beside torch's and beside what this core's registers can do."""
+"""Products of matrices in C at the shapes of SevenNet-0, beside torch's and what a core's registers can do."""
 
 from dataclasses import dataclass
 

@@ -9,4 +9,5 @@ typedef struct {
   V y[DY * EDGES / LANES], vy[DY * EDGES / LANES];
   T m[NM * EDGES] __attribute__((aligned(64))), n[NM * EDGES] __attribute__((aligned(64)));
   V gy[DY * EDGES];
+  T *tile, *gradient_tile, *rows; /* weights made here from hidden values, their gradient, and the hidden values */
 } Batch;

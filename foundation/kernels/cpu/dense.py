@@ -100,6 +100,8 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     loaded.multiply.argtypes = [
         size, size, size, ctypes.c_double, pointer, size, size, pointer, size, size, pointer, number, number,
     ]  # fmt: skip
+    loaded.packed_size.argtypes, loaded.packed_size.restype = [size, size], size
+    loaded.pack_whole.argtypes = [size, size, pointer, size, size, pointer]
     loaded.activate.argtypes = [pointer, size, *[pointer] * 5, number, number]
     for name in ("linear", "linear_back", "linear_weights"):
         getattr(loaded, name).argtypes = [pointer] * 5
@@ -126,6 +128,20 @@ def multiply(
         out.data_ptr(), add, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """Return the numbers of a matrix in the order in which a product reads its second factor."""
+    inner, columns = matrix.shape
+    loaded = library(matrix.dtype)
+    to = matrix.new_empty(loaded.packed_size(columns, inner))
+    loaded.pack_whole(columns, inner, matrix.data_ptr(), *matrix.stride(), to.data_ptr())
+    return to
+
+
+def product_of_packed(dtype: torch.dtype) -> int | None:
+    """Return the address of the product of contiguous rows and a packed matrix, for other libraries."""
+    return ctypes.cast(library(dtype).product_of_packed, ctypes.c_void_p).value
 
 
 class LinearMap(NamedTuple):

@@ -129,6 +129,37 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int64_t deepes
   }
 }
 
+/* Numbers of a whole packed B. */
+int64_t packed_size(int64_t columns, int64_t inner) {
+  const int64_t deepest = depth_of(columns), blocks = (inner + deepest - 1) / deepest;
+  return (columns + NR - 1) / NR * NR * (inner + blocks);
+}
+
+/* Pack the whole of B, for product_of_packed(). */
+void pack_whole(int64_t columns, int64_t inner, const T *b, int64_t row, int64_t column, T *to) {
+  const int64_t deepest = depth_of(columns), padded = (columns + NR - 1) / NR * NR;
+  for (int64_t k = 0; k < inner; k += deepest) {
+    const int64_t depth = inner - k < deepest ? inner - k : deepest;
+    pack((Matrix){b + k * row, row, column}, depth, columns, to);
+    to += padded * PANEL(depth);
+  }
+}
+
+/* C = A B for contiguous A and C and a packed B. */
+void product_of_packed(int64_t rows, int64_t columns, int64_t inner, const T *a, const T *packed, T *c) {
+  const int64_t deepest = depth_of(columns), padded = (columns + NR - 1) / NR * NR, count = (rows + MR - 1) / MR;
+  for (int64_t k = 0; k < inner; k += deepest) {
+    const int64_t depth = inner - k < deepest ? inner - k : deepest;
+    for (int64_t t = 0; t < count; t++) {
+      const int64_t m = t * rows / count, height = (t + 1) * rows / count - m;
+      for (int64_t p = 0; p < columns; p += NR)
+        tiles(height, depth, 1, (Matrix){a + m * inner + k, inner, 1}, packed + p * PANEL(depth), NR,
+              c + m * columns + p, columns, columns - p < NR ? columns - p : NR, k > 0);
+    }
+    packed += padded * PANEL(depth);
+  }
+}
+
 /* The part of 0 to `size` that is a thread's, in multiples of `step`. */
 static int64_t begin_of(int64_t size, int64_t step, int part, int parts) {
   const int64_t steps = (size + step - 1) / step, begin = steps * part / parts * step;

@@ -11,6 +11,11 @@ typedef struct {
   T *gx, *gy, *gw, *gg;
   T *own;     /* atoms x DX: the part of gx that a row sums by itself */
   T *by_edge; /* edges x DX: the part of gx that goes to an edge's sender; NULL to add it to gx at once */
+  /* instead of w: the input of the last radial layer, its packed matrix and that of its transpose, and the gradient */
+  const T *hidden, *packed, *packed_back;
+  T *ghidden;
+  int64_t num_hidden;
+  void (*product)(int64_t rows, int64_t columns, int64_t inner, const T *a, const T *packed, T *c);
 } Arrays;
 
 /* Bytes of weights beyond which their gradients are written past the caches. */
@@ -38,6 +43,51 @@ static inline void add_edge(const Edges *edges, const Arrays *a, int64_t edge, B
   for (int i = 0; i < DY; i++) vy[i * EDGES] = reversed && odd[i] ? -a->vy[pair * DY + i] : a->vy[pair * DY + i];
 }
 
+/* Where a thread makes the weights of up to CHUNK edges of a row from hidden values. */
+enum { CHUNK = 4 * EDGES };
+
+static void get_tiles(const Arrays *a, Batch *b) {
+  if (!a->hidden) return;
+  b->tile = aligned_alloc(64, CHUNK * NW * sizeof(T));
+  b->gradient_tile = aligned_alloc(64, CHUNK * NW * sizeof(T));
+  b->rows = aligned_alloc(64, CHUNK * a->num_hidden * sizeof(T));
+}
+
+static void free_tiles(Batch *b) { free(b->tile), free(b->gradient_tile), free(b->rows); }
+
+/* Before a batch that begins with a row's edge number `place`: the weights of the chunk that begins there. */
+static void make_weights(const Edges *edges, const Arrays *a, int64_t row, int64_t place, Batch *b) {
+  if (!a->hidden || place % CHUNK) return;
+  const int64_t first = edges->row_pointers[row] + place, rest = edges->row_pointers[row + 1] - first;
+  const int64_t count = rest < CHUNK ? rest : CHUNK, size = a->num_hidden;
+  for (int64_t k = 0; k < count; k++)
+    memcpy(b->rows + k * size, a->hidden + edges->pairs[first + k] * size, size * sizeof(T));
+  a->product(count, NW, size, b->rows, a->packed, b->tile);
+}
+
+/* The same for pair number `place` of the `count` pairs of a row, of which `pair` is the first. */
+static void make_weights_of_pairs(const Arrays *a, int64_t pair, int64_t place, int64_t count, Batch *b) {
+  if (!a->hidden || place % CHUNK) return;
+  const int64_t some = count - place < CHUNK ? count - place : CHUNK;
+  a->product(some, NW, a->num_hidden, a->hidden + (pair + place) * a->num_hidden, a->packed, b->tile);
+}
+
+/* After a batch that ends before pair number `place`: the gradients for the hidden values of a chunk that ends there. */
+static void hidden_gradient(const Arrays *a, int64_t pair, int64_t place, int64_t count, Batch *b) {
+  if (!a->hidden || (place % CHUNK && place < count)) return;
+  const int64_t begin = (place - 1) / CHUNK * CHUNK;
+  T *to = a->ghidden + (pair + begin) * a->num_hidden;
+  a->product(place - begin, a->num_hidden, NW, b->gradient_tile, a->packed_back, to);
+}
+
+/* The batch's weights lie in the tile, from a row's edge or pair number `place` on. */
+static void use_tile(const Arrays *a, int64_t place, Batch *b) {
+  for (int k = 0; a->hidden && k < b->count; k++) {
+    b->w[k] = b->tile + (place % CHUNK + k) * NW, b->ahead[k] = 0;
+    b->gw[k] = b->gradient_tile + (place % CHUNK + k) * NW;
+  }
+}
+
 static void couple_batch(const Arrays *a, Batch *b) {
   couple((T *)b->y, b->m);
   if (a->vx) couple((T *)b->vy, b->n);
@@ -46,9 +96,12 @@ static void couple_batch(const Arrays *a, Batch *b) {
 /* One row of out, or of the gradient of g in the double backward. */
 static void sum_row(const Edges *edges, const Arrays *a, int64_t row, Batch *b, T *out) {
   memset(out, 0, DO * sizeof(T));
-  const int64_t last = edges->row_pointers[row + 1];
-  for (int64_t edge = edges->row_pointers[row]; edge < last;) {
+  const int64_t first = edges->row_pointers[row], last = edges->row_pointers[row + 1];
+  for (int64_t edge = first; edge < last;) {
+    const int64_t place = edge - first;
+    make_weights(edges, a, row, place, b);
     for (b->count = 0; edge < last && b->count < EDGES; edge++) add_edge(edges, a, edge, b);
+    use_tile(a, place, b);
     couple_batch(a, b);
     if (a->vx) double_sum(b, out);
     else sum(b, out);
@@ -59,36 +112,47 @@ void forward(const Edges *edges, const Arrays *a, T *out) {
 #pragma omp parallel num_threads(edges->num_threads) if (edges->num_threads > 1)
   {
     Batch b = {0};
+    get_tiles(a, &b);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t row = 0; row < edges->num_atoms; row++) sum_row(edges, a, row, &b, out + row * DO);
+    free_tiles(&b);
   }
 }
 
-/* The gradients of all pairs whose first edge is in a row. */
+/* Put a pair into the batch, by its first edge. */
+static inline void add_pair(const Edges *edges, const Arrays *a, int64_t edge, Batch *b) {
+  const int64_t pair = edges->pairs[edge], sender = edges->senders[edge];
+  const int k = b->count;
+  add_edge(edges, a, edge, b);
+  b->ahead[k] = EDGES * NW;
+  b->far_g[k] = edges->reverse[edge] < 0 ? zeros : a->g + sender * DO;
+  b->gw[k] = a->gw + pair * NW;
+  b->gx[k] = a->by_edge ? a->by_edge + edge * DX : a->gx + sender * DX;
+  if (a->by_edge) memset(b->gx[k], 0, DX * sizeof(T));
+}
+
+/* The gradients of all pairs whose first edge is in a row; their numbers follow one another. */
 static void pairs_of_row(const Edges *edges, const Arrays *a, int64_t row, Batch *b) {
   const int64_t last = edges->row_pointers[row + 1];
-  b->past = edges->num_edges / 2 * NW * sizeof(T) > PAST;
+  int64_t edge = edges->row_pointers[row], place = 0, count = 0, pair = -1;
+  for (int64_t e = edge; e < last; e++)
+    if (is_first(edges, e) && !count++) pair = edges->pairs[e];
+  b->past = !a->hidden && edges->num_edges / 2 * NW * sizeof(T) > PAST;
   b->own_x = a->x + row * DX, b->own_r = a->vx + row * DX, b->g = a->g + row * DO, b->own_gx = a->own + row * DX;
   memset(b->own_gx, 0, DX * sizeof(T));
-  for (int64_t edge = edges->row_pointers[row]; edge < last;) {
-    b->count = 0;
-    for (; edge < last && b->count < EDGES; edge++) {
-      if (!is_first(edges, edge)) continue;
-      const int64_t pair = edges->pairs[edge], sender = edges->senders[edge];
-      const int k = b->count;
-      add_edge(edges, a, edge, b);
-      b->ahead[k] = EDGES * NW;
-      b->far_g[k] = edges->reverse[edge] < 0 ? zeros : a->g + sender * DO;
-      b->gw[k] = a->gw + pair * NW;
-      b->gx[k] = a->by_edge ? a->by_edge + edge * DX : a->gx + sender * DX;
-      if (a->by_edge) memset(b->gx[k], 0, DX * sizeof(T));
-    }
+  while (place < count) {
+    make_weights_of_pairs(a, pair, place, count, b);
+    for (b->count = 0; edge < last && b->count < EDGES; edge++)
+      if (is_first(edges, edge)) add_pair(edges, a, edge, b);
+    use_tile(a, place, b);
     couple_batch(a, b);
     memset(b->gy, 0, sizeof b->gy);
     if (a->vx) double_gradient(b);
     else gradient(b);
     for (int k = 0; k < b->count; k++)
       for (int i = 0; i < DY; i++) a->gy[b->pair[k] * DY + i] = total(b->gy[k * DY + i]);
+    place += b->count;
+    hidden_gradient(a, pair, place, count, b);
   }
   finish_streams();
 }
@@ -106,6 +170,7 @@ static void gradients_of_rows(const Edges *edges, const Arrays *a, int64_t begin
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
     Batch b = {0};
+    get_tiles(a, &b);
     /* one after the other, while the row's weights are in the cache */
 #pragma omp for schedule(dynamic, 4)
     for (int64_t row = begin; row < end; row++) {
@@ -123,6 +188,7 @@ static void gradients_of_rows(const Edges *edges, const Arrays *a, int64_t begin
         }
       for (int j = 0; j < DX; j++) total[j] += a->own[atom * DX + j];
     }
+    free_tiles(&b);
   }
 }
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import compiler
 from foundation.kernels.cpu.codegen import generate
+from foundation.kernels.cpu.dense import packed, product_of_packed
 from foundation.kernels.edges import EdgeIndex
 
 POINTERS = ("x", "y", "w", "g", "vx", "vy", "vw", "gx", "gy", "gw", "gg", "own", "by_edge")
+OF_HIDDEN = ("hidden", "packed", "packed_back", "ghidden")
 
 
 class _Edges(ctypes.Structure):
@@ -29,7 +31,11 @@ class _Edges(ctypes.Structure):
 class _Arrays(ctypes.Structure):
     """`Arrays` of loops.c."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in POINTERS]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*POINTERS, *OF_HIDDEN)),
+        ("num_hidden", ctypes.c_int64),
+        ("product", ctypes.c_void_p),
+    ]
 
 
 @cache
@@ -51,8 +57,26 @@ def forward(
     edges: EdgeIndex,
 ) -> Float[Tensor, "atoms outputs"]:
     """Return the convolution."""
+    return _forward(name, edges, {"x": features, "y": harmonics, "w": weights}, {})
+
+
+def forward_of_hidden(
+    name: str,
+    features: Float[Tensor, "atoms features"],
+    harmonics: Float[Tensor, "pairs harmonics"],
+    hidden: Float[Tensor, "pairs hidden"],
+    matrix: Float[Tensor, "hidden weights"],
+    edges: EdgeIndex,
+) -> Float[Tensor, "atoms outputs"]:
+    """Return the convolution with the weights hidden @ matrix, which are never in memory."""
+    given = {"x": features, "y": harmonics, "hidden": hidden, "packed": packed(matrix)}
+    return _forward(name, edges, given, _constants(hidden))
+
+
+def _forward(name: str, edges: EdgeIndex, given: dict[str, Tensor], constants: dict[str, int | None]) -> Tensor:
+    features = given["x"]
     out = features.new_empty(len(features), TensorProductPaths.named(name).irreps_out.dim)
-    arrays, kept = _arrays(x=features, y=harmonics, w=weights)
+    arrays, kept = _arrays(given, constants)
     described = _edges(edges, len(features))
     library(name, features.dtype).forward(
         ctypes.byref(described), ctypes.byref(arrays), ctypes.c_void_p(out.data_ptr())
@@ -69,27 +93,50 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of S(x, Y, W, g) for x, Y and W; with tangents, those of the double backward, also for g."""
     x, y, w, g = inputs
-    described = _edges(edges, len(x))
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, y, w)]
     given = dict(zip(("gx", "gy", "gw"), gradients, strict=True)) | {"x": x, "y": y, "w": w, "g": g}
     if tangents is not None:
         gradients.append(torch.empty_like(g, memory_format=torch.contiguous_format))
         given |= dict(zip(("vx", "vy", "vw"), tangents, strict=True)) | {"gg": gradients[3]}
-    given["own"] = torch.empty_like(gradients[0])
-    arrays, kept = _arrays(**given)
-    run = library(name, x.dtype).backward
-    if not run(ctypes.byref(described), ctypes.byref(arrays)):
-        # several threads on one large structure
-        arrays, kept = _arrays(**given, by_edge=x.new_empty(len(edges.senders), x.shape[1]))
-        run(ctypes.byref(described), ctypes.byref(arrays))
-    del kept
+    _backward(name, edges, given, {})
     return gradients
 
 
-def _arrays(**tensors: Tensor) -> tuple[_Arrays, list[Tensor]]:
+def backward_of_hidden(
+    name: str, inputs: tuple[Tensor, Tensor, Tensor, Tensor], matrix: Float[Tensor, "hidden weights"], edges: EdgeIndex
+) -> list[Tensor]:
+    """Return the gradients of S(x, Y, hidden @ matrix, g) for x, Y and hidden; inputs are x, Y, hidden and g."""
+    x, y, hidden, g = inputs
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, y, hidden)]
+    given = dict(zip(("gx", "gy", "ghidden"), gradients, strict=True)) | {"x": x, "y": y, "hidden": hidden, "g": g}
+    given |= {"packed": packed(matrix), "packed_back": packed(matrix.t())}
+    _backward(name, edges, given, _constants(hidden))
+    return gradients
+
+
+def _backward(name: str, edges: EdgeIndex, given: dict[str, Tensor], constants: dict[str, int | None]) -> None:
+    x = given["x"]
+    described = _edges(edges, len(x))
+    given["own"] = torch.empty_like(given["gx"])
+    arrays, kept = _arrays(given, constants)
+    run = library(name, x.dtype).backward
+    if not run(ctypes.byref(described), ctypes.byref(arrays)):
+        # several threads on one large structure
+        by_edge = x.new_empty(len(edges.senders), x.shape[1])
+        arrays, kept = _arrays(given | {"by_edge": by_edge}, constants)
+        run(ctypes.byref(described), ctypes.byref(arrays))
+    del kept
+
+
+def _constants(hidden: Tensor) -> dict[str, int | None]:
+    return {"num_hidden": hidden.shape[1], "product": product_of_packed(hidden.dtype)}
+
+
+def _arrays(tensors: dict[str, Tensor], constants: dict[str, int | None]) -> tuple[_Arrays, list[Tensor]]:
     """Return the pointers, and the contiguous tensors that they point to."""
     kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return _Arrays(**{name: tensor.data_ptr() for name, tensor in kept.items()}), list(kept.values())
+    pointers = {name: tensor.data_ptr() for name, tensor in kept.items()}
+    return _Arrays(**pointers, **constants), list(kept.values())
 
 
 def _edges(edges: EdgeIndex, num_atoms: int) -> _Edges:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import EmtAlloys
+from foundation.kernels import operator
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.couplings import TensorProductPaths
+from foundation.kernels.edges import EdgeIndex
 from foundation.kernels.operator import convolution, convolution_backward, convolution_double_backward
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.nn.computation import Computation
@@ -98,6 +100,60 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, num_struc
             assert torch.equal(ours, expected)
 
 
+def of_hidden(paths: TensorProductPaths, edges: EdgeIndex, dtype: torch.dtype) -> tuple[Convolution, list[Tensor]]:
+    """A convolution, and its arguments with hidden values and a matrix in place of the weights."""
+    x, y, w = operands(paths, edges, dtype)
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((len(w), 21), (21, w.shape[1]))
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) / 4 for shape in shapes]
+    return Convolution(paths), [x, y, *(each.requires_grad_() for each in made)]
+
+
+@pytest.mark.parametrize("most", [0, operator.MAX_WEIGHTS])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("paths", [EVEN, *SHAPES[1:4]])
+def test_weights_made_in_the_kernels_are_the_product(
+    paths: TensorProductPaths, dtype: torch.dtype, tolerance: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "MAX_WEIGHTS", most)
+    # up to 150 edges of an atom: more than are made at a time
+    edges = paired_edges(4, 300, seed=2)
+    module, (x, y, hidden, matrix) = of_hidden(paths, edges, dtype)
+    results = []
+    for output in (module.of_hidden(x, y, hidden, matrix, edges), module(x, y, hidden @ matrix, edges)):
+        weight = torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output)
+        results.append([output, *torch.autograd.grad((output * weight).sum(), (x, y, hidden))])
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).detach().abs().max() <= tolerance * expected.detach().abs().max()
+
+
+def test_weights_made_in_the_kernels_have_all_derivatives() -> None:
+    edges = paired_edges(5, 9)
+    module, arguments = of_hidden(SHAPES[1], edges, torch.float64)
+
+    def function(*values: Tensor) -> Tensor:
+        return module.of_hidden(*values, edges)
+
+    assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("num_structures", [1, 20])
+def test_weights_made_in_the_kernels_have_the_same_bits_with_any_threads(
+    num_structures: int, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "MAX_WEIGHTS", 0)
+    edges = paired_edges(30, 700, seed=3) if num_structures == 1 else many_structures(num_structures)
+    results = []
+    for number in (1, 2, 4):
+        torch.set_num_threads(number)
+        module, (x, y, hidden, matrix) = of_hidden(EVEN, edges, torch.float32)
+        output = module.of_hidden(x, y, hidden, matrix, edges)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (x, y, hidden))])
+    for other in results[1:]:
+        assert all(torch.equal(ours, expected) for ours, expected in zip(other, results[0], strict=True))
+
+
 def test_a_third_derivative_is_refused() -> None:
     edges = paired_edges(4, 5)
     arguments = operands(EVEN, edges)
@@ -156,3 +212,11 @@ def test_a_training_step_has_the_same_result_with_every_backend(batch: GraphBatc
         results.append(step(potential, batch))
     for ours, expected in zip(*results, strict=True):
         assert (ours - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_a_prediction_and_its_derivatives_are_those_of_a_training_step(batch: GraphBatch) -> None:
+    potential = make_potential(batch)
+    training, prediction = potential(batch), potential.eval()(batch)
+    for name in ("energy", "forces", "stress"):
+        ours, expected = (getattr(each, name).detach() for each in (prediction, training))
+        assert (ours - expected).abs().max() <= 2e-6 * expected.abs().max()
