@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foundation.kernels.cpu.dense import Nonlinearity
-from foundation.kernels.dense import gate, name_of_gate
+from foundation.kernels.dense import name_of_gate
 from foundation.nn.radial import activation_scale
 
 
@@ -41,7 +41,8 @@ class Gate(torch.nn.Module):
         self._silu = activation_scale(torch.nn.functional.silu)
         self._tanh = activation_scale(torch.tanh)
         gated = tuple((item.ir.dim, item.mul) for item in self._gated)
-        self._name = name_of_gate(Nonlinearity(self._odd, self._even, gated, self._tanh, self._silu))
+        self.name = name_of_gate(Nonlinearity(self._odd, self._even, gated, self._tanh, self._silu))
+        """Name of the same gate in C, `kernels.dense.gate`."""
 
     @staticmethod
     def inputs(irreps_out: o3.Irreps) -> o3.Irreps:
@@ -57,11 +58,7 @@ class Gate(torch.nn.Module):
         even = self._silu * torch.nn.functional.silu(even)
         scalars, *gates = even.split([self._even, *(item.mul for item in self._gated)], dim=1)
         outputs = [self._tanh * torch.tanh(odd), scalars]
-        for item, block, factor in zip(self._gated, gated, gates, strict=True):
-            product = block.view(-1, item.ir.dim, item.mul) * factor.unsqueeze(1)
+        for item, block, gate in zip(self._gated, gated, gates, strict=True):
+            product = block.view(-1, item.ir.dim, item.mul) * gate.unsqueeze(1)
             outputs.append(product.flatten(1))
         return torch.cat(outputs, dim=1)
-
-    def in_c(self, features: Float[Tensor, "atoms inputs"]) -> Float[Tensor, "atoms outputs"]:
-        """Return the same, computed in C on a CPU."""
-        return gate(features, self._name)

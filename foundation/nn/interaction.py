@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foundation.kernels.convolution import Convolution
 from foundation.kernels.couplings import TensorProductPaths
-from foundation.kernels.dense import mix, name_of_maps
+from foundation.kernels.dense import gate, mix, name_of_maps
 from foundation.kernels.edges import EdgeIndex
 from foundation.nn.gate import Gate
 from foundation.nn.linear import Linear
@@ -100,7 +100,7 @@ class InteractionBlock(torch.nn.Module):
             return self.gate(self.self_interaction_2(summed, theory) + self._connect(features))
         inputs, weights = self.self_interaction_2.operands(summed, theory)
         connected, connection = self.self_connection.operands(features, None)
-        return self.gate.in_c(mix([*inputs, *connected], [*weights, *connection], self._maps))
+        return gate(mix([*inputs, *connected], [*weights, *connection], self._maps), self.gate.name)
 
     def _makes_weights(self, like: Tensor) -> bool:
         """Return whether the convolution can make its weights itself."""

@@ -37,9 +37,7 @@ class Matmul(torch.nn.Module):
         Raises:
             NoCompiler: the C backend is asked for and cannot be compiled.
         """
-        if self.rounded and self.training:
-            return False
-        return self.backend in ("auto", "c") and _compiles(like.device.type, like.dtype, self.backend == "c")
+        return not (self.rounded and self.training) and _compiles(like.device.type, like.dtype, self.backend)
 
     def forward(self, rows: Float[Tensor, "rows inner"], matrix: Float[Tensor, "inner columns"]) -> Tensor:
         """Return the product, in the type of the factors."""
@@ -48,13 +46,13 @@ class Matmul(torch.nn.Module):
 
 @torch.compiler.assume_constant_result
 @cache
-def _compiles(device: str, dtype: torch.dtype, required: bool) -> bool:
-    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+def _compiles(device: str, dtype: torch.dtype, backend: Backend) -> bool:
+    if backend not in ("auto", "c") or device != "cpu" or dtype not in (torch.float32, torch.float64):
         return False
     try:
         dense.library(dtype)
     except NoCompiler as error:
-        if required:
+        if backend == "c":
             raise
         say_once(f"linear maps and radial networks are computed by plain torch, more slowly: {error}")
         return False

@@ -127,7 +127,7 @@ def test_numerical_derivatives_of_maps_and_gate_agree(irreps_in: str, hidden: st
     arguments = tuple(each.clone().requires_grad_() for each in (*inputs, *weights))
 
     def function(*tensors: Tensor) -> Tensor:
-        return gate(mix(list(tensors[:2]), list(tensors[2:]), block._maps), block.gate._name)
+        return gate(mix(list(tensors[:2]), list(tensors[2:]), block._maps), block.gate.name)
 
     assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
@@ -144,7 +144,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
         leaves = [each.clone().requires_grad_() for each in (rows, *inputs, *weights)]
         found = derivatives(lambda rows: network(rows), leaves[:1])
         found += derivatives(
-            lambda *tensors: gate(mix(list(tensors[:2]), list(tensors[2:]), block._maps), block.gate._name), leaves[1:]
+            lambda *tensors: gate(mix(list(tensors[:2]), list(tensors[2:]), block._maps), block.gate.name), leaves[1:]
         )
         results.append(found)
     for other in results[1:]:
@@ -193,6 +193,6 @@ def test_torch_accepts_the_operators() -> None:
     torch.library.opcheck(
         dense.mix_backward.definition, (inputs, weights, z, [True] * 4, arguments[-1]), test_utils=tests
     )
-    torch.library.opcheck(gate.definition, (z, block.gate._name), test_utils=tests)
+    torch.library.opcheck(gate.definition, (z, block.gate.name), test_utils=tests)
     rows, layers = random(4, 3).requires_grad_(), [random(3, 5), random(5, 2)]
     torch.library.opcheck(perceptron.definition, (rows, layers, [1.0, 0.5]), test_utils=tests)
