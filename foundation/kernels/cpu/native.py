@@ -73,10 +73,10 @@ def forward_of_hidden(
     return _forward(name, edges, given, _constants(hidden))
 
 
-def _forward(name: str, edges: EdgeIndex, given: dict[str, Tensor], constants: dict[str, int | None]) -> Tensor:
-    features = given["x"]
+def _forward(name: str, edges: EdgeIndex, tensors: dict[str, Tensor], constants: dict[str, int | None]) -> Tensor:
+    features = tensors["x"]
     out = features.new_empty(len(features), TensorProductPaths.named(name).irreps_out.dim)
-    arrays, kept = _arrays(given, constants)
+    arrays, kept = _arrays(tensors, constants)
     described = _edges(edges, len(features))
     library(name, features.dtype).forward(
         ctypes.byref(described), ctypes.byref(arrays), ctypes.c_void_p(out.data_ptr())
@@ -114,16 +114,16 @@ def backward_of_hidden(
     return gradients
 
 
-def _backward(name: str, edges: EdgeIndex, given: dict[str, Tensor], constants: dict[str, int | None]) -> None:
-    x = given["x"]
+def _backward(name: str, edges: EdgeIndex, tensors: dict[str, Tensor], constants: dict[str, int | None]) -> None:
+    x = tensors["x"]
     described = _edges(edges, len(x))
-    given["own"] = torch.empty_like(given["gx"])
-    arrays, kept = _arrays(given, constants)
+    tensors["own"] = torch.empty_like(tensors["gx"])
+    arrays, kept = _arrays(tensors, constants)
     run = library(name, x.dtype).backward
     if not run(ctypes.byref(described), ctypes.byref(arrays)):
         # several threads on one large structure
         by_edge = x.new_empty(len(edges.senders), x.shape[1])
-        arrays, kept = _arrays(given | {"by_edge": by_edge}, constants)
+        arrays, kept = _arrays(tensors | {"by_edge": by_edge}, constants)
         run(ctypes.byref(described), ctypes.byref(arrays))
     del kept
 
