@@ -13,7 +13,7 @@ from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles
 from data_pipeline.store.manifest import Manifest
-from foundation.models import EquivariantConfig
+from foundation.models import EquivariantConfig, equivariant
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
 from foundation.training.fit import FitConfig
@@ -33,6 +33,12 @@ def potential(emt_manifest: Manifest) -> Potential:
 def batch(emt_manifest: Manifest) -> GraphBatch:
     frames = Frames(emt_manifest, "train")
     return collate([frames[number] for number in range(3)], 5.0, torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training uses the table for these small batches too."""
+    monkeypatch.setattr(equivariant, "PAIRS_PER_KNOT", 0)
 
 
 def gradients(potential: Potential, batch: GraphBatch) -> Tensor:
@@ -64,6 +70,16 @@ def test_training_and_evaluation_use_the_same_table(potential: Potential, batch:
     evaluated, trained = potential(batch), potential.train()(batch)
     for name in QUANTITIES:
         torch.testing.assert_close(getattr(trained, name), getattr(evaluated, name), rtol=1e-12, atol=1e-12)
+
+
+def test_a_training_step_of_few_pairs_has_no_table(
+    potential: Potential, batch: GraphBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = potential.train()(batch)
+    potential.compute_as(Computation(radial_table=64))
+    for pairs_per_knot, same in ((0, False), (len(batch.pair_edges) // 64, False), (len(batch.pair_edges), True)):
+        monkeypatch.setattr(equivariant, "PAIRS_PER_KNOT", pairs_per_knot)
+        assert torch.equal(potential(batch).forces, exact.forces) == same
 
 
 def test_forces_are_the_slope_of_the_tabulated_energy(potential: Potential, batch: GraphBatch) -> None:

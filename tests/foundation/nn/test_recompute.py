@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.store.manifest import Manifest
-from foundation.models import EquivariantConfig
+from foundation.models import EquivariantConfig, equivariant
 from foundation.nn.computation import Computation
 from foundation.nn.recompute import recomputed
 from foundation.potential import Potential, new_potential
@@ -26,6 +26,12 @@ MODEL = EquivariantConfig(irreps="32x0e+16x1o+8x2e", num_blocks=3, radial_sizes=
 def batch(emt_manifest: Manifest) -> GraphBatch:
     frames = Frames(emt_manifest, "train")
     return collate([frames[number] for number in range(3)], 5.0, torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def tables_for_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training uses a table for these small batches too."""
+    monkeypatch.setattr(equivariant, "PAIRS_PER_KNOT", 0)
 
 
 @pytest.fixture
