@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 DATA, FISHER, RUNS, JUDGED, TRADEOFF, COSTS = "data", "fisher", "runs", "judged", "tradeoff", "costs.json"
 """Folders of the stages in the folder of a study, that of fine-tunings beside each other, and the file with the CPU
 time of every job."""
-DATA_OPTIONS = ("data", "val", "test", "path")
+DATA_OPTIONS = ("data", "val", "test", "path", "frames", "labelled", "extrapolated")
 """Options whose value may be the name of a data set of the study, or a list of names."""
 
 

@@ -42,8 +42,8 @@ class Material:
 
     formula: str = "MgO"
     """Formula."""
-    prototype: Literal["rocksalt", "fcc", "bcc", "diamond", "zincblende"] = "rocksalt"
-    """Structure type."""
+    prototype: Literal["rocksalt", "fcc", "bcc", "diamond", "zincblende", "perovskite"] = "rocksalt"
+    """Structure type; the formula of a cubic perovskite names its large cation first, as in SrTiO3."""
     lattice_constant: float = 4.21
     """Lattice constant [Å]."""
     calculator: str = "data_pipeline.sources.rigid_ions:RigidIons"
@@ -69,6 +69,8 @@ class Material:
             ValueError: the formula does not fit the structure type.
         """
         try:
+            if self.prototype == "perovskite":
+                return _perovskite(self.formula, self.lattice_constant).repeat(repeats)
             return bulk(self.formula, self.prototype, self.lattice_constant, cubic=True).repeat(repeats)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"formula {self.formula} is no {self.prototype} crystal: {error}") from None
@@ -80,6 +82,19 @@ class Material:
             ValueError: there is none, or it cannot be made of the arguments.
         """
         return calculator_of(self.calculator, *self.arguments)
+
+
+def _perovskite(formula: str, lattice_constant: float) -> ase.Atoms:
+    """Return a cell of a cubic perovskite.
+
+    Raises:
+        ValueError: the formula is not of the form ABX3.
+    """
+    symbols = ase.Atoms(formula).get_chemical_symbols()
+    if len(symbols) != 5 or len(set(symbols)) != 3 or len(set(symbols[2:])) != 1:
+        raise ValueError("a perovskite has a formula such as SrTiO3")
+    places = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
+    return ase.Atoms(symbols, cell=[lattice_constant] * 3, scaled_positions=places, pbc=True)
 
 
 def calculator_of(word: str, *arguments: str) -> Calculator:
