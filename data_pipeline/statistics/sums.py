@@ -20,6 +20,8 @@ from data_pipeline.store.json_record import Record
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
 SIZE = MAX_ATOMIC_NUMBER + 1
+SAME_CUTOFF = 1e-6
+"""Largest difference of cutoffs that count as the same [Å]; edge counts only plan batches."""
 
 
 @dataclass
@@ -163,15 +165,18 @@ class Statistics:
     def cutoff_number(self, cutoff: float) -> int:
         """Return the index of a cutoff [Å] among those at which edges were counted.
 
+        A cutoff converted from Bohr is no round number, and rarely exactly the one given to build.
+
         Raises:
             ValueError: it is not among them.
         """
-        if cutoff not in self.cutoffs:
+        same = [number for number, own in enumerate(self.cutoffs) if abs(own - cutoff) <= SAME_CUTOFF]
+        if not same:
             raise ValueError(
                 f"edges were counted at {', '.join(map(str, self.cutoffs))} Å, not at {cutoff} Å; "
                 "build the data again with this cutoff among its cutoffs"
             )
-        return self.cutoffs.index(cutoff)
+        return same[0]
 
     def reference_energies(self) -> Float64[np.ndarray, " elements"]:
         """Fit the energy per atom as a composition average of element energies and return those [eV].
