@@ -4,8 +4,9 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import TENSORS, GraphBatch
+from data_pipeline.graphs.packing import EDGE_BUDGET, Refused, packed
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
-from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
+from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS, InvalidStructure, Structure
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
@@ -39,6 +41,40 @@ class Prediction:
     """Stress [eV/Å³], positive in tension; zero if the cell encloses no volume."""
     atom_energies: Float64[Tensor, " atoms"]
     """Energy of each atom [eV]; they add up to the total."""
+
+    def split(self, num_atoms: Sequence[int]) -> "list[Prediction]":
+        """Return the prediction of each structure, by their numbers of atoms."""
+        return [
+            Prediction(energy=energy, forces=forces, stress=stress, atom_energies=atom_energies)
+            for energy, forces, stress, atom_energies in zip(
+                self.energy.split(1),
+                self.forces.split(list(num_atoms)),
+                self.stress.split(1),
+                self.atom_energies.split(list(num_atoms)),
+                strict=True,
+            )
+        ]
+
+
+@runtime_checkable
+class AtomsLike(Protocol):
+    """Atoms of another library, such as ASE's, with lengths in Å."""
+
+    @property
+    def numbers(self) -> Any:
+        """Atomic numbers."""
+
+    @property
+    def positions(self) -> Any:
+        """Cartesian positions [Å]."""
+
+    @property
+    def cell(self) -> Any:
+        """Lattice vectors as rows [Å]."""
+
+    @property
+    def pbc(self) -> Any:
+        """Lattice vectors that repeat."""
 
 
 class Potential(torch.nn.Module):
@@ -136,6 +172,43 @@ class Potential(torch.nn.Module):
             atom_energies=atom_energies,
         )
 
+    def predict(
+        self,
+        structures: Iterable[Structure | AtomsLike],
+        *,
+        theory: str | int | None = None,
+        edge_budget: int = EDGE_BUDGET,
+    ) -> list[Prediction]:
+        """Predict many structures, in batches, and return their predictions in order.
+
+        Each is independent of the others to rounding, and detached. A batch of a few hundred atoms takes less time per
+        structure than a single one.
+
+        Args:
+            structures: Structures, or ASE's Atoms.
+            theory: Level of theory, by name or number; None: the only one.
+            edge_budget: Number of directed edges of a batch; a larger structure is a batch of its own.
+
+        Raises:
+            InvalidStructure: two atoms at the same place, or a periodic cell without volume.
+            UnknownElement: an atom's element is not among the potential's.
+            ValueError: the level of theory is unknown, or one of several must be named.
+        """
+        number = theory if isinstance(theory, int) else self.theory_number(theory)
+        found: dict[int, Prediction] = {}
+        was_training = self.training
+        try:
+            self.eval()
+            for pack in packed(_structures(structures), self.cutoff, edge_budget=edge_budget):
+                if isinstance(pack, Refused):
+                    raise pack.error
+                prediction = self(pack.batch(self.dtype, number).to(self.device))
+                parts = prediction.split([each.num_atoms for each in pack.structures])
+                found.update(zip(pack.places, parts, strict=True))
+        finally:
+            self.train(was_training)
+        return [found[place] for place in range(len(found))]
+
     def atom_energies(self, batch: GraphBatch) -> Float64[Tensor, " atoms"]:
         """Return the energy of each atom [eV].
 
@@ -194,6 +267,28 @@ class Potential(torch.nn.Module):
                 f"it was trained on {len(self.elements)} elements: {' '.join(SYMBOLS[z] for z in self.elements)}"
             )
         return positions
+
+
+def _structures(given: Iterable[Structure | AtomsLike]) -> Iterator[Structure]:
+    for place, each in enumerate(given):
+        if isinstance(each, Structure):
+            yield each
+            continue
+        try:
+            yield to_structure(each)
+        except InvalidStructure as error:
+            raise InvalidStructure(f"structure {place}: {error}") from error
+
+
+def to_structure(atoms: AtomsLike) -> Structure:
+    """Return atoms as a Structure for prediction: without forces and stress, with zero energy.
+
+    Raises:
+        InvalidStructure: Structure.checked refuses it.
+    """
+    return Structure.checked(
+        numbers=atoms.numbers, positions=atoms.positions, cell=np.asarray(atoms.cell), pbc=atoms.pbc, energy=0.0
+    )
 
 
 def check_weights(potential: Potential) -> None:

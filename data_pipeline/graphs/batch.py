@@ -10,9 +10,10 @@ takes four fifths of the time of a batch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,17 +146,26 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
     )
 
 
-def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
-    """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
+def search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | InvalidStructure]:
+    """Yield the pairs of every structure within the cutoff [Å], each pair once, or the reason why there are none."""
     if not structures:
-        return []
-    search, found = NeighborSearch(cutoff), []
-    cells = search.cells(structures)
+        return
+    neighbors = NeighborSearch(cutoff)
+    cells = neighbors.cells(structures)
     for structure, cell, usual in zip(structures, cells.vectors, cells.usual.tolist(), strict=True):
         try:
-            found.append(search(structure, cell, usual=usual))
+            yield neighbors(structure, cell, usual=usual)
         except InvalidStructure as error:
-            raise InvalidStructure(f"structure {structure.id!r}: {error}") from error
+            yield InvalidStructure(f"structure {structure.id!r}: {error}")
+
+
+def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
+    """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
+    found: list[Pairs] = []
+    for pairs in search(structures, cutoff):
+        if isinstance(pairs, InvalidStructure):
+            raise pairs
+        found.append(pairs)
     return found
 
 
@@ -181,11 +191,12 @@ def collate(
     Raises:
         InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
     """
-    graphs = Graphs(structures, cutoff, theories, "float64" if dtype == torch.float64 else "float32")
-    buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
-    graphs.write(buffer.numpy())
-    batch = graphs.layout.batch(buffer)
-    return batch if batch.forces.dtype == dtype else batch.to(dtype=dtype)
+    return Graphs(structures, cutoff, theories, float_type(dtype)).batch().to(dtype=dtype)
+
+
+def float_type(dtype: torch.dtype) -> str:
+    """Return NumPy's name of the type in which a batch is written that is then converted to a type of torch's."""
+    return "float64" if dtype == torch.float64 else "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,14 +282,15 @@ class Graphs:
         theories: Sequence[int] | None = None,
         float_type: str = "float32",
         weights: Sequence[float] | None = None,
+        pairs: list[Any] | None = None,
     ) -> None:
-        """Find the edges within the cutoff [Å]; by default theories are 0 and weights 1.
+        """Find the edges within the cutoff [Å], unless they were by search(); by default theories are 0, weights 1.
 
         Raises:
             InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
         """
         self._structures, self._theories, self._weights = structures, theories, weights
-        self._pairs = _pairs(structures, cutoff)
+        self._pairs: list[Pairs] = _pairs(structures, cutoff) if pairs is None else pairs
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
             num_atoms=sum(s.num_atoms for s in structures),
@@ -287,6 +299,12 @@ class Graphs:
             id_bytes=len(self._ids),
             float_type=float_type,
         )
+
+    def batch(self) -> GraphBatch:
+        """Return the batch, in a buffer of its own."""
+        buffer = torch.empty(self.layout.num_bytes, dtype=torch.uint8)
+        self.write(buffer.numpy())
+        return self.layout.batch(buffer)
 
     def write(self, buffer: UInt8[np.ndarray, " bytes"]) -> None:
         """Write the batch into a buffer of the layout's size."""

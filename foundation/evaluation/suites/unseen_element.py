@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.graphs.batch import collate
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.intervals import interval_over
@@ -27,8 +26,6 @@ from foundation.surgery.elements import add_elements
 
 LIMITS = {"random_vectors": (1, 1000)}
 """Smallest and largest value of each number."""
-BATCH_ATOMS = 1000
-"""Number of atoms above which a batch ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +140,9 @@ def _errors(potential: Potential | None, frames: Sequence[Structure]) -> Float64
     if potential is None:
         return np.array([[np.abs(each.forces).sum(dtype=np.float64), each.forces.size] for each in frames])
     sums = []
-    for some in _batches(frames):
-        batch = collate(some, potential.cutoff, potential.dtype, [0] * len(some)).to(potential.device)
-        predicted = potential(batch).forces.double().cpu().numpy()
-        ends = np.cumsum([each.num_atoms for each in some]).tolist()
-        for each, end in zip(some, ends, strict=True):
-            sums.append([np.abs(predicted[end - each.num_atoms : end] - each.forces).sum(), each.forces.size])
+    for each, predicted in zip(frames, potential.predict(frames, theory=0), strict=True):
+        difference = predicted.forces.double().cpu().numpy() - each.forces
+        sums.append([np.abs(difference).sum(), each.forces.size])
     return np.array(sums)
 
 
@@ -160,15 +154,3 @@ def _finding(sums: Float64[np.ndarray, "frames 2"]) -> Finding:
 
     interval = interval_over(mean, sums) if len(sums) > 1 else None
     return Finding(value=mean(sums), unit=MILLI_EV_PER_ANGSTROM.name, interval=interval)
-
-
-def _batches(frames: Sequence[Structure]) -> list[list[Structure]]:
-    batches: list[list[Structure]] = []
-    atoms = 0
-    for frame in frames:
-        if not batches or atoms + frame.num_atoms > BATCH_ATOMS:
-            batches.append([])
-            atoms = 0
-        batches[-1].append(frame)
-        atoms += frame.num_atoms
-    return batches
