@@ -40,8 +40,11 @@ from foundation.reports.run_report import remarks as remarks_on_run
 from foundation.reports.suite_report import SuitesRecord
 from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
+from foundation.simulation.campaign import CampaignConfig, Summary
 from foundation.training.strategy import is_rank_zero
 
+SHOWN = 5
+"""Number of structures put aside that are named."""
 LOG_WIDTH = 80
 """Width of tables in a file or a pipe [characters]."""
 
@@ -222,6 +225,23 @@ def discovery(config: DiscoveryConfig, found: DiscoveryRecord | None) -> None:
     for note in found.notes:
         console.print(Text.assemble(("remark: ", "bold yellow"), printable(note)))
     console.print(f"report: {config.out / 'index.html'}")
+
+
+def campaign(config: CampaignConfig, found: Summary | None) -> None:
+    """Print what became of many structures, and the files of the results; or that other parts are missing."""
+    if found is None:
+        console.print(f"part {config.part} is finished: {config.out}")
+        return
+    aside = [each for each in found.outcomes if each.error is not None]
+    remarked = [each for each in found.outcomes if each.warnings]
+    console.print(f"structures: {len(found.outcomes)}", highlight=False)
+    for title, some in (("put aside", aside), ("with remarks", remarked)):
+        if some:
+            console.print(f"{title}: {len(some)}", highlight=False)
+    for each in aside[:SHOWN]:
+        console.print(Text.assemble(("put aside: ", "bold yellow"), printable(f"{each.id}: {each.error}")))
+    for file in found.files:
+        console.print(f"results: {file}")
 
 
 def training(config: ReportConfig, facts: list[RunFacts]) -> None:

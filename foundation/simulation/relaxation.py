@@ -1,0 +1,139 @@
+"""Relaxation of one structure among many: its coordinates, with or without the cell, its limits and its outcome."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float64
+
+from data_pipeline.structure import Structure
+from foundation.interop.symmetry import Symmetry, space_group
+from foundation.simulation.driver import expected_edges
+from foundation.simulation.optimizers import ALGORITHMS, Algorithm, Optimizer, Rows
+from foundation.simulation.outcome import Evaluated, Outcome, outcome, put_aside
+
+MAX_VOLUME_RATIO = 8.0
+"""Largest ratio of the volumes before and after: beyond, the structure has exploded or collapsed."""
+NOTED_VOLUME_RATIO = 1.2
+"""Ratio of volumes from which a remark is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Options of a relaxation."""
+
+    max_force: float
+    """Largest force at which it ends, on an atom or, from the stress, on a row of the cell [eV/Å]."""
+    max_steps: int
+    """Largest number of steps."""
+    algorithm: Algorithm
+    """Algorithm."""
+    cell: bool
+    """Whether cells that repeat in all directions relax as well."""
+    symmetry: bool
+    """Whether the symmetry of the start is kept."""
+    precision: float
+    """Largest distance of atoms from symmetric places [Å]."""
+
+
+class Coordinates:
+    """Rows that an optimizer moves: positions in the cell of the start, and the deformation of the cell.
+
+    The deformation F has the weight of the number of atoms N, and the positions follow it, so that both have forces of
+    one size (Tadmor et al., Phys. Rev. B 59, 235 (1999)); on F the force is -V σ F⁻ᵀ / N.
+    """
+
+    def __init__(self, start: Structure, *, cell: bool) -> None:
+        """Begin at a structure, with its cell or without."""
+        self._start, self._with_cell, self._weight = start, cell, float(start.num_atoms)
+        self.rows: Rows = start.positions.copy()
+        if cell:
+            self.rows = np.vstack([self.rows, self._weight * np.eye(3)])
+
+    def _deformation(self) -> Float64[np.ndarray, "3 3"]:
+        return self.rows[-3:] / self._weight if self._with_cell else np.eye(3)
+
+    def structure(self) -> Structure:
+        """Return the structure at the present coordinates."""
+        if not self._with_cell:
+            return replace(self._start, positions=self.rows.copy())
+        deformation = self._deformation().T
+        return replace(
+            self._start,
+            positions=self.rows[:-3] @ deformation,
+            cell=np.ascontiguousarray(self._start.cell @ deformation),
+        )
+
+    def forces(self, forces: Rows, stress: Float64[np.ndarray, "3 3"], volume: float) -> tuple[Rows, float]:
+        """Return the forces on the rows, and the largest on an atom or, as -V σ / N, on a row of the cell [eV/Å]."""
+        largest = float(np.linalg.norm(forces, axis=1).max())
+        if not self._with_cell:
+            return forces, largest
+        deformation, virial = self._deformation(), -volume * stress
+        on_cell = np.linalg.solve(deformation, virial.T).T / self._weight
+        largest = max(largest, float(np.linalg.norm(virial, axis=1).max()) / self._weight)
+        return np.vstack([forces @ deformation, on_cell]), largest
+
+
+class Relaxing:
+    """A structure that is being relaxed."""
+
+    def __init__(self, number: int, start: Structure, cutoff: float, limits: Limits) -> None:
+        """Begin at a structure of the input, by its number there."""
+        self.structure, self.cost = start, expected_edges(start, cutoff)
+        self._number, self._start, self._limits = number, start, limits
+        with_cell = limits.cell and bool(start.pbc.all())
+        self._coordinates = Coordinates(start, cell=with_cell)
+        self._optimizer: Optimizer = ALGORITHMS[limits.algorithm]()
+        periodic = bool(start.pbc.all())
+        self._symmetry: Symmetry | None = None
+        if limits.symmetry and periodic:
+            self._symmetry = Symmetry.of(start, limits.precision)
+        self._steps, self._energy_before = 0, 0.0
+
+    def advance(self, found: Evaluated) -> Outcome | None:
+        """Take a step, or end; see Task."""
+        forces, stress, volume = found.forces, found.stress, self.structure.volume
+        if self._symmetry is not None:
+            forces = self._symmetry.of_forces(self.structure, forces)
+            stress = self._symmetry.of_stress(self.structure, stress)
+        if self._steps == 0:
+            self._energy_before = found.energy
+        if reason := self._exploded(volume):
+            return self.failed(reason)
+        rows, largest = self._coordinates.forces(forces, stress, volume)
+        converged = largest <= self._limits.max_force
+        if converged or self._steps >= self._limits.max_steps:
+            return self._outcome(found, converged)
+        self._coordinates.rows = self._coordinates.rows + self._optimizer.step(self._coordinates.rows, rows)
+        self.structure = self._coordinates.structure()
+        self._steps += 1
+        return None
+
+    def failed(self, reason: str) -> Outcome:
+        """Return the outcome of a structure that cannot be relaxed."""
+        after = f" after {self._steps} steps" if self._steps else ""
+        return put_aside(self._number, self._start, f"{reason}{after}")
+
+    def _exploded(self, volume: float) -> str | None:
+        if not self._start.pbc.all():
+            return None
+        ratio = volume / self._start.volume
+        if 1 / MAX_VOLUME_RATIO < ratio < MAX_VOLUME_RATIO:
+            return None
+        return f"{'exploded' if ratio > 1 else 'collapsed'}: its volume is {ratio:.3g} times that of the start"
+
+    def _outcome(self, found: Evaluated, converged: bool) -> Outcome:
+        made = outcome(self._number, self.structure, found)
+        warnings = () if converged else (f"not converged in {self._steps} steps",)
+        if made.volume and not 1 / NOTED_VOLUME_RATIO < made.volume / self._start.volume < NOTED_VOLUME_RATIO:
+            warnings += (f"the volume changed by a factor of {made.volume / self._start.volume:.3g}",)
+        return replace(
+            made,
+            energy_before=self._energy_before,
+            volume_before=self._start.volume or None,
+            steps=self._steps,
+            converged=converged,
+            space_group_before=space_group(self._start, self._limits.precision),
+            space_group=space_group(self.structure, self._limits.precision),
+            warnings=warnings,
+        )
