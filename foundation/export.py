@@ -30,6 +30,7 @@ from foundation.checkpoint import Description
 from foundation.evaluation.held_out import read
 from foundation.finetuning.protection import copy_into as protection_into
 from foundation.naming import Choice, SavedPotential, resolve
+from foundation.nn.repulsion import DESCRIPTION
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
@@ -90,6 +91,8 @@ class ExportConfig:
     """Number of structures of up to 40 atoms in golden.json; if all are larger, it gets only the smallest."""
     theory: str | None = None
     """Level of theory to release alone, which must be that of the report; None: all of the potential's."""
+    zbl: bool = False
+    """Add a repulsion between atoms much closer than a bond to the release."""
     alpha: float = 1.0
     """Position between the start (0) and the result (1) of a fine-tuning, one of the run's forgetting.alphas."""
 
@@ -135,8 +138,10 @@ def _export(config: ExportConfig) -> Path:
     if config.theory is not None:
         potential = keep_theory(potential, config.theory)
     measured = _measured_if_any(config, described) if config.private else _measured(config, described)
+    if config.zbl:
+        potential.repel()
     golden_of, structures = _golden_structures(config, described.origin, potential)
-    whole = config.theory is None and config.alpha == 1
+    whole = config.theory is None and config.alpha == 1 and not config.zbl
     unchanged = found.folder if whole and isinstance(found, SavedPotential) else None
     with durable.whole_folder(lock.real(config.out)) as partial:
         if unchanged is not None and not config.private:
@@ -383,7 +388,7 @@ def _card_facts(potential: Potential, described: Description) -> dict:
         "hardware": origin.hardware,
         "steps": origin.checkpoint.step if origin.checkpoint else origin.run.fit.steps,
         "wall_time_s": origin.wall_time_s,
-        "architecture": potential.network.describe(),
+        "architecture": potential.network.describe() + (f", {DESCRIPTION}" if potential.repulsion else ""),
         "cutoff": potential.cutoff,
         "theories": potential.theories,
         "elements": [SYMBOLS[z] for z in potential.elements],

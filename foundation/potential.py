@@ -21,6 +21,7 @@ from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS, InvalidStructure
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
+from foundation.nn.repulsion import Repulsion
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Potential(torch.nn.Module):
         check_elements(elements)
         check_theories(theories)
         self.network, self.elements, self.theories = network, elements, theories
+        self.repulsion: Repulsion | None = None
         references = torch.zeros(len(theories), len(elements), dtype=torch.float64)
         self.register_buffer("reference_energies", references)
         self.register_buffer("scale", torch.ones(len(elements), dtype=torch.float64))
@@ -125,6 +127,11 @@ class Potential(torch.nn.Module):
     def cast(self, dtype: torch.dtype) -> "Potential":
         """Change the float type of the network in place and return the potential."""
         self.network.to(dtype)
+        return self
+
+    def repel(self) -> "Potential":
+        """Add a repulsion between atoms much closer than a bond, in place, and return the potential."""
+        self.repulsion = Repulsion().to(self.device)
         return self
 
     def compute_as(self, computation: Computation) -> None:
@@ -217,7 +224,8 @@ class Potential(torch.nn.Module):
         """
         elements = self._element_positions(batch.numbers)
         network = self.network(batch, elements).to(torch.float64)
-        return self.get_buffer("scale")[elements] * network + self._references(batch, elements)
+        energies = self.get_buffer("scale")[elements] * network + self._references(batch, elements)
+        return energies if self.repulsion is None else energies + self.repulsion(batch)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
         """Return invariant features of each atom's environment, from which the network reads its energy.

@@ -49,6 +49,7 @@ class Calculator(AseCalculator):
         dtype: torch.dtype | str | None = None,
         theory: str | None = None,
         mode: Mode | str = "precise",
+        zbl: bool = False,
     ) -> None:
         """Wrap a copy of a potential: later changes of the potential do not affect the calculator.
 
@@ -59,6 +60,7 @@ class Calculator(AseCalculator):
                 the mode's.
             theory: Level of theory to predict, one of potential.theories; required if there are several.
             mode: "precise", or "md" for molecular dynamics.
+            zbl: Whether atoms much closer than a bond repel each other, whatever the network says; see Potential.repel.
 
         Raises:
             FileNotFoundError: the word names no potential.
@@ -76,6 +78,8 @@ class Calculator(AseCalculator):
                 raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
         if mode == "md":
             tabulate(self.potential)
+        if zbl:
+            self.potential.repel()
         keep_freed_memory()
         self._turn = _Turn()
 

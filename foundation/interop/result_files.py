@@ -14,13 +14,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.store import durable
+from foundation.interop.atomic_data import GIGAPASCAL
 from foundation.simulation.outcome import Outcome
 
 COLUMNS = (
     *("number", "id", "formula", "atoms", "energy", "energy_per_atom", "energy_before", "max_force", "pressure"),
     *("steps", "converged", "volume", "volume_change", "space_group_before", "space_group"),
 )
-"""Columns of every table, before the averages: energies in eV, forces in eV/Å, pressure in eV/Å³, volumes in Å³."""
+"""Columns of every table, before the averages: energies in eV, forces in eV/Å, pressure in GPa, volumes in Å³."""
 
 
 def write_results(outcomes: Sequence[Outcome], structures: Path, table: Path) -> tuple[Path, ...]:
@@ -85,7 +86,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "energy_per_atom": None if outcome.energy is None else outcome.energy / atoms,
         "energy_before": outcome.energy_before,
         "max_force": outcome.max_force,
-        "pressure": -float(np.trace(outcome.array("stress", 3, 3))) / 3 if outcome.stress else None,
+        "pressure": -float(np.trace(outcome.array("stress", 3, 3))) / 3 / GIGAPASCAL if outcome.stress else None,
         "steps": outcome.steps,
         "converged": outcome.converged,
         "volume": outcome.volume,

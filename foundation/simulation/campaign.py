@@ -64,6 +64,8 @@ class CampaignConfig:
     finished run, and the newest checkpoint of an unfinished one."""
     mode: Literal["precise", "md"] = "precise"
     """Float64 (precise), or float32 with tabulated radial functions, which is faster (md)."""
+    zbl: bool = False
+    """Add a repulsion between atoms much closer than a bond; nothing changes at the distances of bonds."""
     device: str = "cpu"
     """torch's name of the device."""
     edge_budget: int = EDGE_BUDGET
@@ -171,6 +173,8 @@ def _compute(
     )
     if config.mode == "md":
         tabulate(potential)
+    if config.zbl:
+        potential.repel()
     begin = prepare(config, potential)
     inputs = Inputs((config.data,) if isinstance(config.data, Path) else config.data)
     name, folder, total = f"{number + 1}-of-{shares}", config.out / PARTS, 0

@@ -6,7 +6,7 @@ same batches again, and its results are the same to the last digit.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ NEIGHBORS = 40
 """Assumed number of neighbours of an atom in a structure that does not repeat in all directions."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """A structure on its way."""
 

@@ -1,7 +1,7 @@
 """Optimizers of one structure: each turns forces on rows of coordinates into a displacement of them."""
 
 from collections import deque
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,6 +12,7 @@ MAX_STEP = 0.2
 Algorithm = Literal["fire", "lbfgs"]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """An algorithm with its memory."""
 

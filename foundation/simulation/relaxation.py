@@ -63,7 +63,9 @@ class Coordinates:
             cell=np.ascontiguousarray(self._start.cell @ deformation),
         )
 
-    def forces(self, forces: Rows, stress: Float64[np.ndarray, "3 3"], volume: float) -> tuple[Rows, float]:
+    def forces(
+        self, forces: Float64[np.ndarray, "atoms 3"], stress: Float64[np.ndarray, "3 3"], volume: float
+    ) -> tuple[Rows, float]:
         """Return the forces on the rows, and the largest on an atom or, as -V σ / N, on a row of the cell [eV/Å]."""
         largest = float(np.linalg.norm(forces, axis=1).max())
         if not self._with_cell:
