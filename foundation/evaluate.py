@@ -72,12 +72,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.calculator is None):
             raise ValueError("--model NAME or --calculator MODULE:CLASS is needed, and only one of them")
+        if self.calculator is not None and self.zbl:
+            raise ValueError("--zbl adds a repulsion to a model: leave it out with --calculator")
         if self.data is None and not self.suites:
             raise ValueError("--data or --suites is needed: nothing would be measured")
         if self.calculator is not None and self.data is not None:
             raise ValueError("--calculator runs suites only: leave --data out")
-        if self.calculator is not None and self.zbl:
-            raise ValueError("--zbl adds a repulsion to a model: leave it out with --calculator")
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
