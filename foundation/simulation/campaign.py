@@ -103,7 +103,7 @@ class Settings(OpenRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a finished campaign has found."""
+    """Outcomes of a finished campaign."""
 
     outcomes: list[Outcome]
     """Outcome of every structure, in order."""

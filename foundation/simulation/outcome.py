@@ -67,7 +67,7 @@ class Outcome(OpenRecord):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluated:
-    """What a potential predicts for one structure."""
+    """Prediction of a potential for one structure."""
 
     energy: float
     """Total energy [eV]."""

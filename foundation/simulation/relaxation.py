@@ -28,9 +28,9 @@ class Limits:
     algorithm: Algorithm
     """Algorithm."""
     cell: bool
-    """Whether cells that repeat in all directions relax as well."""
+    """True if cells that repeat in all directions relax as well."""
     symmetry: bool
-    """Whether the symmetry of the start is kept."""
+    """True if the symmetry of the start is kept."""
     precision: float
     """Largest distance of atoms from symmetric places [Å]."""
 
