@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.linalg import expm, expm_frechet
 
 from data_pipeline.structure import Structure
 from foundation.interop.symmetry import Symmetry, space_group
@@ -22,7 +23,7 @@ class Limits:
     """Options of a relaxation."""
 
     max_force: float
-    """Largest force at which it ends, on an atom or, from the stress, on a row of the cell [eV/Å]."""
+    """Largest force at which it ends, on an atom or, from the stress, on a row of the cell's deformation [eV/Å]."""
     max_steps: int
     """Largest number of steps."""
     algorithm: Algorithm
@@ -36,10 +37,11 @@ class Limits:
 
 
 class Coordinates:
-    """Rows that an optimizer moves: positions in the cell of the start, and the deformation of the cell.
+    """Rows that an optimizer moves: positions in the cell of the start, and the logarithm of the cell's deformation.
 
-    The deformation F has the weight of the number of atoms N, and the positions follow it, so that both have forces of
-    one size (Tadmor et al., Phys. Rev. B 59, 235 (1999)); on F the force is -V σ F⁻ᵀ / N.
+    They are those of ASE's FrechetCellFilter, so FIRE takes the same steps: positions x and cell follow F = exp(L), and
+    L has the weight of the number of atoms N. The force on L is the adjoint of exp's derivative at L, applied to
+    -V σ F⁻ᵀ, over N.
     """
 
     def __init__(self, start: Structure, *, cell: bool) -> None:
@@ -47,33 +49,25 @@ class Coordinates:
         self._start, self._with_cell, self._weight = start, cell, float(start.num_atoms)
         self.rows: Rows = start.positions.copy()
         if cell:
-            self.rows = np.vstack([self.rows, self._weight * np.eye(3)])
-
-    def _deformation(self) -> Float64[np.ndarray, "3 3"]:
-        return self.rows[-3:] / self._weight if self._with_cell else np.eye(3)
+            self.rows = np.vstack([self.rows, np.zeros((3, 3))])
 
     def structure(self) -> Structure:
         """Return the structure at the present coordinates."""
         if not self._with_cell:
             return replace(self._start, positions=self.rows.copy())
-        deformation = self._deformation().T
-        return replace(
-            self._start,
-            positions=self.rows[:-3] @ deformation,
-            cell=np.ascontiguousarray(self._start.cell @ deformation),
-        )
+        deformation = expm(self.rows[-3:] / self._weight).T
+        cell = np.ascontiguousarray(self._start.cell @ deformation)
+        return replace(self._start, positions=self.rows[:-3] @ deformation, cell=cell)
 
-    def forces(
-        self, forces: Float64[np.ndarray, "atoms 3"], stress: Float64[np.ndarray, "3 3"], volume: float
-    ) -> tuple[Rows, float]:
-        """Return the forces on the rows, and the largest on an atom or, as -V σ / N, on a row of the cell [eV/Å]."""
-        largest = float(np.linalg.norm(forces, axis=1).max())
+    def forces(self, forces: Float64[np.ndarray, "atoms 3"], stress: Float64[np.ndarray, "3 3"], volume: float) -> Rows:
+        """Return the forces on the rows [eV/Å]."""
         if not self._with_cell:
-            return forces, largest
-        deformation, virial = self._deformation(), -volume * stress
-        on_cell = np.linalg.solve(deformation, virial.T).T / self._weight
-        largest = max(largest, float(np.linalg.norm(virial, axis=1).max()) / self._weight)
-        return np.vstack([forces @ deformation, on_cell]), largest
+            return forces
+        logarithm = self.rows[-3:] / self._weight
+        deformation = expm(logarithm)
+        on_deformation = -volume * stress @ np.linalg.inv(deformation.T)
+        on_cell = expm_frechet(logarithm.T, on_deformation, compute_expm=False) / self._weight
+        return np.vstack([forces @ deformation, on_cell])
 
 
 class Relaxing:
@@ -102,8 +96,8 @@ class Relaxing:
             self._energy_before = found.energy
         if reason := self._exploded(volume):
             return self.failed(reason)
-        rows, largest = self._coordinates.forces(forces, stress, volume)
-        converged = largest <= self._limits.max_force
+        rows = self._coordinates.forces(forces, stress, volume)
+        converged = float(np.linalg.norm(rows, axis=1).max()) < self._limits.max_force
         if converged or self._steps >= self._limits.max_steps:
             return self._outcome(found, converged)
         self._coordinates.rows = self._coordinates.rows + self._optimizer.step(self._coordinates.rows, rows)
