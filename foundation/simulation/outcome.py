@@ -40,7 +40,7 @@ class Outcome(OpenRecord):
     energy_before: float | None = None
     """Total energy at the start [eV]."""
     max_force: float | None = None
-    """Largest force on an atom at the end [eV/Å]."""
+    """Largest force on an atom at the end [eV/Å]; after a relaxation, on the deformation of the cell as well."""
     steps: int = 0
     """Steps taken."""
     converged: bool | None = None

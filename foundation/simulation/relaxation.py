@@ -32,8 +32,10 @@ class Limits:
     """True if cells that repeat in all directions relax as well."""
     symmetry: bool
     """True if the symmetry of the start is kept."""
-    precision: float
+    precision: float = 0.01
     """Largest distance of atoms from symmetric places [Å]."""
+    space_groups: bool = True
+    """True if space groups are found before and after."""
 
 
 class Coordinates:
@@ -66,8 +68,8 @@ class Coordinates:
         logarithm = self.rows[-3:] / self._weight
         deformation = expm(logarithm)
         on_deformation = -volume * stress @ np.linalg.inv(deformation.T)
-        on_cell = expm_frechet(logarithm.T, on_deformation, compute_expm=False) / self._weight
-        return np.vstack([forces @ deformation, on_cell])
+        _, on_logarithm = expm_frechet(logarithm.T, on_deformation)
+        return np.vstack([forces @ deformation, on_logarithm / self._weight])
 
 
 class Relaxing:
@@ -97,9 +99,9 @@ class Relaxing:
         if reason := self._exploded(volume):
             return self.failed(reason)
         rows = self._coordinates.forces(forces, stress, volume)
-        converged = float(np.linalg.norm(rows, axis=1).max()) < self._limits.max_force
-        if converged or self._steps >= self._limits.max_steps:
-            return self._outcome(found, converged)
+        largest = float(np.linalg.norm(rows, axis=1).max())
+        if largest < self._limits.max_force or self._steps >= self._limits.max_steps:
+            return self._outcome(found, largest)
         self._coordinates.rows = self._coordinates.rows + self._optimizer.step(self._coordinates.rows, rows)
         self.structure = self._coordinates.structure()
         self._steps += 1
@@ -110,6 +112,9 @@ class Relaxing:
         after = f" after {self._steps} steps" if self._steps else ""
         return put_aside(self._number, self._start, f"{reason}{after}")
 
+    def _space_group(self, structure: Structure) -> str | None:
+        return space_group(structure, self._limits.precision) if self._limits.space_groups else None
+
     def _exploded(self, volume: float) -> str | None:
         if not self._start.pbc.all():
             return None
@@ -118,7 +123,8 @@ class Relaxing:
             return None
         return f"{'exploded' if ratio > 1 else 'collapsed'}: its volume is {ratio:.3g} times that of the start"
 
-    def _outcome(self, found: Evaluated, converged: bool) -> Outcome:
+    def _outcome(self, found: Evaluated, largest: float) -> Outcome:
+        converged = largest < self._limits.max_force
         made = outcome(self._number, self.structure, found)
         warnings = () if converged else (f"not converged in {self._steps} steps",)
         if made.volume and not 1 / NOTED_VOLUME_RATIO < made.volume / self._start.volume < NOTED_VOLUME_RATIO:
@@ -129,7 +135,8 @@ class Relaxing:
             volume_before=self._start.volume or None,
             steps=self._steps,
             converged=converged,
-            space_group_before=space_group(self._start, self._limits.precision),
-            space_group=space_group(self.structure, self._limits.precision),
+            max_force=largest,
+            space_group_before=self._space_group(self._start),
+            space_group=self._space_group(self.structure),
             warnings=warnings,
         )
