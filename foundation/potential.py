@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graphs.batch import TENSORS, GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
@@ -211,7 +211,7 @@ def check_weights(potential: Potential) -> None:
 
 def _with_derivatives(batch: GraphBatch) -> GraphBatch:
     """Return a batch whose tensors can be differentiated, copies of those made in inference mode."""
-    made = {name: getattr(batch, name) for name in TENSORS}
+    made = batch.tensors()
     return replace(batch, **{name: tensor.clone() for name, tensor in made.items() if tensor.is_inference()})
 
 

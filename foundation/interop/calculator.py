@@ -16,6 +16,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
 from foundation.kernels.memory import keep_freed_memory
@@ -133,10 +134,18 @@ def to_structure(atoms: ase.Atoms) -> Structure:
         InvalidStructure: Structure.checked refuses it.
     """
     return Structure.checked(
-        numbers=atoms.numbers, positions=atoms.positions, cell=np.asarray(atoms.cell), pbc=atoms.pbc, energy=0.0
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=np.asarray(atoms.cell),
+        pbc=atoms.pbc,
+        energy=0.0,
+        molecules=Bonds().labels(atoms),
     )
 
 
 def to_atoms(structure: Structure) -> ase.Atoms:
-    """Return a Structure as ASE's Atoms, without its labels."""
-    return ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    """Return a Structure as ASE's Atoms, without energies; the labels of its molecules are the array `molecule`."""
+    atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    if structure.has_molecules:
+        atoms.new_array("molecule", structure.molecules.astype(np.int64))
+    return atoms
