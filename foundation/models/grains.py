@@ -189,6 +189,8 @@ class KindNetwork(torch.nn.Module):
         sizes = config.hidden_sizes
         self.inputs = Standardized(config.shape_inputs(slots))
         self.shape = Layers(config.shape_inputs(slots), *sizes, scalars)
+        # an atom without contacts has no other input
+        torch.nn.init.normal_(self.shape[-1].bias)
         self.mixing = torch.nn.Parameter(torch.randn(slots, vectors) / (TYPICAL_DISPLACEMENT * slots**0.5))
         self.energy = Layers(2 * scalars + vectors, *sizes, 1)
 
@@ -247,6 +249,11 @@ class GrainsNetwork(EnergyModel):
     def parity(self) -> bool:
         """True: the energies of mirror images are exactly the same."""
         return True
+
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Sequences of atomic numbers of the grains that it knows."""
+        return tuple(self._sequences)
 
     def describe(self) -> str:
         """Return the architecture in one phrase."""
@@ -341,7 +348,10 @@ class GrainsNetwork(EnergyModel):
         if self.config.contact_cutoff == 0:
             return rows
         sums = self._contacts(grains, batch, vectors)
-        around = [sums.index_select(0, kind.atoms.flatten()).view(len(kind.grains), -1) for kind in grains.kinds]
+        around = [
+            sums.index_select(0, kind.atoms.flatten()).view(len(kind.grains), kind.atoms.shape[1] * sums.shape[1])
+            for kind in grains.kinds
+        ]
         return [torch.cat(both, dim=1) for both in zip(rows, around, strict=True)]
 
     def _contacts(
