@@ -23,8 +23,17 @@ def _molecule(symbols: str, *coordinates: tuple[float, float, float]) -> ase.Ato
 
 
 MOLECULES = {
-    "Li": _molecule("Li", (0, 0, 0)),
-    "PF6": _molecule("PF6", (0, 0, 0), (1.6, 0, 0), (-1.6, 0, 0), (0, 1.6, 0), (0, -1.6, 0), (0, 0, 1.6), (0, 0, -1.6)),
+    "Li": _molecule("Li", (0.0, 0.0, 0.0)),
+    "PF6": _molecule(
+        "PF6",
+        (0.0, 0.0, 0.0),
+        (1.6, 0.0, 0.0),
+        (-1.6, 0.0, 0.0),
+        (0.0, 1.6, 0.0),
+        (0.0, -1.6, 0.0),
+        (0.0, 0.0, 1.6),
+        (0.0, 0.0, -1.6),
+    ),
     "EC": _molecule(
         "COOOCCHHHH",
         (0.00, 0.00, 0.00),

@@ -169,13 +169,16 @@ class Standardized(torch.nn.Module):
         Args:
             rows: The sample.
             split: Number of inputs of the first sort; the others are of the second.
-            least: Smallest deviation, as a fraction of the root mean square of all inputs of a sort.
+            least: Smallest deviation, as a fraction of the root mean square of all inputs of a sort, or of a twentieth
+                of their values.
         """
         if len(rows) > 1:
             deviation = rows.std(dim=0)
             for part in (slice(0, split), slice(split, None)):
-                floor = least * float(deviation[part].square().mean().sqrt()) if deviation[part].numel() else 0.0
-                deviation[part] = deviation[part].clamp(min=max(floor, 1e-6))
+                if deviation[part].numel():
+                    values, usual = (each.square().mean().sqrt() for each in (rows[:, part], deviation[part]))
+                    floor = least * torch.maximum(usual, values / 20)
+                    deviation[part] = deviation[part].clamp(min=max(float(floor), 1e-6))
             self.get_buffer("mean").copy_(rows.mean(dim=0))
             self.get_buffer("deviation").copy_(deviation)
 
