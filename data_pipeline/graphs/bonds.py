@@ -60,19 +60,22 @@ class Bonds:
         links = scipy.sparse.coo_array((np.ones(len(bonds)), bonds.T), shape=(len(atoms), len(atoms)))
         return scipy.sparse.csgraph.connected_components(links, directed=False)[1].astype(np.int64)
 
-    def labels(self, atoms: ase.Atoms, key: str | None = None) -> Int64[np.ndarray, " atoms"] | None:
+    def labels(self, atoms: ase.Atoms, key: str | None = None) -> np.ndarray | None:
         """Return the label of each atom's molecule, or None.
 
         Args:
             atoms: The atoms.
-            key: Name of their array of labels; `bonds` finds them from bonds; None: one of MOLECULE_ARRAYS, if there.
+            key: Name of their array of labels; `bonds` finds them from bonds; None: one of MOLECULE_ARRAYS, if there is
+                one of whole numbers.
 
         Raises:
             InvalidStructure: there is no array of this name.
         """
         if key == FROM_BONDS:
             return self.molecules(atoms)
-        names = [name for name in (MOLECULE_ARRAYS if key is None else (key,)) if name in atoms.arrays]
+        names = [key] if key in atoms.arrays else []
+        if key is None:  # only numbers: of names, it could not be known what they mean
+            names = [each for each in MOLECULE_ARRAYS if each in atoms.arrays and atoms.arrays[each].dtype.kind in "iu"]
         if key is not None and not names:
             raise InvalidStructure(
                 f"there is no array {key!r}, but {', '.join(sorted(atoms.arrays))}; correct molecule_key"

@@ -14,6 +14,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator
 from ase.optimize import FIRE
+from jaxtyping import Int64
 
 from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, labelled
@@ -80,24 +81,25 @@ class Electrolyte(Source):
             for number in range(self.trajectories)
         ]
 
-    def box(self, temperature: float, number: int, calculator: Calculator) -> ase.Atoms:
-        """Return the box in which a trajectory begins, packed, compressed and relaxed."""
+    def box(
+        self, temperature: float, number: int, calculator: Calculator
+    ) -> tuple[ase.Atoms, Int64[np.ndarray, "bonds 2"]]:
+        """Return the box in which a trajectory begins, packed, compressed and relaxed, and its bonds when packed."""
         rng = np.random.default_rng([self.seed, round(temperature), number])
         box = packed(self.molecules, LOOSE, rng)
-        box.calc = calculator
+        bonds, box.calc = self.bonds.within(box), calculator
         factor = (LOOSE / self.density) ** (1 / 3)
         steps = max(1, int(np.ceil(np.log(factor) / np.log(SHRINKAGE))))
         for _ in range(steps):
             _relax(box)
             scaled(box, factor ** (1 / steps))
         _relax(box)
-        return box
+        return box, bonds
 
     def _run(self, temperature: float, number: int) -> Iterator[Frame]:
         name = _name(temperature, number)
         calculator = calculator_of(self.calculator, *self.arguments)
-        box = self.box(temperature, number, calculator)
-        bonds = self.bonds.within(box)
+        box, bonds = self.box(temperature, number, calculator)
         moving = dynamics(
             box,
             temperature=temperature,
