@@ -160,7 +160,8 @@ def test_labels_of_molecules_reach_the_batches_of_training(frames: list[Structur
     statistics = manifest.split("train").statistics
     assert statistics.cutoffs == (3.0, MoleculeCutoff(7.0), MoleculeCutoff(9.0))
     stream = Stream([Dataset(manifest=manifest)], cutoff=MoleculeCutoff(9.0), lanes=1, edge_budget=400)
-    batches = list(itertools.islice(stream, 4))
+    batches = [batch for step in itertools.islice(stream, 4) for batch in step]
+    assert len(batches) == 4
     for batch in batches:
         assert batch.molecule is not None
         assert batch.graph_of_molecule is not None
