@@ -84,7 +84,11 @@ class Bonds:
 
     def _pairs(self, atoms: ase.Atoms, factor: float) -> Int64[np.ndarray, "pairs 2"]:
         radii = covalent_radii[atoms.numbers]
-        radii = np.where(np.isin(atoms.numbers, [SYMBOLS.index(symbol) for symbol in self.without]), 0.0, radii)
+        radii = np.where(
+            np.isin(atoms.numbers, [number for number, symbol in enumerate(SYMBOLS) if symbol in self.without]),
+            0.0,
+            radii,
+        )
         search = vesin.NeighborList(cutoff=2 * factor * float(radii.max(initial=0.1)), full_list=False, sorted=False)
         ends, lengths = search.compute(
             points=atoms.positions, box=np.asarray(atoms.cell), periodic=bool(atoms.pbc.all()), quantities="Pd"

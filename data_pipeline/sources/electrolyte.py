@@ -6,6 +6,7 @@ molecules are then no longer those of the labels.
 """
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +119,7 @@ class Electrolyte(Source):
 
 
 def _relax(box: ase.Atoms) -> None:
-    FIRE(box, logfile=None, maxstep=0.1).run(fmax=0.1, steps=RELAXATION)
+    FIRE(box, logfile=os.devnull, maxstep=0.1).run(fmax=0.1, steps=RELAXATION)
 
 
 def _name(temperature: float, number: int) -> str:

@@ -119,4 +119,4 @@ def scaled(box: ase.Atoms, factor: float) -> None:
     sizes = np.bincount(molecules)
     sums = np.stack([np.bincount(molecules, axis) for axis in box.positions.T], axis=1)
     box.positions += ((factor - 1) * sums / sizes[:, None])[molecules]
-    box.set_cell(box.cell * factor)
+    box.set_cell(np.asarray(box.cell) * factor)

@@ -172,7 +172,7 @@ class Standardized(torch.nn.Module):
             least: Smallest deviation, as a fraction of the root mean square of all inputs of a sort, or of a twentieth
                 of their values.
         """
-        if len(rows) > 1:
+        if len(rows) > 1 and rows.shape[1]:
             deviation = rows.std(dim=0)
             for part in (slice(0, split), slice(split, None)):
                 if deviation[part].numel():

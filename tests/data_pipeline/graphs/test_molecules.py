@@ -160,8 +160,10 @@ def test_labels_come_from_an_array_of_the_file() -> None:
     assert bonds.labels(atoms) is None
     atoms.new_array("grain", np.arange(6))
     atoms.new_array("other", np.ones(6, int))
-    assert list(bonds.labels(atoms)) == list(range(6))
-    assert list(bonds.labels(atoms, "other")) == [1] * 6
-    assert list(bonds.labels(atoms, "bonds")) == [0] * 6
+    for key, expected in ((None, np.arange(6)), ("other", np.ones(6)), ("bonds", np.zeros(6))):
+        np.testing.assert_array_equal(bonds.labels(atoms, key), expected)
+    atoms.set_array("grain", None)
+    atoms.new_array("grain", np.array(list("abcdef")))
+    assert bonds.labels(atoms) is None
     with pytest.raises(InvalidStructure, match="no array 'absent'"):
         bonds.labels(atoms, "absent")

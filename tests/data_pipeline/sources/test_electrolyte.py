@@ -73,7 +73,7 @@ def test_geometries_are_those_of_the_molecules() -> None:
         lengths = molecule.get_all_distances()
         for first, second, length in ("C", "H", 1.09), ("P", "F", 1.6):
             for i, j in Bonds().within(molecule):
-                if {molecule.symbols[i], molecule.symbols[j]} == {first, second}:
+                if {str(molecule.symbols[i]), str(molecule.symbols[j])} == {first, second}:
                     assert lengths[i, j] == pytest.approx(length, abs=0.02)
 
 

@@ -16,6 +16,7 @@ from data_pipeline.sources.molecules import packed
 from data_pipeline.structure import InvalidStructure, Structure
 from foundation.interop.calculator import Calculator, to_atoms, to_structure
 from foundation.models import GrainsConfig, GrainsNetwork
+from foundation.models.grains import KindNetwork
 from foundation.nn.computation import Computation
 from foundation.nn.grains import code_of, grains_of, sequence_of
 from foundation.potential import Potential
@@ -63,6 +64,7 @@ def by_centres(batch: GraphBatch, potential: Potential) -> tuple[Tensor, Tensor,
     """Return gradients with respect to centres and to displacements, with the batch's atoms as functions of both."""
     grains = grains_of(batch, CONFIG.sequences)
     assert batch.molecule is not None
+    assert batch.images is not None
     centres = grains.centres.detach().requires_grad_()
     displacements = (grains.positions - grains.centres[batch.molecule]).detach().requires_grad_()
     moved = replace(batch, positions=centres[batch.molecule] + displacements, images=torch.zeros_like(batch.images))
@@ -192,14 +194,14 @@ def test_a_calculator_takes_molecules_from_the_array(potential: Potential) -> No
 
 def test_inputs_are_standardized_over_the_sample() -> None:
     potential = network()
-    batches = [collate([box(seed) for seed in range(4)], CONFIG.cutoff, torch.float64)]
+    batch = collate([box(seed) for seed in range(4)], CONFIG.cutoff, torch.float64)
     grains_network = potential.network
     assert isinstance(grains_network, GrainsNetwork)
+    carbonate = grains_network.kinds[2]
+    assert isinstance(carbonate, KindNetwork)
     with torch.no_grad():
-        for batch in batches:
-            grains, vectors = grains_network._grains(batch)
-            rows = grains_network._inputs_of(grains, batch, vectors)[2]
-    found = grains_network.kinds[2].inputs(rows)
+        grains, vectors = grains_network._grains(batch)
+        found = carbonate.inputs(grains_network._inputs_of(grains, batch, vectors)[2])
     assert float(found.mean(dim=0).abs().max()) < 1e-9
     assert 0.9 < float(found.std(dim=0).median()) <= 1.0 + 1e-9
     assert float(grains_network.blocks[0].get_buffer("denominator")) > 1.0
