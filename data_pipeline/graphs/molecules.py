@@ -51,7 +51,7 @@ def molecules_of(structure: Structure) -> Molecules:
     if not structure.has_molecules:
         raise InvalidStructure(
             f"structure {structure.id!r} does not say which atoms are one molecule: read them with molecule_key, or "
-            "find them from bonds (data_pipeline.graphs.bonds.Bonds().molecules(atoms)) and give ASE's atoms an array "
+            "find them from bonds (data_pipeline.sources.bonds.Bonds().molecules(atoms)) and give ASE's atoms an array "
             "'molecule'"
         )
     labels, molecule = np.unique(structure.molecules, return_inverse=True)

@@ -24,8 +24,8 @@ from ase.io.formats import filetype, get_compression
 from jaxtyping import Float64, Num
 from numpy.typing import ArrayLike
 
-from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.quoting import abbreviated
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.extxyz import PART_BYTES, cuts, read_extxyz
 from data_pipeline.sources.labels import (
     Kind,

@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.optimize import FIRE
 from jaxtyping import Int64
 
-from data_pipeline.graphs.bonds import Bonds
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, labelled
 from data_pipeline.sources.molecules import packed, scaled
 from data_pipeline.sources.source import Frame, Part, Source

@@ -25,7 +25,7 @@ from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 from jaxtyping import Int64
 
-from data_pipeline.graphs.bonds import Bonds
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.source import Part, Source
 from data_pipeline.structure import Structure
 

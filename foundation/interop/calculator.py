@@ -16,8 +16,8 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graphs.batch import to_graph
-from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.quoting import one_line
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.structure import Structure
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve

@@ -1,4 +1,4 @@
-"""Graphs of molecules: atoms unwrapped across boundaries, edges between centres, bonds that say what a molecule is."""
+"""Graphs of molecules: atoms unwrapped across boundaries, edges between centres."""
 
 import itertools
 from dataclasses import replace
@@ -11,7 +11,6 @@ import torch
 
 from data_pipeline.building.edge_count import EdgeCounter
 from data_pipeline.graphs.batch import collate
-from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.graphs.molecules import MoleculeCutoff, molecules_of
 from data_pipeline.structure import InvalidStructure, Structure
 
@@ -123,47 +122,3 @@ def test_labels_of_molecules_are_whole_numbers_one_for_each_atom(wrong: list) ->
     free: dict = {"cell": np.zeros((3, 3)), "pbc": [False] * 3, "energy": 0.0}
     with pytest.raises(InvalidStructure, match="molecules"):
         Structure.checked(numbers=[1] * 3, positions=2.0 * np.eye(3), molecules=wrong, **free)
-
-
-def test_molecules_are_found_from_bonds_across_boundaries() -> None:
-    structure = waters()
-    atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=True)
-    atoms += ase.Atoms("Li", positions=[atoms.positions[0] + [0.0, 0.0, 1.9]])
-    bonds = Bonds()
-    found = bonds.molecules(atoms)
-    same = structure.molecules[:, None] == structure.molecules
-    np.testing.assert_array_equal(found[:-1, None] == found[:-1], same)
-    # lithium has no bonds, however close it is
-    assert found[-1] not in found[:-1]
-    assert len(bonds.within(atoms)) == 10
-
-
-def test_a_change_of_bonds_is_said() -> None:
-    atoms = ase.build.molecule("CH3OH", vacuum=4.0)
-    bonds = Bonds()
-    before = bonds.within(atoms)
-    assert len(before) == 5
-    assert bonds.change(atoms, before) is None
-    stretched = atoms.copy()
-    stretched.rattle(0.03, seed=1)
-    assert bonds.change(stretched, before) is None
-    broken = atoms.copy()
-    broken.positions[1] += [0.0, 4.0, 0.0]
-    assert "a bond was broken: atoms 0 (C) and 1 (O)" in str(bonds.change(broken, before))
-    made = atoms + ase.Atoms("H", positions=[atoms.positions[1] + [-0.9, 0.3, 0.3]])
-    assert "a bond was made" in str(bonds.change(made, before))
-
-
-def test_labels_come_from_an_array_of_the_file() -> None:
-    atoms = ase.build.molecule("CH3OH", vacuum=4.0)
-    bonds = Bonds()
-    assert bonds.labels(atoms) is None
-    atoms.new_array("grain", np.arange(6))
-    atoms.new_array("other", np.ones(6, int))
-    for key, expected in ((None, np.arange(6)), ("other", np.ones(6)), ("bonds", np.zeros(6))):
-        np.testing.assert_array_equal(bonds.labels(atoms, key), expected)
-    atoms.set_array("grain", None)
-    atoms.new_array("grain", np.array(list("abcdef")))
-    assert bonds.labels(atoms) is None
-    with pytest.raises(InvalidStructure, match="no array 'absent'"):
-        bonds.labels(atoms, "absent")

@@ -14,11 +14,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.graphs.bonds import Bonds
 from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.stream import Stream
 from data_pipeline.sources import AseFiles, Electrolyte, SourceConfig, electrolyte
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.molecules import CLEARANCE, MOLECULES, packed, scaled
 from data_pipeline.store.manifest import Provenance, open_manifest
 from data_pipeline.structure import InvalidStructure, Structure
