@@ -79,7 +79,7 @@ def packed(counts: Mapping[str, int], density: float, rng: np.random.Generator) 
         raise ValueError(f"molecule {min(unknown)} is unknown; there are {', '.join(MOLECULES)}")
     names = [name for name in MOLECULES for _ in range(counts.get(name, 0))]
     mass = sum(float(MOLECULES[name].get_masses().sum()) for name in names)
-    side = (mass * ase.units._amu * 1e3 / density) ** (1 / 3) * 1e8
+    side = (mass / ase.units.kg * 1e3 / density) ** (1 / 3) * 1e8
     placed = {number: np.zeros((0, 3)) for number in range(len(names))}
     # large molecules first: a small one finds room between them
     for number in sorted(range(len(names)), key=lambda number: -len(MOLECULES[names[number]])):
