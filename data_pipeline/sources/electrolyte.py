@@ -42,7 +42,7 @@ class Electrolyte(Source):
 
     molecules: Mapping[str, int]
     """Number of molecules or ions of each name: EC, EMC, PF6 and Li."""
-    temperatures: tuple[float, ...] = (300.0, 400.0, 500.0, 600.0)
+    trajectory_temperatures: tuple[float, ...] = (300.0, 400.0, 500.0, 600.0)
     """Temperatures [K]."""
     density: float = 1.2
     """Density [g/cm³]."""
@@ -65,8 +65,8 @@ class Electrolyte(Source):
     """Definition of bonds, by which broken molecules are found."""
 
     def __post_init__(self) -> None:
-        if not self.temperatures or min(self.temperatures) <= 0:
-            raise ValueError(f"temperatures must be positive [K], not {self.temperatures}")
+        if not self.trajectory_temperatures or min(self.trajectory_temperatures) <= 0:
+            raise ValueError(f"trajectory_temperatures must be positive [K], not {self.trajectory_temperatures}")
         if min(self.trajectories, self.frames, self.interval) < 1 or min(self.warm_up, self.seed) < 0:
             raise ValueError("trajectories, frames and interval must be at least 1, warm_up and seed at least 0")
         if not LOOSE <= self.density <= 5.0:
@@ -78,7 +78,7 @@ class Electrolyte(Source):
         """Return the trajectories."""
         return [
             Part(name=_name(temperature, number), size=self.frames, read=partial(self._run, temperature, number))
-            for temperature in self.temperatures
+            for temperature in self.trajectory_temperatures
             for number in range(self.trajectories)
         ]
 

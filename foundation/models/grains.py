@@ -71,7 +71,7 @@ class GrainsConfig(Architecture):
 
     grains: tuple[str, ...] = field(metadata=DECIDES)
     """Kinds of grains, each as its elements in the order of its atoms, such as Li, PF6, CO3C2H4."""
-    grain_cutoff: float = field(default=10.0, metadata=DECIDES)
+    cutoff: float = field(default=10.0, metadata=DECIDES)
     """Distance of centres below which grains are neighbours [Å]; the data count edges there (molecule_cutoffs)."""
     grain_irreps: str = field(default="64x0e+32x1o+16x2e", metadata=DECIDES)
     """Irreps of the messages, sorted, with 0e and 1o among them."""
@@ -95,6 +95,7 @@ class GrainsConfig(Architecture):
     """Number of sums over the contacts of an atom."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cutoff", MoleculeCutoff(self.cutoff))  # whoever makes a graph gets one of molecules
         if not 0 < len(self.grains) <= MAX_KINDS or len(set(map(sequence_of, self.grains))) < len(self.grains):
             raise ValueError(f"grains: give 1 to {MAX_KINDS} kinds, each once")
         irreps = parse_irreps(self.grain_irreps)
@@ -105,8 +106,8 @@ class GrainsConfig(Architecture):
         if not {o3.Irrep("0e"), o3.Irrep("1o")} <= {item.ir for item in irreps}:
             raise ValueError(f"grain_irreps {self.grain_irreps!r} need scalars and vectors (0e and 1o)")
         smallest, largest = CUTOFFS
-        if not smallest <= self.grain_cutoff <= largest or not 0 <= self.contact_cutoff <= largest:
-            raise ValueError(f"grain_cutoff must be from {smallest} to {largest} Å, contact_cutoff at most that, or 0")
+        if not smallest <= self.cutoff <= largest or not 0 <= self.contact_cutoff <= largest:
+            raise ValueError(f"cutoff must be from {smallest} to {largest} Å, contact_cutoff at most that, or 0")
         limits = {"num_blocks": MAX_BLOCKS, "max_degree": MAX_DEGREE, "cutoff_power": MAX_CUTOFF_POWER}
         limits |= dict.fromkeys(("num_basis", "contact_basis", "contact_channels"), MAX_CHANNELS)
         for name, limit in limits.items():
@@ -118,11 +119,6 @@ class GrainsConfig(Architecture):
                 raise ValueError(f"{name}: 1 to {MAX_LAYERS} of 1 to {MAX_CHANNELS}")
         if self.num_parameters(1) > MAX_PARAMETERS:
             raise ValueError(f"grains and sizes make more than {MAX_PARAMETERS:.2g} parameters")
-
-    @property
-    def cutoff(self) -> MoleculeCutoff:  # pyright: ignore[reportIncompatibleVariableOverride] (read only)
-        """Distance of centres below which grains are neighbours [Å]."""
-        return MoleculeCutoff(self.grain_cutoff)
 
     @property
     def sequences(self) -> list[tuple[int, ...]]:
@@ -217,14 +213,14 @@ class GrainsNetwork(EnergyModel):
         self._sequences = config.sequences
         self._slots = list(itertools.accumulate(map(len, self._sequences), initial=0))
         self.irreps_harmonics = _harmonics(config)
-        self.radial_basis = BesselBasis(config.num_basis, config.grain_cutoff)
+        self.radial_basis = BesselBasis(config.num_basis, config.cutoff)
         irreps, blocks = _inputs(config), []
         for wanted in _outputs(config):
             radial = [config.num_basis, *config.radial_sizes]
             blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, 1.0))
             irreps = blocks[-1].irreps_out
         self.blocks = torch.nn.ModuleList(blocks)
-        scale_messages(blocks, self._basis, config.grain_cutoff)
+        scale_messages(blocks, self._basis, config.cutoff)
         self.kinds = torch.nn.ModuleList([KindNetwork(config, len(sequence)) for sequence in self._sequences])
         if config.contact_cutoff > 0:
             self.contact_basis = BesselBasis(config.contact_basis, config.contact_cutoff)
@@ -363,7 +359,7 @@ class GrainsNetwork(EnergyModel):
             slot[kind.atoms] = first + torch.arange(kind.atoms.shape[1], device=slot.device)
         contacts = contacts_of(grains, batch, vectors, max(map(len, self._sequences)), config.contact_cutoff)
         fading = xplor_cutoff(
-            torch.linalg.vector_norm(vectors, dim=1), config.grain_cutoff, ONSET * config.grain_cutoff
+            torch.linalg.vector_norm(vectors, dim=1), config.cutoff, ONSET * config.cutoff
         ).index_select(0, contacts.pairs)
         fading = fading * polynomial_cutoff(contacts.lengths, config.contact_cutoff, config.cutoff_power)
         filters = (self.contact_basis(contacts.lengths) * fading.unsqueeze(1)) @ self.contact_filter
@@ -373,7 +369,7 @@ class GrainsNetwork(EnergyModel):
         return sums.index_add(0, contacts.second, filters * weights.index_select(0, contacts.first))
 
     def _basis(self, lengths: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
-        fading = polynomial_cutoff(lengths, self.config.grain_cutoff, self.config.cutoff_power)
+        fading = polynomial_cutoff(lengths, self.config.cutoff, self.config.cutoff_power)
         return self.radial_basis(lengths) * fading.unsqueeze(1)
 
     def standardize(self, sample: Iterable[tuple[GraphBatch, Int[Tensor, " atoms"]]]) -> None:

@@ -24,7 +24,9 @@ from data_pipeline.store.manifest import Provenance, open_manifest
 from data_pipeline.structure import InvalidStructure, Structure
 
 COUNTS = {"EC": 2, "EMC": 1, "PF6": 1, "Li": 1}
-SHORT = Electrolyte(molecules=COUNTS, temperatures=(300.0, 500.0), frames=3, interval=2, warm_up=2, density=0.5)
+SHORT = Electrolyte(
+    molecules=COUNTS, trajectory_temperatures=(300.0, 500.0), frames=3, interval=2, warm_up=2, density=0.5
+)
 
 
 class Springs(Calculator):
@@ -132,7 +134,7 @@ def test_frames_of_broken_molecules_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_wrong_options_are_refused() -> None:
-    for changes in ({"temperatures": ()}, {"frames": 0}, {"density": 0.1}, {"molecules": {"EC": 0}}):
+    for changes in ({"trajectory_temperatures": ()}, {"frames": 0}, {"density": 0.1}, {"molecules": {"EC": 0}}):
         with pytest.raises(ValueError, match="must"):
             Electrolyte(**{"molecules": COUNTS, **changes})
 

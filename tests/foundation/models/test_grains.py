@@ -56,7 +56,7 @@ def potential() -> Potential:
 )
 def test_a_network_of_grains_obeys_the_laws(changes: dict) -> None:
     torch.manual_seed(1)
-    config = replace(CONFIG, grains=("Li", "OH2"), grain_cutoff=9.0, **changes)
+    config = replace(CONFIG, grains=("Li", "OH2"), cutoff=9.0, **changes)
     check_laws(Potential(config.network((1, 3, 8)), (1, 3, 8), ("PBE",)))
 
 
@@ -140,7 +140,7 @@ def contact_sums(structure: Structure, network: GrainsNetwork) -> Float64[np.nda
         apart = np.linalg.norm(centres[labels[0]] - centres[labels[1]])
         if labels[0] == labels[1] or length > config.contact_cutoff:
             continue
-        assert apart < 0.85 * config.grain_cutoff
+        assert apart < 0.85 * config.cutoff
         x = length / config.contact_cutoff
         fading = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
         basis = 2 / config.contact_cutoff * np.sin(waves * length) / length
@@ -240,7 +240,7 @@ def test_a_configuration_that_cannot_be_is_refused() -> None:
         {"grains": ("Li", "Li")},
         {"grain_irreps": "8x0e"},
         {"grain_irreps": "4x1o+8x0e"},
-        {"grain_cutoff": -1.0},
+        {"cutoff": -1.0},
         {"hidden_sizes": ()},
         {"num_blocks": 0},
     ]
