@@ -24,9 +24,8 @@ from data_pipeline.store.manifest import Provenance, open_manifest
 from data_pipeline.structure import InvalidStructure, Structure
 
 COUNTS = {"EC": 2, "EMC": 1, "PF6": 1, "Li": 1}
-SHORT = Electrolyte(
-    molecules=COUNTS, trajectory_temperatures=(300.0, 500.0), frames=3, interval=2, warm_up=2, density=0.5
-)
+TWO = (300.0, 500.0)
+SHORT = Electrolyte(molecules=COUNTS, trajectory_temperatures=TWO, frames=3, interval=2, warm_up=2, density=0.5)
 
 
 class Springs(Calculator):
