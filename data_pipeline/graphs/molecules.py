@@ -31,6 +31,11 @@ class MoleculeCutoff(float):
         return hash(("molecules", float(self)))
 
 
+def described(cutoff: float) -> str:
+    """Return a cutoff [Å] in words, without the unit: between atoms or between molecules."""
+    return f"{cutoff:g} between molecules" if isinstance(cutoff, MoleculeCutoff) else f"{cutoff:g}"
+
+
 class Molecules(NamedTuple):
     """Molecules of a structure."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
-from data_pipeline.graphs.molecules import MoleculeCutoff
+from data_pipeline.graphs.molecules import MoleculeCutoff, described
 from data_pipeline.plain_files.finding import DataFile, Found, find_files, kind_of_file
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
@@ -112,7 +112,15 @@ def plain_fingerprint(
         for section, each in found.items()
         for file in each.files
     ]
-    text = json.dumps([SCHEMA_VERSION, stamps, asdict(config), [_named(each) for each in cutoffs]], sort_keys=True)
+    text = json.dumps(
+        [
+            SCHEMA_VERSION,
+            stamps,
+            asdict(config),
+            [described(each) if isinstance(each, MoleculeCutoff) else each for each in cutoffs],
+        ],
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -121,10 +129,6 @@ def _stamp(path: Path) -> list[int]:
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     status = [each.stat() for each in files]
     return [sum(each.st_size for each in status), max((each.st_mtime_ns for each in status), default=0)]
-
-
-def _named(cutoff: float) -> float | str:
-    return f"{cutoff} between molecules" if isinstance(cutoff, MoleculeCutoff) else cutoff
 
 
 def build_plain(
