@@ -17,7 +17,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.loading.stream import Stream
-from data_pipeline.sources import AseFiles, Electrolyte, SourceConfig, electrolyte
+from data_pipeline.sources import AseFiles, Electrolyte, SourceConfig, electrolyte, molecules
 from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.molecules import CLEARANCE, MOLECULES, packed, scaled
 from data_pipeline.store.manifest import Provenance, open_manifest
@@ -78,7 +78,7 @@ def test_geometries_are_those_of_the_molecules() -> None:
                     assert lengths[i, j] == pytest.approx(length, abs=0.02)
 
 
-def test_boxes_have_their_density_and_room_between_molecules() -> None:
+def test_boxes_have_their_density_and_room_between_molecules(monkeypatch: pytest.MonkeyPatch) -> None:
     box = packed(COUNTS, 0.6, np.random.default_rng(0))
     mass = float(box.get_masses().sum()) / ase.units.kg * 1e3
     assert mass / (box.get_volume() * 1e-24) == pytest.approx(0.6)
@@ -98,6 +98,7 @@ def test_boxes_have_their_density_and_room_between_molecules() -> None:
     ).any()
     with pytest.raises(ValueError, match="unknown"):
         packed({"DMC": 1}, 0.6, np.random.default_rng(0))
+    monkeypatch.setattr(molecules, "MAX_TRIES", 50)
     with pytest.raises(ValueError, match="lower density"):
         packed({"EC": 2}, 3.0, np.random.default_rng(0))
 

@@ -245,5 +245,5 @@ def test_a_configuration_that_cannot_be_is_refused() -> None:
         {"num_blocks": 0},
     ]
     for changes in wrong:
-        with pytest.raises(ValueError, match=r"grain|hidden_sizes|num_blocks"):
+        with pytest.raises(ValueError, match=r"grain|hidden_sizes|num_blocks|cutoff"):
             replace(CONFIG, **changes)
