@@ -14,8 +14,9 @@ from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.sources.molecules import packed
 from data_pipeline.structure import InvalidStructure, Structure
+from foundation.export import golden_record
 from foundation.interop.calculator import Calculator, to_atoms, to_structure
-from foundation.models import GrainsConfig, GrainsNetwork
+from foundation.models import EquivariantConfig, GrainsConfig, GrainsNetwork
 from foundation.models.grains import KindNetwork
 from foundation.nn.computation import Computation
 from foundation.nn.grains import code_of, grains_of, sequence_of
@@ -207,14 +208,6 @@ def test_inputs_are_standardized_over_the_sample() -> None:
     assert float(grains_network.blocks[0].get_buffer("denominator")) > 1.0
 
 
-def test_the_number_of_parameters_is_known_without_building() -> None:
-    for changes in ({}, {"contact_cutoff": 0.0}, {"num_blocks": 3, "grain_irreps": "8x0e+4x1o"}):
-        config = replace(CONFIG, **changes)
-        for theories in (1, 2):
-            made = config.network(ELEMENTS, theories)
-            assert sum(each.numel() for each in made.parameters()) == config.num_parameters(6, theories)
-
-
 def test_levels_of_theory_are_biases_of_the_energy(potential: Potential) -> None:
     batch = collate([box()], CONFIG.cutoff, torch.float64)
     two = add_theory(potential, "other", like="SevenNet-0")
@@ -247,3 +240,16 @@ def test_a_configuration_that_cannot_be_is_refused() -> None:
     for changes in wrong:
         with pytest.raises(ValueError, match=r"grain|hidden_sizes|num_blocks|cutoff"):
             replace(CONFIG, **changes)
+
+
+def test_a_golden_prediction_says_which_atoms_are_one_molecule(potential: Potential) -> None:
+    structure = box()
+    record = golden_record(potential, structure, "SevenNet-0")
+    assert record["molecules"] == structure.molecules.tolist()
+    assert "molecules" not in golden_record(alone(), replace(structure, has_molecules=False), "PBE")
+
+
+def alone() -> Potential:
+    """A network of atoms."""
+    config = EquivariantConfig(irreps="4x0e", num_blocks=1, max_degree=0, radial_sizes=(4,))
+    return Potential(config.network(ELEMENTS), ELEMENTS, ("PBE",)).eval()
