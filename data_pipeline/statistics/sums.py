@@ -168,13 +168,12 @@ class Statistics:
             ValueError: it is not among them.
         """
         if cutoff not in self.cutoffs:
-            between, option = "atoms", "cutoffs"
-            if isinstance(cutoff, MoleculeCutoff):
-                between, option = "molecules", "molecule_cutoffs"
-            alike = [each for each in self.cutoffs if isinstance(each, MoleculeCutoff) == (between == "molecules")]
+            of_molecules = isinstance(cutoff, MoleculeCutoff)
+            alike = [str(each) for each in self.cutoffs if isinstance(each, MoleculeCutoff) == of_molecules]
             raise ValueError(
-                f"edges between {between} were counted at {', '.join(map(str, alike)) or 'no cutoff'}, not at {cutoff} "
-                f"Å; build the data again with this cutoff among its {option}"
+                f"edges{' between molecules' * of_molecules} were counted at {', '.join(alike) or 'no length in'} Å, "
+                f"not at {cutoff} Å; build the data again with this cutoff among its "
+                f"{'molecule_' * of_molecules}cutoffs"
             )
         return self.cutoffs.index(cutoff)
 

@@ -169,9 +169,11 @@ def test_labels_of_molecules_reach_the_batches_of_training(frames: list[Structur
         assert batch.graph_of_molecule is not None
         assert torch.bincount(batch.molecule).tolist() == [1, 7, 10, 10, 15] * batch.num_graphs
         assert batch.num_edges <= 400
-    with pytest.raises(ValueError, match=r"between molecules were counted at 7.0, 9.0, not at 8.0"):
+    with pytest.raises(
+        ValueError, match=r"between molecules were counted at 7.0, 9.0 Å, not at 8.0 Å; .* molecule_cutoffs"
+    ):
         statistics.cutoff_number(MoleculeCutoff(8.0))
-    with pytest.raises(ValueError, match=r"between atoms were counted at 3.0, not at 9.0"):
+    with pytest.raises(ValueError, match=r"edges were counted at 3.0 Å, not at 9.0 Å; .* its cutoffs"):
         statistics.cutoff_number(9.0)
 
 
