@@ -242,6 +242,7 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
         "positions": structure.positions.tolist(),
         "cell": structure.cell.tolist(),
         "pbc": structure.pbc.tolist(),
+        **({"molecules": structure.molecules.tolist()} if structure.has_molecules else {}),
         "energy": float(prediction.energy),
         "forces": prediction.forces.tolist(),
         "stress": prediction.stress[0].tolist(),
@@ -260,6 +261,7 @@ class _Golden:
     energy: float
     forces: list[tuple[float, float, float]]
     stress: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    molecules: list[int] | None = None
 
 
 def verify_golden(folder: Path) -> None:
@@ -281,6 +283,7 @@ def verify_golden(folder: Path) -> None:
                 cell=np.array(record.cell),
                 pbc=np.array(record.pbc),
                 energy=0.0,
+                molecules=record.molecules,
             )
             again = golden_record(potential, structure, record.theory)
             for name in ("energy", "forces", "stress"):
@@ -348,6 +351,8 @@ def _golden_structures(
             if structures[0].num_atoms <= MAX_GOLDEN_ATOMS:
                 break
     if not found:
+        if potential.network.units:
+            raise ValueError("a potential of molecules has no generated golden structures; name some with --data")
         log.info("golden structures are generated crystals: no data of the run are taken")
         return GENERATED, generated(potential.elements, count)
     provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))

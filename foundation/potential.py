@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graphs.batch import TENSORS, GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
+from data_pipeline.graphs.molecules import MoleculeCutoff, molecule_labels
 from data_pipeline.graphs.packing import EDGE_BUDGET, Refused, packed
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
@@ -130,7 +131,13 @@ class Potential(torch.nn.Module):
         return self
 
     def repel(self) -> "Potential":
-        """Add a repulsion between atoms much closer than a bond, in place, and return the potential."""
+        """Add a repulsion between atoms much closer than a bond, in place, and return the potential.
+
+        Raises:
+            ValueError: the network's graphs are not of atoms.
+        """
+        if isinstance(self.cutoff, MoleculeCutoff):
+            raise ValueError("a repulsion between atoms needs their pairs, and a network of grains has those of grains")
         self.repulsion = Repulsion().to(self.device)
         return self
 
@@ -295,7 +302,12 @@ def to_structure(atoms: AtomsLike) -> Structure:
         InvalidStructure: Structure.checked refuses it.
     """
     return Structure.checked(
-        numbers=atoms.numbers, positions=atoms.positions, cell=np.asarray(atoms.cell), pbc=atoms.pbc, energy=0.0
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=np.asarray(atoms.cell),
+        pbc=atoms.pbc,
+        energy=0.0,
+        molecules=molecule_labels(getattr(atoms, "arrays", {})),
     )
 
 
@@ -314,7 +326,7 @@ def check_weights(potential: Potential) -> None:
 
 def _with_derivatives(batch: GraphBatch) -> GraphBatch:
     """Return a batch whose tensors can be differentiated, copies of those made in inference mode."""
-    made = {name: getattr(batch, name) for name in TENSORS}
+    made = batch.tensors()
     return replace(batch, **{name: tensor.clone() for name, tensor in made.items() if tensor.is_inference()})
 
 

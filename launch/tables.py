@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.inspection import (
     MIN_PAIRS,
     PERIODIC_TABLE,
@@ -166,7 +167,10 @@ def manifest(opened: Manifest, words: str = "") -> None:
         console.print(f"left out: {reasons} (rejects.jsonl names each frame)")
     train = trained_on(opened)
     shown, where = (train, "training") if train else (all_statistics(opened), "all frames")
-    neighbors = ", ".join(f"{shown.mean_neighbors(cutoff):.1f} within {cutoff} Å" for cutoff in shown.cutoffs)
+    neighbors = ", ".join(
+        f"{shown.mean_neighbors(cutoff):.1f} within {cutoff} Å{' of centres' * isinstance(cutoff, MoleculeCutoff)}"
+        for cutoff in shown.cutoffs
+    )
     console.print(f"mean neighbours in {where}: {neighbors}")
     provenance, elements = opened.provenance, shown.elements
     console.print(f"level of theory: {provenance.level_of_theory}\nlicence: {provenance.licence}")

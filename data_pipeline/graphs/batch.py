@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
+from data_pipeline.graphs.molecules import MoleculeCutoff, molecules_of
 from data_pipeline.graphs.neighbors import NeighborSearch, Pairs
 from data_pipeline.graphs.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
@@ -34,6 +35,8 @@ class GraphBatch:
 
     Indices are absolute within the batch. An edge points from its receiver to a neighbour: its vector is
     positions[sender] + shift·cell - positions[receiver]. Edges are sorted by receiver.
+
+    In a graph of molecules, made with a MoleculeCutoff, edges join the centres of molecules instead of atoms.
     """
 
     numbers: Int[Tensor, " atoms"]
@@ -74,6 +77,12 @@ class GraphBatch:
     """Number of the level of theory of each structure's labels."""
     weight: Float64[Tensor, " graphs"]
     """Weight of each structure in the loss."""
+    molecule: Int[Tensor, " atoms"] | None = None
+    """Molecule of each atom; None in a graph of atoms."""
+    images: Float[Tensor, "atoms 3"] | None = None
+    """Whole lattice vectors to the image of each atom that is beside the others of its molecule."""
+    graph_of_molecule: Int[Tensor, " molecules"] | None = None
+    """Structure that each molecule belongs to, ascending."""
     ids: tuple[str, ...] = ()
     """Names of the structures."""
 
@@ -110,10 +119,17 @@ class GraphBatch:
             changes = tensor.is_floating_point() and name not in ("energy", "weight", "positions", "cell")
             return tensor.to(device=device, dtype=dtype if changes else None, non_blocking=True)
 
-        return replace(self, **{name: convert(name, getattr(self, name)) for name in TENSORS})
+        return replace(self, **{name: convert(name, tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, those of molecules only in a graph of molecules."""
+        names = TENSORS if self.molecule is None else (*TENSORS, *OF_MOLECULES)
+        return {name: getattr(self, name) for name in names}
 
 
-TENSORS = tuple(item.name for item in fields(GraphBatch) if item.name != "ids")
+OF_MOLECULES = ("molecule", "images", "graph_of_molecule")
+"""Tensors of a graph of molecules alone."""
+TENSORS = tuple(item.name for item in fields(GraphBatch) if item.name not in ("ids", *OF_MOLECULES))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,8 +164,18 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
 
 def search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | InvalidStructure]:
     """Yield the pairs of every structure within the cutoff [Å], each pair once, or the reason why there are none."""
-    if not structures:
-        return
+    if isinstance(cutoff, MoleculeCutoff):
+        for structure in structures:
+            try:
+                yield from _search([molecules_of(structure).centres], cutoff)
+            except InvalidStructure as error:
+                yield error
+    elif structures:
+        yield from _search(structures, cutoff)
+
+
+def _search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | InvalidStructure]:
+    """Yield the pairs of points."""
     neighbors = NeighborSearch(cutoff)
     cells = neighbors.cells(structures)
     for structure, cell, usual in zip(structures, cells.vectors, cells.usual.tolist(), strict=True):
@@ -213,11 +239,19 @@ class BatchLayout:
     """Size of the names as JSON [bytes]."""
     float_type: str
     """NumPy's name of the type of shifts, forces and stress."""
+    num_molecules: int | None = None
+    """Number of molecules of all structures; None in a graph of atoms."""
+
+    @property
+    def num_points(self) -> int:
+        """Number of points that edges join: atoms, or molecules."""
+        return self.num_atoms if self.num_molecules is None else self.num_molecules
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
         """First byte, last byte + 1, type and shape of every array."""
         atoms, edges, graphs, real = self.num_atoms, 2 * self.num_pairs, self.num_graphs, self.float_type
+        points = self.num_points
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "senders": ("int64", (edges,)),
             "receivers": ("int64", (edges,)),
@@ -226,7 +260,7 @@ class BatchLayout:
             "reverse": ("int64", (edges,)),
             "pair_edges": ("int64", (self.num_pairs,)),
             "numbers": ("int64", (atoms,)),
-            "row_pointers": ("int64", (atoms + 1,)),
+            "row_pointers": ("int64", (points + 1,)),
             "graph_of_atom": ("int64", (atoms,)),
             "positions": ("float64", (atoms, 3)),
             "forces": (real, (atoms, 3)),
@@ -238,8 +272,11 @@ class BatchLayout:
             "stress": (real, (graphs, 3, 3)),
             "has_forces": ("bool", (graphs,)),
             "has_stress": ("bool", (graphs,)),
-            "ids": ("uint8", (self.id_bytes,)),
         }
+        if self.num_molecules is not None:
+            arrays["molecule"], arrays["images"] = ("int64", (atoms,)), (real, (atoms, 3))
+            arrays["graph_of_molecule"] = ("int64", (points,))
+        arrays["ids"] = ("uint8", (self.id_bytes,))
         places, start = {}, 0
         for name, (kind, shape) in arrays.items():
             stop = start + math.prod(shape) * _ITEM_BYTES[kind]
@@ -290,6 +327,8 @@ class Graphs:
             InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
         """
         self._structures, self._theories, self._weights = structures, theories, weights
+        self._molecules = [molecules_of(s) for s in structures] if isinstance(cutoff, MoleculeCutoff) else None
+        self._points = structures if self._molecules is None else [each.centres for each in self._molecules]
         self._pairs: list[Pairs] = _pairs(structures, cutoff) if pairs is None else pairs
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
@@ -298,6 +337,7 @@ class Graphs:
             num_graphs=len(structures),
             id_bytes=len(self._ids),
             float_type=float_type,
+            num_molecules=None if self._molecules is None else sum(p.num_atoms for p in self._points),
         )
 
     def batch(self) -> GraphBatch:
@@ -323,13 +363,19 @@ class Graphs:
         arrays["theory"][:] = 0 if self._theories is None else self._theories
         arrays["weight"][:] = 1.0 if self._weights is None else self._weights
         arrays["graph_of_atom"][:] = np.repeat(np.arange(len(structures)), arrays["num_atoms"])
-        first_atom = np.cumsum(arrays["num_atoms"]) - arrays["num_atoms"]
+        num_points = np.array([points.num_atoms for points in self._points])
+        first_point = np.cumsum(num_points) - num_points
+        if self._molecules is not None:
+            arrays["molecule"][:] = np.concatenate([each.molecule for each in self._molecules])
+            arrays["molecule"] += np.repeat(first_point, arrays["num_atoms"])
+            arrays["images"][:] = np.concatenate([each.images for each in self._molecules])
+            arrays["graph_of_molecule"][:] = np.repeat(np.arange(len(structures)), num_points)
         ends = np.concatenate([ends for ends, _, _ in self._pairs])
-        ends += np.repeat(first_atom, [len(ends) for ends, _, _ in self._pairs])[:, None]
-        mirrored = mirror(ends[:, 0], ends[:, 1], self.layout.num_atoms)
+        ends += np.repeat(first_point, [len(ends) for ends, _, _ in self._pairs])[:, None]
+        mirrored = mirror(ends[:, 0], ends[:, 1], self.layout.num_points)
         for name in ("receivers", "senders", "pairs", "reverse", "pair_edges"):
             arrays[name][:] = getattr(mirrored, name)
         shifts = np.concatenate([shifts for _, shifts, _ in self._pairs])
         arrays["shifts"][:] = mirrored.signed(shifts.astype(self.layout.float_type))
-        degrees = np.bincount(arrays["receivers"], minlength=self.layout.num_atoms)
+        degrees = np.bincount(arrays["receivers"], minlength=self.layout.num_points)
         np.cumsum(degrees, out=arrays["row_pointers"][1:])

@@ -25,6 +25,7 @@ from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 from jaxtyping import Int64
 
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.source import Part, Source
 from data_pipeline.structure import Structure
 
@@ -125,6 +126,7 @@ def dynamics(
     warm_up: int,
     interval: int,
     frozen: Sequence[int] = (),
+    time_step: float = TIME_STEP,
 ) -> Iterator[ase.Atoms]:
     """Yield a trajectory's frames without end: the same atoms, changed in place, with calculated energy and forces.
 
@@ -136,13 +138,14 @@ def dynamics(
         warm_up: Number of steps before the first frame.
         interval: Number of steps from frame to frame.
         frozen: Indices of atoms that do not move.
+        time_step: Time step [fs].
     """
     rng = np.random.default_rng([*seed])
     atoms.calc = calculator
     atoms.set_constraint(FixAtoms(indices=list(frozen)))
     widths = np.sqrt(atoms.get_masses() * 2 * temperature * ase.units.kB)
     atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * widths[:, None])
-    step, friction = TIME_STEP * ase.units.fs, FRICTION / ase.units.fs
+    step, friction = time_step * ase.units.fs, FRICTION / ase.units.fs
     moving = Langevin(atoms, step, temperature_K=temperature, friction=friction, fixcm=False, rng=rng)
     moving.run(warm_up)
     while True:
@@ -313,6 +316,7 @@ def labelled(atoms: ase.Atoms, *, id: str, group: str) -> Structure:
         energy=atoms.get_potential_energy(),
         forces=atoms.get_forces(apply_constraint=False),
         stress=atoms.get_stress(voigt=False),
+        molecules=Bonds().labels(atoms),
         id=id,
         group=group,
     )

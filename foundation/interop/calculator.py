@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import ase
+import numpy as np
 import torch
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
@@ -163,5 +164,8 @@ class _Turn:
 
 
 def to_atoms(structure: Structure) -> ase.Atoms:
-    """Return a Structure as ASE's Atoms, without its labels."""
-    return ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    """Return a Structure as ASE's Atoms, without energies; the labels of its molecules are the array `molecule`."""
+    atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    if structure.has_molecules:
+        atoms.new_array("molecule", structure.molecules.astype(np.int64))
+    return atoms

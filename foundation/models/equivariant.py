@@ -36,14 +36,11 @@ from foundation.models.limits import (
 )
 from foundation.nn.computation import Computation, set_layers
 from foundation.nn.embedding import periodic_features
-from foundation.nn.interaction import InteractionBlock
+from foundation.nn.interaction import InteractionBlock, scale_messages
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
 from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
 from foundation.nn.recompute import recomputed
-
-INITIAL_GAIN = 0.5
-"""Initial size of the radial networks' inputs; with 1, the messages of five blocks add up to large forces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +188,7 @@ class EquivariantNetwork(EnergyModel):
             blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator, biases))
             irreps = blocks[-1].irreps_out
         self.blocks = torch.nn.ModuleList(blocks)
-        self._scale_messages()
+        scale_messages(blocks, self._basis, config.cutoff)
         middle = o3.Irreps([(config.readout_channels, "0e")])
         self.readout = torch.nn.ModuleList([Linear(irreps, middle, biases), Linear(middle, o3.Irreps("1x0e"))])
 
@@ -253,21 +250,6 @@ class EquivariantNetwork(EnergyModel):
                 state |= {f"{name}.{part}": value for part, value in before.mixed_theories(mixture.cpu()).items()}
         network.load_state_dict(state)
         return network.train(self.training)
-
-    def _scale_messages(self) -> None:
-        """Scale the radial networks' initial inputs to unit size.
-
-        The basis is of order 0.05 at bond lengths. Unscaled, forces start forty times smaller than energies, and
-        training learns energies from composition long before any forces.
-        """
-        distances = torch.linspace(0.4, 1.0, 61)[:-1] * self.cutoff
-        with torch.no_grad():
-            basis = self._basis(distances)
-            density = distances**2 / (distances**2).sum()
-            rms = (density.unsqueeze(1) * basis.square()).sum(dim=0).mean().sqrt()
-            for block in self.blocks:
-                assert isinstance(block, InteractionBlock)
-                block.radial.weights[0].mul_(INITIAL_GAIN / rms)
 
     def compute_as(self, computation: Computation) -> None:
         """Set the options of computing; the weights do not change.

@@ -13,7 +13,7 @@ from data_pipeline.structure import Structure
 from foundation.checkpoint import describe, load, save
 from foundation.interop.calculator import Calculator, to_structure
 from foundation.interop.sevennet import UnsupportedSevenNet, to_sevennet
-from foundation.models import DataFacts
+from foundation.models import DataFacts, GrainsConfig
 from foundation.nn.repulsion import COULOMB, INNER, OUTER, SCREENING, Repulsion, switch, zbl_energy
 from foundation.potential import Potential
 from foundation.surgery.elements import add_elements
@@ -141,3 +141,9 @@ def test_calculators_add_it_on_request_and_other_programs_do_not_lose_it_silentl
     assert energy(potential, structure) == energy(small(), structure)
     with pytest.raises(UnsupportedSevenNet, match="repulsion"):
         to_sevennet(potential.repel(), tmp_path / "x.pth")
+
+
+def test_a_network_whose_graphs_are_of_grains_cannot_have_it() -> None:
+    network = GrainsConfig(grains=("O", "H2")).network((1, 8))
+    with pytest.raises(ValueError, match="needs their pairs"):
+        Potential(network, (1, 8), ("PBE",)).repel()
