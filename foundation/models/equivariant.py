@@ -262,7 +262,7 @@ class EquivariantNetwork(EnergyModel):
         """
         distances = torch.linspace(0.4, 1.0, 61)[:-1] * self.cutoff
         with torch.no_grad():
-            basis = self._basis(distances)
+            basis = self.basis(distances)
             density = distances**2 / (distances**2).sum()
             rms = (density.unsqueeze(1) * basis.square()).sum(dim=0).mean().sqrt()
             for block in self.blocks:
@@ -335,7 +335,7 @@ class EquivariantNetwork(EnergyModel):
     def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
         """Return the input of each block's weights: the common radial basis, or the block's table."""
         if self._knots is None:
-            return [self._basis(distances)] * len(self.blocks)
+            return [self.basis(distances)] * len(self.blocks)
         if self._knots.lengths.device != distances.device:
             self._knots = Knots(*(tensor.to(distances.device) for tensor in self._knots))
         places, coefficients = hermite(self._knots.lengths.to(distances.dtype), distances)
@@ -362,7 +362,8 @@ class EquivariantNetwork(EnergyModel):
             self._tables = made_from, tables
         return tables
 
-    def _basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+    def basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+        """Return the radial basis of lengths [Å] times the cutoff function, the input of the radial networks."""
         return self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:

@@ -80,16 +80,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "foundation" / "kernels"
 
 
-def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """Return the library of a C source, from the cache or compiled now.
+def load(source: str | tuple[str, ...], defines: tuple[str, ...]) -> ctypes.CDLL:
+    """Return the library of a C source, or of several files, from the cache or compiled now.
 
     Raises:
         NoCompiler: no compiler was found, or it fails on the source.
         UntrustedCode: somebody else could have written to the cache.
     """
     path, version = compiler()
+    sources = (source,) if isinstance(source, str) else source
     flags = [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *defines]
-    name = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\0".join([*sources, *flags, version, processor()]).encode()).hexdigest()[:32]
     _share_openmp()
     for entry in sorted(cache_folder().glob(f"{name}-*.so")):
         loaded = trusted.load_library(entry, entry.stem.split("-")[1], CACHE_VARIABLE)
@@ -97,18 +98,20 @@ def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
             return loaded
         logger.warning("%s is damaged; compiling it again", entry)
         entry.unlink(missing_ok=True)
-    return _compile(path, flags, source, name)
+    return _compile(path, flags, sources, name)
 
 
-def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL:
+def _compile(path: str, flags: list[str], sources: tuple[str, ...], name: str) -> ctypes.CDLL:
     """Compile into a temporary file, load it, and only then rename it: another process may remove an entry."""
     folder = _writable_folder()
     trusted.refuse_untrusted_folder(folder, CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        code, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
-        code.write_text(source)
+        library, files = Path(temporary) / "kernel.so", []
+        for number, source in enumerate(sources):
+            files.append(Path(temporary) / f"kernel{number}.c")
+            files[-1].write_text(source)
         result = subprocess.run(
-            [path, *flags, "-o", str(library), str(code), "-lm"], capture_output=True, text=True, check=False
+            [path, *flags, "-o", str(library), *map(str, files), "-lm"], capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise NoCompiler(f"{path} cannot compile the kernels: {result.stderr.strip()[:500]}")
