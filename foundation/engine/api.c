@@ -19,9 +19,14 @@ typedef struct {
   uint64_t layout, float_bytes, num_numbers, num_constants, checksum;
 } Header;
 
-static uint64_t checksum_of(const unsigned char *bytes, size_t size) {
-  uint64_t sum = 14695981039346656037u; /* FNV-1a */
-  for (size_t i = 0; i < size; i++) sum = (sum ^ bytes[i]) * 1099511628211u;
+/* FNV-1a of words of 8 bytes, the last one filled up with zeros. */
+static uint64_t checksum_of(const char *bytes, size_t size) {
+  uint64_t sum = 14695981039346656037u;
+  for (size_t i = 0; i < size; i += 8) {
+    uint64_t word = 0;
+    memcpy(&word, bytes + i, size - i < 8 ? size - i : 8);
+    sum = (sum ^ word) * 1099511628211u;
+  }
   return sum;
 }
 

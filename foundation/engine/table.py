@@ -30,7 +30,7 @@ class Table:
 
     breaks: Float64[np.ndarray, " breaks"]
     """Ends of the intervals, from zero to the cutoff [Å]."""
-    coefficients: tuple[Float64[Tensor, "intervals terms weights"], ...]
+    coefficients: tuple[Float64[Tensor, "intervals terms _"], ...]
     """Coefficients of every layer's functions over the place in an interval, from -1 to 1."""
 
 
