@@ -13,6 +13,7 @@ int foundation_num_layers(void) { return NUM_LAYERS; }
 int foundation_num_elements(void) { return NUM_ELEMENTS; }
 const int32_t *foundation_elements(void) { return atomic_numbers; }
 int foundation_float_bytes(void) { return sizeof(T); }
+int foundation_largest_width(void) { return MOST_SUMS > MOST_FEATURES ? MOST_SUMS : MOST_FEATURES; }
 
 typedef struct {
   char magic[8];

@@ -27,6 +27,7 @@ typedef struct {
   double energy;         /* of the local atoms */
   double *atom_energies; /* num_local */
   double *forces;        /* num_atoms x 3; those of ghosts belong to their owners */
+  double *atom_virials;  /* num_local x 9: shares of the virial; NULL: none are wanted */
   double virial[9];      /* dE/d(strain), row-major; divided by the volume it is the stress, positive in tension */
 } foundation_result;
 
@@ -40,6 +41,7 @@ int foundation_num_layers(void);
 int foundation_num_elements(void);
 const int32_t *foundation_elements(void); /* atomic numbers, ascending places */
 int foundation_float_bytes(void);         /* 4 or 8 */
+int foundation_largest_width(void);       /* most numbers in a row of `exchange` */
 const char *foundation_last_error(void);
 
 #ifdef __cplusplus

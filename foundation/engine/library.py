@@ -86,6 +86,7 @@ class _Result(ctypes.Structure):
         ("energy", ctypes.c_double),
         ("atom_energies", ctypes.c_void_p),
         ("forces", ctypes.c_void_p),
+        ("atom_virials", ctypes.c_void_p),
         ("virial", ctypes.c_double * 9),
     ]
 

@@ -140,6 +140,7 @@ static void measure_edges(const Room *room, const System *system) {
 static void collect(const Room *room, const System *system, Result *result) {
   memset(result->forces, 0, 3 * system->num_atoms * sizeof(double));
   memset(result->virial, 0, 9 * sizeof(double));
+  if (result->atom_virials) memset(result->atom_virials, 0, 9 * system->num_local * sizeof(double));
   for (int64_t atom = 0; atom < system->num_local; atom++)
     for (int64_t edge = system->row_pointers[atom]; edge < system->row_pointers[atom + 1]; edge++) {
       const double *u = room->vectors + 3 * edge, *v = system->vectors + 3 * edge;
@@ -152,7 +153,10 @@ static void collect(const Room *room, const System *system, Result *result) {
         g[i] += room->length_gradient[edge] * u[i];
         result->forces[3 * atom + i] += g[i];
         result->forces[3 * system->senders[edge] + i] -= g[i];
-        for (int j = 0; j < 3; j++) result->virial[3 * j + i] += v[j] * g[i];
+        for (int j = 0; j < 3; j++) {
+          result->virial[3 * j + i] += v[j] * g[i];
+          if (result->atom_virials) result->atom_virials[9 * atom + 3 * j + i] += v[j] * g[i];
+        }
       }
     }
 }
