@@ -1,9 +1,9 @@
 """C source of one layer's convolution for inference: sums of rows, and the gradient of a row's own features.
 
-The sums are those of the training kernels. The gradient goes by rows too: an atom's features are read by its neighbours,
-and the messages that they take from it run along the reverses of its own edges. So a row needs the gradients of its
-neighbours' sums and nothing else, any number of threads or processes may share the rows, and the order of every sum is
-the same. The price is that a pair's weights are made twice.
+The sums are those of the training kernels. The gradient goes by rows too: an atom's features are read by its
+neighbours, and the messages that they take from it run along the reverses of its own edges. So a row needs the
+gradients of its neighbours' sums and nothing else, any number of threads or processes may share the rows, and the order
+of every sum is the same. The price is that a pair's weights are made twice.
 
 For one edge, q[a] = Σ_c M[a, c] g[c] of the reverse direction gives ∂/∂x[a] = W q[a] and ∂/∂W = Σ_a x[a] q[a]; the
 latter is multiplied with the slope of W at once, and never written.

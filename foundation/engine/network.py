@@ -197,7 +197,8 @@ def _cutoff(network: EquivariantNetwork) -> str:
         p = config.cutoff_power
         lines += [
             f"const double x = r / {config.cutoff!r}, y = pow(x, {p - 1});",
-            f"*value = 1 + y * x * ({-(p + 1) * (p + 2) / 2!r} + x * ({float(p * (p + 2))!r} - x * {p * (p + 1) / 2!r}));",
+            f"const double a = {-(p + 1) * (p + 2) / 2!r}, b = {float(p * (p + 2))!r}, c = {-p * (p + 1) / 2!r};",
+            "*value = 1 + y * x * (a + x * (b + x * c));",
             f"*slope = {-p * (p + 1) * (p + 2) / 2 / config.cutoff!r} * y * (1 - x) * (1 - x);",
         ]
     return "\n".join([*lines, "}"])

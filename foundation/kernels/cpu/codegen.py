@@ -54,6 +54,7 @@ class Entries:
     """Index of every (a, c) in M."""
 
     def of_output(self, c: int) -> list[int]:
+        """Return the input components that couple to an output component."""
         return [a for a, other in self.couplings if other == c]
 
 
@@ -122,6 +123,7 @@ def generate(paths: TensorProductPaths) -> str:
 
 
 def part(name: str) -> str:
+    """Return a C file of this folder."""
     return files("foundation.kernels.cpu").joinpath(name).read_text()
 
 
