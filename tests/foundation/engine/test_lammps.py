@@ -82,9 +82,16 @@ class Run:
         return np.array(lines[heads[0] + 1].split()[1:], float), np.array([line.split()[1:] for line in forces], float)
 
 
+def sheared() -> ase.Atoms:
+    """Return a crystal whose first lattice vectors lie as LAMMPS wants them."""
+    atoms = crystal(2)
+    atoms.set_cell(8.4 * np.array([[1.0, 0, 0], [0.05, 0.98, 0], [0.02, -0.03, 1.04]]), scale_atoms=True)
+    return atoms
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("lammps"), potential_of(NETWORKS["even-2-blocks"]), crystal(2))
+    return Run(tmp_path_factory.mktemp("lammps"), potential_of(NETWORKS["even-2-blocks"]), sheared())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +119,7 @@ def test_another_style_is_added_to_it(run: Run) -> None:
 
 
 def test_float32_from_the_table_is_the_potential_to_rounding(tmp_path: Path) -> None:
-    atoms, exact = crystal(2), potential_of(NETWORKS["even-2-blocks"])
+    atoms, exact = sheared(), potential_of(NETWORKS["even-2-blocks"])
     _, forces = Run(tmp_path, potential_of(NETWORKS["even-2-blocks"], torch.float32), atoms, table=True).numbers(2)
     expected = exact(collate([to_structure(atoms)], CUTOFF, torch.float64)).forces.numpy()
     assert np.abs(forces - expected).max() < 1e-5 * np.abs(expected).max()
