@@ -1,11 +1,13 @@
 """A compiled library as a folder: C header and source, numbers, the library itself and checksums."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.store import durable, lock
+from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
 from foundation.engine.convolution import part
 from foundation.engine.library import definitions, weights_file
@@ -15,6 +17,13 @@ from foundation.potential import Potential
 
 LIBRARY, WEIGHTS, HEADER, FACTS = "libfoundation_model.so", "model.weights", "foundation_model.h", "library.json"
 """Files of the folder; source files are model0.c, model1.c and so on."""
+CHECKSUMS = "SHA256SUMS"
+"""Checksums of all files, in the format of the sha256sum command."""
+
+
+def belongs(path: Path) -> bool:
+    """Return whether a file is one of a library's."""
+    return path.name in (LIBRARY, WEIGHTS, HEADER, FACTS, CHECKSUMS) or bool(re.fullmatch(r"model\d+\.c", path.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +76,5 @@ def write_library(potential: Potential, theory: int, weights_sha256: str, folder
         for name, text in zip(files, source.sources, strict=True):
             (partial / name).write_text(text)
         (partial / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
+        names = sorted(path.name for path in partial.iterdir())
+        (partial / CHECKSUMS).write_text("".join(f"{sha256(partial / name)}  {name}\n" for name in names))
