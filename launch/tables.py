@@ -28,6 +28,7 @@ from foundation.discovery import DiscoveryConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
+from foundation.export_library import ExportLibraryConfig
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
 from foundation.interop.example_data import ExampleDataConfig
@@ -292,6 +293,13 @@ def tradeoff(config: TradeoffConfig, found: Tradeoff) -> None:
 
 def _error(errors: dict[str, Estimate], metric: str) -> str:
     return QUANTITIES[metric].text(errors[metric].value) if metric in errors else "–"
+
+
+def library(config: ExportLibraryConfig, folder: Path) -> None:
+    """Print the folder of a compiled library and its use in LAMMPS."""
+    console.print(f"compiled library of {config.model}, compared with it: {folder}")
+    console.print("    pair_style foundation", highlight=False)
+    console.print(f"    pair_coeff * * {folder} ELEMENT...    # of every atom type", highlight=False)
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

@@ -197,9 +197,18 @@ def _report() -> Loaded:
 
 def _export() -> Loaded:
     from foundation.export import ExportConfig, export
+    from foundation.export_library import ExportLibraryConfig, export_library
     from launch import tables
 
-    return Loaded(config=ExportConfig, run=lambda config: tables.release(export(config)))
+    def run(config: ExportConfig | ExportLibraryConfig) -> None:
+        if isinstance(config, ExportLibraryConfig):
+            return tables.library(config, export_library(config))
+        return tables.release(export(config))
+
+    other = "--for library writes a potential as compiled code, for LAMMPS: foundation export --for library --help. "
+    return Loaded(
+        config=ExportConfig, instead={"for": ExportLibraryConfig, "for_": ExportLibraryConfig}, run=run, epilog=other
+    )
 
 
 def _convert() -> Loaded:

@@ -188,7 +188,7 @@ class EquivariantNetwork(EnergyModel):
             blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator, biases))
             irreps = blocks[-1].irreps_out
         self.blocks = torch.nn.ModuleList(blocks)
-        scale_messages(blocks, self._basis, config.cutoff)
+        scale_messages(blocks, self.basis, config.cutoff)
         middle = o3.Irreps([(config.readout_channels, "0e")])
         self.readout = torch.nn.ModuleList([Linear(irreps, middle, biases), Linear(middle, o3.Irreps("1x0e"))])
 
@@ -317,7 +317,7 @@ class EquivariantNetwork(EnergyModel):
     def _bases(self, distances: Float[Tensor, " pairs"]) -> list[Tensor] | list[Tabulated]:
         """Return the input of each block's weights: the common radial basis, or the block's table."""
         if self._knots is None:
-            return [self._basis(distances)] * len(self.blocks)
+            return [self.basis(distances)] * len(self.blocks)
         if self._knots.lengths.device != distances.device:
             self._knots = Knots(*(tensor.to(distances.device) for tensor in self._knots))
         places, coefficients = hermite(self._knots.lengths.to(distances.dtype), distances)
@@ -344,7 +344,8 @@ class EquivariantNetwork(EnergyModel):
             self._tables = made_from, tables
         return tables
 
-    def _basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+    def basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+        """Return the radial basis of lengths [Å] times the cutoff function, the input of the radial networks."""
         return self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:

@@ -32,7 +32,7 @@ REGISTERS = 32
 
 
 @dataclass(frozen=True)
-class _Entries:
+class Entries:
     """Place of one path in the arrays, and its nonzero couplings."""
 
     number: int
@@ -54,15 +54,16 @@ class _Entries:
     """Index of every (a, c) in M."""
 
     def of_output(self, c: int) -> list[int]:
+        """Return the input components that couple to an output component."""
         return [a for a, other in self.couplings if other == c]
 
 
-def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
+def entries_of(paths: TensorProductPaths) -> list[list[Entries]]:
     """Return the entries of the paths, grouped by input irrep."""
     x, y, out = paths.irreps_in.slices(), paths.irreps_harmonics.slices(), paths.irreps_out.slices()
     place = {item.ir: (part.start, item.mul) for item, part in zip(paths.irreps_out, out, strict=True)}
     used = dict.fromkeys(place, 0)
-    groups: dict[int, list[_Entries]] = {}
+    groups: dict[int, list[Entries]] = {}
     weights = matrix = 0
     for number, path in enumerate(paths.paths):
         wigner = paths.wigner[number]
@@ -70,7 +71,7 @@ def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
         for a, b, c in sorted(np.argwhere(abs(wigner) > 1e-12).tolist(), key=lambda entry: (entry[2], entry[0])):
             couplings.setdefault((a, c), []).append((b, float(wigner[a, b, c])))
         start, stride = place[path.output]
-        entry = _Entries(
+        entry = Entries(
             number=number,
             channels=path.channels,
             degrees=(wigner.shape[0], wigner.shape[1], wigner.shape[2]),
@@ -92,7 +93,7 @@ def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
 
 def generate(paths: TensorProductPaths) -> str:
     """Return the C source of a set of paths; REAL (float or double) is given to the compiler."""
-    groups = _entries(paths)
+    groups = entries_of(paths)
     flat = [entry for group in groups for entry in group]
     sizes = {
         "DX": paths.irreps_in.dim,
@@ -107,25 +108,26 @@ def generate(paths: TensorProductPaths) -> str:
     )
     return "\n".join(
         [
-            _part("prologue.c"),
+            part("prologue.c"),
             sizes_text,
             odd_text,
-            _part("batch.c"),
-            *_couple(flat),
-            *_row_sums(groups, double=False),
-            *_row_sums(groups, double=True),
+            part("batch.c"),
+            *couplings_source(flat),
+            *row_sums(groups, double=False),
+            *row_sums(groups, double=True),
             *_pair_gradients(groups, double=False),
             *_pair_gradients(groups, double=True),
-            _part("loops.c"),
+            part("loops.c"),
         ]
     )
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """Return a C file of this folder."""
     return files("foundation.kernels.cpu").joinpath(name).read_text()
 
 
-def _couple(flat: list[_Entries]) -> list[str]:
+def couplings_source(flat: list[Entries]) -> list[str]:
     """Return code for M of 16 edges from their harmonics, edges side by side."""
     lines = ["static void couple(const T *restrict y, T *restrict m) {", "for (int k = 0; k < EDGES; k += LANES) {"]
     for entry in flat:
@@ -135,7 +137,7 @@ def _couple(flat: list[_Entries]) -> list[str]:
     return [*lines, "}", "}"]
 
 
-def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+def row_sums(groups: list[list[Entries]], *, double: bool) -> list[str]:
     """Return functions that add 16 edges to a row of out (∂/∂g in the double backward), and one that calls all."""
     name = "double_sum" if double else "sum"
     arguments, passed = "const Batch *b, T *o", "b, o"
@@ -149,9 +151,9 @@ def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
     return [*lines, f"static void {name}({arguments}) {{", *calls, "}"]
 
 
-def _split(group: list[_Entries]) -> list[list[_Entries]]:
+def _split(group: list[Entries]) -> list[list[Entries]]:
     """Cut the paths of an input irrep so that their outputs fit into the registers."""
-    parts: list[list[_Entries]] = [[]]
+    parts: list[list[Entries]] = [[]]
     room = REGISTERS - 2 - group[0].degrees[0]
     for entry in group:
         if parts[-1] and sum(other.degrees[2] for other in parts[-1]) + entry.degrees[2] > room - 2:
@@ -160,7 +162,7 @@ def _split(group: list[_Entries]) -> list[list[_Entries]]:
     return parts
 
 
-def _row_sum_body(part: list[_Entries], double: bool) -> list[str]:
+def _row_sum_body(part: list[Entries], double: bool) -> list[str]:
     inputs = part[0].degrees[0]
     channels = part[0].channels
     place = {(e.number, c): f"o + {e.out + c * e.stride} + u" for e in part for c in range(e.degrees[2])}
@@ -178,7 +180,7 @@ def _row_sum_body(part: list[_Entries], double: bool) -> list[str]:
     return [*lines, "}", *(f"STORE({where}, o{p}_{c}, lanes);" for (p, c), where in place.items())]
 
 
-def _single_terms(entry: _Entries) -> list[str]:
+def _single_terms(entry: Entries) -> list[str]:
     inputs, _, outputs = entry.degrees
     p, lines = entry.number, []
     if inputs <= outputs:
@@ -192,7 +194,7 @@ def _single_terms(entry: _Entries) -> list[str]:
     return lines
 
 
-def _double_terms(entry: _Entries) -> list[str]:
+def _double_terms(entry: Entries) -> list[str]:
     p = entry.number
     lines = [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"]
     for a in range(entry.degrees[0]):
@@ -202,7 +204,7 @@ def _double_terms(entry: _Entries) -> list[str]:
     return lines
 
 
-def _pair_gradients(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+def _pair_gradients(groups: list[list[Entries]], *, double: bool) -> list[str]:
     """Return functions that write 16 pairs' gradients for one vector of channels, and one that calls all."""
     name = "double_gradient" if double else "gradient"
     lines, calls = [], []
@@ -220,7 +222,7 @@ def _over_channels(function: str, passed: str, channels: int) -> list[str]:
     return [*lines, f"if ({channels} % LANES) {function}({passed}, {channels} / LANES * LANES, {channels} % LANES);"]
 
 
-def _pair_body(group: list[_Entries], double: bool) -> list[str]:
+def _pair_body(group: list[Entries], double: bool) -> list[str]:
     """Return code for both directions of a pair: side 0 is the first edge (from the sender), side 1 its reverse."""
     inputs, channels, first = group[0].degrees[0], group[0].channels, group[0].x
     lines = ["const T *w = b->w[k] + u, *mk = b->m + k; T *gw = b->gw[k] + u; V *gy = b->gy + k * DY;"]
@@ -241,7 +243,7 @@ def _pair_body(group: list[_Entries], double: bool) -> list[str]:
     return lines
 
 
-def _path_gradient(entry: _Entries, double: bool) -> list[str]:
+def _path_gradient(entry: Entries, double: bool) -> list[str]:
     """Return code for ∂/∂W and ∂/∂x from q[a] = Σ_c M[a, c] g[c] and, in the double backward, z of the tangents."""
     lines = [f"V s = ZERO; const V wp = LOAD(w + {entry.w}, lanes); AHEAD(w + {entry.w}, b->ahead[k], 0);"]
     lines += [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"] if double else []
@@ -265,7 +267,7 @@ def _path_gradient(entry: _Entries, double: bool) -> list[str]:
     return lines + _harmonic_gradient(entry, double)
 
 
-def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
+def _harmonic_gradient(entry: Entries, double: bool) -> list[str]:
     """Return code for ∂/∂Y[b] = Σ_(a, c) CG[a, b, c] Σ_u k[a] g[c], with k = W x (double backward: W vx + vW x)."""
     inputs, harmonics, outputs = entry.degrees
     lines = []
@@ -300,7 +302,7 @@ class Operations(NamedTuple):
 def operations(paths: TensorProductPaths) -> Operations:
     """Return the floating-point operations per edge of each kernel, as written here (a pair's count for two edges)."""
     forward = backward = double_backward = 0
-    for entry in (entry for group in _entries(paths) for entry in group):
+    for entry in (entry for group in entries_of(paths) for entry in group):
         channels, (inputs, _, outputs) = entry.channels, entry.degrees
         matrix, terms = len(entry.matrix), sum(len(values) for values in entry.couplings.values())
         vectors = -(-channels // 16)
