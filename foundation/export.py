@@ -23,7 +23,7 @@ from data_pipeline.sources import RandomCrystals
 from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.store.manifest import Provenance as DataProvenance
-from data_pipeline.store.untrusted import read_json, refusing, require, typed
+from data_pipeline.store.untrusted import OpenRecord, read_json, refusing, require, typed
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import Description
@@ -250,7 +250,7 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Golden:
+class _Golden(OpenRecord):
     """A structure with its predictions in golden.json."""
 
     theory: str

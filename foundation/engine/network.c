@@ -9,7 +9,7 @@ typedef struct {
   T *harmonics, *harmonics_gradient, *length_gradient;
   Lengths lengths;
   T *mixed[NUM_LAYERS], *gates[NUM_LAYERS]; /* inputs of the convolution and of the gate */
-  T *features, *gradients;                  /* of local atoms, DENSE wide */
+  T *features, *gradients;                  /* of local atoms */
   T *sums;                                  /* all atoms: the gradient of a layer's sums */
   T *room;                                  /* of every thread */
 } Room;
