@@ -19,6 +19,11 @@ from foundation.potential import Potential
 from tests.small_networks import CUTOFF, EQUIVARIANT, SMALL_NETWORKS
 
 NETWORKS = {name: config for name, config in SMALL_NETWORKS.items() if isinstance(config, EquivariantConfig)}
+# fewer paths, whose C compiles sooner
+del NETWORKS["even-3-blocks-degree-3"]
+NETWORKS["degree-3"] = EquivariantConfig(
+    irreps="8x0e+1x1e+2x3e", num_blocks=2, max_degree=3, cutoff_function="polynomial", **EQUIVARIANT
+)
 NETWORKS["vectors-not-unit"] = EquivariantConfig(
     irreps="20x0e+18x1e+3x2e", num_blocks=2, unit_harmonics=False, theory_biases=True, **EQUIVARIANT
 )
