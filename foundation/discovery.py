@@ -8,12 +8,11 @@ writes the results. A structure that cannot be relaxed stays in every file, with
 
 import datetime
 import hashlib
-import json
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +21,9 @@ import torch
 from jaxtyping import Float64
 
 from data_pipeline.sources.materials import ID, Material, read_materials
-from data_pipeline.store import durable, lock
-from data_pipeline.store.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
+from data_pipeline.store import lock
+from data_pipeline.store.untrusted import OpenRecord
 from data_pipeline.structure import InvalidStructure
-from foundation.configuration import changes
 from foundation.evaluation.discovery import (
     combined_score,
     energies_above_hull,
@@ -50,12 +48,11 @@ from foundation.interop.subject import CalculatorSubject
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import Choice, resolve
 from foundation.reports.discovery_report import ALL, UNIQUE, DiscoveryRecord, Prediction, stability_of, write_discovery
-from foundation.simulation.campaign import part_of
 from foundation.simulation.materials import in_batches
+from foundation.simulation.settings import part_of, settled
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 """File with the settings of the relaxations in a folder."""
 TOLD = 100
 """Number of relaxations between two lines of the log."""
@@ -151,7 +148,9 @@ def discover(config: DiscoveryConfig) -> DiscoveryRecord | None:
     """
     references = {} if config.references is None else read_summary(config.references)
     relaxer, exact, settings = _relaxer(config)
-    settings = _settled(settings, config.out)
+    # the same potential may be named by another path
+    free = ("date",) if settings.weights_sha256 is None else ("date", "subject")
+    settings = settled(settings, config.out, free=free)
     number, parts = part_of(config.part)
     name = f"{number}-of-{parts}"
     folder = config.out / FOLDER
@@ -334,23 +333,3 @@ def _digest(path: Path) -> str:
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, DIGEST).hexdigest()
-
-
-def _settled(settings: Settings, out: Path) -> Settings:
-    """Return the settings of the relaxations in a folder, which are written there first if it has none.
-
-    Raises:
-        ValueError: it has others.
-    """
-    file = out / SETTINGS
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        durable.write_whole(file, json.dumps(asdict(settings), indent=1) + "\n", shared=True)
-    with refusing(file, CorruptFile, "not the settings of relaxations ({}); choose another --out"):
-        old = typed(Settings, read_json(file), "")
-    # the same potential may be named by another path
-    subject = settings.subject if settings.weights_sha256 is None else old.subject
-    if changed := changes(asdict(old), asdict(replace(settings, date=old.date, subject=subject))):
-        told = "; ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
-        raise ValueError(f"{out} has relaxations with other settings: {told}. Restore them, or choose another --out")
-    return old

@@ -1,6 +1,6 @@
 """Md: molecular dynamics of many structures, from any files to a table, trajectories and extended XYZ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -64,18 +64,7 @@ def md(config: MdConfig) -> Summary | None:
 
 
 def _prepare(config: MdConfig, potential: Potential) -> Begin:
-    conditions = Conditions(
-        ensemble=config.ensemble,
-        steps=config.steps,
-        timestep=config.timestep,
-        temperature=config.temperature,
-        friction=config.friction,
-        pressure=config.pressure,
-        pressure_time=config.pressure_time,
-        compressibility=config.compressibility,
-        seed=config.seed,
-        every=config.every,
-    )
+    conditions = Conditions(**{each.name: getattr(config, each.name) for each in fields(Conditions)})
 
     def keep(number: int, frames: list[Frame]) -> None:
         _keep(config.out, number, frames)

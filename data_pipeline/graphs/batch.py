@@ -188,7 +188,7 @@ def _search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | 
 def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
     """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
     found: list[Pairs] = []
-    for pairs in search(structures, cutoff):
+    for pairs in _search(structures, cutoff) if structures else ():
         if isinstance(pairs, InvalidStructure):
             raise pairs
         found.append(pairs)
@@ -329,7 +329,7 @@ class Graphs:
         self._structures, self._theories, self._weights = structures, theories, weights
         self._molecules = [molecules_of(s) for s in structures] if isinstance(cutoff, MoleculeCutoff) else None
         self._points = structures if self._molecules is None else [each.centres for each in self._molecules]
-        self._pairs: list[Pairs] = _pairs(structures, cutoff) if pairs is None else pairs
+        self._pairs: list[Pairs] = _pairs(self._points, cutoff) if pairs is None else pairs
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
             num_atoms=sum(s.num_atoms for s in structures),

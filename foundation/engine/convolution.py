@@ -20,21 +20,12 @@ def layer_source(paths: TensorProductPaths, number: int) -> str:
     """Return the C source of a set of paths; its functions are `layer_sum_N` and `layer_differentiate_N`."""
     groups = entries_of(paths)
     flat = [entry for group in groups for entry in group]
-    sizes = {
-        "DX": paths.irreps_in.dim,
-        "DY": paths.irreps_harmonics.dim,
-        "DO": paths.irreps_out.dim,
-        "NW": paths.num_weights,
-        "NM": sum(len(entry.matrix) for entry in flat),
-    }
-    odd = ", ".join(str(int(value)) for value in paths.odd_harmonics)
     return "\n".join(
         [
             codegen.part("prologue.c"),
             # rows of weights are made just before they are read
             "#undef AHEAD\n#define AHEAD(place, offset, write)",
-            "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };",
-            f"static const unsigned char odd[DY] = {{{odd}}};",
+            *codegen.sizes_source(paths, flat),
             part("foundation_model.h"),
             part("engine.h"),
             part("batch.c"),

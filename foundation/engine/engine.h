@@ -16,7 +16,7 @@ typedef struct {
 } Block;
 
 typedef struct {
-  int32_t num_blocks, width_in, width_out;
+  int32_t num_blocks, width_in;
   const Block *blocks;
   int64_t bias; /* of the first `num_bias` columns from `bias_to` on */
   int32_t num_bias, bias_to;

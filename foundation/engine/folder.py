@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.store import durable, lock
-from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
+from foundation.checkpoint import CHECKSUMS, write_checksums
 from foundation.engine.convolution import part
 from foundation.engine.library import definitions, weights_file
 from foundation.engine.network import network_source
@@ -17,8 +17,6 @@ from foundation.potential import Potential
 
 LIBRARY, WEIGHTS, HEADER, FACTS = "libfoundation_model.so", "model.weights", "foundation_model.h", "library.json"
 """Files of the folder; source files are model0.c, model1.c and so on."""
-CHECKSUMS = "SHA256SUMS"
-"""Checksums of all files, in the format of the sha256sum command."""
 
 
 def belongs(path: Path) -> bool:
@@ -76,5 +74,4 @@ def write_library(potential: Potential, theory: int, weights_sha256: str, folder
         for name, text in zip(files, source.sources, strict=True):
             (partial / name).write_text(text)
         (partial / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
-        names = sorted(path.name for path in partial.iterdir())
-        (partial / CHECKSUMS).write_text("".join(f"{sha256(partial / name)}  {name}\n" for name in names))
+        write_checksums(partial)

@@ -108,6 +108,8 @@ class CompiledPotential:
         """
         source, dtype = network_source(potential, theory, table=table), potential.dtype
         self.elements = potential.elements
+        self._places = np.full(len(SYMBOLS), -1, np.int32)
+        self._places[list(potential.elements)] = np.arange(len(potential.elements))
         self._library = compiler.load(source.sources, definitions(source, dtype))
         self._library.foundation_last_error.restype = ctypes.c_char_p
         self._model = ctypes.c_void_p()
@@ -132,9 +134,15 @@ class CompiledPotential:
             ValueError: its arrays contradict each other.
         """
         local, atoms = len(system.row_pointers) - 1, len(system.numbers)
+        elements = self._places[system.numbers[:local]]
+        if (elements < 0).any():
+            unknown = SYMBOLS[int(system.numbers[:local][elements < 0][0])]
+            raise UnknownElement(
+                f"the potential does not know {unknown}; it was trained on {len(self.elements)} elements"
+            )
         energies, forces = np.empty(local), np.empty((atoms, 3))
         arrays = {
-            "elements": np.array([self._place(number) for number in system.numbers[:local].tolist()], np.int32),
+            "elements": elements,
             "row_pointers": np.ascontiguousarray(system.row_pointers, np.int64),
             "senders": np.ascontiguousarray(system.senders, np.int64),
             "vectors": np.ascontiguousarray(system.vectors, np.float64),
@@ -152,13 +160,6 @@ class CompiledPotential:
         self._check(self._library.foundation_compute(self._model, ctypes.byref(described), ctypes.byref(result)))
         virial = np.array(result.virial).reshape(3, 3)
         return Computed(energy=result.energy, atom_energies=energies, forces=forces, virial=virial)
-
-    def _place(self, number: int) -> int:
-        if number not in self.elements:
-            raise UnknownElement(
-                f"the potential does not know {SYMBOLS[number]}; it was trained on {len(self.elements)} elements"
-            )
-        return self.elements.index(number)
 
     def _check(self, status: int) -> None:
         if status:

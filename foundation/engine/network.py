@@ -248,7 +248,7 @@ def _map(name: str, layer: Linear, target: o3.Irreps, theory: int, numbers: _Num
         if own_bias is not None:
             bias, num_bias, bias_to = numbers.add(own_bias), columns, starts[irrep]
     declared = f"static const Block blocks_{name}[] = {{{', '.join(blocks)}}};"
-    text = f"{{{len(blocks)}, {layer.irreps_in.dim}, {target.dim}, blocks_{name}, {bias}, {num_bias}, {bias_to}}}"
+    text = f"{{{len(blocks)}, {layer.irreps_in.dim}, blocks_{name}, {bias}, {num_bias}, {bias_to}}}"
     return [declared], text
 
 

@@ -26,7 +26,7 @@ PLUGIN = "foundationplugin.so"
 
 
 def folder() -> str:
-    """Return the folder with the plugin; without LAMMPS or a compiler an empty one, and one line says why."""
+    """Return the folder with the plugin, or '' where it cannot be compiled, and say why in one line."""
     try:
         return str(built().parent)
     except (NoCompiler, FileNotFoundError, OSError) as error:

@@ -9,10 +9,9 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,9 @@ import torch
 
 from data_pipeline.graphs.packing import EDGE_BUDGET
 from data_pipeline.quoting import one_line
-from data_pipeline.store import durable, lock
-from data_pipeline.store.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
+from data_pipeline.store import lock
+from data_pipeline.store.untrusted import CorruptFile, OpenRecord, refusing, typed
 from data_pipeline.structure import InvalidStructure, Structure
-from foundation.configuration import changes
 from foundation.interop.calculator import DTYPES, tabulate
 from foundation.interop.lines import SUFFIX, append_line, read_lines
 from foundation.interop.result_files import write_results
@@ -34,10 +32,11 @@ from foundation.simulation.driver import Task, drive
 from foundation.simulation.inputs import Inputs
 from foundation.simulation.outcome import Outcome, from_json, put_aside, to_json
 from foundation.simulation.predictor import MAX_ATOMS, PotentialPredictor
+from foundation.simulation.settings import part_of, settled
 
 log = logging.getLogger(__name__)
 
-SETTINGS, PARTS, RESULTS, TABLE = "settings.json", "parts", "results.extxyz", "results.csv"
+PARTS, RESULTS, TABLE = "parts", "results.extxyz", "results.csv"
 """Files and folder of a campaign."""
 FREE = ("model", "data", "out", "processes", "part", "device", "checkpoint")
 """Options that do not decide the results, or that others stand for in the settings."""
@@ -147,7 +146,8 @@ def run_campaign(config: CampaignConfig, verb: str, prepare: Prepare, *, replace
         data_sha256=inputs.fingerprint(),
         options=json.loads(json.dumps(decide, default=str)),
     )
-    _settle(settings, config.out)
+    # the same weights may be named by another path
+    settled(settings, config.out, free=("subject",))
     number, parts = part_of(config.part)
     shares = [((number - 1) * config.processes + each, parts * config.processes) for each in range(config.processes)]
     if config.processes == 1:
@@ -263,36 +263,3 @@ def read_outcomes(folder: Path) -> list[Outcome]:
                 outcome = from_json(each)
                 found[outcome.number] = outcome
     return [found[number] for number in sorted(found)]
-
-
-def _settle(settings: Settings, out: Path) -> None:
-    """Write the settings into a new folder, or compare them with those of an old one.
-
-    Raises:
-        ValueError: it has others.
-    """
-    file = out / SETTINGS
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        durable.write_whole(file, json.dumps(asdict(settings), indent=1) + "\n", shared=True)
-        return
-    with refusing(file, CorruptFile, "not the settings of a campaign ({}); choose another --out"):
-        old = typed(Settings, read_json(file), "")
-    # the same weights may be named by another path
-    now = asdict(settings) | {"subject": old.subject}
-    if changed := changes(asdict(old), now):
-        told = "; ".join(f"{name} was {was} and is {is_}" for name, (was, is_) in changed.items())
-        raise ValueError(f"{out} has results with other settings: {told}. Restore them, or choose another --out")
-
-
-def part_of(word: str) -> tuple[int, int]:
-    """Return the number of a part and of all parts.
-
-    Raises:
-        ValueError: the word is none.
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", word)
-    number, parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= parts:
-        raise ValueError(f"part must be such as 3/32, the third of 32 parts, not {word!r}")
-    return number, parts

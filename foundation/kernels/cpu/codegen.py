@@ -95,22 +95,10 @@ def generate(paths: TensorProductPaths) -> str:
     """Return the C source of a set of paths; REAL (float or double) is given to the compiler."""
     groups = entries_of(paths)
     flat = [entry for group in groups for entry in group]
-    sizes = {
-        "DX": paths.irreps_in.dim,
-        "DY": paths.irreps_harmonics.dim,
-        "DO": paths.irreps_out.dim,
-        "NW": paths.num_weights,
-        "NM": sum(len(entry.matrix) for entry in flat),
-    }
-    sizes_text = "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };"
-    odd_text = (
-        "static const unsigned char odd[DY] = {" + ", ".join(str(int(value)) for value in paths.odd_harmonics) + "};"
-    )
     return "\n".join(
         [
             part("prologue.c"),
-            sizes_text,
-            odd_text,
+            *sizes_source(paths, flat),
             part("batch.c"),
             *couplings_source(flat),
             *row_sums(groups, double=False),
@@ -120,6 +108,22 @@ def generate(paths: TensorProductPaths) -> str:
             part("loops.c"),
         ]
     )
+
+
+def sizes_source(paths: TensorProductPaths, flat: list[Entries]) -> list[str]:
+    """Return C constants: the sizes of the arrays, and the harmonics that change sign with an edge's direction."""
+    sizes = {
+        "DX": paths.irreps_in.dim,
+        "DY": paths.irreps_harmonics.dim,
+        "DO": paths.irreps_out.dim,
+        "NW": paths.num_weights,
+        "NM": sum(len(entry.matrix) for entry in flat),
+    }
+    odd = ", ".join(str(int(value)) for value in paths.odd_harmonics)
+    return [
+        "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };",
+        f"static const unsigned char odd[DY] = {{{odd}}};",
+    ]
 
 
 def part(name: str) -> str:

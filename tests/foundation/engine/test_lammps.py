@@ -34,7 +34,7 @@ compute energies all pe/atom
 compute stresses all stress/atom NULL virial
 compute energy all reduce sum c_energies
 compute stress all reduce sum c_stresses[1] c_stresses[4]
-thermo_style custom step pe c_energy pxx pyy pzz pxy pxz pyz c_stress[1] c_stress[2] vol
+thermo_style custom step pe c_energy pxx pyy pzz pxy pxz pyz c_stress[1] c_stress[2] vol{columns}
 thermo_modify format float %.15g
 dump forces all custom 1 forces.dump id fx fy fz
 dump_modify forces sort id format float %.15g
@@ -52,10 +52,10 @@ class Run:
 
     def lammps(
         self, processes: int = 1, *, before: str = "atom_modify map yes", style: str = "foundation", name: str = "",
-        after: str = "", elements: str = "O Mg Cu",
+        after: str = "", columns: str = "", elements: str = "O Mg Cu",
     ) -> str:  # fmt: skip
         """Return what LAMMPS printed."""
-        text = INPUT.format(before=before, style=style, name=name, after=after, elements=elements)
+        text = INPUT.format(before=before, style=style, name=name, after=after, elements=elements, columns=columns)
         (self.folder / "in.lammps").write_text(text)
         program, environment = plugin.executable()
         mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(processes)] if processes > 1 else []
@@ -111,11 +111,12 @@ def test_lammps_computes_what_the_potential_does(run: Run, processes: int, befor
 
 def test_another_style_is_added_to_it(run: Run) -> None:
     alone, own = run.numbers()
-    both, added = run.numbers(
-        style="hybrid/overlay foundation zbl 1.0 1.5", name="foundation", after="pair_coeff * * zbl 8 8"
-    )
-    assert both[0] >= alone[0]
-    assert added.shape == own.shape
+    after = "pair_coeff * * zbl 8 8\ncompute zbl all pair zbl"
+    style, columns = "hybrid/overlay foundation zbl 2.0 3.0", " c_zbl"
+    both, added = run.numbers(style=style, name="foundation", after=after, columns=columns)
+    assert both[-1] > 0.1
+    assert both[0] == pytest.approx(alone[0] + both[-1], rel=1e-12)
+    assert np.abs(added - own).max() > 0.1
 
 
 def test_float32_from_the_table_is_the_potential_to_rounding(tmp_path: Path) -> None:
