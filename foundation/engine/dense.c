@@ -20,16 +20,14 @@ static void pack(const T *matrix, int64_t in, int64_t out, bool transposed, T *t
 static inline FORCED void panel(const T *const *a, T *const *c, int64_t depth, const T *b, bool add, int tail,
                                 const int rows, const int vectors) {
   V sums[ROWS_AT_ONCE][PANEL];
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) sums[r][v] = ZERO;
+  EACH(r, 0, rows) EACH(v, 0, vectors) sums[r][v] = ZERO;
   for (int64_t k = 0; k < depth; k++, b += vectors * LANES) {
     V columns[PANEL];
-    for (int v = 0; v < vectors; v++) columns[v] = LOAD(b + v * LANES, LANES);
-    for (int r = 0; r < rows; r++)
-      for (int v = 0; v < vectors; v++) sums[r][v] += a[r][k] * columns[v];
+    EACH(v, 0, vectors) columns[v] = LOAD(b + v * LANES, LANES);
+    EACH(r, 0, rows) EACH(v, 0, vectors) sums[r][v] += a[r][k] * columns[v];
   }
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) {
+  EACH(r, 0, rows)
+    EACH(v, 0, vectors) {
       const int lanes = v == vectors - 1 ? tail : LANES;
       T *to = c[r] + v * LANES;
       STORE(to, add ? LOAD(to, lanes) + sums[r][v] : sums[r][v], lanes);

@@ -25,15 +25,15 @@ static inline FORCED void polynomials(int count, const int16_t *edges, const T (
                                       const T (*derivatives)[TERMS_OF_TABLE], const T *table, int64_t width, T *weights,
                                       T *slopes, int lanes) {
   V c[TERMS_OF_TABLE];
-  for (int j = 0; j < TERMS_OF_TABLE; j++) c[j] = LOAD(table + j * width, lanes);
+  EACH(j, 0, TERMS_OF_TABLE) c[j] = LOAD(table + j * width, lanes);
   for (int n = 0; n < count; n++) {
     const T *p = powers[edges[n]], *d = derivatives[edges[n]];
     V sum = c[0];
-    for (int j = 1; j < TERMS_OF_TABLE; j++) sum += p[j] * c[j];
+    EACH(j, 1, TERMS_OF_TABLE) sum += p[j] * c[j];
     STORE(weights + edges[n] * width, sum, lanes);
     if (!slopes) continue;
     V slope = d[1] * c[1];
-    for (int j = 2; j < TERMS_OF_TABLE; j++) slope += d[j] * c[j];
+    EACH(j, 2, TERMS_OF_TABLE) slope += d[j] * c[j];
     STORE(slopes + edges[n] * width, slope, lanes);
   }
 }

@@ -16,6 +16,8 @@ typedef T V __attribute__((vector_size(BYTES)));
 typedef T Unaligned __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
 
 #define FORCED __attribute__((always_inline))
+/* A loop without a loop: only so does a compiler keep an array of vectors in registers. */
+#define EACH(i, first, end) _Pragma("GCC unroll 16") for (int i = (first); i < (end); i++)
 #define ZERO ((V){0})
 #define LOAD load
 #define STORE store
@@ -35,7 +37,7 @@ static inline FORCED void store(T *p, V v, int lanes) {
 
 static inline FORCED T total(V v) {
   T sum = 0;
-  for (int i = 0; i < LANES; i++) sum += v[i];
+  EACH(i, 0, LANES) sum += v[i];
   return sum;
 }
 
