@@ -107,7 +107,7 @@ class CompiledPotential:
             ValueError: its network cannot be compiled.
         """
         source, dtype = network_source(potential, theory, table=table), potential.dtype
-        self.elements = potential.elements
+        self.elements, self._arguments = potential.elements, (potential, theory, table)
         self._places = np.full(len(SYMBOLS), -1, np.int32)
         self._places[list(potential.elements)] = np.arange(len(potential.elements))
         self._library = compiler.load(source.sources, definitions(source, dtype))
@@ -161,6 +161,9 @@ class CompiledPotential:
         virial = np.array(result.virial).reshape(3, 3)
         return Computed(energy=result.energy, atom_energies=energies, forces=forces, virial=virial)
 
+    def __reduce__(self) -> tuple:
+        return _compiled, self._arguments
+
     def _check(self, status: int) -> None:
         if status:
             raise ValueError(self._library.foundation_last_error().decode())
@@ -168,6 +171,10 @@ class CompiledPotential:
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._library.foundation_close(self._model)
+
+
+def _compiled(potential: Potential, theory: int, table: bool) -> CompiledPotential:
+    return CompiledPotential(potential, theory, table=table)
 
 
 def weights_file(source: NetworkSource, dtype: torch.dtype) -> bytes:

@@ -20,6 +20,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
+from foundation.engine.library import CompiledPotential
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.potential import Potential, to_structure
@@ -28,6 +29,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 """Float types of a network by name."""
 Mode = Literal["precise", "md"]
 """Ways to compute: float64, or float32 with tabulated radial functions, for molecular dynamics."""
+Engine = Literal["torch", "compiled"]
+"""Programs that compute: torch with the project's kernels, or the potential compiled as a library of its own."""
 KNOTS = 256
 """Number of knots of the radial table in molecular dynamics: forces differ by about 2e-6 eV/Å."""
 
@@ -37,8 +40,9 @@ class Calculator(AseCalculator):
 
     Stress needs a cell with a volume. In the mode "precise" (float64) relaxations and finite differences are smooth to
     the last digits. The mode "md" (float32, distances in float64, tabulated radial functions) is several times faster
-    and accurate to about 1e-5 eV/Å. Threads may share a calculator: they take turns. Forked processes have their own,
-    and compute with one thread each.
+    and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same in half the time or less and in bounded
+    memory, on processors; the first use of a potential compiles it, which takes seconds and a C compiler. Threads may
+    share a calculator: they take turns. Forked processes have their own, and compute with one thread each.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
@@ -51,6 +55,7 @@ class Calculator(AseCalculator):
         theory: str | None = None,
         mode: Mode | str = "precise",
         zbl: bool = False,
+        engine: Engine | str = "torch",
     ) -> None:
         """Wrap a copy of a potential: later changes of the potential do not affect the calculator.
 
@@ -62,14 +67,18 @@ class Calculator(AseCalculator):
             theory: Level of theory to predict, one of potential.theories; required if there are several.
             mode: "precise", or "md" for molecular dynamics.
             zbl: Whether atoms much closer than a bond repel each other, whatever the network says; see Potential.repel.
+            engine: "torch", or "compiled" for a library without torch.
 
         Raises:
             FileNotFoundError: the word names no potential.
-            ValueError: the level of theory is unknown, or one of several must be named; or the mode, device or float
-                type cannot be used.
+            NoCompiler: the engine needs a C compiler, and none works.
+            ValueError: the level of theory is unknown, or one of several must be named; or the mode, device, float
+                type or engine cannot be used.
         """
         super().__init__()
         float_type = _float_type(dtype, mode)
+        if engine not in get_args(Engine):
+            raise ValueError(f"engine must be {' or '.join(get_args(Engine))}, not {engine}")
         with torch.inference_mode(False):
             copied = copy.deepcopy(potential) if isinstance(potential, Potential) else resolve(potential).load()
             self.theory = copied.theory_number(theory)
@@ -77,10 +86,15 @@ class Calculator(AseCalculator):
                 self.potential = copied.to(device).cast(float_type).eval()
             except (RuntimeError, AssertionError) as error:  # torch has no exception for a missing device
                 raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
-        if mode == "md":
-            tabulate(self.potential)
         if zbl:
             self.potential.repel()
+        self._compiled = None
+        if engine == "compiled":
+            if self.potential.device.type != "cpu":
+                raise ValueError(f"the compiled engine computes on processors, not on {device}")
+            self._compiled = CompiledPotential(self.potential, self.theory, table=mode == "md")
+        elif mode == "md":
+            tabulate(self.potential)
         keep_freed_memory()
         self._turn = _Turn()
 
@@ -103,25 +117,38 @@ class Calculator(AseCalculator):
         super().calculate(atoms, properties, system_changes)
         assert isinstance(self.atoms, ase.Atoms)
         structure = to_structure(self.atoms)
-        potential = self.potential
-        prediction = potential(to_graph(structure, potential.cutoff, theory=self.theory).to(potential.device))
-        energy = float(prediction.energy)
-        if not (math.isfinite(energy) and bool(torch.isfinite(prediction.forces).all())):
+        results = self._predicted(structure)
+        if not (math.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
             raise ValueError(
                 f"the predicted energy or forces for {self.atoms.get_chemical_formula()} are not finite: the "
                 "structure is far from its training data, or its weights are damaged"
             )
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": prediction.atom_energies.cpu().numpy(),
-            "forces": prediction.forces.double().cpu().numpy(),
-        }
         if structure.volume > 0:
-            stress = prediction.stress[0].double().cpu().numpy()
-            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+            results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
         elif "stress" in properties:
             raise PropertyNotImplementedError("stress needs a cell with a volume; this one has none")
+        else:
+            del results["stress"]
+        self.results = results | {"free_energy": results["energy"]}
+
+    def _predicted(self, structure: Structure) -> dict[str, Any]:
+        """Return energy, energies, forces and the 3 x 3 stress."""
+        graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
+        if self._compiled is not None:
+            computed = self._compiled(graph)
+            return {
+                "energy": computed.energy,
+                "energies": computed.atom_energies,
+                "forces": computed.forces,
+                "stress": computed.virial / (structure.volume or 1.0),
+            }
+        prediction = self.potential(graph.to(self.potential.device))
+        return {
+            "energy": float(prediction.energy),
+            "energies": prediction.atom_energies.cpu().numpy(),
+            "forces": prediction.forces.double().cpu().numpy(),
+            "stress": prediction.stress[0].double().cpu().numpy(),
+        }
 
 
 def _float_type(dtype: torch.dtype | str | None, mode: str) -> torch.dtype:

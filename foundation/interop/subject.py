@@ -12,7 +12,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.suite import Predicted, Subject
-from foundation.interop.calculator import Calculator, Mode, to_atoms
+from foundation.interop.calculator import Calculator, Engine, Mode, to_atoms
+from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.potential import Potential
@@ -42,16 +43,19 @@ class PotentialSubject(_Named):
         ]
 
     def calculator(self) -> AseCalculator:
-        """Return a calculator in float32 with tabulated radial functions."""
-        return self._wrapped("md")
+        """Return a calculator in float32 with tabulated radial functions, compiled if it can be."""
+        try:
+            return self._wrapped("md", "compiled")
+        except (ValueError, NoCompiler):  # another architecture or device, or no compiler
+            return self._wrapped("md")
 
     def exact_calculator(self) -> AseCalculator:
         """Return a calculator in float64."""
         return self._wrapped("precise")
 
-    def _wrapped(self, mode: Mode) -> AseCalculator:
+    def _wrapped(self, mode: Mode, engine: Engine = "torch") -> AseCalculator:
         theory = self._exact.theories[self.theory]
-        return Calculator(self._exact, self._exact.device.type, theory=theory, mode=mode)
+        return Calculator(self._exact, self._exact.device.type, theory=theory, mode=mode, engine=engine)
 
 
 class CalculatorSubject(_Named):

@@ -298,3 +298,33 @@ def test_a_network_without_a_radial_network_has_the_mode_for_dynamics_too() -> N
 def test_an_unknown_mode_is_refused(potential: Potential) -> None:
     with pytest.raises(ValueError, match="mode must be precise or md, not fast"):
         Calculator(potential, mode="fast")
+
+
+def test_the_compiled_engine_computes_the_same(potential: Potential, crystal: ase.Atoms) -> None:
+    other = crystal.copy()
+    crystal.calc = Calculator(potential)
+    for mode, tolerance in (("precise", 1e-10), ("md", 1e-4)):
+        calculator = Calculator(potential, mode=mode, engine="compiled")
+        for each in (calculator, copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
+            other.calc = each
+            np.testing.assert_allclose(other.get_potential_energies(), crystal.get_potential_energies(), atol=tolerance)
+            np.testing.assert_allclose(other.get_forces(), crystal.get_forces(), atol=tolerance)
+            np.testing.assert_allclose(other.get_stress(), crystal.get_stress(), atol=tolerance)
+    pair = dimer()
+    pair.calc = Calculator(potential, engine="compiled")
+    assert pair.get_forces().any()
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell with a volume"):
+        pair.get_stress()
+
+
+def test_what_the_compiled_engine_cannot_do_is_refused(potential: Potential, crystal: ase.Atoms) -> None:
+    with pytest.raises(ValueError, match="engine must be torch or compiled, not c"):
+        Calculator(potential, engine="c")
+    with pytest.raises(ValueError, match="on processors, not on meta"):
+        Calculator(potential, device="meta", engine="compiled")
+    with pytest.raises(ValueError, match="repulsion"):
+        Calculator(potential, zbl=True, engine="compiled")
+    crystal.symbols[1] = "Fe"
+    crystal.calc = Calculator(potential, engine="compiled")
+    with pytest.raises(UnknownElement, match="does not know Fe"):
+        crystal.get_potential_energy()
