@@ -1,4 +1,4 @@
-"""Grains beside SevenNet-0 in one box of an electrolyte, both by the ASE calculator of suites: time and memory.
+"""Grains beside SevenNet-0 in one box of an electrolyte, both by the same ASE calculator: time and memory.
 
 The network of grains has random weights, which cost as much as trained ones.
 """
@@ -19,7 +19,7 @@ import json, resource, sys, time
 import numpy as np, torch
 torch.set_num_threads(1)
 from data_pipeline.sources.molecules import packed, scaled
-from foundation.interop.subject import PotentialSubject
+from foundation.interop.calculator import Calculator
 from foundation.models import GrainsConfig
 from foundation.naming import resolve
 from foundation.potential import Potential
@@ -37,7 +37,7 @@ one = packed({"EC": 6, "EMC": 6, "PF6": 2, "Li": 2}, 0.45, np.random.default_rng
 scaled(one, (0.45 / 1.2) ** (1 / 3))
 box = one.repeat(copies)
 box.set_array("molecule", np.concatenate([one.arrays["molecule"] + 16 * each for each in range(copies**3)]))
-box.calc = PotentialSubject(grains() if which == "grains" else resolve(which).load()).calculator()
+box.calc = Calculator(grains() if which == "grains" else resolve(which).load(), mode="md")
 before, seconds = peak(), []
 for number in range(int(sys.argv[3]) + 1):
     box.rattle(0.001, seed=number)
