@@ -9,6 +9,7 @@ from operator import add
 
 import numpy as np
 
+from data_pipeline.graphs.molecules import described
 from data_pipeline.statistics.histograms import BINS, magnitudes
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest, Provenance, Split
@@ -170,7 +171,7 @@ def inspect_manifest(manifest: Manifest) -> Inspection:
         num_frames=total.num_frames,
         num_atoms=total.num_atoms,
         num_bytes=sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards),
-        mean_neighbors={f"{cutoff:g}": train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
+        mean_neighbors={described(cutoff): train.mean_neighbors(cutoff) for cutoff in train.cutoffs},
         splits={name: _split_contents(split) for name, split in ordered_splits(manifest).items()},
         distributions={name: _distribution(total, name) for name in BINS if total.histogram(name).any()},
         frames_of_element=_frames_of_elements(total),

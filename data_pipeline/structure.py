@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Num, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, Num, UInt8
 from numpy.typing import ArrayLike
 
 from data_pipeline.quoting import abbreviated
@@ -31,6 +31,8 @@ MAX_DENSITY = 5.0
 """Atoms per volume beyond any material [1/Å³]; diamond has 0.18, hydrogen at 1 TPa about 1."""
 MAX_ENERGY = 1e7
 """Largest energy per atom [eV]: all electrons of oganesson have 1.5e6."""
+MAX_LABEL = 2**31 - 1
+"""Largest label of a molecule."""
 NUMERIC = "iuf"
 """Kinds of NumPy's types that are numbers: integers and floats, not booleans, text, complex numbers or objects."""
 
@@ -69,6 +71,10 @@ class Structure:
     """A second total energy [eV] under another convention, stored but not trained on; zero if missing."""
     has_alternative_energy: bool
     """True if a second energy was given."""
+    molecules: Int32[np.ndarray, " atoms"]
+    """Label of each atom's molecule: atoms with the same one belong together; zero where has_molecules is False."""
+    has_molecules: bool
+    """True if molecules were given."""
     id: str
     """Name of the frame, unique in its data set."""
     group: str
@@ -86,6 +92,7 @@ class Structure:
         forces: ArrayLike | None = None,
         stress: ArrayLike | None = None,
         alternative_energy: float | None = None,
+        molecules: ArrayLike | None = None,
         id: str = "",
         group: str = "",
     ) -> "Structure":
@@ -96,9 +103,9 @@ class Structure:
 
         Raises:
             InvalidStructure: an array of the wrong shape, a value that is not a number, not finite or absurdly large,
-                an atomic number outside 1-118, no atoms, a stress that is not symmetric or whose cell has no volume,
-                periodic lattice vectors that enclose no volume or less than the atoms of any material need, or lengths
-                too large for the precision of float64.
+                an atomic number outside 1-118, labels of molecules that are not whole numbers, no atoms, a stress that
+                is not symmetric or whose cell has no volume, periodic lattice vectors that enclose no volume or less
+                than the atoms of any material need, or lengths too large for the precision of float64.
         """
         atoms = _atomic_numbers(numbers)
         lattice, periodic = _lengths(cell, "cell", (3, 3)), _periodic(pbc)
@@ -129,6 +136,8 @@ class Structure:
             has_stress=stress is not None,
             alternative_energy=float(second_energy),
             has_alternative_energy=alternative_energy is not None,
+            molecules=_molecules(np.zeros(len(atoms)) if molecules is None else molecules, len(atoms)),
+            has_molecules=molecules is not None,
             id=id,
             group=group,
         )
@@ -184,6 +193,15 @@ def _atomic_numbers(values: ArrayLike) -> UInt8[np.ndarray, " atoms"]:
             f"unknown element: atomic number {wrong[0]:g} is not a whole number in 1-{MAX_ATOMIC_NUMBER}"
         )
     return np.ascontiguousarray(numbers, dtype=np.uint8)
+
+
+def _molecules(values: ArrayLike, num_atoms: int) -> Int32[np.ndarray, " atoms"]:
+    labels = number_array(values, "molecules")
+    if labels.shape != (num_atoms,):
+        raise InvalidStructure(f"molecules has shape {labels.shape}, expected {(num_atoms,)}")
+    if not (np.abs(labels) <= MAX_LABEL).all() or not (labels == np.rint(labels)).all():
+        raise InvalidStructure(f"molecules are not all whole numbers up to {MAX_LABEL:,}")
+    return labels.astype(np.int32)
 
 
 def _periodic(values: ArrayLike) -> Bool[np.ndarray, " 3"]:

@@ -36,6 +36,8 @@ from foundation.provenance import Provenance
 SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 GOLDEN, CARD = "golden.json", "README.md"
+REPULSION = "repulsion"
+"""Entry of the provenance of a potential with a repulsion between close atoms."""
 REHEARSAL, FISHER = "rehearsal", "fisher.safetensors"
 """Protection that a release may carry (foundation/finetuning/protection.py): a data set, and a Fisher."""
 COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, FISHER)
@@ -159,7 +161,7 @@ def description_of(potential: Potential, provenance: dict, weights: str | None =
         theories=potential.theories,
         dtype=str(potential.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
         weights_sha256=weights or weights_sha256(potential),
-        provenance=provenance,
+        provenance=provenance if potential.repulsion is None else provenance | {REPULSION: True},
     )
 
 
@@ -210,7 +212,8 @@ def build(config: Description, layout: Layout) -> Potential:
     if needed > stored:
         raise ValueError(f"it has {stored} numbers, of at least {needed}")
     network = model.network(config.elements, len(config.theories))
-    return Potential(network, config.elements, config.theories).cast(getattr(torch, config.dtype))
+    potential = Potential(network, config.elements, config.theories).cast(getattr(torch, config.dtype))
+    return potential.repel() if config.origin.repulsion else potential
 
 
 def _state(potential: Potential, layout: Layout) -> dict[str, torch.Tensor]:

@@ -1,18 +1,18 @@
 """Discovery: Matbench Discovery's test set is relaxed, and its submission and metrics are written.
 
 Every structure is relaxed as the benchmark's own scripts do: positions and cell, ASE's FIRE with its FrechetCellFilter.
+A potential of this project takes the same steps for many structures at a time.
 A stopped command goes on; several processes share the work by `--part`, and the one that finds all structures relaxed
 writes the results. A structure that cannot be relaxed stays in every file, without an energy.
 """
 
 import datetime
 import hashlib
-import json
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +21,16 @@ import torch
 from jaxtyping import Float64
 
 from data_pipeline.sources.materials import ID, Material, read_materials
-from data_pipeline.store import durable, lock
-from data_pipeline.store.untrusted import CorruptFile, OpenRecord, read_json, refusing, typed
+from data_pipeline.store import lock
+from data_pipeline.store.untrusted import OpenRecord
 from data_pipeline.structure import InvalidStructure
-from foundation.configuration import changes
 from foundation.evaluation.discovery import (
     combined_score,
     energies_above_hull,
     mean_conductivity_error,
     mean_deviation,
 )
-from foundation.interop.calculator import AseCalculator, Calculator, to_atoms
+from foundation.interop.calculator import DTYPES, AseCalculator, Calculator, tabulate, to_atoms
 from foundation.interop.conductivity import MODES, can_conduct, conduct_all, error_of
 from foundation.interop.conductivity import WITHOUT as WITHOUT_PHONO3PY
 from foundation.interop.conductivity import read_references as read_modes
@@ -44,14 +43,16 @@ from foundation.interop.matbench import (
     write_structures,
 )
 from foundation.interop.matching import WITHOUT, can_match, deviation
-from foundation.interop.relaxations import FOLDER, Relaxed, read_relaxed, relax_all
-from foundation.interop.subject import CalculatorSubject, PotentialSubject
+from foundation.interop.relaxations import FOLDER, Relaxed, Relaxer, one_by_one, read_relaxed, relax_all
+from foundation.interop.subject import CalculatorSubject
+from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import Choice, resolve
 from foundation.reports.discovery_report import ALL, UNIQUE, DiscoveryRecord, Prediction, stability_of, write_discovery
+from foundation.simulation.materials import in_batches
+from foundation.simulation.settings import part_of, settled
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 """File with the settings of the relaxations in a folder."""
 TOLD = 100
 """Number of relaxations between two lines of the log."""
@@ -107,7 +108,7 @@ class DiscoveryConfig:
             raise ValueError("--model NAME or --calculator MODULE:CLASS is needed, and only one of them")
         if self.max_force <= 0 or self.max_steps < 0:
             raise ValueError("max_force must be positive, and max_steps not negative")
-        _part(self.part)
+        part_of(self.part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +147,20 @@ def discover(config: DiscoveryConfig) -> DiscoveryRecord | None:
         BlockingIOError: another process works on the same part.
     """
     references = {} if config.references is None else read_summary(config.references)
-    calculator, exact, settings = _calculators(config)
-    settings = _settled(settings, config.out)
-    number, parts = _part(config.part)
+    relaxer, exact, settings = _relaxer(config)
+    # the same potential may be named by another path
+    free = ("date",) if settings.weights_sha256 is None else ("date", "subject")
+    settings = settled(settings, config.out, free=free)
+    number, parts = part_of(config.part)
     name = f"{number}-of-{parts}"
     folder = config.out / FOLDER
     began = time.process_time()
     with lock.hold(config.out / f".{name}{lock.NAME}", config.out / FOLDER / name):
         total = relax_all(
             read_materials(config.structures, config.id_key, lambda place: place % parts == number - 1),
-            calculator,
+            relaxer,
             folder,
             name,
-            max_force=config.max_force,
-            max_steps=config.max_steps,
             tell=lambda count: log.info("%d structures are relaxed", count) if count % TOLD == 0 else None,
         )
         conducted = _conducted(config, exact, name, lambda place: place % parts == number - 1)
@@ -296,8 +297,9 @@ def _deviations(config: DiscoveryConfig, found: list[Relaxed]) -> tuple[Float64[
     return np.array(list(deviations.values()), dtype=np.float64), note
 
 
-def _calculators(config: DiscoveryConfig) -> tuple[AseCalculator, AseCalculator, Settings]:
-    """Return the calculators of relaxations and of force constants, and the settings with the day of today."""
+def _relaxer(config: DiscoveryConfig) -> tuple[Relaxer, AseCalculator, Settings]:
+    """Return what relaxes, the calculator of force constants, and the settings with the day of today."""
+    ends = {"max_force": config.max_force, "max_steps": config.max_steps}
     common = {
         "structures_sha256": _digest(config.structures),
         "max_force": config.max_force,
@@ -307,7 +309,7 @@ def _calculators(config: DiscoveryConfig) -> tuple[AseCalculator, AseCalculator,
     if config.calculator is not None:
         subject = CalculatorSubject.named(config.calculator)
         settings = Settings(subject=subject.name, theory=None, weights_sha256=None, dtype="its own", **common)
-        return subject.calculator(), subject.calculator(), settings
+        return one_by_one(subject.calculator(), **ends), subject.calculator(), settings
     assert config.model is not None
     potential, described = resolve(config.model, config.checkpoint).read()
     theory = potential.theory_number(config.theory)
@@ -319,9 +321,11 @@ def _calculators(config: DiscoveryConfig) -> tuple[AseCalculator, AseCalculator,
         **common,
     )
     exact = Calculator(potential, config.device, "float64", settings.theory)
-    if config.dtype == "float64":
-        return exact, exact, settings
-    return PotentialSubject(potential.to(torch.device(config.device)), theory).calculator(), exact, settings
+    potential = potential.to(torch.device(config.device)).cast(DTYPES[config.dtype])
+    if config.dtype == "float32":
+        tabulate(potential)
+    keep_freed_memory()
+    return in_batches(potential, theory, **ends), exact, settings
 
 
 def _digest(path: Path) -> str:
@@ -329,36 +333,3 @@ def _digest(path: Path) -> str:
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, DIGEST).hexdigest()
-
-
-def _settled(settings: Settings, out: Path) -> Settings:
-    """Return the settings of the relaxations in a folder, which are written there first if it has none.
-
-    Raises:
-        ValueError: it has others.
-    """
-    file = out / SETTINGS
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        durable.write_whole(file, json.dumps(asdict(settings), indent=1) + "\n", shared=True)
-    with refusing(file, CorruptFile, "not the settings of relaxations ({}); choose another --out"):
-        old = typed(Settings, read_json(file), "")
-    # the same potential may be named by another path
-    subject = settings.subject if settings.weights_sha256 is None else old.subject
-    if changed := changes(asdict(old), asdict(replace(settings, date=old.date, subject=subject))):
-        told = "; ".join(f"{name} was {was} and is {now}" for name, (was, now) in changed.items())
-        raise ValueError(f"{out} has relaxations with other settings: {told}. Restore them, or choose another --out")
-    return old
-
-
-def _part(word: str) -> tuple[int, int]:
-    """Return the number of a part and of all parts.
-
-    Raises:
-        ValueError: the word is none.
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", word)
-    number, parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= parts:
-        raise ValueError(f"part must be such as 3/32, the third of 32 parts, not {word!r}")
-    return number, parts

@@ -64,12 +64,16 @@ class EvaluateConfig:
     theory: str | None = None
     """Level of theory to predict, one of the potential's; None: the one in the data set's provenance, or the
     potential's only one."""
+    zbl: bool = False
+    """Add a repulsion between atoms much closer than a bond to the model."""
     suites: tuple[SuiteConfig, ...] = ()
     """Suites to run as well, or alone: names of packaged ones, such as eos and diatomics, or their options."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.calculator is None):
             raise ValueError("--model NAME or --calculator MODULE:CLASS is needed, and only one of them")
+        if self.calculator is not None and self.zbl:
+            raise ValueError("--zbl adds a repulsion to a model: leave it out with --calculator")
         if self.data is None and not self.suites:
             raise ValueError("--data or --suites is needed: nothing would be measured")
         if self.calculator is not None and self.data is not None:
@@ -89,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model = resolve(_existing(config.model), config.checkpoint)
     out = report_folder(config)
     potential, described = model.read()
-    potential = potential.to(torch.device(config.device))
+    potential = _ready(potential, config)
     with one_split(config.data, config.read, split=config.split, cutoff=potential.cutoff) as manifest:
         return _evaluate(config, manifest, potential, described.weights_sha256, out)
 
@@ -109,8 +113,13 @@ def judge(config: EvaluateConfig) -> SuitesRecord:
     model = resolve(_existing(config.model), config.checkpoint)
     potential, described = model.read()
     theory = potential.theory_number(config.theory)
-    subject = PotentialSubject(potential.to(torch.device(config.device)), theory, str(config.model))
+    subject = PotentialSubject(_ready(potential, config), theory, str(config.model))
     return _judged(config, subject, out, potential.theories[theory], described.weights_sha256)
+
+
+def _ready(potential: Potential, config: EvaluateConfig) -> Potential:
+    potential = potential.to(torch.device(config.device))
+    return potential.repel() if config.zbl else potential
 
 
 def _evaluate(

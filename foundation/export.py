@@ -23,13 +23,14 @@ from data_pipeline.sources import RandomCrystals
 from data_pipeline.store import durable, lock
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.store.manifest import Provenance as DataProvenance
-from data_pipeline.store.untrusted import read_json, refusing, require, typed
+from data_pipeline.store.untrusted import OpenRecord, read_json, refusing, require, typed
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import Description
 from foundation.evaluation.held_out import read
 from foundation.finetuning.protection import copy_into as protection_into
 from foundation.naming import Choice, SavedPotential, resolve
+from foundation.nn.repulsion import DESCRIPTION
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
@@ -90,6 +91,8 @@ class ExportConfig:
     """Number of structures of up to 40 atoms in golden.json; if all are larger, it gets only the smallest."""
     theory: str | None = None
     """Level of theory to release alone, which must be that of the report; None: all of the potential's."""
+    zbl: bool = False
+    """Add a repulsion between atoms much closer than a bond to the release."""
     alpha: float = 1.0
     """Position between the start (0) and the result (1) of a fine-tuning, one of the run's forgetting.alphas."""
 
@@ -135,8 +138,10 @@ def _export(config: ExportConfig) -> Path:
     if config.theory is not None:
         potential = keep_theory(potential, config.theory)
     measured = _measured_if_any(config, described) if config.private else _measured(config, described)
+    if config.zbl:
+        potential.repel()
     golden_of, structures = _golden_structures(config, described.origin, potential)
-    whole = config.theory is None and config.alpha == 1
+    whole = config.theory is None and config.alpha == 1 and not config.zbl
     unchanged = found.folder if whole and isinstance(found, SavedPotential) else None
     with durable.whole_folder(lock.real(config.out)) as partial:
         if unchanged is not None and not config.private:
@@ -237,6 +242,7 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
         "positions": structure.positions.tolist(),
         "cell": structure.cell.tolist(),
         "pbc": structure.pbc.tolist(),
+        **({"molecules": structure.molecules.tolist()} if structure.has_molecules else {}),
         "energy": float(prediction.energy),
         "forces": prediction.forces.tolist(),
         "stress": prediction.stress[0].tolist(),
@@ -244,7 +250,7 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Golden:
+class _Golden(OpenRecord):
     """A structure with its predictions in golden.json."""
 
     theory: str
@@ -255,6 +261,7 @@ class _Golden:
     energy: float
     forces: list[tuple[float, float, float]]
     stress: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    molecules: list[int] | None = None
 
 
 def verify_golden(folder: Path) -> None:
@@ -276,6 +283,7 @@ def verify_golden(folder: Path) -> None:
                 cell=np.array(record.cell),
                 pbc=np.array(record.pbc),
                 energy=0.0,
+                molecules=record.molecules,
             )
             again = golden_record(potential, structure, record.theory)
             for name in ("energy", "forces", "stress"):
@@ -343,6 +351,8 @@ def _golden_structures(
             if structures[0].num_atoms <= MAX_GOLDEN_ATOMS:
                 break
     if not found:
+        if potential.network.units:
+            raise ValueError("a potential of molecules has no generated golden structures; name some with --data")
         log.info("golden structures are generated crystals: no data of the run are taken")
         return GENERATED, generated(potential.elements, count)
     provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))
@@ -383,7 +393,7 @@ def _card_facts(potential: Potential, described: Description) -> dict:
         "hardware": origin.hardware,
         "steps": origin.checkpoint.step if origin.checkpoint else origin.run.fit.steps,
         "wall_time_s": origin.wall_time_s,
-        "architecture": potential.network.describe(),
+        "architecture": potential.network.describe() + (f", {DESCRIPTION}" if potential.repulsion else ""),
         "cutoff": potential.cutoff,
         "theories": potential.theories,
         "elements": [SYMBOLS[z] for z in potential.elements],

@@ -4,21 +4,25 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from data_pipeline.graphs.batch import TENSORS, GraphBatch
+from data_pipeline.graphs.batch import GraphBatch
+from data_pipeline.graphs.molecules import MoleculeCutoff, molecule_labels
+from data_pipeline.graphs.packing import EDGE_BUDGET, Refused, packed
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
-from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS
+from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS, InvalidStructure, Structure
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
+from foundation.nn.repulsion import Repulsion
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,40 @@ class Prediction:
     """Stress [eV/Å³], positive in tension; zero if the cell encloses no volume."""
     atom_energies: Float64[Tensor, " atoms"]
     """Energy of each atom [eV]; they add up to the total."""
+
+    def split(self, num_atoms: Sequence[int]) -> "list[Prediction]":
+        """Return the prediction of each structure, by their numbers of atoms."""
+        return [
+            Prediction(energy=energy, forces=forces, stress=stress, atom_energies=atom_energies)
+            for energy, forces, stress, atom_energies in zip(
+                self.energy.split(1),
+                self.forces.split(list(num_atoms)),
+                self.stress.split(1),
+                self.atom_energies.split(list(num_atoms)),
+                strict=True,
+            )
+        ]
+
+
+@runtime_checkable
+class AtomsLike(Protocol):
+    """Atoms of another library, such as ASE's, with lengths in Å."""
+
+    @property
+    def numbers(self) -> Any:
+        """Atomic numbers."""
+
+    @property
+    def positions(self) -> Any:
+        """Cartesian positions [Å]."""
+
+    @property
+    def cell(self) -> Any:
+        """Lattice vectors as rows [Å]."""
+
+    @property
+    def pbc(self) -> Any:
+        """Lattice vectors that repeat."""
 
 
 class Potential(torch.nn.Module):
@@ -64,6 +102,7 @@ class Potential(torch.nn.Module):
         check_elements(elements)
         check_theories(theories)
         self.network, self.elements, self.theories = network, elements, theories
+        self.repulsion: Repulsion | None = None
         references = torch.zeros(len(theories), len(elements), dtype=torch.float64)
         self.register_buffer("reference_energies", references)
         self.register_buffer("scale", torch.ones(len(elements), dtype=torch.float64))
@@ -89,6 +128,17 @@ class Potential(torch.nn.Module):
     def cast(self, dtype: torch.dtype) -> "Potential":
         """Change the float type of the network in place and return the potential."""
         self.network.to(dtype)
+        return self
+
+    def repel(self) -> "Potential":
+        """Add a repulsion between atoms much closer than a bond, in place, and return the potential.
+
+        Raises:
+            ValueError: the network's graphs are not of atoms.
+        """
+        if isinstance(self.cutoff, MoleculeCutoff):
+            raise ValueError("a repulsion between atoms needs their pairs, and a network of grains has those of grains")
+        self.repulsion = Repulsion().to(self.device)
         return self
 
     def compute_as(self, computation: Computation) -> None:
@@ -136,6 +186,43 @@ class Potential(torch.nn.Module):
             atom_energies=atom_energies,
         )
 
+    def predict(
+        self,
+        structures: Iterable[Structure | AtomsLike],
+        *,
+        theory: str | int | None = None,
+        edge_budget: int = EDGE_BUDGET,
+    ) -> list[Prediction]:
+        """Predict many structures, in batches, and return their predictions in order.
+
+        Each is independent of the others to rounding, and detached. A batch of a few hundred atoms takes less time per
+        structure than a single one.
+
+        Args:
+            structures: Structures, or ASE's Atoms.
+            theory: Level of theory, by name or number; None: the only one.
+            edge_budget: Number of directed edges of a batch; a larger structure is a batch of its own.
+
+        Raises:
+            InvalidStructure: two atoms at the same place, or a periodic cell without volume.
+            UnknownElement: an atom's element is not among the potential's.
+            ValueError: the level of theory is unknown, or one of several must be named.
+        """
+        number = theory if isinstance(theory, int) else self.theory_number(theory)
+        found: dict[int, Prediction] = {}
+        was_training = self.training
+        try:
+            self.eval()
+            for pack in packed(_structures(structures), self.cutoff, edge_budget=edge_budget):
+                if isinstance(pack, Refused):
+                    raise pack.error
+                prediction = self(pack.batch(self.dtype, number).to(self.device))
+                parts = prediction.split([each.num_atoms for each in pack.structures])
+                found.update(zip(pack.places, parts, strict=True))
+        finally:
+            self.train(was_training)
+        return [found[place] for place in range(len(found))]
+
     def atom_energies(self, batch: GraphBatch) -> Float64[Tensor, " atoms"]:
         """Return the energy of each atom [eV].
 
@@ -144,7 +231,8 @@ class Potential(torch.nn.Module):
         """
         elements = self._element_positions(batch.numbers)
         network = self.network(batch, elements).to(torch.float64)
-        return self.get_buffer("scale")[elements] * network + self._references(batch, elements)
+        energies = self.get_buffer("scale")[elements] * network + self._references(batch, elements)
+        return energies if self.repulsion is None else energies + self.repulsion(batch)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
         """Return invariant features of each atom's environment, from which the network reads its energy.
@@ -196,6 +284,33 @@ class Potential(torch.nn.Module):
         return positions
 
 
+def _structures(given: Iterable[Structure | AtomsLike]) -> Iterator[Structure]:
+    for place, each in enumerate(given):
+        if isinstance(each, Structure):
+            yield each
+            continue
+        try:
+            yield to_structure(each)
+        except InvalidStructure as error:
+            raise InvalidStructure(f"structure {place}: {error}") from error
+
+
+def to_structure(atoms: AtomsLike) -> Structure:
+    """Return atoms as a Structure for prediction: without forces and stress, with zero energy.
+
+    Raises:
+        InvalidStructure: Structure.checked refuses it.
+    """
+    return Structure.checked(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=np.asarray(atoms.cell),
+        pbc=atoms.pbc,
+        energy=0.0,
+        molecules=molecule_labels(getattr(atoms, "arrays", {})),
+    )
+
+
 def check_weights(potential: Potential) -> None:
     """Refuse weights that cannot predict.
 
@@ -211,7 +326,7 @@ def check_weights(potential: Potential) -> None:
 
 def _with_derivatives(batch: GraphBatch) -> GraphBatch:
     """Return a batch whose tensors can be differentiated, copies of those made in inference mode."""
-    made = {name: getattr(batch, name) for name in TENSORS}
+    made = batch.tensors()
     return replace(batch, **{name: tensor.clone() for name, tensor in made.items() if tensor.is_inference()})
 
 

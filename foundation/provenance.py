@@ -340,6 +340,8 @@ class Provenance(StartChanges):
     """Position between the start and the result of a fine-tuning; None at the result."""
     protection: ProtectionFacts | None = None
     """Protection in fine-tunings that it carries."""
+    repulsion: bool = False
+    """True if a repulsion between close atoms is added to its network."""
 
     def __post_init__(self) -> None:
         _ = self.card

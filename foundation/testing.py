@@ -1,7 +1,8 @@
 """Check of the physical laws that every potential must obey, for your own network: check_laws(potential).
 
 Structures are generated: clusters, a slab and a crystal without any symmetry, of the potential's elements, with
-distances relative to its cutoff. Everything is computed in float64 on the CPU.
+distances relative to its cutoff. Those of a network that knows certain molecules only are made of these in place of
+atoms; molecules are shuffled then, but not the atoms inside. Everything is computed in float64 on the CPU.
 """
 
 import copy
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from data_pipeline.graphs.batch import collate
@@ -31,7 +32,9 @@ JUMP = 1e-4
 QUANTITIES = ("energy", "atom_energies", "forces", "stress")
 
 NEAREST = 0.3
-"""Smallest distance of two atoms, as a fraction of the cutoff."""
+"""Smallest distance of two atoms, or of the centres of two molecules, as a fraction of the cutoff."""
+INSIDE = 0.8
+"""Smallest distance of two atoms of a molecule [Å]."""
 
 Array3 = Float64[np.ndarray, "_ 3"]
 OPEN = np.zeros((3, 3))
@@ -105,20 +108,62 @@ class _Lab:
         return self.cluster(), self.slab(), self.crystal()
 
     def of(self, positions: Array3, cell: Array3) -> Structure:
-        """Return a structure of the potential's elements in turn, periodic along nonzero lattice vectors."""
+        """Return a structure of the potential's elements, or molecules, in turn, periodic along lattice vectors."""
+        labels: list[int] | None = None
         numbers = np.resize(self.potential.elements, len(positions))
-        return Structure.checked(numbers=numbers, positions=positions, cell=cell, pbc=cell.any(axis=1), energy=0.0)
+        if units := self.potential.network.units:
+            own = [number % len(units) for number in range(len(positions))]
+            labels = [number for number, unit in enumerate(own) for _ in units[unit]]
+            numbers = np.concatenate([units[unit] for unit in own])
+            positions = np.concatenate([place + self._shape(unit) for place, unit in zip(positions, own, strict=True)])
+        return Structure.checked(
+            numbers=numbers, positions=positions, cell=cell, pbc=cell.any(axis=1), energy=0.0, molecules=labels
+        )
 
-    def _apart(self, rng: np.random.Generator, box: Array3, num_atoms: int, cell: Array3 = OPEN) -> Array3:
-        """Return random positions in a box, no two or their images nearer than NEAREST cutoffs."""
+    def _shape(self, unit: int) -> Array3:
+        """Return the positions of the atoms of a molecule around its centre."""
+        count = len(self.potential.network.units[unit])
+        rng = np.random.default_rng([self.seed, 1000 + unit])
+        shape = self._apart(rng, 1.6 * count ** (1 / 3) * np.eye(3), count, nearest=INSIDE)
+        return shape - shape.mean(axis=0)
+
+    def _apart(
+        self,
+        rng: np.random.Generator,
+        box: Array3,
+        num_atoms: int,
+        cell: Array3 = OPEN,
+        nearest: float | None = None,
+    ) -> Array3:
+        """Return random positions in a box, no two or their images too near: by default, NEAREST cutoffs."""
+        nearest = NEAREST * self.potential.cutoff if nearest is None else nearest
         images = np.array(list(itertools.product((-1, 0, 1), repeat=3))) @ cell
         positions: list[np.ndarray] = []
         while len(positions) < num_atoms:
             new = rng.uniform(0, 1, 3) @ box
             lengths = np.linalg.norm(new - np.reshape(positions, (-1, 1, 3)) + images, axis=2)
-            if (lengths > NEAREST * self.potential.cutoff).all():
+            if (lengths > nearest).all():
                 positions.append(new)
         return np.array(positions)
+
+
+def _owners(structure: Structure) -> Int64[np.ndarray, " atoms"]:
+    """Return the number of each atom's molecule, or of the atom itself if there are none."""
+    return structure.molecules.astype(np.int64) if structure.has_molecules else np.arange(structure.num_atoms)
+
+
+def _repeated(structure: Structure, translations: Array3, cell: Array3) -> Structure:
+    """Return a structure with each atom repeated at translations, copy by copy of its molecule."""
+    copies = len(translations)
+    labels = (copies * _owners(structure)[:, None] + np.arange(copies)).ravel()
+    return Structure.checked(
+        numbers=np.repeat(structure.numbers, copies),
+        positions=(structure.positions[:, None] + translations).reshape(-1, 3),
+        cell=cell,
+        pbc=cell.any(axis=1),
+        energy=0.0,
+        molecules=labels if structure.has_molecules else None,
+    )
 
 
 def _require(holds: bool, message: str) -> None:
@@ -172,11 +217,15 @@ def _translation(lab: _Lab) -> float:
 
 
 def _permutation(lab: _Lab) -> float:
-    """Shuffle the atoms: the predictions of each stay its own."""
+    """Shuffle the atoms, those of a molecule in their order: the predictions of each stay its own."""
     deviations = []
     for each in lab.three:
         order = np.random.default_rng([lab.seed, 6]).permutation(each.num_atoms)
-        shuffled = replace(each, numbers=each.numbers[order], positions=each.positions[order])
+        for molecule in np.unique(_owners(each)):
+            own = _owners(each)[order] == molecule
+            order[own] = np.sort(order[own])
+        moved = {"numbers": each.numbers[order], "positions": each.positions[order]}
+        shuffled = replace(each, **moved, molecules=each.molecules[order])
         deviations.append(_largest(lab.predict(shuffled), lab.predict(each), order.tolist()))
     return max(deviations)
 
@@ -188,13 +237,10 @@ def _extensivity(lab: _Lab) -> float:
     together = [torch.cat([getattr(each, name) for each in alone]) for name in QUANTITIES]
     found = [_deviation(getattr(batch, name), each) for name, each in zip(QUANTITIES, together, strict=True)]
     far = np.array([10.0 * lab.potential.network.reach, 0.0, 0.0])
-    pair = lab.of(np.concatenate([parts[0].positions, parts[0].positions + far]), OPEN)
-    pair = replace(pair, numbers=np.concatenate([parts[0].numbers, parts[0].numbers]))
+    pair = _repeated(parts[0], np.stack([0 * far, far]), OPEN)
     found.append(_deviation(lab.predict(pair).energy, 2 * alone[0].energy))
     crystal, repeated = parts[2], np.array(list(itertools.product(range(2), repeat=3))) @ parts[2].cell
-    positions = (crystal.positions[:, None] + repeated[None]).reshape(-1, 3)
-    eight = replace(lab.of(positions, 2 * crystal.cell), numbers=np.repeat(crystal.numbers, 8))
-    supercell = lab.predict(eight)
+    supercell = lab.predict(_repeated(crystal, repeated, 2 * crystal.cell))
     return max(*found, _deviation(supercell.energy / 8, alone[2].energy), _deviation(supercell.stress, alone[2].stress))
 
 
@@ -255,8 +301,9 @@ def _locality(lab: _Lab) -> float:
     chain = lab.of(positions, OPEN)
     changed = positions.copy()
     changed[0] += 0.1 * step * np.array([1.0, -0.7, 0.8])
-    moved = replace(chain, positions=changed)
-    energies = (lab.predict(moved).atom_energies - lab.predict(chain).atom_energies).abs()
+    changes = lab.predict(lab.of(changed, OPEN)).atom_energies - lab.predict(chain).atom_energies
+    energies = torch.zeros(len(places), dtype=torch.float64)
+    energies.index_add_(0, torch.from_numpy(_owners(chain)), changes.abs())
     _require(float(energies[:2].min()) > 0, "locality: an atom does not see its neighbour, so nothing is checked")
     distances = np.minimum(*(np.linalg.norm(each - each[0], axis=1) for each in (positions, changed)))
     beyond = torch.from_numpy(distances > potential.network.reach)

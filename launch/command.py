@@ -12,6 +12,8 @@ from foundation.run_folder import occupied
 Parse = Callable[[list[str]], tuple[str, Any]]
 """Type of the command line's parser: arguments to the verb and its config."""
 VERBS_THAT_TRAIN = ("pretrain", "finetune")
+VERBS_THAT_SHARE = ("predict", "relax", "md", "discovery")
+"""Verbs whose work the tasks of a job array share by --part; one that was stopped goes on when it is started again."""
 RESUME = ("--fit.resume", "auto")
 """Option by which the first start begins, and every further one continues from the newest checkpoint."""
 SCRIPT, LOGS = "job.sbatch", "slurm-*.log"
@@ -35,22 +37,29 @@ def refuse_unprintable(name: str, value: str) -> None:
             )
 
 
-def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tuple[Any, list[str]]:
+def check(
+    words: Sequence[str], parse: Parse, machine: dict[str, object], *, shared: bool = False
+) -> tuple[Any, list[str]]:
     """Return the config of a command, and the options that the launcher adds to it.
 
+    Args:
+        words: The command.
+        parse: Parser of the command line.
+        machine: Options that the launcher sets.
+        shared: Whether commands whose work is shared by --part can be launched as well.
+
     Raises:
-        ValueError: no command, not one that trains, an option that the launcher sets, a word or a run folder with a
-            character that cannot be printed, or the config is refused.
+        ValueError: no command, not one that trains or is shared by --part, an option that the launcher sets, a word or
+            a run folder with a character that cannot be printed, or the config is refused.
         FileExistsError: the run folder exists and the command does not resume it.
     """
     if not words:
         raise ValueError("no command: put it after --, for example `-- pretrain --config configs/pretrain/X.yaml`")
+    _refuse_unprintable_words(words)
+    if shared and words[0] in VERBS_THAT_SHARE:
+        return parse([*words])[1], []
     if words[0] not in VERBS_THAT_TRAIN:
         raise ValueError(f"`{words[0]}` does not train, so it cannot be launched; run it directly")
-    option = "the command"
-    for word in words:
-        option = f"{word.partition('=')[0]} in the command" if word.startswith("--") else option
-        refuse_unprintable(option, word)
     for option in machine:
         names = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")]
         if any(option == f"--{name}" or option.endswith(f".{name}") for name in names):  # also without its section
@@ -66,6 +75,13 @@ def check(words: Sequence[str], parse: Parse, machine: dict[str, object]) -> tup
     refuse_unprintable("out of the command", str(config.out))
     _refuse_existing(config.out)
     return config, [*added, *RESUME]
+
+
+def _refuse_unprintable_words(words: Sequence[str]) -> None:
+    option = "the command"
+    for word in words:
+        option = f"{word.partition('=')[0]} in the command" if word.startswith("--") else option
+        refuse_unprintable(option, word)
 
 
 def _refuse_existing(out: Path) -> None:

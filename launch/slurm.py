@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.store import durable
-from launch.command import SCRIPT, Parse, check, refuse_unprintable
+from launch.command import SCRIPT, VERBS_THAT_SHARE, Parse, check, refuse_unprintable
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,10 @@ srun --cpus-per-task={cpus} --kill-on-bad-exit=1 $hold \\
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """A SLURM job that trains and requeues itself when it is stopped. The command to run comes after `--`."""
+    """A SLURM job that trains and requeues itself when it is stopped. The command to run comes after `--`.
+
+    An array may also share the work of predict, relax, md or discovery by their --part.
+    """
 
     time: str
     """Time limit of one start, in SLURM's format: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
@@ -121,12 +124,15 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
     if config.array is None and any(TASK in word for word in config.command):
         raise ValueError(f"{TASK} in the command is the task number of a job array; give the numbers with --array")
     commands = [[word.replace(TASK, task) for word in config.command] for task in tasks_of(config.array)]
-    checked = [check(command, parse, machine) for command in commands]
-    if not config.gpus_per_node:
-        _refuse_dropped_gpus(commands, parse)
+    checked = [check(command, parse, machine, shared=True) for command in commands]
     run, added = checked[0]
-    if len({task_run.out for task_run, _ in checked}) < len(checked):
-        raise ValueError(f"the tasks of the array would share a run folder; put {TASK} into --out of the command")
+    if _shared(config):
+        _refuse_unshared(config, [(task_run.out, task_run.part) for task_run, _ in checked])
+    else:
+        if not config.gpus_per_node:
+            _refuse_dropped_gpus(commands, parse)
+        if len({task_run.out for task_run, _ in checked}) < len(checked):
+            raise ValueError(f"the tasks of the array would share a run folder; put {TASK} into --out of the command")
     folder = (config.out or run.out).absolute()
     refuse_unprintable("the folder of the script", str(folder))
     if "\\" in str(folder):
@@ -142,6 +148,24 @@ def launch_slurm(config: SlurmConfig, parse: Parse) -> Path:
             raise OSError(f"sbatch refuses {script}: {done.stderr.strip()}")
         log.info("%s", done.stdout.strip())
     return script
+
+
+def _shared(config: SlurmConfig) -> bool:
+    """Return whether the tasks of an array share the work of the command by its --part."""
+    return config.command[:1] != () and config.command[0] in VERBS_THAT_SHARE
+
+
+def _refuse_unshared(config: SlurmConfig, parts: Sequence[tuple[Path, str]]) -> None:
+    """Refuse a job whose tasks would do the same work, or of several processes that would.
+
+    Raises:
+        ValueError: the message says how the work is shared.
+    """
+    how = f"share it by an array, such as --array 1-32 and --part {TASK}/32 in the command"
+    if config.nodes > 1 or config.processes_per_node > 1 or config.gpus_per_node > 1:
+        raise ValueError(f"`{config.command[0]}` is one process; {how}")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"the tasks of the array would do the same work; {how}")
 
 
 def _refuse_dropped_gpus(commands: Sequence[Sequence[str]], parse: Parse) -> None:
@@ -162,7 +186,8 @@ def _refuse_dropped_gpus(commands: Sequence[Sequence[str]], parse: Parse) -> Non
 
 def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: Path) -> str:
     """Return the text of a job script."""
-    cpus = config.cpus_per_task or 1 + run.machine.num_workers
+    workers = 0 if _shared(config) else run.machine.num_workers
+    cpus = config.cpus_per_task or getattr(run, "processes", 1) + workers
     job, log_name = ("${SLURM_JOB_ID}", "slurm-%j.log")
     if config.array:
         job, log_name = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", "slurm-%A_%a.log"
@@ -178,7 +203,7 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
         "account": config.account,
         "qos": config.qos,
         "array": config.array,
-        "signal": f"USR1@{config.signal_before}",
+        "signal": None if _shared(config) else f"USR1@{config.signal_before}",
         "output": f"{script.parent}/".replace("%", "%%") + log_name,
         "open-mode": "append",
         "chdir": Path.cwd(),
@@ -189,7 +214,7 @@ def script_text(config: SlurmConfig, run: Any, command: Sequence[str], script: P
         script=shlex.quote(str(script)),
         directives="\n".join(f"#SBATCH {option}" for option in options),
         prologue="".join(line + "\n" for line in config.prologue),
-        threads=max(1, cpus - run.machine.num_workers),
+        threads=max(1, (cpus - workers) // getattr(run, "processes", 1)),
         cpus=cpus,
         command=_lines([sys.executable, "-m", "launch", *command]),
         job=job,

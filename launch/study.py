@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 DATA, FISHER, RUNS, JUDGED, TRADEOFF, COSTS = "data", "fisher", "runs", "judged", "tradeoff", "costs.json"
 """Folders of the stages in the folder of a study, that of fine-tunings beside each other, and the file with the CPU
 time of every job."""
-DATA_OPTIONS = ("data", "val", "test", "path")
+DATA_OPTIONS = ("data", "val", "test", "path", "frames", "labelled", "extrapolated")
 """Options whose value may be the name of a data set of the study, or a list of names."""
 
 
@@ -173,7 +173,7 @@ class Stages:
         self.training = [self._run(name, options) for name, options in self.runs.items()]
         self.judging = [self._judging(*each) for each in self._subjects()]
         for job in (*self.data, *self.fishers, *self.training, *self.judging):
-            _check(job)
+            _check(job, self.parse)
 
     def work(self, at_a_time: int, lock: int) -> tuple[str, ...]:
         """Do what is unfinished, stage by stage, and return the names of the jobs that failed."""
@@ -335,17 +335,16 @@ def _generated(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return with_options({"provenance": facts}, options)
 
 
-def _check(job: Job) -> None:
-    """Refuse a step that was done with other options.
+def _check(job: Job, parse: Parse) -> None:
+    """Refuse a step that was done with other options; those newer than the step are taken as their defaults.
 
     Raises:
         ValueError: naming the options.
     """
     if not job.config.is_file() or not job.out.exists():
         return
-    changed = [
-        f"{name} was {was} and is {now}" for name, (was, now) in changes(read_mapping(job.config), job.record).items()
-    ]
+    began = as_read(read_mapping(job.config), str(job.config), job.verb, parse)
+    changed = [f"{name} was {was} and is {now}" for name, (was, now) in changes(began, job.record).items()]
     if changed:
         raise ValueError(
             f"{job.out} was made with other options: {'; '.join(changed)}. Restore them, remove it, or choose another "

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.inspection import (
     MIN_PAIRS,
     PERIODIC_TABLE,
@@ -27,6 +28,7 @@ from foundation.discovery import DiscoveryConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
+from foundation.export_library import ExportLibraryConfig
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
 from foundation.interop.example_data import ExampleDataConfig
@@ -40,8 +42,11 @@ from foundation.reports.run_report import remarks as remarks_on_run
 from foundation.reports.suite_report import SuitesRecord
 from foundation.reports.suite_table import suite_rows
 from foundation.reports.tradeoff_record import Tradeoff
+from foundation.simulation.campaign import CampaignConfig, Summary
 from foundation.training.strategy import is_rank_zero
 
+SHOWN = 5
+"""Number of structures put aside that are named."""
 LOG_WIDTH = 80
 """Width of tables in a file or a pipe [characters]."""
 
@@ -163,7 +168,10 @@ def manifest(opened: Manifest, words: str = "") -> None:
         console.print(f"left out: {reasons} (rejects.jsonl names each frame)")
     train = trained_on(opened)
     shown, where = (train, "training") if train else (all_statistics(opened), "all frames")
-    neighbors = ", ".join(f"{shown.mean_neighbors(cutoff):.1f} within {cutoff} Å" for cutoff in shown.cutoffs)
+    neighbors = ", ".join(
+        f"{shown.mean_neighbors(cutoff):.1f} within {cutoff} Å{' of centres' * isinstance(cutoff, MoleculeCutoff)}"
+        for cutoff in shown.cutoffs
+    )
     console.print(f"mean neighbours in {where}: {neighbors}")
     provenance, elements = opened.provenance, shown.elements
     console.print(f"level of theory: {provenance.level_of_theory}\nlicence: {provenance.licence}")
@@ -224,6 +232,23 @@ def discovery(config: DiscoveryConfig, found: DiscoveryRecord | None) -> None:
     console.print(f"report: {config.out / 'index.html'}")
 
 
+def campaign(config: CampaignConfig, found: Summary | None) -> None:
+    """Print what became of many structures, and the files of the results; or that other parts are missing."""
+    if found is None:
+        console.print(f"part {config.part} is finished: {config.out}")
+        return
+    aside = [each for each in found.outcomes if each.error is not None]
+    remarked = [each for each in found.outcomes if each.warnings]
+    console.print(f"structures: {len(found.outcomes)}", highlight=False)
+    for title, some in (("put aside", aside), ("with remarks", remarked)):
+        if some:
+            console.print(f"{title}: {len(some)}", highlight=False)
+    for each in aside[:SHOWN]:
+        console.print(Text.assemble(("put aside: ", "bold yellow"), printable(f"{each.id}: {each.error}")))
+    for file in found.files:
+        console.print(f"results: {file}")
+
+
 def training(config: ReportConfig, facts: list[RunFacts]) -> None:
     """Print the facts of runs, remarks, and the path of the page."""
     shown = Table(title="Training", title_justify="left")
@@ -268,6 +293,13 @@ def tradeoff(config: TradeoffConfig, found: Tradeoff) -> None:
 
 def _error(errors: dict[str, Estimate], metric: str) -> str:
     return QUANTITIES[metric].text(errors[metric].value) if metric in errors else "–"
+
+
+def library(config: ExportLibraryConfig, folder: Path) -> None:
+    """Print the folder of a compiled library and its use in LAMMPS."""
+    console.print(f"compiled library of {config.model}, compared with it: {folder}")
+    console.print("    pair_style foundation", highlight=False)
+    console.print(f"    pair_coeff * * {folder} ELEMENT...    # of every atom type", highlight=False)
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

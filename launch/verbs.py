@@ -150,6 +150,27 @@ def _discovery() -> Loaded:
     return Loaded(config=DiscoveryConfig, run=lambda config: tables.discovery(config, discover(config)))
 
 
+def _predict() -> Loaded:
+    from foundation.predict import PredictConfig, predict
+    from launch import tables
+
+    return Loaded(config=PredictConfig, run=lambda config: tables.campaign(config, predict(config)))
+
+
+def _relax() -> Loaded:
+    from foundation.relax import RelaxConfig, relax
+    from launch import tables
+
+    return Loaded(config=RelaxConfig, run=lambda config: tables.campaign(config, relax(config)))
+
+
+def _md() -> Loaded:
+    from foundation.md import MdConfig, md
+    from launch import tables
+
+    return Loaded(config=MdConfig, run=lambda config: tables.campaign(config, md(config)))
+
+
 def _coverage() -> Loaded:
     from foundation.coverage import CoverageConfig, cover
 
@@ -176,9 +197,18 @@ def _report() -> Loaded:
 
 def _export() -> Loaded:
     from foundation.export import ExportConfig, export
+    from foundation.export_library import ExportLibraryConfig, export_library
     from launch import tables
 
-    return Loaded(config=ExportConfig, run=lambda config: tables.release(export(config)))
+    def run(config: ExportConfig | ExportLibraryConfig) -> None:
+        if isinstance(config, ExportLibraryConfig):
+            return tables.library(config, export_library(config))
+        return tables.release(export(config))
+
+    other = "--for library writes a potential as compiled code, for LAMMPS: foundation export --for library --help. "
+    return Loaded(
+        config=ExportConfig, instead={"for": ExportLibraryConfig, "for_": ExportLibraryConfig}, run=run, epilog=other
+    )
 
 
 def _convert() -> Loaded:
@@ -279,6 +309,34 @@ VERBS = {
         ("model", "data", "split", "out", "theory", "checkpoint", "edge_budget", "device", "suites", "calculator"),
     ),
     "export": Verb("write a release folder with its model card", _export),
+    "predict": Verb(
+        "predict energies, forces and stresses of many structures",
+        _predict,
+        ("model", "data", "out", "mode", "theory", "processes", "part", "device"),
+        group="Many structures at once:",
+    ),
+    "relax": Verb(
+        "relax many structures",
+        _relax,
+        (
+            "model",
+            "data",
+            "out",
+            "max_force",
+            "max_steps",
+            "algorithm",
+            "cell",
+            "symmetry",
+            "mode",
+            "processes",
+            "part",
+        ),
+    ),
+    "md": Verb(
+        "run molecular dynamics of many structures",
+        _md,
+        ("model", "data", "out", "steps", "ensemble", "temperature", "timestep", "seed", "every", "processes", "part"),
+    ),
     "quickstart": Verb(
         "run all steps once, on an embedded data set",
         _quickstart,

@@ -26,7 +26,7 @@ from launch.yaml_files import config_file, packaged_configs, read_mapping
 CONFIG = "config"
 FLAGS = ("print_config",)
 """Options without a value."""
-FIELDS = {"from": "from_"}
+FIELDS = {"from": "from_", "for": "for_"}
 """Options whose names are Python keywords, with the names of their fields."""
 ELSEWHERE = {
     "batch_size": "fit.edge_budget",

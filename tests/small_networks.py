@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from foundation.models import EquivariantConfig, ModelConfig, SymmetryFunctionsConfig
+from foundation.models import EquivariantConfig, GrainsConfig, ModelConfig, SymmetryFunctionsConfig
 
 CUTOFF = 4.0
 EQUIVARIANT: dict[str, Any] = {
@@ -29,4 +29,13 @@ SMALL_NETWORKS: dict[str, ModelConfig] = {
         radial_functions=((0.2, 0.0), (1.0, 2.5)), cutoff=CUTOFF, cutoff_function="polynomial", hidden_sizes=(8,)
     ),
 }
-"""They all have the same cutoff."""
+"""They all have the same cutoff, and know any atoms."""
+OF_MOLECULES: dict[str, ModelConfig] = {
+    "grains": GrainsConfig(
+        grains=("Al", "CuO2"), grain_irreps="8x0e+4x1o+2x2e", radial_sizes=(8,), hidden_sizes=(8, 6), contact_channels=4
+    ),
+    "grains-without-contacts": GrainsConfig(
+        grains=("AlO",), grain_irreps="4x0e+4x1o", num_blocks=1, contact_cutoff=0.0, hidden_sizes=(8,)
+    ),
+}
+"""Those that know only certain molecules."""

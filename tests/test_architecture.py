@@ -33,8 +33,14 @@ FLOORS = (
     ("foundation.models",),
     ("foundation.potential",),
     ("foundation.checkpoint", "foundation.datasets", "foundation.surgery", "foundation.testing"),
-    ("foundation.evaluation",),
-    ("foundation.training", "foundation.run_folder", "foundation.interop", "foundation.naming"),
+    ("foundation.evaluation", "foundation.engine"),
+    (
+        "foundation.training",
+        "foundation.run_folder",
+        "foundation.interop",
+        "foundation.naming",
+        "foundation.simulation",
+    ),
     ("foundation.reports",),
     ("foundation.finetuning",),
     (
@@ -43,6 +49,10 @@ FLOORS = (
         "foundation.evaluate",
         "foundation.discovery",
         "foundation.coverage",
+        "foundation.predict",
+        "foundation.export_library",
+        "foundation.relax",
+        "foundation.md",
         "foundation.inspect",
         "foundation.export",
         "foundation.convert",
@@ -60,12 +70,20 @@ DOORS = {
     "aiohttp": ("data_pipeline/store/remote.py",),
     "fsspec": ("data_pipeline/store/remote.py",),
     "mpi4py": ("data_pipeline/building/build.py",),
-    "e3nn": ("foundation/kernels/", "foundation/nn/", "foundation/models/", "foundation/interop/sevennet"),
+    "e3nn": (
+        "foundation/kernels/",
+        "foundation/nn/",
+        "foundation/models/",
+        "foundation/interop/sevennet",
+        "foundation/engine/",
+    ),
     "lmdb": ("data_pipeline/sources/",),
     "h5py": ("data_pipeline/sources/mace_hdf5.py", "foundation/evaluation/suites/crystals/conductivity.py"),
     "requests": ("data_pipeline/corpora/download.py",),
     "phono3py": ("foundation/evaluation/suites/crystals/conductivity.py", "foundation/interop/conductivity.py"),
     "phonopy": ("foundation/evaluation/suites/crystals/conductivity.py", "foundation/interop/conductivity.py"),
+    "spglib": ("foundation/interop/symmetry.py", "foundation/interop/conductivity.py"),
+    "pyarrow": ("foundation/interop/result_files.py",),
     "pymatgen": ("foundation/interop/matching.py",),
     "sevenn": (),
     "wandb": (),
@@ -312,7 +330,7 @@ def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nobody_but_the_models_and_converters_knows_an_architecture(path: Path) -> None:
-    converters = ("foundation.interop.sevennet", "foundation.interop.n2p2")
+    converters = ("foundation.interop.sevennet", "foundation.interop.n2p2", "foundation.engine")
     if name_of(path).startswith(("data_pipeline", "foundation.models", *converters)):
         return
     concrete = {config.__name__ for config in ARCHITECTURES.values()}

@@ -34,6 +34,7 @@ from data_pipeline.building.source_files import Snapshot, SourceChanged, refuse_
 from data_pipeline.building.splits import SPLITS, UNNAMED, SplitBy, Splits, split_name
 from data_pipeline.building.staging import Reading, StagedFrames, drop_damaged, part_folder, part_folders, stage_part
 from data_pipeline.building.workers import Task, assign, work
+from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.sources import Part, SourceConfig
 from data_pipeline.sources.ranks import each_rank_for_itself
 from data_pipeline.store import durable, lock
@@ -62,6 +63,8 @@ class BuildConfig:
     cutoffs: tuple[float, ...] = (5.0,)
     """Cutoffs of the models to train [Å]: edges are counted at these, for planning and for the mean number of
     neighbours."""
+    molecule_cutoffs: tuple[float, ...] = ()
+    """The same between the centres of molecules, for models of grains; the frames must say which atoms are one."""
     val_fraction: float = 0.1
     """Fraction of the groups, or of the frames, for validation."""
     test_fraction: float = 0.1
@@ -89,8 +92,8 @@ class BuildConfig:
     """Replace an existing data set."""
 
     def __post_init__(self) -> None:
-        if not self.cutoffs or min(self.cutoffs) <= 0:
-            raise ValueError(f"cutoffs must be positive lengths [Å], not {self.cutoffs}")
+        if not self.cutoffs or min(*self.cutoffs, *self.molecule_cutoffs, 1.0) <= 0:
+            raise ValueError(f"cutoffs must be positive lengths [Å], not {self.cutoffs} and {self.molecule_cutoffs}")
         if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction > 1:
             raise ValueError("val_fraction and test_fraction must not be negative and together at most 1")
         if self.block_frames < 1 or self.shard_frames < self.block_frames:
@@ -99,6 +102,11 @@ class BuildConfig:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         if (self.filters.min_distance or 0.0) > max(self.cutoffs):
             raise ValueError("filters.min_distance must be below the largest cutoff: distances are measured up to it")
+
+    @property
+    def planned_cutoffs(self) -> tuple[float, ...]:
+        """Every cutoff at which edges are counted, those between molecules last [Å]."""
+        return (*self.cutoffs, *map(MoleculeCutoff, self.molecule_cutoffs))
 
 
 _OF_A_DATA_SET = re.compile(
@@ -136,7 +144,7 @@ def build(config: BuildConfig) -> Manifest:
         ranks.agree(lambda: _check_source(place))
         plans, decided = ranks.agree(lambda: _decide(config, place, parts))
         layout = Layout(
-            cutoffs=config.cutoffs,
+            cutoffs=config.planned_cutoffs,
             block_frames=config.block_frames,
             shard_frames=config.shard_frames,
             positions=config.positions,
@@ -177,7 +185,7 @@ class _Place:
 
 def _reading(config: BuildConfig) -> Reading:
     return Reading(
-        cutoffs=config.cutoffs,
+        cutoffs=config.planned_cutoffs,
         positions=config.positions,
         split_seed=config.split_seed,
         isolated_atoms=config.filters.isolated_atoms == "reject",
@@ -314,7 +322,7 @@ def _finish(config: BuildConfig, place: _Place, plans: list[ShardPlan], decided:
     _check_source(place)
     manifest = Manifest(
         provenance=config.provenance,
-        splits=assembled(place.data, place.receipts, plans, config.cutoffs),
+        splits=assembled(place.data, place.receipts, plans, config.planned_cutoffs),
         build_config=_recorded(config) | {"split_by": decided.split_by},
         rejected=decided.rejected,
         root=config.out,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
+from data_pipeline.graphs.molecules import MoleculeCutoff, molecules_of
 from data_pipeline.graphs.neighbors import Cells, NeighborSearch
 from data_pipeline.structure import MIN_DISTANCE, InvalidStructure, Structure
 
@@ -42,7 +43,16 @@ class EdgeCounter:
     """Counter of the directed edges of frames; with isolated, also of the atoms without edges."""
 
     def __init__(self, cutoffs: tuple[float, ...], *, isolated: bool = False) -> None:
-        """Count edges at cutoffs [Å]."""
+        """Count edges at cutoffs [Å], of which those between molecules come last.
+
+        Raises:
+            ValueError: there is no cutoff between atoms, or it is not before those between molecules.
+        """
+        between = tuple(each for each in cutoffs if isinstance(each, MoleculeCutoff))
+        self._of_molecules = EdgeCounter(tuple(map(float, between))) if between else None
+        cutoffs = cutoffs[: len(cutoffs) - len(between)]
+        if not cutoffs or any(isinstance(each, MoleculeCutoff) for each in cutoffs):
+            raise ValueError("need cutoffs between atoms, and those between molecules after them")
         self._cutoffs, self._isolated = cutoffs, isolated
         self._largest = int(np.argmax(cutoffs))
         self._squares = np.square(cutoffs).tolist()
@@ -52,9 +62,29 @@ class EdgeCounter:
         self._search = NeighborSearch(max(cutoffs))
 
     def __call__(self, structures: Sequence[Structure]) -> list[Edges | InvalidStructure]:
-        """Return the counts of each frame, or the error: atoms at the same place, or too many in one place."""
+        """Return the counts of each frame, or the error: atoms at the same place, or too many in one place.
+
+        With cutoffs between molecules it is also an error if a frame does not say which atoms are one.
+        """
         if not structures:
             return []
+        result = self._of_atoms(structures)
+        if self._of_molecules is not None:
+            for number, structure in enumerate(structures):
+                if isinstance(edges := result[number], Edges):
+                    result[number] = self._with_molecules(edges, structure)
+        return result
+
+    def _with_molecules(self, edges: Edges, structure: Structure) -> Edges | InvalidStructure:
+        """Return the counts of a frame with those between its molecules behind them."""
+        assert self._of_molecules is not None
+        try:
+            (found,) = self._of_molecules([molecules_of(structure).centres])
+        except InvalidStructure as error:
+            return error
+        return edges._replace(counts=edges.counts + found.counts) if isinstance(found, Edges) else found
+
+    def _of_atoms(self, structures: Sequence[Structure]) -> list[Edges | InvalidStructure]:
         cells = self._search.cells(structures)
         products = [None] * len(structures) if self._isolated else self._by_product(structures, cells)
         result: list[Edges | InvalidStructure] = []

@@ -10,15 +10,17 @@ takes four fifths of the time of a batch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
+from data_pipeline.graphs.molecules import MoleculeCutoff, molecules_of
 from data_pipeline.graphs.neighbors import NeighborSearch, Pairs
 from data_pipeline.graphs.pairs import mirror
 from data_pipeline.structure import InvalidStructure, Structure
@@ -33,6 +35,8 @@ class GraphBatch:
 
     Indices are absolute within the batch. An edge points from its receiver to a neighbour: its vector is
     positions[sender] + shift·cell - positions[receiver]. Edges are sorted by receiver.
+
+    In a graph of molecules, made with a MoleculeCutoff, edges join the centres of molecules instead of atoms.
     """
 
     numbers: Int[Tensor, " atoms"]
@@ -73,6 +77,12 @@ class GraphBatch:
     """Number of the level of theory of each structure's labels."""
     weight: Float64[Tensor, " graphs"]
     """Weight of each structure in the loss."""
+    molecule: Int[Tensor, " atoms"] | None = None
+    """Molecule of each atom; None in a graph of atoms."""
+    images: Float[Tensor, "atoms 3"] | None = None
+    """Whole lattice vectors to the image of each atom that is beside the others of its molecule."""
+    graph_of_molecule: Int[Tensor, " molecules"] | None = None
+    """Structure that each molecule belongs to, ascending."""
     ids: tuple[str, ...] = ()
     """Names of the structures."""
 
@@ -109,10 +119,17 @@ class GraphBatch:
             changes = tensor.is_floating_point() and name not in ("energy", "weight", "positions", "cell")
             return tensor.to(device=device, dtype=dtype if changes else None, non_blocking=True)
 
-        return replace(self, **{name: convert(name, getattr(self, name)) for name in TENSORS})
+        return replace(self, **{name: convert(name, tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, those of molecules only in a graph of molecules."""
+        names = TENSORS if self.molecule is None else (*TENSORS, *OF_MOLECULES)
+        return {name: getattr(self, name) for name in names}
 
 
-TENSORS = tuple(item.name for item in fields(GraphBatch) if item.name != "ids")
+OF_MOLECULES = ("molecule", "images", "graph_of_molecule")
+"""Tensors of a graph of molecules alone."""
+TENSORS = tuple(item.name for item in fields(GraphBatch) if item.name not in ("ids", *OF_MOLECULES))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,17 +162,36 @@ def neighbor_list(structure: Structure, cutoff: float) -> Edges:
     )
 
 
-def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
-    """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
-    if not structures:
-        return []
-    search, found = NeighborSearch(cutoff), []
-    cells = search.cells(structures)
+def search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | InvalidStructure]:
+    """Yield the pairs of every structure within the cutoff [Å], each pair once, or the reason why there are none."""
+    if isinstance(cutoff, MoleculeCutoff):
+        for structure in structures:
+            try:
+                yield from _search([molecules_of(structure).centres], cutoff)
+            except InvalidStructure as error:
+                yield error
+    elif structures:
+        yield from _search(structures, cutoff)
+
+
+def _search(structures: Sequence[Structure], cutoff: float) -> Iterator[Pairs | InvalidStructure]:
+    """Yield the pairs of points."""
+    neighbors = NeighborSearch(cutoff)
+    cells = neighbors.cells(structures)
     for structure, cell, usual in zip(structures, cells.vectors, cells.usual.tolist(), strict=True):
         try:
-            found.append(search(structure, cell, usual=usual))
+            yield neighbors(structure, cell, usual=usual)
         except InvalidStructure as error:
-            raise InvalidStructure(f"structure {structure.id!r}: {error}") from error
+            yield InvalidStructure(f"structure {structure.id!r}: {error}")
+
+
+def _pairs(structures: Sequence[Structure], cutoff: float) -> list[Pairs]:
+    """Return the pairs of every structure, each pair once; a whole batch is mirrored at a time."""
+    found: list[Pairs] = []
+    for pairs in _search(structures, cutoff) if structures else ():
+        if isinstance(pairs, InvalidStructure):
+            raise pairs
+        found.append(pairs)
     return found
 
 
@@ -181,11 +217,12 @@ def collate(
     Raises:
         InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
     """
-    graphs = Graphs(structures, cutoff, theories, "float64" if dtype == torch.float64 else "float32")
-    buffer = torch.empty(graphs.layout.num_bytes, dtype=torch.uint8)
-    graphs.write(buffer.numpy())
-    batch = graphs.layout.batch(buffer)
-    return batch if batch.forces.dtype == dtype else batch.to(dtype=dtype)
+    return Graphs(structures, cutoff, theories, float_type(dtype)).batch().to(dtype=dtype)
+
+
+def float_type(dtype: torch.dtype) -> str:
+    """Return NumPy's name of the type in which a batch is written that is then converted to a type of torch's."""
+    return "float64" if dtype == torch.float64 else "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +239,19 @@ class BatchLayout:
     """Size of the names as JSON [bytes]."""
     float_type: str
     """NumPy's name of the type of shifts, forces and stress."""
+    num_molecules: int | None = None
+    """Number of molecules of all structures; None in a graph of atoms."""
+
+    @property
+    def num_points(self) -> int:
+        """Number of points that edges join: atoms, or molecules."""
+        return self.num_atoms if self.num_molecules is None else self.num_molecules
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, str, tuple[int, ...]]]:
         """First byte, last byte + 1, type and shape of every array."""
         atoms, edges, graphs, real = self.num_atoms, 2 * self.num_pairs, self.num_graphs, self.float_type
+        points = self.num_points
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "senders": ("int64", (edges,)),
             "receivers": ("int64", (edges,)),
@@ -215,7 +260,7 @@ class BatchLayout:
             "reverse": ("int64", (edges,)),
             "pair_edges": ("int64", (self.num_pairs,)),
             "numbers": ("int64", (atoms,)),
-            "row_pointers": ("int64", (atoms + 1,)),
+            "row_pointers": ("int64", (points + 1,)),
             "graph_of_atom": ("int64", (atoms,)),
             "positions": ("float64", (atoms, 3)),
             "forces": (real, (atoms, 3)),
@@ -227,8 +272,11 @@ class BatchLayout:
             "stress": (real, (graphs, 3, 3)),
             "has_forces": ("bool", (graphs,)),
             "has_stress": ("bool", (graphs,)),
-            "ids": ("uint8", (self.id_bytes,)),
         }
+        if self.num_molecules is not None:
+            arrays["molecule"], arrays["images"] = ("int64", (atoms,)), (real, (atoms, 3))
+            arrays["graph_of_molecule"] = ("int64", (points,))
+        arrays["ids"] = ("uint8", (self.id_bytes,))
         places, start = {}, 0
         for name, (kind, shape) in arrays.items():
             stop = start + math.prod(shape) * _ITEM_BYTES[kind]
@@ -271,14 +319,17 @@ class Graphs:
         theories: Sequence[int] | None = None,
         float_type: str = "float32",
         weights: Sequence[float] | None = None,
+        pairs: list[Any] | None = None,
     ) -> None:
-        """Find the edges within the cutoff [Å]; by default theories are 0 and weights 1.
+        """Find the edges within the cutoff [Å], unless they were by search(); by default theories are 0, weights 1.
 
         Raises:
             InvalidStructure: atoms at the same place, or too many in one place; the message names the structure.
         """
         self._structures, self._theories, self._weights = structures, theories, weights
-        self._pairs = _pairs(structures, cutoff)
+        self._molecules = [molecules_of(s) for s in structures] if isinstance(cutoff, MoleculeCutoff) else None
+        self._points = structures if self._molecules is None else [each.centres for each in self._molecules]
+        self._pairs: list[Pairs] = _pairs(self._points, cutoff) if pairs is None else pairs
         self._ids = json.dumps([s.id for s in structures]).encode()
         self.layout = BatchLayout(
             num_atoms=sum(s.num_atoms for s in structures),
@@ -286,7 +337,14 @@ class Graphs:
             num_graphs=len(structures),
             id_bytes=len(self._ids),
             float_type=float_type,
+            num_molecules=None if self._molecules is None else sum(p.num_atoms for p in self._points),
         )
+
+    def batch(self) -> GraphBatch:
+        """Return the batch, in a buffer of its own."""
+        buffer = torch.empty(self.layout.num_bytes, dtype=torch.uint8)
+        self.write(buffer.numpy())
+        return self.layout.batch(buffer)
 
     def write(self, buffer: UInt8[np.ndarray, " bytes"]) -> None:
         """Write the batch into a buffer of the layout's size."""
@@ -305,13 +363,19 @@ class Graphs:
         arrays["theory"][:] = 0 if self._theories is None else self._theories
         arrays["weight"][:] = 1.0 if self._weights is None else self._weights
         arrays["graph_of_atom"][:] = np.repeat(np.arange(len(structures)), arrays["num_atoms"])
-        first_atom = np.cumsum(arrays["num_atoms"]) - arrays["num_atoms"]
+        num_points = np.array([points.num_atoms for points in self._points])
+        first_point = np.cumsum(num_points) - num_points
+        if self._molecules is not None:
+            arrays["molecule"][:] = np.concatenate([each.molecule for each in self._molecules])
+            arrays["molecule"] += np.repeat(first_point, arrays["num_atoms"])
+            arrays["images"][:] = np.concatenate([each.images for each in self._molecules])
+            arrays["graph_of_molecule"][:] = np.repeat(np.arange(len(structures)), num_points)
         ends = np.concatenate([ends for ends, _, _ in self._pairs])
-        ends += np.repeat(first_atom, [len(ends) for ends, _, _ in self._pairs])[:, None]
-        mirrored = mirror(ends[:, 0], ends[:, 1], self.layout.num_atoms)
+        ends += np.repeat(first_point, [len(ends) for ends, _, _ in self._pairs])[:, None]
+        mirrored = mirror(ends[:, 0], ends[:, 1], self.layout.num_points)
         for name in ("receivers", "senders", "pairs", "reverse", "pair_edges"):
             arrays[name][:] = getattr(mirrored, name)
         shifts = np.concatenate([shifts for _, shifts, _ in self._pairs])
         arrays["shifts"][:] = mirrored.signed(shifts.astype(self.layout.float_type))
-        degrees = np.bincount(arrays["receivers"], minlength=self.layout.num_atoms)
+        degrees = np.bincount(arrays["receivers"], minlength=self.layout.num_points)
         np.cumsum(degrees, out=arrays["row_pointers"][1:])

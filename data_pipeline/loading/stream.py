@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int
 
 from data_pipeline.graphs.batch import BatchLayout, GraphBatch, Graphs
+from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.loading.datasets import Corrupt, Dataset, LostBlock, Mixture
 from data_pipeline.loading.plan import Oversize, Plan, PlannedSet, full_pass_batches
 from data_pipeline.loading.ring import Job, Tally, deliver
@@ -153,7 +154,7 @@ class Stream:
         self.plan = Plan(
             sets, lanes=lanes, edge_budget=edge_budget, atom_budget=atom_budget, seed=seed, oversize=oversize
         )
-        self._slot_bytes = _slot_bytes(sets, edge_budget)
+        self._slot_bytes = _slot_bytes(sets, cutoff, edge_budget)
         share = lanes // world_size
         self.rank_lanes = tuple(range(rank * share, (rank + 1) * share))
         self._num_workers, self._pin_memory = num_workers, pin_memory
@@ -268,7 +269,7 @@ def full_pass(
         name=lambda task: f"batch {task} of split {split!r}",
         num_workers=num_workers,
         num_slots=4,
-        slot_bytes=_slot_bytes([planned], edge_budget),
+        slot_bytes=_slot_bytes([planned], cutoff, edge_budget),
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
     return FullPass(job)
@@ -297,7 +298,7 @@ class _Preparation:
         return Graphs(structures, self._cutoff, theories, weights=weights), lost
 
 
-def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
+def _slot_bytes(sets: Sequence[PlannedSet], cutoff: float, edge_budget: int) -> int:
     """Return the size of a slot that fits all but unusual micro-batches [bytes]."""
     num_frames, num_atoms, num_edges = 0.0, 0.0, 1.0
     for planned in sets:
@@ -312,6 +313,8 @@ def _slot_bytes(sets: Sequence[PlannedSet], edge_budget: int) -> int:
         num_graphs=math.ceil(filled * num_frames),
         id_bytes=math.ceil(filled * num_frames) * ID_BYTES,
         float_type="float32",
+        # at most one for each atom
+        num_molecules=math.ceil(filled * num_atoms) if isinstance(cutoff, MoleculeCutoff) else None,
     )
     return -(-layout.num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
 

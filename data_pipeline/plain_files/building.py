@@ -19,6 +19,7 @@ from typing import Any
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
+from data_pipeline.graphs.molecules import MoleculeCutoff, described
 from data_pipeline.plain_files.finding import DataFile, Found, find_files, kind_of_file
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
@@ -111,7 +112,15 @@ def plain_fingerprint(
         for section, each in found.items()
         for file in each.files
     ]
-    text = json.dumps([SCHEMA_VERSION, stamps, asdict(config), list(cutoffs)], sort_keys=True)
+    text = json.dumps(
+        [
+            SCHEMA_VERSION,
+            stamps,
+            asdict(config),
+            [described(each) if isinstance(each, MoleculeCutoff) else each for each in cutoffs],
+        ],
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -163,7 +172,8 @@ def build_plain(
         source=source,
         provenance=_provenance(plain_name(files, config), everything, config, theory),
         out=out,
-        cutoffs=cutoffs,
+        cutoffs=tuple(each for each in cutoffs if not isinstance(each, MoleculeCutoff)) or (5.0,),
+        molecule_cutoffs=tuple(float(each) for each in cutoffs if isinstance(each, MoleculeCutoff)),
         **_split(surveyed, config),
         # of a plain file, a frame that cannot be used is left out and said
         filters=FilterConfig(invalid="reject", stress_check=config.stress_unit is None),

@@ -4,6 +4,7 @@ from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
 from data_pipeline.sources.coulomb import CoulombMedia
 from data_pipeline.sources.deepmd_npy import DeepmdNpy
+from data_pipeline.sources.electrolyte import Electrolyte
 from data_pipeline.sources.emt import EmtAlloys
 from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
@@ -19,6 +20,7 @@ __all__ = [
     "CoulombMedia",
     "CrystalDynamics",
     "DeepmdNpy",
+    "Electrolyte",
     "EmtAlloys",
     "FileSource",
     "Frame",
@@ -41,6 +43,7 @@ SourceConfig = (
     | CoulombMedia
     | CrystalDynamics
     | DeepmdNpy
+    | Electrolyte
     | EmtAlloys
     | FrozenSpheres
     | Joined

@@ -25,6 +25,7 @@ from jaxtyping import Float64, Num
 from numpy.typing import ArrayLike
 
 from data_pipeline.quoting import abbreviated
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.extxyz import PART_BYTES, cuts, read_extxyz
 from data_pipeline.sources.labels import (
     Kind,
@@ -97,6 +98,9 @@ class AseFiles(Source):
     """Sign of the stress in the files; VASP's own output is positive in compression; ASE's reader changes the sign."""
     group_key: str | None = None
     """Entry that names the group; None: the chemical formula."""
+    molecule_key: str | None = None
+    """Array of labels of molecules, equal for atoms that belong together; `bonds` finds them from bonds; None: the
+    array `molecule`, `grain` or `molecule-id`, if there is one."""
     id_key: str | None = None
     """Entry that names the frame; None: file (below the common folder) and number (or row id)."""
     ignored_entries: tuple[str, ...] = ()
@@ -209,6 +213,7 @@ class AseFiles(Source):
             forces=_label(atoms, "forces", self.forces_key, {**atoms.info, **atoms.arrays}),
             stress=self._stress(atoms),
             alternative_energy=None if second_key is None else _energy(atoms, second_key),
+            molecules=Bonds().labels(atoms, self.molecule_key),
             id=default_id if self.id_key is None else str(_entry(atoms, self.id_key)),
             group=hill_formula(atoms.numbers) if self.group_key is None else str(_entry(atoms, self.group_key)),
         )

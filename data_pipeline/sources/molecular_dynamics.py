@@ -25,6 +25,7 @@ from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 from jaxtyping import Int64
 
+from data_pipeline.sources.bonds import Bonds
 from data_pipeline.sources.source import Part, Source
 from data_pipeline.structure import Structure
 
@@ -42,8 +43,8 @@ class Material:
 
     formula: str = "MgO"
     """Formula."""
-    prototype: Literal["rocksalt", "fcc", "bcc", "diamond", "zincblende"] = "rocksalt"
-    """Structure type."""
+    prototype: Literal["rocksalt", "fcc", "bcc", "diamond", "zincblende", "perovskite"] = "rocksalt"
+    """Structure type; the formula of a cubic perovskite names its large cation first, as in SrTiO3."""
     lattice_constant: float = 4.21
     """Lattice constant [Å]."""
     calculator: str = "data_pipeline.sources.rigid_ions:RigidIons"
@@ -69,6 +70,8 @@ class Material:
             ValueError: the formula does not fit the structure type.
         """
         try:
+            if self.prototype == "perovskite":
+                return _perovskite(self.formula, self.lattice_constant).repeat(repeats)
             return bulk(self.formula, self.prototype, self.lattice_constant, cubic=True).repeat(repeats)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"formula {self.formula} is no {self.prototype} crystal: {error}") from None
@@ -80,6 +83,19 @@ class Material:
             ValueError: there is none, or it cannot be made of the arguments.
         """
         return calculator_of(self.calculator, *self.arguments)
+
+
+def _perovskite(formula: str, lattice_constant: float) -> ase.Atoms:
+    """Return a cell of a cubic perovskite.
+
+    Raises:
+        ValueError: the formula is not of the form ABX3.
+    """
+    symbols = ase.Atoms(formula).get_chemical_symbols()
+    if len(symbols) != 5 or len(set(symbols)) != 3 or len(set(symbols[2:])) != 1:
+        raise ValueError("a perovskite has a formula such as SrTiO3")
+    places = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
+    return ase.Atoms(symbols, cell=[lattice_constant] * 3, scaled_positions=places, pbc=True)
 
 
 def calculator_of(word: str, *arguments: str) -> Calculator:
@@ -110,6 +126,7 @@ def dynamics(
     warm_up: int,
     interval: int,
     frozen: Sequence[int] = (),
+    time_step: float = TIME_STEP,
 ) -> Iterator[ase.Atoms]:
     """Yield a trajectory's frames without end: the same atoms, changed in place, with calculated energy and forces.
 
@@ -121,13 +138,14 @@ def dynamics(
         warm_up: Number of steps before the first frame.
         interval: Number of steps from frame to frame.
         frozen: Indices of atoms that do not move.
+        time_step: Time step [fs].
     """
     rng = np.random.default_rng([*seed])
     atoms.calc = calculator
     atoms.set_constraint(FixAtoms(indices=list(frozen)))
     widths = np.sqrt(atoms.get_masses() * 2 * temperature * ase.units.kB)
     atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * widths[:, None])
-    step, friction = TIME_STEP * ase.units.fs, FRICTION / ase.units.fs
+    step, friction = time_step * ase.units.fs, FRICTION / ase.units.fs
     moving = Langevin(atoms, step, temperature_K=temperature, friction=friction, fixcm=False, rng=rng)
     moving.run(warm_up)
     while True:
@@ -298,6 +316,7 @@ def labelled(atoms: ase.Atoms, *, id: str, group: str) -> Structure:
         energy=atoms.get_potential_energy(),
         forces=atoms.get_forces(apply_constraint=False),
         stress=atoms.get_stress(voigt=False),
+        molecules=Bonds().labels(atoms),
         id=id,
         group=group,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int, Int64
 
+from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.quoting import abbreviated
 from data_pipeline.statistics.element_energies import element_energies, undetermined
 from data_pipeline.statistics.force_work import force_ratios
@@ -20,6 +21,8 @@ from data_pipeline.store.json_record import Record
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
 SIZE = MAX_ATOMIC_NUMBER + 1
+SAME_CUTOFF = 1e-6
+"""Largest difference of cutoffs that count as the same [Å]; edge counts only plan batches."""
 
 
 @dataclass
@@ -163,15 +166,22 @@ class Statistics:
     def cutoff_number(self, cutoff: float) -> int:
         """Return the index of a cutoff [Å] among those at which edges were counted.
 
+        A cutoff converted from Bohr is no round number, and rarely exactly the one given to build.
+
         Raises:
             ValueError: it is not among them.
         """
-        if cutoff not in self.cutoffs:
+        of_molecules = isinstance(cutoff, MoleculeCutoff)
+        alike = [n for n, each in enumerate(self.cutoffs) if isinstance(each, MoleculeCutoff) == of_molecules]
+        same = [number for number in alike if abs(self.cutoffs[number] - cutoff) <= SAME_CUTOFF]
+        if not same:
+            counted = ", ".join(str(self.cutoffs[number]) for number in alike)
             raise ValueError(
-                f"edges were counted at {', '.join(map(str, self.cutoffs))} Å, not at {cutoff} Å; "
-                "build the data again with this cutoff among its cutoffs"
+                f"edges{' between molecules' * of_molecules} were counted at {counted or 'no length in'} Å, "
+                f"not at {cutoff} Å; build the data again with this cutoff among its "
+                f"{'molecule_' * of_molecules}cutoffs"
             )
-        return self.cutoffs.index(cutoff)
+        return same[0]
 
     def reference_energies(self) -> Float64[np.ndarray, " elements"]:
         """Fit the energy per atom as a composition average of element energies and return those [eV].
@@ -189,8 +199,10 @@ class Statistics:
     def to_json(self) -> dict:
         """Return the sums as JSON: dense arrays restricted to the elements that occur."""
         elements = list(self.elements)
+        of_molecules = [float(each) for each in self.cutoffs if isinstance(each, MoleculeCutoff)]
         return {
-            "cutoffs": list(self.cutoffs),
+            "cutoffs": [each for each in self.cutoffs if not isinstance(each, MoleculeCutoff)],
+            **({"molecule_cutoffs": of_molecules} if of_molecules else {}),
             "num_edges": self.num_edges,
             "elements": elements,
             **{name: getattr(self, name) for name in _SCALARS},
@@ -214,8 +226,10 @@ class Statistics:
             InvalidRecord: an entry is missing or of another kind, a histogram has other bins than this program's, or
                 sums contradict each other.
         """
-        record.only(*Statistics(cutoffs=()).to_json())
+        of_molecules = [name for name in ("molecule_cutoffs",) if name in record.names()]
+        record.only(*Statistics(cutoffs=()).to_json(), *of_molecules)
         cutoffs, elements = record.numbers("cutoffs"), record.counts("elements")
+        cutoffs += [MoleculeCutoff(each) for name in of_molecules for each in record.numbers(name)]
         if not cutoffs or min(cutoffs) <= 0:
             raise record.refuse("cutoffs", f"are {abbreviated(cutoffs)}, not positive lengths [Å]")
         if elements != sorted(set(elements) & set(range(1, SIZE))):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, Structure
 
-HAS_FORCES, HAS_STRESS, HAS_ALTERNATIVE_ENERGY = 1, 2, 4
+HAS_FORCES, HAS_STRESS, HAS_ALTERNATIVE_ENERGY, HAS_MOLECULES = 1, 2, 4, 8
 """Bits of the label mask of a frame."""
 
 Precision = Literal["float64", "float32"]
@@ -44,6 +44,8 @@ def encode_block(structures: Sequence[Structure], positions: Precision = "float6
     }
     if any(s.has_alternative_energy for s in structures):
         arrays["alternative_energy"] = np.array([s.alternative_energy for s in structures], dtype=np.float64)
+    if any(s.has_molecules for s in structures):
+        arrays["molecules"] = np.concatenate([s.molecules for s in structures])
     names = {"ids": [s.id for s in structures], "groups": [s.group for s in structures]}
     # one metadata entry only: safetensors writes several in hash order, which would make the bytes differ
     return safetensors.numpy.save(arrays, metadata={"frames": json.dumps(names)})
@@ -54,6 +56,7 @@ def _label_mask(structure: Structure) -> int:
         HAS_FORCES * structure.has_forces
         + HAS_STRESS * structure.has_stress
         + HAS_ALTERNATIVE_ENERGY * structure.has_alternative_energy
+        + HAS_MOLECULES * structure.has_molecules
     )
 
 
@@ -90,7 +93,8 @@ class Block(Sequence[Structure]):
     def __getitem__(self, frame: int) -> Structure:  # pyright: ignore[reportIncompatibleMethodOverride] (no slices)
         arrays, labels = self._arrays, self._labels[frame]
         atoms = slice(self._starts[frame], self._starts[frame + 1])
-        second = arrays.get("alternative_energy")
+        second, molecules = arrays.get("alternative_energy"), arrays.get("molecules")
+        num_atoms = atoms.stop - atoms.start
         return Structure(
             numbers=arrays["numbers"][atoms],
             positions=arrays["positions"][atoms].astype(np.float64, copy=False),
@@ -103,6 +107,8 @@ class Block(Sequence[Structure]):
             has_stress=bool(labels & HAS_STRESS),
             alternative_energy=0.0 if second is None else float(second[frame]),
             has_alternative_energy=bool(labels & HAS_ALTERNATIVE_ENERGY),
+            molecules=np.zeros(num_atoms, np.int32) if molecules is None else molecules[atoms],
+            has_molecules=bool(labels & HAS_MOLECULES),
             id=self._ids[frame],
             group=self._groups[frame],
         )
@@ -117,7 +123,7 @@ def _contradictions(arrays: dict[str, np.ndarray], *names: object) -> Iterator[s
     lengths = {"frames": len(num_atoms), "atoms": int(num_atoms.sum(dtype=np.int64))}
     for name, (dtypes, length, shape) in _ARRAYS.items():
         array = arrays.get(name)
-        if array is None and name == "alternative_energy":
+        if array is None and name in _OPTIONAL:
             continue
         if array is None or array.dtype.name not in dtypes or array.shape != (lengths[length], *shape):
             yield f"{name} is not {' or '.join(dtypes)} for each of {lengths[length]} {length}"
@@ -141,5 +147,8 @@ _ARRAYS: dict[str, tuple[tuple[str, ...], Literal["frames", "atoms"], tuple[int,
     "stress": (("float32",), "frames", (3, 3)),
     "labels": (("uint8",), "frames", ()),
     "alternative_energy": (("float64",), "frames", ()),
+    "molecules": (("int32",), "atoms", ()),
 }
 """Types of each array of a block, the unit of its entries (frames or atoms), and the shape of an entry."""
+_OPTIONAL = ("alternative_energy", "molecules")
+"""Arrays that a block without such labels lacks."""

@@ -10,8 +10,14 @@ SUFFIX = ".jsonl"
 """End of the names of the files."""
 
 
-def append_line(file: Path, value: Any) -> None:
-    """Add a value as a line; after a torn one of a killed process, on a new line."""
+def append_line(file: Path, value: Any, *, flush: bool = False) -> None:
+    """Add a value as a line; after a torn one of a killed process, on a new line.
+
+    Args:
+        file: The file.
+        value: The value.
+        flush: Whether it has to be on the disk afterwards.
+    """
     line = json.dumps(value, allow_nan=False) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab+") as opened:
@@ -19,6 +25,9 @@ def append_line(file: Path, value: Any) -> None:
             opened.seek(-1, os.SEEK_END)
             line = line if opened.read(1) == b"\n" else f"\n{line}"
         opened.write(line.encode())
+        if flush:
+            opened.flush()
+            os.fsync(opened.fileno())
 
 
 def read_lines(folder: Path) -> Iterator[tuple[str, Any]]:

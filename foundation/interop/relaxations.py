@@ -1,11 +1,11 @@
-"""Relaxations of many structures one by one, appended to a file of lines, so that a killed process goes on.
+"""Relaxations of many structures, appended to a file of lines, so that a killed process goes on.
 
 Several processes share the work: each has a file of its own, and every one reads those of all. A structure that cannot
 be relaxed has a line as well, with the reason.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,25 +63,20 @@ class Relaxed(OpenRecord):
         return ase.Atoms(list(self.atomic_numbers), np.array(self.positions), cell=self.cell, pbc=self.pbc)
 
 
+Relaxer = Callable[[Iterator[tuple[int, Material]]], Iterator[Relaxed]]
+"""Function that relaxes materials with their numbers, in any order."""
+
+
 def relax_all(
-    materials: Iterable[Material | None],
-    calculator: Calculator,
-    folder: Path,
-    name: str,
-    *,
-    max_force: float,
-    max_steps: int,
-    tell: Callable[[int], None],
+    materials: Iterable[Material | None], relaxer: Relaxer, folder: Path, name: str, *, tell: Callable[[int], None]
 ) -> int:
     """Relax the materials that have no line yet, and return the number of all, chosen or not.
 
     Args:
         materials: Materials in order; None for one of another process.
-        calculator: Calculator of energy, forces and stress.
+        relaxer: Function that relaxes them.
         folder: Folder of the files of lines.
         name: Name of the file of this process.
-        max_force: Largest force at which to end [eV/Å].
-        max_steps: Largest number of steps.
         tell: Function that is called with the number of lines after each.
 
     Raises:
@@ -89,26 +84,47 @@ def relax_all(
         ValueError: two materials have one name.
     """
     done = {each.id: each.number for each in read_relaxed(folder)}
-    total = 0
-    for number, material in enumerate(materials):
-        total += 1
-        if material is None:
-            continue
-        if done.setdefault(material.id, -1) not in (-1, number):
-            raise ValueError(f"materials {done[material.id]} and {number} of the file are both named {material.id}")
-        if done[material.id] == number:
-            continue
-        found = _relaxed(number, material, calculator, max_force, max_steps)
-        append_line(folder / f"{name}{SUFFIX}", asdict(found))
-        done[material.id] = number
-        tell(len(done))
+    total, count = 0, len(done)
+
+    def waiting() -> Iterator[tuple[int, Material]]:
+        nonlocal total
+        for number, material in enumerate(materials):
+            total += 1
+            if material is None:
+                continue
+            if done.setdefault(material.id, -1) not in (-1, number):
+                raise ValueError(f"materials {done[material.id]} and {number} of the file are both named {material.id}")
+            if done[material.id] != number:
+                done[material.id] = number
+                yield number, material
+
+    for found in relaxer(waiting()):
+        append_line(folder / f"{name}{SUFFIX}", asdict(found), flush=True)
+        count += 1
+        tell(count)
     return total
+
+
+def one_by_one(calculator: Calculator, *, max_force: float, max_steps: int) -> Relaxer:
+    """Return a function that relaxes materials by ASE's FIRE with a calculator.
+
+    Args:
+        calculator: Calculator of energy, forces and stress.
+        max_force: Largest force at which to end [eV/Å].
+        max_steps: Largest number of steps.
+    """
+
+    def relaxer(materials: Iterator[tuple[int, Material]]) -> Iterator[Relaxed]:
+        for number, material in materials:
+            yield _relaxed(number, material, calculator, max_force, max_steps)
+
+    return relaxer
 
 
 def _relaxed(number: int, material: Material, calculator: Calculator, max_force: float, max_steps: int) -> Relaxed:
     """Return the relaxed structure of a material, or why there is none."""
     if isinstance(material.structure, InvalidStructure):
-        return Relaxed(number=number, id=material.id, error=one_line(str(material.structure)))
+        return not_relaxed(number, material, str(material.structure))
     try:
         found = relax_with(material.structure, calculator, max_force=max_force, max_steps=max_steps)
         if not math.isfinite(found.energy_after):
@@ -116,13 +132,13 @@ def _relaxed(number: int, material: Material, calculator: Calculator, max_force:
     except OF_THE_MACHINE:
         raise
     except Exception as error:  # calculators of other programs raise any type
-        return Relaxed(number=number, id=material.id, error=one_line(f"{type(error).__name__}: {error}"))
+        return not_relaxed(number, material, f"{type(error).__name__}: {error}")
     return Relaxed(
         number=number,
         id=material.id,
         atomic_numbers=tuple(found.atoms.numbers.tolist()),
-        positions=_rows(found.atoms.positions),
-        cell=_rows(np.asarray(found.atoms.cell)),
+        positions=rows_of(found.atoms.positions),
+        cell=rows_of(np.asarray(found.atoms.cell)),
         pbc=tuple(found.atoms.pbc.tolist()),
         energy=found.energy_after,
         energy_before=found.energy_before,
@@ -130,6 +146,11 @@ def _relaxed(number: int, material: Material, calculator: Calculator, max_force:
         num_steps=found.num_steps,
         converged=found.converged,
     )
+
+
+def not_relaxed(number: int, material: Material, reason: str) -> Relaxed:
+    """Return the line of a material that cannot be relaxed."""
+    return Relaxed(number=number, id=material.id, error=one_line(reason))
 
 
 def read_relaxed(folder: Path) -> list[Relaxed]:
@@ -148,5 +169,6 @@ def read_relaxed(folder: Path) -> list[Relaxed]:
     return sorted(found.values(), key=lambda each: each.number)
 
 
-def _rows(array: Float64[np.ndarray, "rows 3"]) -> tuple[Triple, ...]:
+def rows_of(array: Float64[np.ndarray, "rows 3"]) -> tuple[Triple, ...]:
+    """Return the rows of an array as tuples."""
     return tuple((float(x), float(y), float(z)) for x, y, z in array)

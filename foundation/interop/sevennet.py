@@ -237,6 +237,8 @@ def to_sevennet(potential: Potential, path: Path) -> None:
     Raises:
         UnsupportedSevenNet: sevenn does not support a feature of the network.
     """
+    if potential.repulsion is not None:
+        raise UnsupportedSevenNet("sevenn has no repulsion between close atoms; convert the potential without it")
     network = _network(potential)
     config, scalars = network.config, network.embedding.irreps_out.dim
     if config.readout_channels != scalars // 2:

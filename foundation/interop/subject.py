@@ -1,6 +1,5 @@
 """Subjects of suites: a potential, or any ASE calculator."""
 
-import contextlib
 import copy
 from collections.abc import Sequence
 
@@ -10,22 +9,14 @@ import torch
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError
 
-from data_pipeline.graphs.batch import collate
 from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
 from foundation.evaluation.suites.suite import Predicted, Subject
-from foundation.interop.calculator import Calculator, to_atoms
+from foundation.interop.calculator import Calculator, Engine, Mode, to_atoms
+from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
-from foundation.nn.computation import Computation
 from foundation.potential import Potential
-
-BATCH = 64
-"""Largest number of structures that are predicted together."""
-BATCH_ATOMS = 2000
-"""Number of atoms above which a batch ends."""
-KNOTS = 256
-"""Number of knots of the radial table in molecular dynamics: forces differ by about 2e-6 eV/Å."""
 
 
 class _Named(Subject):
@@ -46,34 +37,25 @@ class PotentialSubject(_Named):
 
     def predict(self, structures: Sequence[Structure]) -> list[Predicted]:
         """Return predictions in float64, in order."""
-        found: list[Predicted] = []
-        exact = self._exact
-        for some in _batches(structures):
-            batch = collate(some, exact.cutoff, torch.float64, [self.theory] * len(some)).to(exact.device)
-            prediction = exact(batch)
-            forces = prediction.forces.cpu().numpy()
-            ends = np.cumsum([structure.num_atoms for structure in some])
-            found += [
-                Predicted(energy=float(energy), forces=forces[end - structure.num_atoms : end], stress=stress)
-                for energy, stress, structure, end in zip(
-                    prediction.energy, prediction.stress.cpu().numpy(), some, ends, strict=True
-                )
-            ]
-        return found
+        return [
+            Predicted(energy=float(each.energy), forces=each.forces.cpu().numpy(), stress=each.stress[0].cpu().numpy())
+            for each in self._exact.predict(structures, theory=self.theory)
+        ]
 
     def calculator(self) -> AseCalculator:
-        """Return a calculator in float32 with tabulated radial functions."""
-        fast = copy.deepcopy(self._exact).cast(torch.float32)
-        with contextlib.suppress(ValueError):  # a network without radial networks, fast as it is
-            fast.compute_as(Computation(radial_table=KNOTS))
-        return self._wrapped(fast, torch.float32)
+        """Return a calculator in float32 with tabulated radial functions, compiled if it can be."""
+        try:
+            return self._wrapped("md", "compiled")
+        except (ValueError, NoCompiler):  # another architecture or device, or no compiler
+            return self._wrapped("md")
 
     def exact_calculator(self) -> AseCalculator:
         """Return a calculator in float64."""
-        return self._wrapped(self._exact, torch.float64)
+        return self._wrapped("precise")
 
-    def _wrapped(self, potential: Potential, dtype: torch.dtype) -> AseCalculator:
-        return Calculator(potential, self._exact.device.type, dtype, self._exact.theories[self.theory])
+    def _wrapped(self, mode: Mode, engine: Engine = "torch") -> AseCalculator:
+        theory = self._exact.theories[self.theory]
+        return Calculator(self._exact, self._exact.device.type, theory=theory, mode=mode, engine=engine)
 
 
 class CalculatorSubject(_Named):
@@ -134,16 +116,3 @@ def fast_calculator(word: str) -> AseCalculator:
         ValueError: the potential has several levels of theory.
     """
     return subject_of(word).calculator()
-
-
-def _batches(structures: Sequence[Structure]) -> list[list[Structure]]:
-    """Return structures in order, in batches of bounded size."""
-    batches: list[list[Structure]] = []
-    atoms = 0
-    for structure in structures:
-        if not batches or len(batches[-1]) == BATCH or atoms + structure.num_atoms > BATCH_ATOMS:
-            batches.append([])
-            atoms = 0
-        batches[-1].append(structure)
-        atoms += structure.num_atoms
-    return batches

@@ -5,6 +5,7 @@ from typing import get_args
 from data_pipeline.quoting import abbreviated
 from foundation.models.energy_model import Architecture, DataFacts, EnergyModel
 from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
+from foundation.models.grains import GrainsConfig, GrainsNetwork
 from foundation.models.symmetry_functions import SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 
 __all__ = [
@@ -14,13 +15,15 @@ __all__ = [
     "EnergyModel",
     "EquivariantConfig",
     "EquivariantNetwork",
+    "GrainsConfig",
+    "GrainsNetwork",
     "ModelConfig",
     "SymmetryFunctionsConfig",
     "SymmetryFunctionsNetwork",
     "architecture_named",
 ]
 
-ModelConfig = EquivariantConfig | SymmetryFunctionsConfig
+ModelConfig = EquivariantConfig | SymmetryFunctionsConfig | GrainsConfig
 """The architectures of a YAML file, distinguished by their first field."""
 ARCHITECTURES: dict[str, type[Architecture]] = {config.architecture: config for config in get_args(ModelConfig)}
 """Architectures by their name in config.json."""

@@ -117,6 +117,11 @@ class EnergyModel(torch.nn.Module, ABC):
         """
         raise ValueError(f"a network of the architecture {self.config.architecture} has no embedding of elements")
 
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Sequences of atomic numbers that structures are made of, if only these are known; none if any atoms are."""
+        return ()
+
     standardizes: ClassVar[bool] = False
     """True if a new network scales its inputs by a sample of the training data (see standardize)."""
 

@@ -36,7 +36,7 @@ from foundation.models.limits import (
 )
 from foundation.nn.computation import Computation, set_layers
 from foundation.nn.embedding import periodic_features
-from foundation.nn.interaction import InteractionBlock
+from foundation.nn.interaction import InteractionBlock, scale_messages
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
 from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
@@ -44,8 +44,6 @@ from foundation.nn.recompute import recomputed
 
 PAIRS_PER_KNOT = 4
 """Pairs of a batch for every knot below which a training step evaluates the radial networks at every pair after all."""
-INITIAL_GAIN = 0.5
-"""Initial size of the radial networks' inputs; with 1, the messages of five blocks add up to large forces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +191,7 @@ class EquivariantNetwork(EnergyModel):
             blocks.append(InteractionBlock(irreps, self.irreps_harmonics, wanted, radial, denominator, biases))
             irreps = blocks[-1].irreps_out
         self.blocks = torch.nn.ModuleList(blocks)
-        self._scale_messages()
+        scale_messages(blocks, self.basis, config.cutoff)
         middle = o3.Irreps([(config.readout_channels, "0e")])
         self.readout = torch.nn.ModuleList([Linear(irreps, middle, biases), Linear(middle, o3.Irreps("1x0e"))])
 
@@ -255,21 +253,6 @@ class EquivariantNetwork(EnergyModel):
                 state |= {f"{name}.{part}": value for part, value in before.mixed_theories(mixture.cpu()).items()}
         network.load_state_dict(state)
         return network.train(self.training)
-
-    def _scale_messages(self) -> None:
-        """Scale the radial networks' initial inputs to unit size.
-
-        The basis is of order 0.05 at bond lengths. Unscaled, forces start forty times smaller than energies, and
-        training learns energies from composition long before any forces.
-        """
-        distances = torch.linspace(0.4, 1.0, 61)[:-1] * self.cutoff
-        with torch.no_grad():
-            basis = self._basis(distances)
-            density = distances**2 / (distances**2).sum()
-            rms = (density.unsqueeze(1) * basis.square()).sum(dim=0).mean().sqrt()
-            for block in self.blocks:
-                assert isinstance(block, InteractionBlock)
-                block.radial.weights[0].mul_(INITIAL_GAIN / rms)
 
     def compute_as(self, computation: Computation) -> None:
         """Set the options of computing; the weights do not change.
@@ -339,7 +322,7 @@ class EquivariantNetwork(EnergyModel):
         # in training a table is made anew in every step, which costs as much as some pairs for every knot
         too_few = self._knots is not None and len(distances) < PAIRS_PER_KNOT * len(self._knots.lengths)
         if self._knots is None or (self.training and too_few):
-            return [self._basis(distances)] * len(self.blocks)
+            return [self.basis(distances)] * len(self.blocks)
         if self._knots.lengths.device != distances.device:
             self._knots = Knots(*(tensor.to(distances.device) for tensor in self._knots))
         places, coefficients = hermite(self._knots.lengths.to(distances.dtype), distances)
@@ -366,7 +349,8 @@ class EquivariantNetwork(EnergyModel):
             self._tables = made_from, tables
         return tables
 
-    def _basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+    def basis(self, distances: Float[Tensor, " lengths"]) -> Float[Tensor, "lengths basis"]:
+        """Return the radial basis of lengths [Å] times the cutoff function, the input of the radial networks."""
         return self.radial_basis(distances) * self._cutoff(distances).unsqueeze(1)
 
     def _cutoff(self, distances: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:

@@ -92,6 +92,21 @@ class Linear(Matrices):
                 state["theory_weight"] = growth * mixture.to(biases) @ biases
         return state | {"weight": torch.cat(parts)}
 
+    def matrices(self, theory: int) -> list[tuple[o3.Irrep, int, Float[Tensor, "_ _"], Float[Tensor, " _"] | None]]:
+        """Return the irrep, the first input column, the matrix with its divisor, and the bias of every block.
+
+        Args:
+            theory: Number of the level of theory of the bias.
+        """
+        weights = self.adapted().detach().split([a * b for _, _, a, b in self._blocks])
+        starts, found = [part.start for part in self.irreps_in.slices()], []
+        for (i, _, fan_in, fan_out), weight in zip(self._blocks, weights, strict=True):
+            biased = self.num_theories and self.irreps_in[i].ir == o3.Irrep("0e")
+            scale = (fan_in + self.num_theories if biased else fan_in) ** -0.5
+            bias = scale * self.theory_weight.detach()[theory] if biased else None
+            found.append((self.irreps_in[i].ir, starts[i], scale * weight.view(fan_in, fan_out), bias))
+        return found
+
     def forward(
         self, features: Float[Tensor, "atoms inputs"], theory: Int[Tensor, " atoms"] | None = None
     ) -> Float[Tensor, "atoms outputs"]:

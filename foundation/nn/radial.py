@@ -142,6 +142,13 @@ class RadialNetwork(torch.nn.Module):
             matrices[-1] = weights[-1] / divisor
         return matrices, scales
 
+    def matrices(self, divisor: Float[Tensor, " one"]) -> list[Float[Tensor, "_ _"]]:
+        """Return the matrices of all layers with all factors in them, the last one divided by a number."""
+        scales = [1.0] + [self._activation_scale] * (self._num_layers - 2)
+        hidden = [self._adapted(number) for number in range(self._num_layers - 1)]
+        scaled = [weight * (scale * weight.shape[0] ** -0.5) for weight, scale in zip(hidden, scales, strict=False)]
+        return [*(weight.detach() for weight in scaled), self.last(divisor).detach()]
+
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return the input of the last layer, up to the factor of the activation."""
         values, scale = basis, 1.0

@@ -40,6 +40,7 @@ def add_elements(
     sources = [potential.elements.index(donors.get(z, z)) for z in elements]
     grown = Potential(potential.network.with_elements(elements, sources), elements, potential.theories)
     grown.get_buffer("scale").copy_(potential.get_buffer("scale")[sources])
+    grown.repulsion = potential.repulsion
     references = grown.get_buffer("reference_energies")
     references.copy_(potential.get_buffer("reference_energies")[:, sources])
     if reference_energies is not None:

@@ -159,4 +159,5 @@ def _mixed(potential: Potential, theories: Sequence[str], mixture: Float64[Tenso
     mixed.get_buffer("scale").copy_(potential.get_buffer("scale"))
     references = potential.get_buffer("reference_energies")
     mixed.get_buffer("reference_energies").copy_(mixture.to(references) @ references)
+    mixed.repulsion = potential.repulsion
     return mixed.to(potential.device).train(potential.training)

@@ -24,6 +24,7 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+@pytest.mark.long
 def test_a_killed_process_costs_only_what_came_after_the_last_checkpoint(
     run: Run, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.manifest import Manifest
-from data_pipeline.structure import Structure
+from data_pipeline.structure import InvalidStructure, Structure
 from foundation.models import EquivariantConfig, EquivariantNetwork
-from foundation.potential import Potential, UnknownElement, new_potential, reference_energies
+from foundation.potential import Potential, UnknownElement, new_potential, reference_energies, to_structure
 
 CONFIG = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 
@@ -205,3 +206,43 @@ def test_an_element_without_data_at_one_theory_borrows_its_reference() -> None:
     np.testing.assert_allclose(references[:, [1, 8]], [[-1.0, -8.0], [-2.0, -9.0]], atol=0.05)
     assert references[0, 29] == pytest.approx(-29.0, abs=0.05)
     assert references[1, 29] == pytest.approx(-30.0, abs=0.1)
+
+
+def test_many_structures_are_predicted_in_order_each_independent_of_the_others(
+    potential: Potential, emt_manifest: Manifest
+) -> None:
+    frames = Frames(emt_manifest, "train")
+    structures = [frames[number] for number in range(12)]
+    potential.cast(torch.float64).train()
+    edges = collate(structures, potential.cutoff).num_edges
+    for budget in (1, edges // 3, 10 * edges):
+        found = potential.predict(structures, edge_budget=budget)
+        assert potential.training
+        assert len(found) == len(structures)
+        potential.eval()
+        for structure, each in zip(structures, found, strict=True):
+            alone = potential(collate([structure], potential.cutoff, torch.float64))
+            for name in ("energy", "forces", "stress", "atom_energies"):
+                mine, expected = getattr(each, name), getattr(alone, name)
+                assert not mine.requires_grad
+                torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
+        potential.train()
+
+
+def test_atoms_of_ase_are_predicted_as_structures_are(potential: Potential) -> None:
+    atoms = [bulk("Cu", cubic=True), bulk("Al")]
+    found = potential.predict(atoms)
+    expected = potential.predict([to_structure(each) for each in atoms])
+    assert [float(each.energy) for each in found] == [float(each.energy) for each in expected]
+    assert float(found[0].energy) != float(found[1].energy)
+
+
+def test_what_cannot_be_predicted_among_many_is_named(potential: Potential) -> None:
+    flat = bulk("Cu", cubic=True)
+    flat.cell[2] = 0.0
+    with pytest.raises(InvalidStructure, match="structure 1: periodic cell without volume"):
+        potential.predict([bulk("Al"), flat])
+    with pytest.raises(UnknownElement, match="does not know U"):
+        potential.predict([atom(92)])
+    with pytest.raises(ValueError, match="name one, not PBE"):
+        potential.predict([bulk("Al")], theory="PBE")

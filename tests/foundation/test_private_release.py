@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 
 import foundation
 from data_pipeline.building.build import BuildConfig, build
@@ -124,3 +125,26 @@ def test_a_checkpoint_is_released(run: Path, nobody: Manifest, tmp_path: Path) -
 def test_a_checkpoint_between_start_and_result_is_refused() -> None:
     with pytest.raises(ValueError, match="leave checkpoint out"):
         ExportConfig(run=Path("run"), out=Path("out"), checkpoint="best", alpha=0.5)
+
+
+def test_a_release_with_repulsion_says_so_and_keeps_it(run: Path, tmp_path: Path) -> None:
+    plain = export(ExportConfig(run=run, out=tmp_path / "plain", private=True))
+    release = export(ExportConfig(run=run, out=tmp_path / "repelling", private=True, zbl=True))
+    verify_golden(release)
+    assert "repulsion of Ziegler, Biersack and Littmark" in card(release)
+    assert "repulsion" not in card(plain)
+    potential = foundation.load(release).cast(torch.float64)
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 0.5]
+    (added,) = potential.predict([atoms])
+    (without,) = foundation.load(plain).cast(torch.float64).predict([atoms])
+    assert float(added.energy) > float(without.energy) + 100
+    with pytest.raises(ValueError, match="leave it out with --calculator"):
+        EvaluateConfig(calculator="ase.calculators.emt:EMT", zbl=True)
+
+
+def test_an_evaluation_may_add_the_repulsion(run: Path, nobody: Manifest) -> None:
+    plain = evaluate(EvaluateConfig(model=run, data=nobody.root, out=run / "plain")).errors
+    added = evaluate(EvaluateConfig(model=run, data=nobody.root, out=run / "added", zbl=True)).errors
+    # the frames have no atoms closer than bonds
+    assert added == plain

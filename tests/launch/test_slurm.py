@@ -202,3 +202,50 @@ def test_tasks_are_read_as_slurm_reads_them() -> None:
 def test_a_verb_that_is_no_launcher_takes_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--data", "d", "--", "pretrain"]) == 2
     assert "`inspect` takes no command" in capsys.readouterr().err
+
+
+SHARED = ["relax", "--model", "m", "--data", "s.extxyz", "--out", "relaxed", "--part", "{task}/8"]
+
+
+def test_the_tasks_of_an_array_share_many_structures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = ["launch", "slurm", "--time", "60", "--array", "1-8", "--out", "job", "--", *SHARED, "--processes", "4"]
+    assert main(job) == 0
+    script = (tmp_path / "job" / "job.sbatch").read_text()
+    assert "#SBATCH --array=1-8\n" in script
+    assert "#SBATCH --cpus-per-task=4\n" in script
+    assert "export OMP_NUM_THREADS=1\n" in script
+    assert '--part "${SLURM_ARRAY_TASK_ID}"/8' in script
+    assert "--signal" not in script
+    assert "--fit.resume" not in script
+    assert "--requeue" in script
+    assert subprocess.run(["bash", "-n", tmp_path / "job" / "job.sbatch"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "reason"),
+    [
+        (["--array", "1-8"], [*SHARED[:-1], "1/8"], "the tasks of the array would do the same work"),
+        (["--array", "1-9"], SHARED, "part must be such as 3/32"),
+        (["--array", "1-8", "--nodes", "2"], SHARED, "`relax` is one process"),
+        (["--array", "1-8", "--gpus-per-node", "2"], SHARED, "`relax` is one process"),
+        (["--array", "1-8"], [*SHARED, "--max_force", "-1"], "max_force and precision must be positive"),
+    ],
+)
+def test_work_that_would_be_done_twice_or_not_at_all_is_refused(
+    options: list[str],
+    command: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["launch", "slurm", "--time", "60", "--out", "job", *options, "--", *command]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "job").exists()
+
+
+def test_shared_work_is_not_launched_as_one_process_per_core(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "local", "--processes", "2", "--", *SHARED[:-2]]) == 2
+    assert "`relax` does not train" in capsys.readouterr().err

@@ -66,6 +66,12 @@ def test_one_command_answers_and_the_same_command_goes_on(
     assert len(started) == 1
     assert started[0].startswith("EMT starts")
     assert StudyRecord.from_json(out / "study.json").subjects == record.subjects
+    # a step of before an option existed is a step with the option's default
+    configuration = next(out.glob("runs/configs/*.yaml"))
+    before = yaml.safe_load(configuration.read_text())
+    del before["optim"]["ema_decay"]
+    configuration.write_text(yaml.safe_dump(before))
+    assert study(config, parse) == 0
     changed = written(tmp_path, pretrain={**FILE["pretrain"], "optim.learning_rate": 0.5}, runs={"ours": {}})
     with pytest.raises(ValueError, match=r"ours-seed0 was made with other options: optim.learning_rate was"):
         study(StudyConfig(name=str(changed), quick=True), parse)

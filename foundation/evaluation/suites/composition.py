@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,12 +17,10 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
-from foundation.datasets import one_split, refuse_unlabelled
 from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
+from foundation.evaluation.suites.labelled import frames_with_forces
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, HeatMap, Subject, Suite
 from foundation.nn.embedding import periodic_position
 
@@ -50,8 +47,9 @@ class Composition(Suite):
 
     permutations: int = field(metadata=MAY_CHANGE)
     """Number of permutations of the groups, of which none may have as large a gap of similarity by chance."""
-    frames: Path | None = field(default=None, metadata=MAY_CHANGE)
-    """Data set or plain file with labels, on whose structures elements are replaced; None: no errors are measured."""
+    frames: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Data set or plain file with labels, on whose structures elements are replaced, environment variables expanded;
+    None: no errors are measured."""
     split: str = field(default="test", metadata=MAY_CHANGE)
     """Split of a data set; of plain files, all frames are used."""
     max_frames: int = field(default=50, metadata=MAY_CHANGE)
@@ -92,14 +90,12 @@ class Composition(Suite):
         assert self.frames is not None
         assert subject.potential is not None
         known = subject.potential.elements
-        with one_split(self.frames, ReadConfig(), split=self.split, cutoff=subject.potential.cutoff) as manifest:
-            dataset = Dataset(manifest=manifest, split=self.split)
-            refuse_unlabelled([dataset])
-            frames = [each for each in dataset.frames() if each.has_forces and each.num_atoms <= self.max_atoms]
+        every = frames_with_forces(self.frames, self.split, known)
+        frames = [each for each in every if each.num_atoms <= self.max_atoms]
         found: dict[str, Finding] = {}
         errors: list[tuple[str, float, float]] = []
         for number, neighbours in triads(known):
-            held = [each for each in frames if number in each.numbers and {*each.numbers.tolist()} <= {*known}]
+            held = [each for each in frames if number in each.numbers]
             if not held:
                 continue
             held = held[: self.max_frames]

@@ -12,26 +12,8 @@ from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.comparison import bootstrap
 from foundation.evaluation.frame_errors import FrameErrors, LabelledPrediction, frame_errors
 from foundation.evaluation.quantities import QUANTITIES, terms_of
-from foundation.evaluation.suites.labelled import labelled_frames
+from foundation.evaluation.suites.labelled import Labelled, labelled_frames
 from foundation.evaluation.suites.suite import Finding, Findings, Predicted, Subject, Suite
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """Labelled frames to predict."""
-
-    path: str = field(metadata=MAY_CHANGE)
-    """Data set or plain file; environment variables are expanded."""
-    name: str = field(default="", metadata=MAY_CHANGE)
-    """Name on the page; empty: that of the folder or file."""
-    split: str = field(default="test", metadata=MAY_CHANGE)
-    """Split of the data set; of a plain file, all frames are read."""
-    max_frames: int = field(default=1000, metadata=MAY_CHANGE)
-    """Largest number of frames, spread evenly over the split."""
-
-    def __post_init__(self) -> None:
-        if self.max_frames < 1:
-            raise ValueError(f"max_frames must be at least 1, not {self.max_frames}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +39,7 @@ class Errors(Suite):
         found: dict[str, Finding] = {}
         for item in self.held_out:
             frames, num_unknown = labelled_frames(item.path, item.split, item.max_frames, subject)
-            label = item.name or item.path.rstrip("/").rpartition("/")[2]
+            label = item.label
             found[f"{label}: frames"] = Finding(value=float(len(frames)))
             if num_unknown:
                 found[f"{label}: frames left out with unknown elements"] = Finding(value=float(num_unknown))

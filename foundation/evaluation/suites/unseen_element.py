@@ -15,23 +15,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.graphs.batch import collate
-from data_pipeline.loading.datasets import Dataset
-from data_pipeline.plain_files import ReadConfig
-from data_pipeline.sources.source import resolve
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
-from foundation.datasets import one_split
 from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
+from foundation.evaluation.suites.labelled import Labelled, frames_with_forces
 from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
 from foundation.potential import Potential
 from foundation.surgery.elements import add_elements
 
-LIMITS = {"max_frames": (1, 100_000), "random_vectors": (1, 1000)}
+LIMITS = {"random_vectors": (1, 1000)}
 """Smallest and largest value of each number."""
-BATCH_ATOMS = 1000
-"""Number of atoms above which a batch ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +38,8 @@ class UnseenElement(Suite):
     """Symbol of the element."""
     neighbours: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Symbols of the known elements whose vectors are averaged."""
-    frames: str = field(metadata=MAY_CHANGE)
-    """Data set or plain file with labelled forces; frames without the element are left out, and environment variables
-    are expanded."""
-    split: str = field(default="test", metadata=MAY_CHANGE)
-    """Split of a data set; of plain files, all frames are read."""
-    max_frames: int = field(default=200, metadata=MAY_CHANGE)
-    """Largest number of frames, the first ones that hold the element."""
+    frames: tuple[Labelled, ...] = field(metadata=MAY_CHANGE)
+    """Sets of frames with labelled forces; of each, the first `max_frames` that hold the element beside known ones."""
     random_vectors: int = field(default=10, metadata=MAY_CHANGE)
     """Number of random vectors."""
 
@@ -82,28 +71,37 @@ class UnseenElement(Suite):
         known = number in subject.potential.elements
         like = {number: atomic_number(self.neighbours[0])}
         grown = subject.potential if known else add_elements(subject.potential, [number], like=like)
-        frames = self._frames(grown, number)
-        rows = grown.network.element_vectors()
-        place = grown.elements.index(number)
+        found: dict[str, Finding] = {}
+        for item in self.frames:
+            frames = self._frames(item, grown.elements, number)
+            found |= {f"{item.label}: {title}": each for title, each in self._judged(grown, number, frames, known)}
+        return Findings(quantities=found)
+
+    def _judged(
+        self, potential: Potential, number: int, frames: Sequence[Structure], known: bool
+    ) -> list[tuple[str, Finding]]:
+        """Return the errors with each vector of the element, which has its own again afterwards."""
+        rows = potential.network.element_vectors()
+        place = potential.elements.index(number)
         own = rows[place].clone()
-        found = {"frames": Finding(value=float(len(frames)))}
+        found = [("frames", Finding(value=float(len(frames))))]
         try:
             if known:
-                found["with its own vector"] = _finding(_errors(grown, frames))
-            for title, vector in self._vectors(grown, rows):
+                found.append(("with its own vector", _finding(_errors(potential, frames))))
+            for title, vector in self._vectors(potential, rows):
                 rows[place] = vector
-                found[title] = _finding(_errors(grown, frames))
+                found.append((title, _finding(_errors(potential, frames))))
             drawn = []
             for vector in _random(rows, place, self.random_vectors):
                 rows[place] = vector
-                drawn.append(_finding(_errors(grown, frames)).value)
+                drawn.append(_finding(_errors(potential, frames)).value)
         finally:
             rows[place] = own
-        found["with random vectors, the middle one"] = Finding(
+        middle = Finding(
             value=float(np.median(drawn)), unit=MILLI_EV_PER_ANGSTROM.name, interval=(min(drawn), max(drawn))
         )
-        found["with forces of zero"] = _finding(_errors(None, frames))
-        return Findings(quantities=found)
+        found.append(("with random vectors, the middle one", middle))
+        return [*found, ("with forces of zero", _finding(_errors(None, frames)))]
 
     def _vectors(self, potential: Potential, rows: Float64[Tensor, "elements channels"]) -> list[tuple[str, Tensor]]:
         """Return the mean of the neighbours' vectors and each of them alone, with titles."""
@@ -112,22 +110,20 @@ class UnseenElement(Suite):
         alone = [(f"with the vector of {symbol}", vector) for symbol, vector in sources.items()]
         return [(f"with the mean of {' and '.join(sources)}", mean), *(alone if len(alone) > 1 else [])]
 
-    def _frames(self, potential: Potential, number: int) -> list[Structure]:
-        path = resolve(self.frames, field="frames", section="suites", folders=True)
-        with one_split(path, ReadConfig(), split=self.split, cutoff=potential.cutoff) as manifest:
-            frames = Dataset(manifest=manifest, split=self.split).frames()
-            known = set(potential.elements)
-            held = [
-                each
-                for each in frames
-                if each.has_forces and number in each.numbers and set(each.numbers.tolist()) <= known
-            ]
+    def _frames(self, item: Labelled, elements: Sequence[int], number: int) -> list[Structure]:
+        """Return the first frames with the element.
+
+        Raises:
+            FileNotFoundError: there is no such data set.
+            ValueError: no frame holds the element beside known ones only.
+        """
+        held = [each for each in frames_with_forces(item.path, item.split, elements) if number in each.numbers]
         if not held:
             raise ValueError(
-                f"{path}: no frame of split {self.split!r} with forces holds {self.inserted} and known elements only "
-                "(frames of the suite unseen element names it)"
+                f"{item.path}: no frame of split {item.split!r} with forces holds {self.inserted} and known elements "
+                "only (frames of the suite unseen element names it)"
             )
-        return held[: self.max_frames]
+        return held[: item.max_frames]
 
 
 def _random(rows: Float64[Tensor, "elements channels"], place: int, count: int) -> Iterator[Tensor]:
@@ -144,12 +140,9 @@ def _errors(potential: Potential | None, frames: Sequence[Structure]) -> Float64
     if potential is None:
         return np.array([[np.abs(each.forces).sum(dtype=np.float64), each.forces.size] for each in frames])
     sums = []
-    for some in _batches(frames):
-        batch = collate(some, potential.cutoff, potential.dtype, [0] * len(some)).to(potential.device)
-        predicted = potential(batch).forces.double().cpu().numpy()
-        ends = np.cumsum([each.num_atoms for each in some]).tolist()
-        for each, end in zip(some, ends, strict=True):
-            sums.append([np.abs(predicted[end - each.num_atoms : end] - each.forces).sum(), each.forces.size])
+    for each, predicted in zip(frames, potential.predict(frames, theory=0), strict=True):
+        difference = predicted.forces.double().cpu().numpy() - each.forces
+        sums.append([np.abs(difference).sum(), each.forces.size])
     return np.array(sums)
 
 
@@ -161,15 +154,3 @@ def _finding(sums: Float64[np.ndarray, "frames 2"]) -> Finding:
 
     interval = interval_over(mean, sums) if len(sums) > 1 else None
     return Finding(value=mean(sums), unit=MILLI_EV_PER_ANGSTROM.name, interval=interval)
-
-
-def _batches(frames: Sequence[Structure]) -> list[list[Structure]]:
-    batches: list[list[Structure]] = []
-    atoms = 0
-    for frame in frames:
-        if not batches or atoms + frame.num_atoms > BATCH_ATOMS:
-            batches.append([])
-            atoms = 0
-        batches[-1].append(frame)
-        atoms += frame.num_atoms
-    return batches

@@ -32,7 +32,7 @@ REGISTERS = 32
 
 
 @dataclass(frozen=True)
-class _Entries:
+class Entries:
     """Place of one path in the arrays, and its nonzero couplings."""
 
     number: int
@@ -54,15 +54,16 @@ class _Entries:
     """Index of every (a, c) in M."""
 
     def of_output(self, c: int) -> list[int]:
+        """Return the input components that couple to an output component."""
         return [a for a, other in self.couplings if other == c]
 
 
-def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
+def entries_of(paths: TensorProductPaths) -> list[list[Entries]]:
     """Return the entries of the paths, grouped by input irrep."""
     x, y, out = paths.irreps_in.slices(), paths.irreps_harmonics.slices(), paths.irreps_out.slices()
     place = {item.ir: (part.start, item.mul) for item, part in zip(paths.irreps_out, out, strict=True)}
     used = dict.fromkeys(place, 0)
-    groups: dict[int, list[_Entries]] = {}
+    groups: dict[int, list[Entries]] = {}
     weights = matrix = 0
     for number, path in enumerate(paths.paths):
         wigner = paths.wigner[number]
@@ -70,7 +71,7 @@ def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
         for a, b, c in sorted(np.argwhere(abs(wigner) > 1e-12).tolist(), key=lambda entry: (entry[2], entry[0])):
             couplings.setdefault((a, c), []).append((b, float(wigner[a, b, c])))
         start, stride = place[path.output]
-        entry = _Entries(
+        entry = Entries(
             number=number,
             channels=path.channels,
             degrees=(wigner.shape[0], wigner.shape[1], wigner.shape[2]),
@@ -92,28 +93,16 @@ def _entries(paths: TensorProductPaths) -> list[list[_Entries]]:
 
 def generate(paths: TensorProductPaths) -> str:
     """Return the C source of a set of paths; REAL (float or double) is given to the compiler."""
-    groups = _entries(paths)
+    groups = entries_of(paths)
     flat = [entry for group in groups for entry in group]
-    sizes = {
-        "DX": paths.irreps_in.dim,
-        "DY": paths.irreps_harmonics.dim,
-        "DO": paths.irreps_out.dim,
-        "NW": paths.num_weights,
-        "NM": sum(len(entry.matrix) for entry in flat),
-    }
-    sizes_text = "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };"
-    odd_text = (
-        "static const unsigned char odd[DY] = {" + ", ".join(str(int(value)) for value in paths.odd_harmonics) + "};"
-    )
     return "\n".join(
         [
             part("prologue.c"),
-            sizes_text,
-            odd_text,
+            *sizes_source(paths, flat),
             part("batch.c"),
-            *_couple(flat),
-            *_row_sums(groups, double=False),
-            *_row_sums(groups, double=True),
+            *couplings_source(flat),
+            *row_sums(groups, double=False),
+            *row_sums(groups, double=True),
             *_pair_gradients(groups, double=False),
             *_pair_gradients(groups, double=True),
             part("loops.c"),
@@ -121,7 +110,23 @@ def generate(paths: TensorProductPaths) -> str:
     )
 
 
-def _couple(flat: list[_Entries]) -> list[str]:
+def sizes_source(paths: TensorProductPaths, flat: list[Entries]) -> list[str]:
+    """Return C constants: the sizes of the arrays, and the harmonics that change sign with an edge's direction."""
+    sizes = {
+        "DX": paths.irreps_in.dim,
+        "DY": paths.irreps_harmonics.dim,
+        "DO": paths.irreps_out.dim,
+        "NW": paths.num_weights,
+        "NM": sum(len(entry.matrix) for entry in flat),
+    }
+    odd = ", ".join(str(int(value)) for value in paths.odd_harmonics)
+    return [
+        "enum { " + ", ".join(f"{name} = {value}" for name, value in sizes.items()) + " };",
+        f"static const unsigned char odd[DY] = {{{odd}}};",
+    ]
+
+
+def couplings_source(flat: list[Entries]) -> list[str]:
     """Return code for M of 16 edges from their harmonics, edges side by side."""
     lines = ["static void couple(const T *restrict y, T *restrict m) {", "for (int k = 0; k < EDGES; k += LANES) {"]
     for entry in flat:
@@ -131,7 +136,7 @@ def _couple(flat: list[_Entries]) -> list[str]:
     return [*lines, "}", "}"]
 
 
-def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+def row_sums(groups: list[list[Entries]], *, double: bool) -> list[str]:
     """Return functions that add 16 edges to a row of out (∂/∂g in the double backward), and one that calls all."""
     name = "double_sum" if double else "sum"
     arguments, passed = "const Batch *b, T *o", "b, o"
@@ -145,9 +150,9 @@ def _row_sums(groups: list[list[_Entries]], *, double: bool) -> list[str]:
     return [*lines, f"static void {name}({arguments}) {{", *calls, "}"]
 
 
-def _split(group: list[_Entries]) -> list[list[_Entries]]:
+def _split(group: list[Entries]) -> list[list[Entries]]:
     """Cut the paths of an input irrep so that their outputs fit into the registers."""
-    parts: list[list[_Entries]] = [[]]
+    parts: list[list[Entries]] = [[]]
     room = REGISTERS - 2 - group[0].degrees[0]
     for entry in group:
         if parts[-1] and sum(other.degrees[2] for other in parts[-1]) + entry.degrees[2] > room - 2:
@@ -156,7 +161,7 @@ def _split(group: list[_Entries]) -> list[list[_Entries]]:
     return parts
 
 
-def _row_sum_body(part: list[_Entries], double: bool) -> list[str]:
+def _row_sum_body(part: list[Entries], double: bool) -> list[str]:
     inputs = part[0].degrees[0]
     channels = part[0].channels
     place = {(e.number, c): f"o + {e.out + c * e.stride} + u" for e in part for c in range(e.degrees[2])}
@@ -174,7 +179,7 @@ def _row_sum_body(part: list[_Entries], double: bool) -> list[str]:
     return [*lines, "}", *(f"STORE({where}, o{p}_{c}, lanes);" for (p, c), where in place.items())]
 
 
-def _single_terms(entry: _Entries) -> list[str]:
+def _single_terms(entry: Entries) -> list[str]:
     inputs, _, outputs = entry.degrees
     p, lines = entry.number, []
     if inputs <= outputs:
@@ -188,7 +193,7 @@ def _single_terms(entry: _Entries) -> list[str]:
     return lines
 
 
-def _double_terms(entry: _Entries) -> list[str]:
+def _double_terms(entry: Entries) -> list[str]:
     p = entry.number
     lines = [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"]
     for a in range(entry.degrees[0]):
@@ -198,7 +203,7 @@ def _double_terms(entry: _Entries) -> list[str]:
     return lines
 
 
-def _pair_gradients(groups: list[list[_Entries]], *, double: bool) -> list[str]:
+def _pair_gradients(groups: list[list[Entries]], *, double: bool) -> list[str]:
     """Return functions that write 16 pairs' gradients for one vector of channels, and one that calls all."""
     name = "double_gradient" if double else "gradient"
     lines, calls = [], []
@@ -216,7 +221,7 @@ def _over_channels(function: str, passed: str, channels: int) -> list[str]:
     return [*lines, f"if ({channels} % LANES) {function}({passed}, {channels} / LANES * LANES, {channels} % LANES);"]
 
 
-def _pair_body(group: list[_Entries], double: bool) -> list[str]:
+def _pair_body(group: list[Entries], double: bool) -> list[str]:
     """Return code for both directions of a pair: side 0 is the first edge (from the sender), side 1 its reverse."""
     inputs, channels, first = group[0].degrees[0], group[0].channels, group[0].x
     lines = ["const T *w = b->w[k] + u, *mk = b->m + k; T *gw = b->gw[k] + u; V *gy = b->gy + k * DY;"]
@@ -237,7 +242,7 @@ def _pair_body(group: list[_Entries], double: bool) -> list[str]:
     return lines
 
 
-def _path_gradient(entry: _Entries, double: bool) -> list[str]:
+def _path_gradient(entry: Entries, double: bool) -> list[str]:
     """Return code for ∂/∂W and ∂/∂x from q[a] = Σ_c M[a, c] g[c] and, in the double backward, z of the tangents."""
     lines = [f"V s = ZERO; const V wp = LOAD(w + {entry.w}, lanes); AHEAD(w + {entry.w}, b->ahead[k], 0);"]
     lines += [f"const V vp = LOAD(v + {entry.w}, lanes); AHEAD(v + {entry.w}, b->ahead[k], 0);"] if double else []
@@ -261,7 +266,7 @@ def _path_gradient(entry: _Entries, double: bool) -> list[str]:
     return lines + _harmonic_gradient(entry, double)
 
 
-def _harmonic_gradient(entry: _Entries, double: bool) -> list[str]:
+def _harmonic_gradient(entry: Entries, double: bool) -> list[str]:
     """Return code for ∂/∂Y[b] = Σ_(a, c) CG[a, b, c] Σ_u k[a] g[c], with k = W x (double backward: W vx + vW x)."""
     inputs, harmonics, outputs = entry.degrees
     lines = []
@@ -296,7 +301,7 @@ class Operations(NamedTuple):
 def operations(paths: TensorProductPaths) -> Operations:
     """Return the floating-point operations per edge of each kernel, as written here (a pair's count for two edges)."""
     forward = backward = double_backward = 0
-    for entry in (entry for group in _entries(paths) for entry in group):
+    for entry in (entry for group in entries_of(paths) for entry in group):
         channels, (inputs, _, outputs) = entry.channels, entry.degrees
         matrix, terms = len(entry.matrix), sum(len(values) for values in entry.couplings.values())
         vectors = -(-channels // 16)

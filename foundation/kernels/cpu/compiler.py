@@ -80,35 +80,57 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "foundation" / "kernels"
 
 
-def load(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """Return the library of a C source, from the cache or compiled now.
+def flags() -> list[str]:
+    """Return the compiler's flags on this machine."""
+    return [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ())]
+
+
+def load(source: str | tuple[str, ...], defines: tuple[str, ...]) -> ctypes.CDLL:
+    """Return the library of a C source, or of several files, from the cache or compiled now.
 
     Raises:
         NoCompiler: no compiler was found, or it fails on the source.
         UntrustedCode: somebody else could have written to the cache.
     """
+    return _library(source, defines)[0]
+
+
+def build(source: str | tuple[str, ...], defines: tuple[str, ...]) -> Path:
+    """Return the file of the library of load(), in the cache.
+
+    Raises:
+        NoCompiler: no compiler was found, or it fails on the source.
+        UntrustedCode: somebody else could have written to the cache.
+    """
+    return _library(source, defines)[1]
+
+
+def _library(source: str | tuple[str, ...], defines: tuple[str, ...]) -> tuple[ctypes.CDLL, Path]:
     path, version = compiler()
-    flags = [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()), *defines]
-    name = hashlib.sha256("\0".join([source, *flags, version, processor()]).encode()).hexdigest()[:32]
+    sources = (source,) if isinstance(source, str) else source
+    given = [*flags(), *defines]
+    name = hashlib.sha256("\0".join([*sources, *given, version, processor()]).encode()).hexdigest()[:32]
     _share_openmp()
     for entry in sorted(cache_folder().glob(f"{name}-*.so")):
         loaded = trusted.load_library(entry, entry.stem.split("-")[1], CACHE_VARIABLE)
         if loaded is not None:
-            return loaded
+            return loaded, entry
         logger.warning("%s is damaged; compiling it again", entry)
         entry.unlink(missing_ok=True)
-    return _compile(path, flags, source, name)
+    return _compile(path, given, sources, name)
 
 
-def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL:
+def _compile(path: str, given: list[str], sources: tuple[str, ...], name: str) -> tuple[ctypes.CDLL, Path]:
     """Compile into a temporary file, load it, and only then rename it: another process may remove an entry."""
     folder = _writable_folder()
     trusted.refuse_untrusted_folder(folder, CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        code, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
-        code.write_text(source)
+        library, files = Path(temporary) / "kernel.so", []
+        for number, source in enumerate(sources):
+            files.append(Path(temporary) / f"kernel{number}.c")
+            files[-1].write_text(source)
         result = subprocess.run(
-            [path, *flags, "-o", str(library), str(code), "-lm"], capture_output=True, text=True, check=False
+            [path, *given, "-o", str(library), *map(str, files), "-lm"], capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise NoCompiler(f"{path} cannot compile the kernels: {result.stderr.strip()[:500]}")
@@ -117,8 +139,9 @@ def _compile(path: str, flags: list[str], source: str, name: str) -> ctypes.CDLL
         loaded = trusted.load_library(library, checksum, CACHE_VARIABLE)
         if loaded is None:
             raise NoCompiler(f"{library} changed right after it was compiled; try again")
-        durable.put_in_place(library, folder / f"{name}-{checksum[:CHECKSUM]}.so")
-    return loaded
+        entry = folder / f"{name}-{checksum[:CHECKSUM]}.so"
+        durable.put_in_place(library, entry)
+    return loaded, entry
 
 
 @cache

@@ -19,6 +19,8 @@ typedef float Floats __attribute__((vector_size(BYTES)));
 typedef double Doubles __attribute__((vector_size(BYTES)));
 
 #define FORCED __attribute__((always_inline))
+/* A loop without a loop: only so does a compiler keep an array of vectors in registers. */
+#define EACH(i, first, end) _Pragma("GCC unroll 16") for (int i = (first); i < (end); i++)
 #define ZERO ((V){0})
 #define LOAD load
 #define STORE store
@@ -57,7 +59,7 @@ static inline FORCED void finish_streams(void) {
 
 static inline FORCED T total(V v) {
   T sum = 0;
-  for (int i = 0; i < LANES; i++) sum += v[i];
+  EACH(i, 0, LANES) sum += v[i];
   return sum;
 }
 

@@ -124,7 +124,7 @@ def killed_at(config: BuildConfig, steps: int, delay: float) -> bool:
     return os.waitstatus_to_exitcode(status[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
     kills: int, configure: Callable[..., BuildConfig], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from data_pipeline.loading.plan import Plan, PlannedSet, full_pass_batches
 from data_pipeline.store.index import Counts, SplitIndex
 
 BUDGET = 2000
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=25)
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=8)
 
 
 def make_index(edges: Sequence[int], atoms: Sequence[int] | None = None, block_frames: int = 16) -> SplitIndex:
@@ -89,7 +89,7 @@ def test_every_frame_is_taken_exactly_once_in_every_pass(case: tuple[SplitIndex,
         assert sorted(frames(one_pass(plan, number))) == list(range(index.num_frames))
 
 
-@settings(PROPERTY, max_examples=12)
+@settings(PROPERTY, max_examples=5)
 @given(plans(), st.integers(0, 2**20), st.integers(0, 7))
 def test_a_step_does_not_depend_on_the_steps_before(case: tuple[SplitIndex, dict], place: int, lane: int) -> None:
     index, options = case
@@ -251,7 +251,7 @@ def test_two_tiny_sets_are_mixed_exactly(repeats: tuple[float, float], passes: i
         assert {int(times) for times in sum(taken)[own]} == expected
 
 
-@settings(PROPERTY, max_examples=10)
+@settings(PROPERTY, max_examples=5)
 @given(
     st.lists(st.tuples(st.integers(8, 60), st.sampled_from([0.1, 0.5, 1.0, 2.0, 2.5])), min_size=1, max_size=3),
     st.integers(0, 100),
@@ -296,7 +296,7 @@ def test_sets_are_spread_evenly_over_a_pass() -> None:
     assert spans.std() / spans.mean() < 0.06
 
 
-@settings(PROPERTY, max_examples=10)
+@settings(PROPERTY, max_examples=5)
 @given(st.lists(st.sampled_from([0.1, 0.3, 0.333, 1.0, 2.5]), min_size=1, max_size=2), st.integers(0, 10_000))
 def test_any_step_is_located_as_by_counting(repeats: list[float], step: int) -> None:
     plan = make_plan(*(make_index(random_edges(900, seed)) for seed in range(len(repeats))), repeats=repeats, lanes=2)
@@ -364,7 +364,7 @@ def test_micro_batches_of_a_large_corpus_are_full_and_balanced(corpus: np.ndarra
     assert loads.mean() >= 0.98 * budget
 
 
-@settings(PROPERTY, max_examples=12)
+@settings(PROPERTY, max_examples=5)
 @given(plans(), st.integers(0, 1000))
 def test_no_micro_batch_of_several_frames_exceeds_the_budget(case: tuple[SplitIndex, dict], later: int) -> None:
     index, options = case
@@ -416,7 +416,7 @@ def test_equal_frames_fill_no_micro_batch_above_the_budget() -> None:
     assert taken.max() == 24
 
 
-@settings(PROPERTY, max_examples=8)
+@settings(PROPERTY, max_examples=4)
 @given(st.floats(101, 300))
 def test_a_pass_of_a_hundred_steps_fills_the_budget(num_steps: float) -> None:
     edges = random_edges(12_000)  # twenty frames and more in a micro-batch: no need for more headroom

@@ -135,3 +135,18 @@ def test_impossible_options_are_refused() -> None:
         CrystalDynamics(temperatures=(0.0,))
     with pytest.raises(ValueError, match="must be at least 1"):
         CrystalDynamics(temperatures=(300.0,), frames=0)
+
+
+def test_a_cubic_perovskite_has_the_large_cation_in_a_cage_of_twelve() -> None:
+    cell = Material(formula="SrTiO3", prototype="perovskite", lattice_constant=3.9).crystal(2)
+    assert len(cell) == 40
+    around = {
+        symbol: cell.get_distances(index, np.arange(40), mic=True)
+        for index, symbol in reversed(list(enumerate(cell.symbols)))
+    }
+    nearest = {symbol: np.sort(distances)[1] for symbol, distances in around.items()}
+    assert nearest == pytest.approx({"Ti": 1.95, "O": 1.95, "Sr": 3.9 / np.sqrt(2)})
+    assert [np.isclose(around[symbol], nearest[symbol]).sum() for symbol in ("Sr", "Ti")] == [12, 6]
+    for formula in ("SrO", "SrTiO2N", "SrTi2O2"):
+        with pytest.raises(ValueError, match="a perovskite has a formula such as SrTiO3"):
+            Material(formula=formula, prototype="perovskite")

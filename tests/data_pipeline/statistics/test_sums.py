@@ -214,6 +214,13 @@ def test_a_cutoff_that_was_not_counted_is_an_error_that_names_those_that_were() 
         statistics(additive_frames(2), (4.0, 5.0)).mean_neighbors(6.0)
 
 
+def test_a_cutoff_converted_from_bohr_is_the_round_one_that_was_counted() -> None:
+    sums = statistics(additive_frames(2), (5.0, 5.5))
+    assert sums.cutoff_number(10.39349369 * 0.529177210903) == 1
+    with pytest.raises(ValueError, match=r"not at 5\.49"):
+        sums.cutoff_number(5.49)
+
+
 def test_no_atoms_have_no_mean_of_neighbours_and_the_error_says_so() -> None:
     with pytest.raises(ValueError, match=r"no (frames|atoms)"):
         Statistics(cutoffs=(5.0,)).mean_neighbors(5.0)

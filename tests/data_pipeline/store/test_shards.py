@@ -219,7 +219,7 @@ FINITE_32 = st.floats(allow_nan=False, allow_infinity=False, width=32)
 def structures(draw: st.DrawFn) -> Structure:
     """Anything the types can hold, physical or not: storing is not judging."""
     count = draw(st.integers(1, 4))
-    has_alternative_energy = draw(st.booleans())
+    has_alternative_energy, has_molecules = draw(st.booleans()), draw(st.booleans())
     return Structure(
         numbers=draw(arrays(np.uint8, count, elements=st.integers(1, 118))),
         positions=draw(arrays(np.float64, (count, 3), elements=FINITE)),
@@ -232,6 +232,8 @@ def structures(draw: st.DrawFn) -> Structure:
         has_stress=draw(st.booleans()),
         alternative_energy=draw(FINITE) if has_alternative_energy else 0.0,
         has_alternative_energy=has_alternative_energy,
+        molecules=draw(arrays(np.int32, count)) if has_molecules else np.zeros(count, np.int32),
+        has_molecules=has_molecules,
         id=draw(st.text(max_size=8)),
         group=draw(st.text(max_size=8)),
     )

@@ -20,9 +20,10 @@ from data_pipeline.graphs.batch import to_graph
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import InvalidStructure
 from foundation.interop.calculator import Calculator, to_atoms, to_structure
-from foundation.models import EquivariantConfig
+from foundation.models import DataFacts, EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, UnknownElement, new_potential
+from tests.small_networks import SMALL_NETWORKS
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
 
@@ -268,3 +269,62 @@ def test_digits_of_float32_do_not_depend_on_the_size_of_the_cell_nor_on_where_th
         errors = float32_error(potential, atoms)
         for name, error in errors.items():
             assert error < 3 * expected[name] < 1e-5, name
+
+
+def test_the_mode_for_dynamics_is_float32_with_a_radial_table_and_close_to_the_precise_one(
+    potential: Potential, crystal: ase.Atoms
+) -> None:
+    precise, fast = Calculator(potential, mode="precise"), Calculator(potential, mode="md")
+    assert (precise.potential.dtype, fast.potential.dtype) == (torch.float64, torch.float32)
+    assert precise.potential.network.computation.radial_table == 0
+    assert fast.potential.network.computation.radial_table == 256
+    assert potential.network.computation == Computation()
+    exact, found = precise.get_forces(crystal), fast.get_forces(crystal)
+    assert 0 < np.abs(found - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_a_float_type_and_a_table_of_the_users_own_are_kept(potential: Potential) -> None:
+    potential.compute_as(Computation(radial_table=64))
+    chosen = Calculator(potential, dtype="float64", mode="md").potential
+    assert (chosen.dtype, chosen.network.computation.radial_table) == (torch.float64, 64)
+    assert Calculator(potential, dtype=torch.float32).potential.dtype == torch.float32
+
+
+def test_a_network_without_a_radial_network_has_the_mode_for_dynamics_too() -> None:
+    network = SMALL_NETWORKS["symmetry-functions"].network((8,), facts=DataFacts(mean_neighbors=8.0))
+    assert Calculator(Potential(network, (8,), ("PBE",)), mode="md").potential.dtype == torch.float32
+
+
+def test_an_unknown_mode_is_refused(potential: Potential) -> None:
+    with pytest.raises(ValueError, match="mode must be precise or md, not fast"):
+        Calculator(potential, mode="fast")
+
+
+def test_the_compiled_engine_computes_the_same(potential: Potential, crystal: ase.Atoms) -> None:
+    other = crystal.copy()
+    crystal.calc = Calculator(potential)
+    for mode, tolerance in (("precise", 1e-10), ("md", 1e-4)):
+        calculator = Calculator(potential, mode=mode, engine="compiled")
+        for each in (calculator, copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
+            other.calc = each
+            np.testing.assert_allclose(other.get_potential_energies(), crystal.get_potential_energies(), atol=tolerance)
+            np.testing.assert_allclose(other.get_forces(), crystal.get_forces(), atol=tolerance)
+            np.testing.assert_allclose(other.get_stress(), crystal.get_stress(), atol=tolerance)
+    pair = dimer()
+    pair.calc = Calculator(potential, engine="compiled")
+    assert pair.get_forces().any()
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell with a volume"):
+        pair.get_stress()
+
+
+def test_what_the_compiled_engine_cannot_do_is_refused(potential: Potential, crystal: ase.Atoms) -> None:
+    with pytest.raises(ValueError, match="engine must be torch or compiled, not c"):
+        Calculator(potential, engine="c")
+    with pytest.raises(ValueError, match="on processors, not on meta"):
+        Calculator(potential, device="meta", engine="compiled")
+    with pytest.raises(ValueError, match="repulsion"):
+        Calculator(potential, zbl=True, engine="compiled")
+    crystal.symbols[1] = "Fe"
+    crystal.calc = Calculator(potential, engine="compiled")
+    with pytest.raises(UnknownElement, match="does not know Fe"):
+        crystal.get_potential_energy()

@@ -7,28 +7,29 @@ import torch
 
 from foundation.models import ARCHITECTURES, DataFacts, EnergyModel, architecture_named
 from foundation.nn.computation import Computation
-from tests.small_networks import SMALL_NETWORKS
+from tests.small_networks import OF_MOLECULES, SMALL_NETWORKS
 
 ELEMENTS = (8, 13, 29)
+NETWORKS = SMALL_NETWORKS | OF_MOLECULES
 
 
-@pytest.fixture(params=SMALL_NETWORKS)
+@pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> EnergyModel:
     torch.manual_seed(0)
-    return SMALL_NETWORKS[request.param].network(ELEMENTS, 2, DataFacts(mean_neighbors=3.0))
+    return NETWORKS[request.param].network(ELEMENTS, 2, DataFacts(mean_neighbors=3.0))
 
 
 def test_every_architecture_is_among_the_small_networks_and_has_its_name() -> None:
-    assert {config.architecture for config in SMALL_NETWORKS.values()} == set(ARCHITECTURES)
+    assert {config.architecture for config in NETWORKS.values()} == set(ARCHITECTURES)
     assert all(architecture_named(name) is kind for name, kind in ARCHITECTURES.items())
     with pytest.raises(ValueError, match="architecture 'mace' is unknown; known are equivariant"):
         architecture_named("mace")
 
 
-@pytest.mark.parametrize("name", SMALL_NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("num_theories", [1, 3])
 def test_the_number_of_parameters_is_known_before_they_are_there(name: str, num_theories: int) -> None:
-    config = SMALL_NETWORKS[name]
+    config = NETWORKS[name]
     network = config.network(ELEMENTS, num_theories)
     assert config.num_parameters(len(ELEMENTS), num_theories) == sum(p.numel() for p in network.parameters())
 

@@ -125,7 +125,7 @@ def test_an_element_is_replaced_by_the_mean_of_its_neighbours_for_a_while(tmp_pa
     file = tmp_path / "frames.extxyz"
     ase.io.write(file, frames)
     before = {name: tensor.clone() for name, tensor in subject._exact.state_dict().items()}
-    found = Composition(permutations=9, frames=file).run(subject)
+    found = Composition(permutations=9, frames=str(file)).run(subject)
     for name, tensor in subject._exact.state_dict().items():
         assert torch.equal(tensor, before[name])
     label = "Sr from Ca and Ba: force error"

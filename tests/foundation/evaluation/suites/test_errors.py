@@ -12,7 +12,7 @@ from data_pipeline.structure import Structure
 from foundation.checkpoint import save
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.suites import Errors
-from foundation.evaluation.suites.errors import Labelled
+from foundation.evaluation.suites.labelled import Labelled
 from foundation.evaluation.suites.suite import Predicted
 from foundation.interop.subject import CalculatorSubject, PotentialSubject
 from foundation.models import EquivariantConfig

@@ -12,6 +12,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.graphs.batch import to_graph
+from foundation.evaluation.suites.labelled import Labelled
 from foundation.evaluation.suites.unseen_element import UnseenElement
 from foundation.interop.calculator import to_structure
 from foundation.interop.subject import CalculatorSubject, PotentialSubject
@@ -20,7 +21,7 @@ from foundation.potential import Potential
 
 CA, SR, BA, O = 20, 38, 56, 8  # noqa: E741 (oxygen)
 NETWORK = EquivariantConfig(irreps="8x0e+4x1o", num_blocks=2, max_degree=1, radial_sizes=(8,), readout_channels=4)
-MEAN, MIDDLE = "with the mean of Ca and Ba", "with random vectors, the middle one"
+MEAN, MIDDLE = "oxides: with the mean of Ca and Ba", "oxides: with random vectors, the middle one"
 
 
 def potential(*elements: int) -> Potential:
@@ -43,7 +44,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def suite(file: Path, **options: object) -> UnseenElement:
-    return UnseenElement(inserted="Sr", neighbours=("Ca", "Ba"), frames=str(file), random_vectors=3, **options)
+    return UnseenElement(
+        inserted="Sr",
+        neighbours=("Ca", "Ba"),
+        frames=(Labelled(path=str(file), name="oxides"),),
+        random_vectors=3,
+        **options,
+    )
 
 
 def by_hand(file: Path, grown: Potential) -> float:
@@ -61,23 +68,23 @@ def test_a_known_element_is_judged_with_every_vector(file: Path) -> None:
     subject = PotentialSubject(known)
     before = copy.deepcopy(subject.potential.state_dict())
     found = suite(file).run(subject).quantities
-    assert found["frames"].value == 2
-    assert found["with its own vector"].value == pytest.approx(by_hand(file, known), rel=1e-6)
+    assert found["oxides: frames"].value == 2
+    assert found["oxides: with its own vector"].value == pytest.approx(by_hand(file, known), rel=1e-6)
     changed = copy.deepcopy(known)
     rows = changed.network.element_vectors()
     rows[2] = (rows[1] + rows[3]) / 2
     assert found[MEAN].value == pytest.approx(by_hand(file, changed), rel=1e-6)
     rows[2] = rows[3]
-    assert found["with the vector of Ba"].value == pytest.approx(by_hand(file, changed), rel=1e-6)
+    assert found["oxides: with the vector of Ba"].value == pytest.approx(by_hand(file, changed), rel=1e-6)
     forces = [atoms.get_forces() for atoms in ase.io.read(file, ":") if SR in atoms.numbers]
-    assert found["with forces of zero"].value == pytest.approx(1000 * np.abs(forces).mean(), rel=1e-6)
+    assert found["oxides: with forces of zero"].value == pytest.approx(1000 * np.abs(forces).mean(), rel=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in subject.potential.state_dict().items())
 
 
 def test_an_unknown_element_is_inserted(file: Path) -> None:
     subject = PotentialSubject(potential(O, CA, BA))
     found = suite(file).run(subject).quantities
-    assert "with its own vector" not in found
+    assert "oxides: with its own vector" not in found
     assert subject.potential.elements == (O, CA, BA)
     # a network in which Sr is a copy of Ba predicts what Ba does
     swapped = file.with_name("swapped.xyz")
@@ -88,7 +95,7 @@ def test_an_unknown_element_is_inserted(file: Path) -> None:
         atoms.symbols[atoms.numbers == SR] = "Ba"
         predicted = subject.potential(to_graph(to_structure(atoms), subject.potential.cutoff, torch.float64)).forces
         errors.append(np.abs(predicted.numpy() - labels).ravel())
-    assert found["with the vector of Ba"].value == pytest.approx(1000 * np.concatenate(errors).mean(), rel=1e-5)
+    assert found["oxides: with the vector of Ba"].value == pytest.approx(1000 * np.concatenate(errors).mean(), rel=1e-5)
     assert found[MIDDLE].interval is not None
     assert found == suite(file).run(subject).quantities
     ase.io.write(swapped, [atoms for atoms in ase.io.read(file, ":") if SR not in atoms.numbers])
@@ -100,7 +107,7 @@ def test_what_cannot_be_judged_is_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="looks into a network"):
         suite(file).run(CalculatorSubject(EMT()))
     with pytest.raises(ValueError, match="other than Sr"):
-        UnseenElement(inserted="Sr", neighbours=("Sr",), frames="x")
+        UnseenElement(inserted="Sr", neighbours=("Sr",), frames=(Labelled(path="x"),))
     with pytest.raises(ValueError, match="random_vectors must be at least 1"):
-        UnseenElement(inserted="Sr", neighbours=("Ca",), frames="x", random_vectors=0)
+        UnseenElement(inserted="Sr", neighbours=("Ca",), frames=(Labelled(path="x"),), random_vectors=0)
     assert suite(file).elements() == {CA, BA}

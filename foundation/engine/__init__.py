@@ -1,0 +1,1 @@
+"""A potential as one compiled library, without Python and torch."""

