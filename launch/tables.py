@@ -25,6 +25,7 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import SYMBOLS
 from foundation.convert import ConvertConfig
 from foundation.discovery import DiscoveryConfig
+from foundation.engines import ENGINES, Check, EnginesConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
@@ -300,6 +301,24 @@ def library(config: ExportLibraryConfig, folder: Path) -> None:
     console.print(f"compiled library of {config.model}, compared with it: {folder}")
     console.print("    pair_style foundation", highlight=False)
     console.print(f"    pair_coeff * * {folder} ELEMENT...    # of every atom type", highlight=False)
+
+
+def engines(config: EnginesConfig, checks: Sequence[Check]) -> int:
+    """Print the engines that are installed, and checks of a potential in them; return 1 if one differs."""
+    installed = Table("engine", "installed", "tested with", "install")
+    for engine in ENGINES.values():
+        installed.add_row(engine.name, engine.version or "no", engine.tested, engine.install)
+    console.print(installed)
+    if config.check is None:
+        return 0
+    table = Table(
+        "engine", "way", "energy [eV/atom]", "forces [eV/Å]", "verdict", title=f"{config.check} in each engine"
+    )
+    for check in checks:
+        numbers = ["–" if value is None else f"{value:.1e}" for value in (check.energy, check.force)]
+        table.add_row(check.engine, check.way, *numbers, check.verdict)
+    console.print(table)
+    return int(any(check.verdict == "differs" for check in checks))
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

@@ -211,6 +211,13 @@ def _export() -> Loaded:
     )
 
 
+def _engines() -> Loaded:
+    from foundation.engines import EnginesConfig, engines
+    from launch import tables
+
+    return Loaded(config=EnginesConfig, run=lambda config: tables.engines(config, engines(config)))
+
+
 def _convert() -> Loaded:
     from foundation.convert import ConvertConfig, convert
     from launch import tables
@@ -384,6 +391,7 @@ VERBS = {
     "merge": Verb("merge several data sets into one", _merge),
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),
     "convert": Verb("read or write another program's checkpoint", _convert),
+    "engines": Verb("list the programs in which potentials run, and check a potential in each", _engines),
     "preflight pretrain": Verb(
         "check a pretraining and estimate its time, memory and cost",
         _preflight_pretrain,

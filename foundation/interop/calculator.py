@@ -76,7 +76,7 @@ class Calculator(AseCalculator):
                 type or engine cannot be used.
         """
         super().__init__()
-        float_type = _float_type(dtype, mode)
+        float_type = float_type_of(dtype, mode)
         if engine not in get_args(Engine):
             raise ValueError(f"engine must be {' or '.join(get_args(Engine))}, not {engine}")
         with torch.inference_mode(False):
@@ -151,7 +151,7 @@ class Calculator(AseCalculator):
         }
 
 
-def _float_type(dtype: torch.dtype | str | None, mode: str) -> torch.dtype:
+def float_type_of(dtype: torch.dtype | str | None, mode: str) -> torch.dtype:
     """Return the float type of a mode, unless another is asked for.
 
     Raises:

@@ -38,6 +38,7 @@ COMMANDS = {
     "predict": "--model m --data s.cif t.cif --out o --part 3/32",
     "relax": "--model m --data s.xyz --out o --algorithm lbfgs --symmetry true",
     "md": "--model m --data s.xyz --out o --steps 10 --ensemble npt",
+    "engines": "--check m --theory PBE",
     "coverage": "--model m --data d --out c.safetensors --split train",
     "convert": "--from sevennet --checkpoint x.pth --out o",
     "launch slurm": "--time 24:00:00 --directives ['--exclusive'] --array 0-3 --out o",
