@@ -89,7 +89,7 @@ class Slurm:
         self.keep("slurmctld", "-D", "-c")
         for node in NODES:
             self.keep("slurmd", "-D", "-N", node)
-        wait_until(lambda: self.idle_nodes() == list(NODES), 30)
+        wait_until(lambda: self.idle_nodes() == list(NODES), 120)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -126,7 +126,7 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """Run a command of SLURM and return what it prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -134,7 +134,7 @@ class Slurm:
         """Return the nodes that wait for work."""
         done = subprocess.run(
             ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"],
-            env=self.environment, capture_output=True, text=True, timeout=30, check=False,
+            env=self.environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         return sorted(done.stdout.split())
 

@@ -111,7 +111,7 @@ def test_two_processes_that_exchange_ghosts_compute_what_one_does() -> None:
     expected, atoms = potential(batch), len(batch.numbers)
     share = [np.arange(0, atoms, 2), np.arange(1, atoms, 2)]
     meeting, rows = threading.Barrier(2), {}
-    forces, energies = np.zeros((atoms, 3)), [0.0, 0.0]
+    forces, energies = [np.zeros((atoms, 3)), np.zeros((atoms, 3))], [0.0, 0.0]
 
     def work(rank: int) -> None:
         """Compute half of the atoms; all others are ghosts."""
@@ -140,7 +140,7 @@ def test_two_processes_that_exchange_ghosts_compute_what_one_does() -> None:
             )
         )
         energies[rank] = found.energy
-        forces[order] += found.forces
+        forces[rank][order] = found.forces
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -148,7 +148,7 @@ def test_two_processes_that_exchange_ghosts_compute_what_one_does() -> None:
     for thread in threads:
         thread.join()
     assert sum(energies) == pytest.approx(float(expected.energy), abs=1e-10)
-    np.testing.assert_allclose(forces, expected.forces, atol=1e-11)
+    np.testing.assert_allclose(sum(forces), expected.forces, atol=1e-11)
 
 
 def virial_by_differences(potential: Potential, atoms: ase.Atoms) -> Float64[np.ndarray, "3 3"]:
