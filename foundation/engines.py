@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from data_pipeline.graphs.batch import to_graph
 from data_pipeline.store import durable
 from data_pipeline.structure import Structure
+from foundation.engine.network import NotCompilable
 from foundation.export import generated
 from foundation.interop.in_engines import Results, Way, ways_to_compute
 from foundation.kernels.cpu.compiler import NoCompiler
@@ -84,18 +86,26 @@ class Check:
     tolerance: float
     """Largest difference of energies per atom and forces, relative to 1 + |value|, that still is rounding."""
     energy: float | None = None
-    """Largest difference of the energy per atom from the potential in float64 [eV]; None: not computed."""
+    """Largest difference of the energy per atom from the potential in float64, over 1 + |value [eV]|; None: not
+    computed."""
     force: float | None = None
-    """Largest difference of a force [eV/Å]."""
+    """Largest difference of a component of the forces, over 1 + |value [eV/Å]|."""
     reason: str = ""
     """Reason why nothing was computed."""
+    failed: bool = False
+    """True if it should have been computed."""
 
     @property
     def verdict(self) -> str:
         """Return ok, differs, or the reason why nothing was computed."""
         if self.energy is None or self.force is None:
             return self.reason
-        return "ok" if max(self.energy, self.force) <= self.tolerance else "differs"
+        return "ok" if self.energy <= self.tolerance and self.force <= self.tolerance else "differs"
+
+    @property
+    def bad(self) -> bool:
+        """True if the engine fails or computes something else."""
+        return self.failed or self.verdict == "differs"
 
 
 def engines(config: EnginesConfig) -> tuple[Check, ...]:
@@ -132,8 +142,10 @@ def _check(way: Way, right: Results) -> Check:
         return replace(check, reason=f"not installed: {ENGINES[way.engine].install}")
     try:
         found = way.compute()
-    except (ImportError, FileNotFoundError, NoCompiler, RuntimeError, ValueError) as error:
+    except (NotCompilable, NoCompiler) as error:
         return replace(check, reason=str(error))
+    except (ImportError, OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+        return replace(check, reason=f"fails: {error}", failed=True)
     energies = [abs(e - w) / len(f) / (1 + abs(w) / len(f)) for (e, f), (w, _) in zip(found, right, strict=True)]
     forces = [np.max(np.abs(f - w) / (1 + np.abs(w))) for (_, f), (_, w) in zip(found, right, strict=True)]
-    return replace(check, energy=max(energies), force=float(max(forces)))
+    return replace(check, energy=float(np.max(energies)), force=float(np.max(forces)))

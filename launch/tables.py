@@ -304,21 +304,19 @@ def library(config: ExportLibraryConfig, folder: Path) -> None:
 
 
 def engines(config: EnginesConfig, checks: Sequence[Check]) -> int:
-    """Print the engines that are installed, and checks of a potential in them; return 1 if one differs."""
+    """Print the engines that are installed, and checks of a potential in them; return 1 if one is bad."""
     installed = Table("engine", "installed", "tested with", "install")
     for engine in ENGINES.values():
         installed.add_row(engine.name, engine.version or "no", engine.tested, engine.install)
     console.print(installed)
     if config.check is None:
         return 0
-    table = Table(
-        "engine", "way", "energy [eV/atom]", "forces [eV/Å]", "verdict", title=f"{config.check} in each engine"
-    )
+    table = Table("engine", "way", "energy per atom", "forces", "verdict", title=f"{config.check} in each engine")
     for check in checks:
         numbers = ["–" if value is None else f"{value:.1e}" for value in (check.energy, check.force)]
         table.add_row(check.engine, check.way, *numbers, check.verdict)
     console.print(table)
-    return int(any(check.verdict == "differs" for check in checks))
+    return int(any(check.bad for check in checks))
 
 
 def converted(config: ConvertConfig, path: Path) -> None:

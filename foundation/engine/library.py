@@ -5,6 +5,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -162,7 +163,8 @@ class CompiledPotential:
         return Computed(energy=result.energy, atom_energies=energies, forces=forces, virial=virial)
 
     def __reduce__(self) -> tuple:
-        return _compiled, self._arguments
+        potential, theory, table = self._arguments
+        return partial(CompiledPotential, table=table), (potential, theory)
 
     def _check(self, status: int) -> None:
         if status:
@@ -171,10 +173,6 @@ class CompiledPotential:
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._library.foundation_close(self._model)
-
-
-def _compiled(potential: Potential, theory: int, table: bool) -> CompiledPotential:
-    return CompiledPotential(potential, theory, table=table)
 
 
 def weights_file(source: NetworkSource, dtype: torch.dtype) -> bytes:

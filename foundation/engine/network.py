@@ -27,6 +27,10 @@ from foundation.nn.radial import activation_scale
 from foundation.potential import Potential
 
 
+class NotCompilable(ValueError):
+    """A potential for which there is no code without torch."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkSource:
     """C source of a network, and its numbers."""
@@ -79,13 +83,15 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         table: Take radial functions from a table of polynomials.
 
     Raises:
-        ValueError: its network is not an equivariant one, or it has a repulsion.
+        NotCompilable: its network is not an equivariant one, or it has a repulsion.
     """
     if potential.repulsion is not None:
-        raise ValueError("a potential with a repulsion added to it cannot be compiled as a library; leave it out")
+        raise NotCompilable("a potential with a repulsion added to it cannot be compiled as a library; leave it out")
     network = copy.deepcopy(potential.network).double().cpu().eval()
     if not isinstance(network, EquivariantNetwork):
-        raise ValueError(f"networks of the architecture {network.config.architecture} cannot be compiled as a library")
+        raise NotCompilable(
+            f"networks of the architecture {network.config.architecture} cannot be compiled as a library"
+        )
     network.compute_as(Computation())
     numbers, blocks = _Numbers(), [block for block in network.blocks if isinstance(block, InteractionBlock)]
     polynomials = radial_polynomials(network) if table else None

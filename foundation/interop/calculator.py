@@ -21,6 +21,7 @@ from data_pipeline.graphs.batch import to_graph
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
 from foundation.engine.library import CompiledPotential
+from foundation.engine.network import NotCompilable
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.potential import Potential, to_structure
@@ -40,9 +41,9 @@ class Calculator(AseCalculator):
 
     Stress needs a cell with a volume. In the mode "precise" (float64) relaxations and finite differences are smooth to
     the last digits. The mode "md" (float32, distances in float64, tabulated radial functions) is several times faster
-    and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same in half the time or less and in bounded
-    memory, on processors; the first use of a potential compiles it, which takes seconds and a C compiler. Threads may
-    share a calculator: they take turns. Forked processes have their own, and compute with one thread each.
+    and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same in less time and memory, on processors;
+    the first use of a potential compiles it, which takes seconds and a C compiler. Threads may share a calculator:
+    they take turns. Forked processes have their own, and compute with one thread each.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
@@ -72,6 +73,7 @@ class Calculator(AseCalculator):
         Raises:
             FileNotFoundError: the word names no potential.
             NoCompiler: the engine needs a C compiler, and none works.
+            NotCompilable: the engine "compiled" has no code for such a potential or device.
             ValueError: the level of theory is unknown, or one of several must be named; or the mode, device, float
                 type or engine cannot be used.
         """
@@ -91,7 +93,7 @@ class Calculator(AseCalculator):
         self._compiled = None
         if engine == "compiled":
             if self.potential.device.type != "cpu":
-                raise ValueError(f"the compiled engine computes on processors, not on {device}")
+                raise NotCompilable(f"the compiled engine computes on processors, not on {device}")
             self._compiled = CompiledPotential(self.potential, self.theory, table=mode == "md")
         elif mode == "md":
             tabulate(self.potential)

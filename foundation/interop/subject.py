@@ -11,6 +11,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
+from foundation.engine.network import NotCompilable
 from foundation.evaluation.suites.suite import Predicted, Subject
 from foundation.interop.calculator import Calculator, Engine, Mode, to_atoms
 from foundation.kernels.cpu.compiler import NoCompiler
@@ -46,7 +47,7 @@ class PotentialSubject(_Named):
         """Return a calculator in float32 with tabulated radial functions, compiled if it can be."""
         try:
             return self._wrapped("md", "compiled")
-        except (ValueError, NoCompiler):  # another architecture or device, or no compiler
+        except (NotCompilable, NoCompiler):
             return self._wrapped("md")
 
     def exact_calculator(self) -> AseCalculator:

@@ -5,6 +5,7 @@ torch-sim is an optional package: pip install 'foundation[torch-sim]'.
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,14 +50,15 @@ class TorchSimModel(ModelInterface):
         keep_freed_memory()
 
     def forward(self, state: "torch_sim.SimState | dict", **_: object) -> dict[str, Tensor]:
-        """Return energies, forces and stresses of a state.
+        """Return energies (systems), forces (atoms, 3) and stresses (systems, 3, 3) of a state.
 
         Raises:
             InvalidStructure: two atoms at the same place, or a periodic cell without volume.
             UnknownElement: an element that the potential was not trained for.
         """
         if isinstance(state, dict):
-            state = torch_sim.SimState(**state, masses=torch.ones_like(state["positions"][:, 0]))
+            given: dict[str, Any] = {"masses": torch.ones_like(state["positions"][:, 0])} | state
+            state = torch_sim.SimState(**given)
         structures = structures_of(state)
         batch = collate(structures, self.potential.cutoff, torch.float64, [self._theory] * len(structures))
         prediction = self.potential(batch.to(self._device))

@@ -29,7 +29,7 @@ class Shape:
     """A product of a training step."""
 
     name: str
-    """Where it occurs."""
+    """Its place in a training step."""
     rows: int
     """Rows of the result."""
     inner: int
@@ -37,7 +37,7 @@ class Shape:
     columns: int
     """Columns of the result."""
     turned: str = ""
-    """Which factors are transposed: 'left', 'right' or neither."""
+    """The factor that is transposed, 'left' or 'right'; none if empty."""
     bar: float = 0.65
     """Share of the register peak to reach."""
 

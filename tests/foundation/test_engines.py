@@ -1,6 +1,7 @@
 """The list of engines, and a potential that is checked in each of them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_what_is_not_installed_or_cannot_run_is_said(
     assert verdicts["torch-sim", "mode precise"] == "ok"
 
 
-def test_a_difference_is_more_than_rounding() -> None:
-    check = Check(engine="ASE", way="", tolerance=1e-9, energy=0.0, force=2e-9)
-    assert check.verdict == "differs"
+def test_an_engine_that_fails_is_bad(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("LAMMPS fails: no reason")
+
+    monkeypatch.setattr(in_engines, "computed_in_lammps", broken)
+    assert main(["engines", "--check", str(folder), "--theory", "one"]) == 1
+    assert "no reason" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [2e-9, math.nan])
+def test_a_difference_is_more_than_rounding(wrong: float) -> None:
+    for energy, force in ((0.0, wrong), (wrong, 0.0)):
+        assert Check(engine="ASE", way="", tolerance=1e-9, energy=energy, force=force).bad
+
+
+def test_the_tested_versions_are_the_pinned_ones() -> None:
+    pinned = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
+    assert {f"{engine.distribution}=={engine.tested}" for engine in ENGINES.values()} <= set(pinned)
