@@ -34,8 +34,8 @@ static uint64_t checksum_of(const char *bytes, size_t size) {
 static void pack_map(Model *model, const Map *map) {
   for (int n = 0; n < map->num_blocks; n++) {
     const Block *b = map->blocks + n;
-    pack(model->numbers + b->matrix, b->in, b->out, false, model->packed + b->packed[0]);
-    pack(model->numbers + b->matrix, b->out, b->in, true, model->packed + b->packed[1]);
+    pack_whole(b->out, b->in, model->numbers + b->matrix, b->out, 1, model->packed + b->packed[0]);
+    pack_whole(b->in, b->out, model->numbers + b->matrix, 1, b->out, model->packed + b->packed[1]);
   }
 }
 
@@ -46,8 +46,8 @@ static void pack_all(Model *model) {
     pack_map(model, &layers[l].connect);
     const Radial *radial = &layers[l].radial;
     for (int n = 0; layers[l].table < 0 && n + 1 < radial->num_sizes; n++)
-      pack(model->numbers + radial->matrices[n], radial->sizes[n], radial->sizes[n + 1], false,
-           model->packed + radial->packed[n]);
+      pack_whole(radial->sizes[n + 1], radial->sizes[n], model->numbers + radial->matrices[n], radial->sizes[n + 1], 1,
+                 model->packed + radial->packed[n]);
   }
 }
 

@@ -12,7 +12,7 @@ latter is multiplied with the slope of W at once, and never written.
 from importlib.resources import files
 
 from foundation.kernels.couplings import TensorProductPaths
-from foundation.kernels.cpu import codegen
+from foundation.kernels.cpu import codegen, parts
 from foundation.kernels.cpu.codegen import Entries, entries_of
 
 
@@ -22,7 +22,7 @@ def layer_source(paths: TensorProductPaths, number: int) -> str:
     flat = [entry for group in groups for entry in group]
     return "\n".join(
         [
-            codegen.part("prologue.c"),
+            parts.part("prologue.c"),
             # rows of weights are made just before they are read
             "#undef AHEAD\n#define AHEAD(place, offset, write)",
             *codegen.sizes_source(paths, flat),

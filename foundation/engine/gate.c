@@ -1,43 +1,6 @@
-/* Vectors of exponentials, and the gate with its derivative. */
+/* The gate with its derivative. */
 
-#define ROUNDED(x) (((x) + MAGIC) - MAGIC)
-#if DOUBLE
-typedef int64_t Bits __attribute__((vector_size(BYTES)));
-enum { MANTISSA = 52, BIAS = 1023 };
-#define MAGIC 6755399441055744.0
-#define LARGEST 708.0
-static const T LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770002e-10;
-enum { TERMS = 13 };
-#else
-typedef int32_t Bits __attribute__((vector_size(BYTES)));
-enum { MANTISSA = 23, BIAS = 127 };
-#define MAGIC 12582912.0f
-#define LARGEST 87.0f
-static const T LN2_HIGH = 6.9314575195e-01f, LN2_LOW = 1.4286067653e-06f;
-enum { TERMS = 8 };
-#endif
-
-static const double INVERSE_FACTORIALS[] = {
-    1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
-    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-
-static inline FORCED V blend(Bits chosen, V yes, V no) {
-  return (V)(((Bits)yes & chosen) | ((Bits)no & ~chosen));
-}
-
-static inline FORCED V exponential(V x) {
-  const V most = ZERO + (T)LARGEST;
-  x = blend((Bits)(x > most), most, x);
-  x = blend((Bits)(x < -most), -most, x);
-  const V n = ROUNDED(x * (T)1.44269504088896340736);
-  const V rest = (x - n * LN2_HIGH) - n * LN2_LOW;
-  V sum = ZERO + (T)INVERSE_FACTORIALS[TERMS];
-  for (int i = TERMS - 1; i >= 0; i--) sum = sum * rest + (T)INVERSE_FACTORIALS[i];
-  const Bits power = (__builtin_convertvector(n, Bits) + BIAS) << MANTISSA;
-  return sum * (V)power;
-}
-
-static inline FORCED V sigmoid(V x) { return (T)1 / ((T)1 + exponential(-x)); }
+static inline FORCED V sigmoid(V x) { return (T)1 / ((T)1 + power_of_e(-x)); }
 
 static inline FORCED V silu_slope(V x) {
   const V s = sigmoid(x);

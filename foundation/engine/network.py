@@ -18,7 +18,7 @@ from foundation.engine.convolution import layer_source, part
 from foundation.engine.harmonics import harmonics_source
 from foundation.engine.table import Table, radial_polynomials
 from foundation.kernels.couplings import TensorProductPaths
-from foundation.kernels.cpu import codegen
+from foundation.kernels.cpu import parts
 from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn.computation import Computation
 from foundation.nn.interaction import InteractionBlock
@@ -70,7 +70,7 @@ class _Numbers:
         lines, before = [], "0"
         for number, (rows, columns) in enumerate(self.packed):
             lines.append(f"#define PACKED_{number} ({before})")
-            before = f"PACKED_{number} + {rows} * (({columns} + LANES - 1) / LANES * LANES)"
+            before = f"PACKED_{number} + PACKED_SIZE({columns}, {rows})"
         return [*lines, f"#define NUM_PACKED ({before})"]
 
 
@@ -166,9 +166,12 @@ def _main(
     ]
     return "\n".join(
         [
-            codegen.part("prologue.c"),
+            parts.part("prologue.c"),
             part("foundation_model.h"),
             part("engine.h"),
+            parts.exponential("both"),
+            "#define EXPORTED static",
+            parts.part("gemm.c"),
             *functions,
             *(f"#define {name} {value}" for name, value in sizes.items()),
             f"#define CUTOFF {network.cutoff!r}",

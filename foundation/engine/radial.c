@@ -91,13 +91,14 @@ static void by_network(const Radial *radial, const T *packed, const T *wave_numb
   for (int layer = 0; layer < last; layer++) {
     const int in = radial->sizes[layer], out = radial->sizes[layer + 1], now = layer % 2;
     const T *matrix = packed + radial->packed[layer];
-    multiply(count, 1, in, out, matrix, values[now], in, values[!now], out, false);
-    multiply(count, 1, in, out, matrix, derivatives[now], in, derivatives[!now], out, false);
+    product_of_packed(count, out, in, values[now], matrix, values[!now]);
+    product_of_packed(count, out, in, derivatives[now], matrix, derivatives[!now]);
     ELEMENTWISE((int64_t)count * out, const V x = LOAD(values[!now] + u, lanes);
                 STORE(derivatives[!now] + u, silu_slope(x) * LOAD(derivatives[!now] + u, lanes), lanes);
                 STORE(values[!now] + u, x * sigmoid(x), lanes);)
   }
   const int in = radial->sizes[last], out = radial->sizes[last + 1], now = last % 2;
-  multiply(count, 1, in, out, packed + radial->packed[last], values[now], in, weights, out, false);
-  if (slopes) multiply(count, 1, in, out, packed + radial->packed[last], derivatives[now], in, slopes, out, false);
+  const T *matrix = packed + radial->packed[last];
+  product_of_packed(count, out, in, values[now], matrix, weights);
+  if (slopes) product_of_packed(count, out, in, derivatives[now], matrix, slopes);
 }

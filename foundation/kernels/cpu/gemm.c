@@ -7,6 +7,10 @@ enum { MR = 14 };
 enum { MR = 6 };
 #endif
 enum { NR = 2 * LANES, PACKED = 128 * 1024, SHALLOW = 128, DEEP = 256 };
+/* Functions that are called from Python; elsewhere all are static. */
+#ifndef EXPORTED
+#define EXPORTED
+#endif
 #define UNROLLED _Pragma("GCC unroll 16")
 
 typedef struct {
@@ -98,11 +102,15 @@ static void pack(Matrix b, int64_t inner, int64_t columns, T *to) {
   }
 }
 
-/* How many products are summed at a time, for a number of columns. */
-static int64_t depth_of(int64_t columns) {
-  const int64_t room = PACKED / ((columns + NR - 1) / NR * NR);
-  return room < SHALLOW ? SHALLOW : room > DEEP ? DEEP : room;
-}
+/* How many products are summed at a time, for a number of columns; and the numbers of a whole packed B. Constants, if
+   the sizes are. */
+#define PADDED(columns) (((columns) + NR - 1) / NR * NR)
+#define ROOM(columns) (PACKED / PADDED(columns))
+#define DEPTH_OF(columns) (ROOM(columns) < SHALLOW ? SHALLOW : ROOM(columns) > DEEP ? DEEP : ROOM(columns))
+#define PACKED_SIZE(columns, inner) \
+  (PADDED(columns) * ((inner) + ((inner) + DEPTH_OF(columns) - 1) / DEPTH_OF(columns)))
+
+static int64_t depth_of(int64_t columns) { return DEPTH_OF(columns); }
 
 /* C = scale A B, or added to C, by this thread. */
 static void product(int64_t rows, int64_t columns, int64_t inner, int64_t deepest, T scale, Matrix a, Matrix b, T *c,
@@ -130,34 +138,37 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int64_t deepes
 }
 
 /* Numbers of a whole packed B. */
-int64_t packed_size(int64_t columns, int64_t inner) {
-  const int64_t deepest = depth_of(columns), blocks = (inner + deepest - 1) / deepest;
-  return (columns + NR - 1) / NR * NR * (inner + blocks);
-}
+EXPORTED int64_t packed_size(int64_t columns, int64_t inner) { return PACKED_SIZE(columns, inner); }
 
 /* Pack the whole of B, for product_of_packed(). */
-void pack_whole(int64_t columns, int64_t inner, const T *b, int64_t row, int64_t column, T *to) {
-  const int64_t deepest = depth_of(columns), padded = (columns + NR - 1) / NR * NR;
+EXPORTED void pack_whole(int64_t columns, int64_t inner, const T *b, int64_t row, int64_t column, T *to) {
+  const int64_t deepest = depth_of(columns);
   for (int64_t k = 0; k < inner; k += deepest) {
     const int64_t depth = inner - k < deepest ? inner - k : deepest;
     pack((Matrix){b + k * row, row, column}, depth, columns, to);
-    to += padded * PANEL(depth);
+    to += PADDED(columns) * PANEL(depth);
   }
 }
 
-/* C = A B for contiguous A and C and a packed B. */
-void product_of_packed(int64_t rows, int64_t columns, int64_t inner, const T *a, const T *packed, T *c) {
-  const int64_t deepest = depth_of(columns), padded = (columns + NR - 1) / NR * NR, count = (rows + MR - 1) / MR;
+/* C = A B, or added to C, for a packed B and rows of A and C that are a_row and c_row apart. */
+static void rows_of_packed(int64_t rows, int64_t columns, int64_t inner, const T *a, int64_t a_row, const T *packed, T *c,
+                           int64_t c_row, int add) {
+  const int64_t deepest = depth_of(columns), count = (rows + MR - 1) / MR;
   for (int64_t k = 0; k < inner; k += deepest) {
     const int64_t depth = inner - k < deepest ? inner - k : deepest;
     for (int64_t t = 0; t < count; t++) {
       const int64_t m = t * rows / count, height = (t + 1) * rows / count - m;
       for (int64_t p = 0; p < columns; p += NR)
-        tiles(height, depth, 1, (Matrix){a + m * inner + k, inner, 1}, packed + p * PANEL(depth), NR,
-              c + m * columns + p, columns, columns - p < NR ? columns - p : NR, k > 0);
+        tiles(height, depth, 1, (Matrix){a + m * a_row + k, a_row, 1}, packed + p * PANEL(depth), NR, c + m * c_row + p,
+              c_row, columns - p < NR ? columns - p : NR, add || k > 0);
     }
-    packed += padded * PANEL(depth);
+    packed += PADDED(columns) * PANEL(depth);
   }
+}
+
+/* C = A B for contiguous A and C and a packed B. */
+EXPORTED void product_of_packed(int64_t rows, int64_t columns, int64_t inner, const T *a, const T *packed, T *c) {
+  rows_of_packed(rows, columns, inner, a, inner, packed, c, columns, 0);
 }
 
 /* The part of 0 to `size` that is a thread's, in multiples of `step`. */
@@ -170,7 +181,7 @@ enum { SMALL = 1 << 19 };
 #define THREADS_FOR(work, threads) ((work) < SMALL ? 1 : (threads))
 
 /* C = scale A B, or added to C, whose rows are contiguous; the longer side of C is cut for the threads. */
-void multiply(int64_t rows, int64_t columns, int64_t inner, double scale, const T *a, int64_t a_row, int64_t a_column,
+EXPORTED void multiply(int64_t rows, int64_t columns, int64_t inner, double scale, const T *a, int64_t a_row, int64_t a_column,
               const T *b, int64_t b_row, int64_t b_column, T *c, int add, int threads) {
   const int parts = THREADS_FOR(rows * columns * inner, threads), by_rows = rows >= columns;
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)

@@ -18,7 +18,18 @@ def array(name: str, values: list[float]) -> str:
 
 
 def exponential(real: str) -> str:
-    """Return the source of power_of_e() for a float type."""
+    """Return the source of power_of_e() for a float type, "float" or "double", or for both, if DOUBLE decides it.
+
+    Its numbers are the coefficients of the Taylor series.
+    """
+    if real == "both":
+        numbers = f"#if DOUBLE\n{_of_exponential('double')}\n#else\n{_of_exponential('float')}\n#endif"
+    else:
+        numbers = _of_exponential(real)
+    return f"{numbers}\n{part('exponential.c')}"
+
+
+def _of_exponential(real: str) -> str:
     degree = EXP_DEGREE[real]
-    numbers = f"enum {{ EXP_DEGREE = {degree}, MANTISSA = {23 if real == 'float' else 52} }};"
-    return "\n".join([numbers, array("EXP", [1 / math.factorial(n) for n in range(degree + 1)]), part("exponential.c")])
+    sizes = f"enum {{ EXP_DEGREE = {degree}, MANTISSA = {23 if real == 'float' else 52} }};"
+    return f"{sizes}\n{array('EXP', [1 / math.factorial(n) for n in range(degree + 1)])}"
