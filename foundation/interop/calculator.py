@@ -41,7 +41,7 @@ class Calculator(AseCalculator):
 
     Stress needs a cell with a volume. In the mode "precise" (float64) relaxations and finite differences are smooth to
     the last digits. The mode "md" (float32, distances in float64, tabulated radial functions) is several times faster
-    and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same in less time and memory, on processors;
+    and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same on processors, in a tenth of the memory;
     the first use of a potential compiles it, which takes seconds and a C compiler. Threads may share a calculator:
     they take turns. Forked processes have their own, and compute with one thread each.
     """
