@@ -55,6 +55,7 @@ def environment(path: Path) -> str:
         return ""
 
 
+@pytest.mark.long
 def test_two_nodes_are_like_two_processes_of_one_machine(slurm: Slurm, run: Run, undisturbed: Weights) -> None:
     job = run.submit(slurm)
     assert_completed(run, slurm.wait_for_end(job), undisturbed, starts=1)

@@ -7,6 +7,7 @@ from foundation.training.monitoring.metrics_file import read_rows
 from tests.distributed.test_processes import pretrain
 
 EXACT = ("seen/frames", "seen/atoms", "seen/edges", "speed/budget_fill", "train/learning_rate")
+pytestmark = pytest.mark.long
 ROUNDED = ("train/loss", "train/loss_energy", "train/loss_forces", "train/loss_stress", "train/energy_mae")
 
 

@@ -38,6 +38,7 @@ def test_all_strategies_have_the_gradient_of_one_process(
                 assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max(), f"{strategy}, process {rank}"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_by_all(emt_manifest: Manifest, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from data_pipeline.store.manifest import Manifest
 
 ARGUMENTS = """
@@ -23,6 +25,7 @@ def children(parent: int) -> list[int]:
     return [int(number) for number in found.split()]
 
 
+@pytest.mark.long
 def test_a_stopped_process_is_reported_by_name_and_the_run_ends(emt_manifest: Manifest, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "pretrain", "--data", str(emt_manifest.root), *ARGUMENTS]
     with (tmp_path / "log").open("w") as log:

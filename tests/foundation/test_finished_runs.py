@@ -31,6 +31,13 @@ FIT = FitConfig(steps=4, lanes=1, edge_budget=3000, validate_every=2, checkpoint
 OPTIM = OptimConfig(learning_rate=3e-3, warmup_steps=0, weight_decay=0.0, ema_decay=0.0)
 
 
+BROKEN = ["measure", *(pytest.param(name, marks=pytest.mark.long) for name in ("write_forgetting", "run_suites"))]
+LOST = [
+    *("forgetting", "checkpoints"),
+    *(pytest.param(f"forgetting/{name}", marks=pytest.mark.long) for name in ("index.html", "after.safetensors")),
+]
+
+
 @pytest.fixture(scope="module")
 def whole(provenance: Provenance, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """One small set of which nothing is held out, like a few frames of one material."""
@@ -95,7 +102,7 @@ def forgetting(run: Path) -> dict:
     return json.loads((run / "forgetting" / "forgetting.json").read_text()) | {"facts": None}
 
 
-@pytest.mark.parametrize("broken", ["measure", "write_forgetting", "run_suites"])
+@pytest.mark.parametrize("broken", BROKEN)
 def test_an_error_after_training_costs_the_report_alone_and_it_can_be_made_again(
     config: FinetuneConfig, emt_manifest: Manifest, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +152,7 @@ def test_the_command_line_says_how_to_make_a_report_again_and_that_command_works
     assert (config.out / "curves" / "index.html").is_file()
 
 
-@pytest.mark.parametrize("lost", ["forgetting", "forgetting/index.html", "forgetting/after.safetensors", "checkpoints"])
+@pytest.mark.parametrize("lost", LOST)
 def test_a_report_is_made_again_where_it_is_missing_or_of_other_weights(
     config: FinetuneConfig, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

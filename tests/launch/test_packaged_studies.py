@@ -14,6 +14,9 @@ from launch.verbs import parse
 
 STUDIES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs/study").glob("*.yaml"))
 
+LIKE_OTHERS = ("coulomb-variations", "force-range")
+"""Studies with the data and suites of another one."""
+
 
 def work_here(_: Processes, jobs: Sequence[Job]) -> dict[Job, int]:
     """Do jobs in this process, because starting one takes longer than the work of the short form."""
@@ -21,7 +24,9 @@ def work_here(_: Processes, jobs: Sequence[Job]) -> dict[Job, int]:
     return {job: code for job, code in codes.items() if code}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LIKE_OTHERS else name for name in STUDIES]
+)
 def test_the_short_form_answers(name: str, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOUNDATION_DATA", str(real_data))
     monkeypatch.setattr(Processes, "work", work_here)

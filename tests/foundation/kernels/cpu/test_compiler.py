@@ -47,6 +47,7 @@ def entries(cache: Path) -> list[Path]:
     return sorted((cache / "foundation" / "kernels").iterdir())
 
 
+@pytest.mark.long
 def test_several_processes_may_compile_at_once_and_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     assert finish(start(tmp_path, CHILDREN="4"), times=4) == []
     whole = entries(tmp_path)
