@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.quoting import one_line
 from data_pipeline.store.remote import put_files
 from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
@@ -122,7 +123,7 @@ def _to_hub(config: PublishConfig, folder: Path, described: Description) -> str:
         )
     except HfHubHTTPError as error:
         how = "log in with `hf auth login`, or set HF_TOKEN"
-        raise PermissionError(f"{config.to}: the hub refuses ({error}): {how}") from error
+        raise PermissionError(f"{config.to}: the hub refuses ({one_line(str(error))}): {how}") from error
     word = f"hf:{address.hub}@{done.oid}"
     # as others will get it, compared with what was sent
     folder_at(f"{word}#sha256={sha256(folder / CHECKSUMS)}")

@@ -62,7 +62,7 @@ class _Request:
     backoff: float
     timeout: float
     total: float
-    most: float
+    most: int | None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -76,7 +76,7 @@ def download(
     backoff: float = 1.0,
     timeout: float = 60.0,
     total: float = math.inf,
-    most: float = math.inf,
+    most: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Path:
     """Download a file, resuming an earlier run, and return its path.
@@ -93,7 +93,7 @@ def download(
         backoff: Pause after the first of those [s], doubled after each further one, up to a minute.
         timeout: Time of silence, or of less than 1 kB/s, after which a connection counts as broken [s].
         total: Time after which the download is given up, however far it is [s].
-        most: Largest size [bytes].
+        most: Largest size [bytes]; None: what fits on the disk.
         headers: Headers of the request, such as a token.
 
     Raises:
@@ -299,8 +299,8 @@ def _refuse_size(response: requests.Response, partial: _Partial, request: _Reque
             f"{url}: the server has {total:,} bytes, expected {size:,}. The file changed since its size was recorded; "
             "find out what changed before using it."
         )
-    if (size or total or 0) > request.most:
-        raise DownloadError(f"{url}: {size or total:,} bytes, at most {request.most:,.0f} are expected of such a file")
+    if request.most is not None and (size or total or 0) > request.most:
+        raise DownloadError(f"{url}: {size or total:,} bytes, at most {request.most:,} are expected of such a file")
 
 
 def _range(response: requests.Response) -> tuple[int, int | None]:

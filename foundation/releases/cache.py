@@ -246,16 +246,17 @@ def _asked(address: Address) -> str:
     with _writable(note):
         note.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=note.parent) as folder:
-            file, patience = Path(folder) / CHECKSUMS, {"tries": LIMITS.tries, "backoff": LIMITS.backoff}
+            file = Path(folder) / CHECKSUMS
             try:
                 download(
                     f"{address.base}/{CHECKSUMS}",
                     file,
+                    tries=LIMITS.tries,
+                    backoff=LIMITS.backoff,
                     timeout=LIMITS.timeout,
                     total=LIMITS.total,
                     most=MAX_SUMS,
                     headers=address.headers,
-                    **patience,
                 )
                 checksums_in(file.parent)
             except (DownloadError, CorruptCheckpoint) as error:
