@@ -40,7 +40,7 @@ CARD = CardFacts(
     limitations="Everything else.",
     citation="None.",
 )
-FILES = ["README.md", "SHA256SUMS", "config.json", "golden.json", "model.safetensors"]
+FILES = ["README.md", "SHA256SUMS", "config.json", "evaluation.json", "golden.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")

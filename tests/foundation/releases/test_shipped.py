@@ -122,7 +122,7 @@ removed: []
         ("folder: a", "folder: ../a", "is no folder of the package"),
         ("folder: a", "folder: null", "neither a folder nor an address"),
         ("elements: [Al]", "elements: [Xx]", "Xx is no element"),
-        ("a" * 64, "12", "no checksum"),
+        ("a" * 64, "ab", "no checksum"),
         ("licence: MIT, ", "", "licence"),
         ("removed: []", "removed: [{name: c, successor: d, reason: x}]", "successor of c, d, is no release"),
         ("removed: []", "removed: []\nadded: []", "added is unknown"),
