@@ -34,7 +34,7 @@ from foundation.nn.repulsion import DESCRIPTION
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
-from foundation.reports.card_of_fine_tuning import card_section
+from foundation.reports.card_of_fine_tuning import CardSection, card_section
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.reports.front_matter import Measured, front_matter
@@ -166,13 +166,15 @@ def _export(config: ExportConfig) -> Path:
 
 def _by_set(folder: Path, measured: dict) -> Measured:
     """Return the held-out errors for the card by data set and split, and write those of an evaluation."""
-    section, evaluation = measured.get("finetuning"), measured.get("evaluation")
-    if section is not None:
-        return {
-            (name, each.split): {key: estimate.value for key, estimate in each.after.items()}
-            for name, each in section.sets.items()
-        }
-    return {} if evaluation is None else write_evaluation(folder, evaluation)
+    for facts in measured.values():
+        if isinstance(facts, CardSection):
+            return {
+                (name, each.split): {key: estimate.value for key, estimate in each.after.items()}
+                for name, each in facts.sets.items()
+            }
+        if isinstance(facts, Evaluation):
+            return write_evaluation(folder, facts)
+    return {}
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> Measured:

@@ -85,4 +85,4 @@ def _token() -> str | None:
 def hub_name(word: str) -> str | None:
     """Return the name on the hub of the repository at an address, or None."""
     found = _HUB.fullmatch(word.partition("#")[0])
-    return found["name"] if found else None
+    return found.group("name") if found else None

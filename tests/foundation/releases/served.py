@@ -1,4 +1,4 @@
-"""A web server on loopback that shows folders, and misbehaves as it is told."""
+"""A small release, and a web server on loopback that shows folders, and misbehaves as it is told."""
 
 import http.server
 import threading
@@ -9,7 +9,45 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
+from data_pipeline.store.shards import sha256
+from foundation import checkpoint
+from foundation.checkpoint import CHECKSUMS
+from foundation.models import EquivariantConfig, EquivariantNetwork
+from foundation.potential import Potential
+from foundation.releases.registry import Release
+
+MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+def released_in(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    potential = Potential(EquivariantNetwork(MODEL, (13, 29), 12.0), (13, 29), ("EMT",))
+    checkpoint.save(potential, folder, {"config": {}, "method": "test", "datasets": []})
+    return folder
+
+
+def entry(folder: Path, *addresses: str, version: str = "1", aliases: tuple[str, ...] = ()) -> Release:
+    return Release(
+        name="small",
+        version=version,
+        aliases=aliases,
+        licence="MIT",
+        theories=("EMT",),
+        elements=("Al", "Cu"),
+        sha256=sha256(folder / CHECKSUMS),
+        folder=None,
+        addresses=addresses,
+    )
+
+
+def same(folder: Path, release: Path) -> bool:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return names == {CHECKSUMS, *checkpoint.checksums_in(release)} and all(
+        (folder / name).read_bytes() == (release / name).read_bytes() for name in names
+    )
 
 
 class Shown(http.server.ThreadingHTTPServer):

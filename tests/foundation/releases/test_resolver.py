@@ -10,46 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import foundation
 from data_pipeline.store import durable
 from data_pipeline.store.shards import sha256
 from foundation import checkpoint, naming, released
 from foundation.checkpoint import CHECKSUMS, CONFIG, WEIGHTS, CorruptCheckpoint
-from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.naming import SavedPotential, resolve
-from foundation.potential import Potential
 from foundation.released import DownloadConfig, VerifyConfig, download, verify
 from foundation.releases import cache
 from foundation.releases.cache import Limits, NotDownloaded, Offline
 from foundation.releases.registry import NoSuchRelease, Registry, Release, Removed
 from launch.__main__ import main
-from tests.foundation.releases.served import PAGE, Shown, shown
+from tests.foundation.releases.served import PAGE, Shown, entry, released_in, same, shown
 
-MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
 FAST = Limits(tries=2, backoff=0.001, timeout=0.3, total=10.0)
-
-
-def released_in(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    potential = Potential(EquivariantNetwork(MODEL, (13, 29), 12.0), (13, 29), ("EMT",))
-    checkpoint.save(potential, folder, {"config": {}, "method": "test", "datasets": []})
-    return folder
-
-
-def entry(folder: Path, *addresses: str, version: str = "1", aliases: tuple[str, ...] = ()) -> Release:
-    return Release(
-        name="small",
-        version=version,
-        aliases=aliases,
-        licence="MIT",
-        theories=("EMT",),
-        elements=("Al", "Cu"),
-        sha256=sha256(folder / CHECKSUMS),
-        folder=None,
-        addresses=addresses,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +75,6 @@ def folder_of(word: str) -> Path:
     found = resolve(word)
     assert isinstance(found, SavedPotential)
     return found.folder
-
-
-def same(folder: Path, release: Path) -> bool:
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return names == {CHECKSUMS, *checkpoint.checksums_in(release)} and all(
-        (folder / name).read_bytes() == (release / name).read_bytes() for name in names
-    )
 
 
 def test_a_name_is_downloaded_once_and_then_needs_no_socket(
@@ -210,7 +178,7 @@ def test_a_slow_server_is_given_up_after_the_total_time(
     monkeypatch.setattr(cache, "LIMITS", replace(FAST, total=0.15))
     known(entry(release, server.show(release, "a")))
     server.drips.add(f"/a/{WEIGHTS}")
-    with pytest.raises(NotDownloaded, match=r"not complete after 0\.\d+ s\. The partial file is kept"):
+    with pytest.raises(NotDownloaded, match=r"not complete after [\d.e-]+ s\. The partial file is kept"):
         resolve("small")
 
 
