@@ -1,5 +1,5 @@
 # Everything a person needs: `make quickstart`, `make test`, `make docs`, `make bench [BENCH=name]`,
-# `make fuzz [FOR=600 SEED=1]`.
+# `make fuzz [FOR=600 SEED=1]`, `make releases`.
 # `make test-all` adds to `make test` what is long, for the night.
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FOR ?= 600
 SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test test-all lint docs bench fuzz clean
+.PHONY: install quickstart test test-all lint docs bench fuzz releases clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -49,6 +49,12 @@ bench: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(FOR) --seed $(SEED)
+
+# the shipped releases again, byte for byte, from the files in the sevenn package
+releases: $(VENV)/.installed-test
+	for name in sevennet-0 sevennet-l3i5 sevennet-mf-0; do \
+		OMP_NUM_THREADS=1 $(BIN)/foundation convert --config configs/convert/$$name.yaml || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

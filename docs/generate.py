@@ -26,7 +26,15 @@ from launch.verbs import VERBS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_pipeline", "foundation", "launch")
-PAGES = ("README.md", "CONTRIBUTING.md", "LICENSE", "docs/*.[mc]*", "model_cards/*-*.md", "model_cards/*.png")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "docs/*.[mc]*",
+    "model_cards/*-*.md",
+    "model_cards/*.png",
+    "model_cards/releases/*/README.md",
+)
 """Files of the repository that are files of the site."""
 RESUME = {"refused": "refused", "compared": "compared", "taken": "may change"}
 """Marks of options, and the words for them."""

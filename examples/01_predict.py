@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Predict energies, forces and stresses
 #
-# SevenNet-0 is a universal potential that the sevenn package carries: `pip install -c constraints.txt sevenn==0.13.0`.
-# `foundation.load` also takes a release folder, a finished run, or a checkpoint of SevenNet (`.pth`).
+# SevenNet-0 is a universal potential that this package carries. `foundation.load` also takes other names, a release
+# folder, a finished run, or a checkpoint of SevenNet (`.pth`).
 
 # %%
 import ase.units

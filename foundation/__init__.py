@@ -36,17 +36,19 @@ def __getattr__(name: str) -> object:
 
 
 def load(source: Path | str, checkpoint: Literal["best", "newest"] | int | None = None) -> "Potential":
-    """Return a potential, ready to predict, from a folder, a SevenNet checkpoint (.pth) or a name ("sevennet-0").
+    """Return a potential, ready to predict, from a folder, a SevenNet checkpoint (.pth), a name or an address.
 
-    Names are those of the models in the sevenn package, which must be installed.
+    Names are those of docs/potentials.md, such as "sevennet-0" or "sevennet-0@1"; addresses are
+    "hf:org/name@revision" and "https://...".
 
     Args:
-        source: Release folder, run folder, file or name.
+        source: Release folder, run folder, file, name or address.
         checkpoint: Checkpoint of a run: the best by its validation, the newest, or that of a step; None: the potential
             of a finished run, and the newest checkpoint of an unfinished one.
 
     Raises:
-        FileNotFoundError: no such folder, file, model or checkpoint; the message says what may have been meant.
+        FileNotFoundError: no such folder, file, name or checkpoint; the message says what may have been meant.
+        OSError: no address gave it.
         ValueError: the file is damaged, refused, or newer than this program.
     """
     import torch

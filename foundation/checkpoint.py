@@ -35,12 +35,14 @@ from foundation.provenance import Provenance
 
 SCHEMA_VERSION = 3
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
-GOLDEN, CARD = "golden.json", "README.md"
+GOLDEN, CARD, LICENCE = "golden.json", "README.md", "LICENSE"
+EVALUATION = "evaluation.json"
+"""Held-out errors that a release states."""
 REPULSION = "repulsion"
 """Entry of the provenance of a potential with a repulsion between close atoms."""
 REHEARSAL, FISHER = "rehearsal", "fisher.safetensors"
 """Protection that a release may carry (foundation/finetuning/protection.py): a data set, and a Fisher."""
-COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, FISHER)
+COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, LICENCE, EVALUATION, FISHER)
 """Files of a release: existing ones must be in SHA256SUMS, and so must those of the rehearsal's folder."""
 SHA256 = "[0-9a-f]{64}"
 """A checksum."""
@@ -271,18 +273,27 @@ def verify_checksums(folder: Path) -> None:
     Raises:
         CorruptCheckpoint: a file is missing, not listed or differs, or SHA256SUMS itself does.
     """
+    listed = checksums_in(folder)
+    unlisted = [name for name in (*COVERED, *_below(folder, REHEARSAL)) if name not in listed]
+    unlisted = [name for name in unlisted if (folder / name).exists()]
+    if unlisted:
+        raise CorruptCheckpoint(f"{folder / CHECKSUMS}: does not list {unlisted[0]}; copy or download it again")
+    for name, expected in listed.items():
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            raise CorruptCheckpoint(f"{folder / name}: missing or altered; copy or download it again")
+
+
+def checksums_in(folder: Path) -> dict[str, str]:
+    """Return the checksums in SHA256SUMS of a folder by the name of the file.
+
+    Raises:
+        CorruptCheckpoint: it is missing, or not such a list.
+    """
     sums = folder / CHECKSUMS
     if not sums.is_file():
         raise CorruptCheckpoint(f"{sums}: missing, so nothing can be checked; copy or download the folder again")
     with refusing(sums, CorruptCheckpoint):
-        listed = _listed(read_bytes(sums, MAX_SUMS).decode())
-        unlisted = [name for name in (*COVERED, *_below(folder, REHEARSAL)) if name not in listed]
-        unlisted = [name for name in unlisted if (folder / name).exists()]
-        if unlisted:
-            raise ValueError(f"does not list {unlisted[0]}")
-    for name, expected in listed.items():
-        if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise CorruptCheckpoint(f"{folder / name}: missing or altered; copy or download it again")
+        return _listed(read_bytes(sums, MAX_SUMS).decode())
 
 
 def _listed(text: str) -> dict[str, str]:

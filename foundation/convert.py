@@ -1,15 +1,29 @@
-"""Conversion of potentials of other programs to our folders, and back."""
+"""Conversion of potentials of other programs to our folders, and back.
 
-from dataclasses import dataclass, replace
+With the facts of a card the folder is a release: with golden predictions, card, licence and checksums. It holds nothing
+of the day or the machine, so the same command gives the same bytes.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.store import lock
+from data_pipeline.store import durable, lock
 from foundation import checkpoint
+from foundation.export import GENERATED, card_facts, finish, generated, write_evaluation
 from foundation.interop import n2p2
+from foundation.interop.published import PUBLISHED, find_published
 from foundation.interop.sevennet import to_sevennet
-from foundation.naming import SevenNetPotential, resolve
+from foundation.naming import SavedPotential, SevenNetPotential, resolve
+from foundation.potential import Potential
+from foundation.releases.registry import registry
+from foundation.reports.card import CardFacts, check_facts
+from foundation.reports.evaluation_report import Evaluation
+from foundation.reports.front_matter import Measured, front_matter
 
+NUM_GOLDEN = 3
+"""Number of golden structures of a release."""
 Format = Literal["sevennet"]
 Readable = Literal["sevennet", "n2p2"]
 
@@ -23,8 +37,7 @@ class ConvertConfig:
     to: Format | None = None
     """Program that will read the result."""
     checkpoint: Path | None = None
-    """With --from: the file to read, or the name of a model in the sevenn package, such as sevennet-0; of n2p2 the
-    folder."""
+    """With --from: the file to read, or a published name, such as sevennet-0; of n2p2 the folder."""
     model: Path | None = None
     """With --to: potential to read, by its folder, run or published name."""
     theory: str | None = None
@@ -33,6 +46,15 @@ class ConvertConfig:
     """With --from n2p2: units of length and energy, which its files do not state."""
     out: Path
     """Folder (--from) or file (--to) to write; an older one of the same kind is replaced."""
+    card: CardFacts | None = None
+    """With --from sevennet: facts of the card, to write a release; None: the potential alone. A name then means the
+    file in the sevenn package, which must be installed."""
+    licence_file: Path | None = None
+    """With a card: text of the licence with its notice, copied into the release."""
+    evaluation: Path | None = None
+    """With a card: evaluation.json of `foundation evaluate` of the same weights, whose errors the card states."""
+    created: str | None = None
+    """With a card: date on it; None: today."""
 
     def __post_init__(self) -> None:
         if (self.from_ is None) == (self.to is None):
@@ -41,6 +63,10 @@ class ConvertConfig:
             raise ValueError(f"--from {self.from_} reads a --checkpoint and writes the folder --out; it has no --model")
         if (self.from_ == "n2p2") != (self.units is not None):
             raise ValueError(f"--units {' or '.join(n2p2.SIZES)} belongs to --from n2p2, whose files do not state them")
+        if self.card is not None and self.from_ != "sevennet":
+            raise ValueError("--card belongs to --from sevennet: a release is made of a converted potential")
+        if self.card is None and (self.licence_file or self.evaluation or self.created):
+            raise ValueError("--licence_file, --evaluation and --created belong to a release: give the facts of --card")
         if self.to and (self.model is None or self.checkpoint or self.theory):
             raise ValueError(
                 f"--to {self.to} reads a --model and writes the file --out; it has no --checkpoint and no --theory"
@@ -68,12 +94,11 @@ def _convert(config: ConvertConfig) -> Path:
             provenance = n2p2.provenance_of_n2p2(config.checkpoint, config.units, potential)
             checkpoint.save(potential, config.out, provenance)
             return config.out
-        found = resolve(config.checkpoint)
-        if not isinstance(found, SevenNetPotential):
-            raise IsADirectoryError(f"{config.checkpoint} is a folder, not a file of SevenNet")
-        found = replace(found, theory=config.theory)
-        potential, described = found.read()
-        checkpoint.save(potential, config.out, described.provenance)
+        potential, provenance = _from_sevennet(config.checkpoint, config.theory, release=config.card is not None)
+        if config.card is not None:
+            _release(config, config.card, potential, provenance)
+        else:
+            checkpoint.save(potential, config.out, provenance)
     elif config.model is not None:
         if config.out.is_dir():
             raise FileExistsError(f"{config.out} is a folder; --out is the file to write")
@@ -83,3 +108,45 @@ def _convert(config: ConvertConfig) -> Path:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         to_sevennet(potential, config.out)
     return config.out
+
+
+def _from_sevennet(word: Path, theory: str | None, *, release: bool) -> tuple[Potential, dict]:
+    """Return the potential of a checkpoint of SevenNet, or of a release made of one, and its provenance."""
+    found = resolve(word)
+    if not word.exists() and str(word) in PUBLISHED and (release or theory is not None):
+        found = SevenNetPotential(find_published(str(word)))
+    if isinstance(found, SevenNetPotential):
+        found = replace(found, theory=theory)
+    elif not isinstance(found, SavedPotential) or word.exists() or registry().find(str(word)) is None:
+        raise IsADirectoryError(f"{word} is a folder, not a file of SevenNet")
+    potential, described = found.read()
+    return potential, described.provenance
+
+
+def _release(config: ConvertConfig, card: CardFacts, potential: Potential, provenance: dict) -> None:
+    """Write a potential as a release.
+
+    Raises:
+        MissingFact: the card lacks a fact.
+        ValueError: the evaluation is of other weights.
+    """
+    check_facts(card)
+    # the versions of this machine's packages had no part in the weights
+    provenance |= {"versions": {}, "config": {"card": asdict(card)}}
+    with durable.whole_folder(lock.real(config.out)) as partial:
+        checkpoint.write_into(partial, potential, provenance)
+        described = checkpoint.describe(partial)
+        facts = card_facts(potential, described)
+        facts |= {"golden_of": asdict(GENERATED), "converted": described.origin.converted_from}
+        facts |= {"created": config.created} if config.created else {}
+        errors: Measured = {}
+        if config.evaluation is not None:
+            evaluation = Evaluation.from_json(config.evaluation)
+            if evaluation.weights_sha256 != described.weights_sha256:
+                raise ValueError(f"{config.evaluation}: the report is of other weights; evaluate {config.out} again")
+            errors = write_evaluation(partial, evaluation)
+            facts |= {"evaluation": evaluation, "errors": evaluation.errors}
+        if config.licence_file is not None:
+            shutil.copyfile(config.licence_file, partial / checkpoint.LICENCE)
+        before = front_matter(card, described.origin, potential.theories, errors)
+        finish(partial, potential, generated(potential.elements, NUM_GOLDEN), card, facts, around=(before, ""))

@@ -34,9 +34,10 @@ from foundation.nn.repulsion import DESCRIPTION
 from foundation.potential import Potential
 from foundation.provenance import FINE_TUNING, DataRecord, Interpolated, Provenance
 from foundation.reports.card import CardFacts, check_facts, render_card
-from foundation.reports.card_of_fine_tuning import card_section
+from foundation.reports.card_of_fine_tuning import CardSection, card_section
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
+from foundation.reports.front_matter import Measured, front_matter
 from foundation.reports.suite_table import suite_table
 from foundation.run_folder import PROTECTION
 from foundation.surgery.start import with_changes
@@ -154,15 +155,65 @@ def _export(config: ExportConfig) -> Path:
             checkpoint.write_into(partial, potential, made_from | ({"private": True} if config.private else {}))
             described = checkpoint.describe(partial)
         protection = protection_into(partial, unchanged, described) if unchanged else ""
-        golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
-        (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
-        facts = _card_facts(potential, described) | measured
-        facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
+        facts = card_facts(potential, described) | measured | {"golden_of": asdict(golden_of)}
         named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
-        (partial / checkpoint.CARD).write_text(render_card(named, facts, private=config.private) + protection)
-        checkpoint.write_checksums(partial)
-        verify_golden(partial)
+        before = ""
+        if not config.private:
+            before = front_matter(card, described.origin, potential.theories, _by_set(partial, measured))
+        finish(partial, potential, structures, named, facts, private=config.private, around=(before, protection))
     return config.out
+
+
+def _by_set(folder: Path, measured: dict) -> Measured:
+    """Return the held-out errors for the card by data set and split, and write those of an evaluation."""
+    for facts in measured.values():
+        if isinstance(facts, CardSection):
+            return {
+                (name, each.split): {key: estimate.value for key, estimate in each.after.items()}
+                for name, each in facts.sets.items()
+            }
+        if isinstance(facts, Evaluation):
+            return write_evaluation(folder, facts)
+    return {}
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> Measured:
+    """Write the errors that a release states, for programs that read them, and return them by data set and split."""
+    durable.write_whole(folder / checkpoint.EVALUATION, json.dumps(asdict(evaluation), indent=1) + "\n")
+    return {(evaluation.dataset, evaluation.split): evaluation.errors}
+
+
+def finish(
+    folder: Path,
+    potential: Potential,
+    structures: Sequence[Structure],
+    card: CardFacts,
+    facts: dict,
+    *,
+    private: bool = False,
+    around: tuple[str, str] = ("", ""),
+) -> None:
+    """Write golden predictions, card and checksums of a release whose weights are in a folder, and verify them.
+
+    Args:
+        folder: Folder from whole_folder().
+        potential: The potential.
+        structures: Golden structures.
+        card: Facts of the card that people stated.
+        facts: Facts of the card that the program found out.
+        private: Whether the card is a minimal one.
+        around: Front matter of the card, and its last section.
+
+    Raises:
+        MissingFact: the card lacks a fact.
+        GoldenMismatch: the files do not reproduce the golden predictions.
+    """
+    golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
+    (folder / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
+    text = render_card(card, facts | {"num_golden": len(structures)}, private=private)
+    (folder / checkpoint.CARD).write_text(around[0] + text + around[1])
+    checkpoint.write_checksums(folder)
+    verify_golden(folder)
 
 
 def _interpolated(config: ExportConfig, tuned: Potential, described: Description) -> tuple[Potential, Description]:
@@ -380,7 +431,8 @@ def _smallest(manifest: Manifest, split: str, potential: Potential, count: int) 
     return [structure for structure in found if structure.num_atoms <= MAX_GOLDEN_ATOMS] or found[:1]
 
 
-def _card_facts(potential: Potential, described: Description) -> dict:
+def card_facts(potential: Potential, described: Description) -> dict:
+    """Return the facts of a card that follow from a potential and its description."""
     origin = described.origin
     return {
         "datasets": list(origin.datasets),

@@ -1,9 +1,9 @@
-"""Words that name a potential: a release folder, a run folder, a checkpoint of SevenNet (.pth), or a published name.
+"""Words that name a potential: a release folder, a run folder, a checkpoint of SevenNet (.pth), a name, an address.
 
 Every verb and function that takes a potential takes these words, and they are read here alone. An existing folder or
-file comes before a published name. A published potential is read from where its package has it: nothing is converted
-to disk, and its description is the one that a converted folder would have. An unfinished run is the potential of its
-newest checkpoint; of every run another checkpoint can be chosen.
+file comes before a name. A name (sevennet-0, sevennet-0@1) is a release of the registry, from this package, the cache
+or its addresses; hf:org/name@revision and https://... are addresses of releases that the registry does not know. An
+unfinished run is the potential of its newest checkpoint; of every run another checkpoint can be chosen.
 """
 
 import difflib
@@ -22,6 +22,9 @@ from foundation.interop.sevennet import read_checkpoint
 from foundation.interop.sevennet_provenance import provenance_of_sevennet
 from foundation.potential import Potential
 from foundation.provenance import CheckpointFacts
+from foundation.releases.addresses import is_address
+from foundation.releases.cache import folder_at, folder_of
+from foundation.releases.registry import registry
 from foundation.training.fault_tolerance.reading import CHECKPOINTS, WholeCheckpoint, newest_checkpoint, steps_in
 from foundation.training.fault_tolerance.stored_potential import best_checkpoint, checkpoint_of_step, potential_in
 
@@ -159,14 +162,16 @@ def resolve(word: Path | str, checkpoint: Choice = None) -> NamedPotential:
     """Return the potential that a word names.
 
     Args:
-        word: Folder, file or published name.
+        word: Folder, file, name or address.
         checkpoint: Checkpoint, if the word is a run folder.
 
     Raises:
-        FileNotFoundError: there is none, or the package that has it is not installed; the message says what may have
-            been meant. Or the run has no such checkpoint.
+        FileNotFoundError: there is none, the name was removed, it would have to be downloaded and must not be, or the
+            package that has it is not installed; the message says what may have been meant. Or the run has no such
+            checkpoint.
+        NotDownloaded: no address gave it.
         IsADirectoryError: the word is a file of a potential, not its folder.
-        ValueError: a checkpoint is chosen of something other than a run, or it is damaged.
+        ValueError: a checkpoint is chosen of something other than a run, it is damaged, or the word is no address.
     """
     path, name = Path(word), str(word)
     if path.is_dir() and (path / RUN).is_file():
@@ -179,12 +184,21 @@ def resolve(word: Path | str, checkpoint: Choice = None) -> NamedPotential:
         raise IsADirectoryError(f"{path}: a potential is named by its folder: give {path.parent}")
     if path.is_file():
         return SevenNetPotential(path)
+    if is_address(name):
+        return SavedPotential(folder_at(name))
+    if release := registry().find(name):
+        return SavedPotential(folder_of(release))
     if name in PUBLISHED:
         return SevenNetPotential(find_published(name))
     raise FileNotFoundError(
         f"{name}: no potential there: neither a folder or file nor the name of a published potential"
-        f"{_meant(name)}. Names: {', '.join(PUBLISHED)}"
+        f"{_meant(name)}. Names: {', '.join(_names())}"
     )
+
+
+def _names() -> list[str]:
+    """Return all names of published potentials."""
+    return list(dict.fromkeys([*registry().names, *PUBLISHED]))
 
 
 def _of_run(run: Path, checkpoint: Choice) -> NamedPotential:
@@ -224,7 +238,7 @@ def _has_potential(folder: Path) -> bool:
 
 def _meant(name: str) -> str:
     """Return a suggestion for a misspelt name or folder, or ''."""
-    near = _nearest(name, PUBLISHED) or _near_path(Path(name))
+    near = _nearest(name.partition("@")[0], _names()) or _near_path(Path(name))
     return f"; did you mean {near}?" if near else ""
 
 

@@ -120,6 +120,10 @@ class ConvertedFrom(OpenRecord):
 
     name: str = ""
     """Published name of the checkpoint, if it has one."""
+    file: str = ""
+    """Name of its file."""
+    sha256: str = ""
+    """Checksum of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,8 @@ class FisherData(OpenRecord):
     """Name of the data set."""
     split: str
     """Split of it."""
+    fingerprint: str = ""
+    """Checksum of its manifest; '' in the record of an older version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,8 @@ class FisherFacts(OpenRecord):
     """Number of weights."""
     num_unprotected: int
     """Number of weights whose Fisher is zero."""
+    sha256: str = ""
+    """Checksum of its file; '' in the record of an older version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +353,11 @@ class Provenance(StartChanges):
 
     def __post_init__(self) -> None:
         _ = self.card
+
+    @property
+    def name(self) -> str:
+        """Name in its card, or its published name."""
+        return self.card.get("name", "") or self.converted_from.name
 
     @property
     def card(self) -> dict[str, str]:

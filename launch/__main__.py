@@ -4,14 +4,18 @@ An integer returned by a verb is the exit code; otherwise the code is 0.
 """
 
 import logging
+import os
 import sys
 import warnings
 
 from foundation.reports.escape import printable
+from launch.parser import OFFLINE
 from launch.verbs import VERBS, parse
 
 USER_ERRORS = (ValueError, OSError)
 """Exceptions of wrong input: shown as a sentence, without a traceback."""
+FORBIDDEN = "HF_HUB_OFFLINE"
+"""Variable of the environment that forbids downloads (foundation/releases/cache.py)."""
 MAX_SHOWN = 10_000
 """Longest message [characters]; messages quote files."""
 
@@ -43,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)`", category=FutureWarning)
     # Lightning looks for srun even when told that a shell started the run
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    if OFFLINE in arguments[: arguments.index("--") if "--" in arguments else None]:
+        os.environ[FORBIDDEN] = "1"  # for the processes that are started too
     try:
         verb, config = parse(arguments)
         outcome = VERBS[verb].load().run(config)

@@ -49,7 +49,7 @@ MAX_MESSAGE = 1000
 COMMAND = "command"
 """Field of a launcher's config: the words after `--`."""
 MISSING = object()
-PRINT_CONFIG, TRACEBACK = "--print_config", "--traceback"
+PRINT_CONFIG, TRACEBACK, OFFLINE = "--print_config", "--traceback", "--offline"
 HELP, VERSION = ("-h", "--help"), "--version"
 KEY_WIDTH = 26
 """Width of the column of options [characters]."""
@@ -112,7 +112,7 @@ def overview(verbs: Mapping[str, Verb]) -> str:
     """Return the help of the whole command."""
     return "\n".join(
         [
-            "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--traceback]",
+            "usage: foundation VERB [--config FILE] [--KEY VALUE]... [--offline] [--traceback]",
             "",
             "Pretraining, forgetting-aware fine-tuning and release of universal interatomic potentials.",
             "",
@@ -121,7 +121,7 @@ def overview(verbs: Mapping[str, Verb]) -> str:
             "foundation VERB --help shows the options that people set, --help all every option.",
             "An option may lack its section where no other ends so: --steps 100 is --fit.steps 100.",
             "A list is several words, the option again, or words with commas: --data a.xyz b.xyz.",
-            "--traceback shows where in the code an error arose.",
+            "--offline downloads nothing; --traceback shows where in the code an error arose.",
         ]
     )
 
@@ -268,7 +268,7 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     command = tuple(arguments[split + 1 :])
-    words = [word for word in arguments[:split] if word != TRACEBACK]
+    words = [word for word in arguments[:split] if word not in (TRACEBACK, OFFLINE)]
     if words == [VERSION]:
         print(f"foundation {importlib.metadata.version('foundation')}")
         raise SystemExit(0)
@@ -277,7 +277,7 @@ def parse(verbs: Mapping[str, Verb], arguments: list[str]) -> tuple[str, Any]:
         raise SystemExit(0 if words else 2)
     members = {name: verb for name, verb in verbs.items() if name.startswith(f"{words[0]} ")}
     if members and (len(words) == 1 or words[1] in HELP):
-        print(f"usage: foundation {words[0]} VERB [--KEY VALUE]... -- COMMAND\n\n{_listed(members)}")
+        print(f"usage: foundation {words[0]} VERB [--KEY VALUE]...\n\n{_listed(members)}")
         raise SystemExit(0 if len(words) > 1 else 2)
     name, words = _verb(verbs, words)
     loaded = verbs[name].load()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import parser
+from launch.model_verbs import MODEL_VERBS
 from launch.parser import Loaded, Verb
+from launch.words import name_first
 
 
 def _build() -> Loaded:
@@ -45,7 +47,7 @@ def _merge() -> Loaded:
     return Loaded(
         config=MergeConfig,
         run=lambda config: tables.manifest(merge(config.manifests, config.out, config.name)),
-        expand=lambda words: _name_first(words, "--manifests"),
+        expand=lambda words: name_first(words, "--manifests"),
     )
 
 
@@ -129,7 +131,7 @@ def _tradeoff() -> Loaded:
     return Loaded(
         config=TradeoffConfig,
         run=lambda config: tables.tradeoff(config, tradeoff(config)),
-        expand=lambda words: _name_first(words, "--runs"),
+        expand=lambda words: name_first(words, "--runs"),
     )
 
 
@@ -191,7 +193,7 @@ def _report() -> Loaded:
     return Loaded(
         config=ReportConfig,
         run=_resumable(run),
-        expand=lambda words: _name_first(words, "--run"),
+        expand=lambda words: name_first(words, "--run"),
     )
 
 
@@ -251,7 +253,7 @@ def _study() -> Loaded:
     return Loaded(
         config=StudyConfig,
         run=_resumable(lambda config: study(config, parse)),
-        expand=lambda words: _name_first(words, "--name"),
+        expand=lambda words: name_first(words, "--name"),
     )
 
 
@@ -262,13 +264,8 @@ def _example_data() -> Loaded:
     return Loaded(
         config=ExampleDataConfig,
         run=lambda config: tables.example(config, example_data(config)),
-        expand=lambda words: _name_first(words, "--name"),
+        expand=lambda words: name_first(words, "--name"),
     )
-
-
-def _name_first(words: list[str], option: str) -> list[str]:
-    """Return arguments with the option that leading `FOLDER...` belong to."""
-    return [option, *words] if words and not words[0].startswith("-") else words
 
 
 def _resumable(run: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -392,6 +389,7 @@ VERBS = {
     "inspect": Verb("show the contents of a data set and warnings", _inspect, ("data", "out", "verify", "cutoff")),
     "convert": Verb("read or write another program's checkpoint", _convert),
     "engines": Verb("list the programs in which potentials run, and check a potential in each", _engines),
+    **MODEL_VERBS,
     "preflight pretrain": Verb(
         "check a pretraining and estimate its time, memory and cost",
         _preflight_pretrain,

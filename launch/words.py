@@ -271,3 +271,8 @@ def _as_data(word: str, options: Options) -> str:
     """Return a suggestion for the name of a file without an option."""
     option = CONFIG if word.endswith((".yaml", ".yml")) else "data"
     return f"; did you mean --{option} {word}?" if option in (CONFIG, *options) and _names_something(word) else ""
+
+
+def name_first(words: list[str], option: str) -> list[str]:
+    """Return arguments with the option that leading `FOLDER...` belong to."""
+    return [option, *words] if words and not words[0].startswith("-") else words

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_pipeline.building.build import BuildConfig
+from foundation.convert import ConvertConfig
 from foundation.evaluate import EvaluateConfig
 from foundation.export import ExportConfig
 from foundation.finetune import FinetuneConfig
@@ -39,6 +40,7 @@ FLOORS = (
         "foundation.run_folder",
         "foundation.interop",
         "foundation.naming",
+        "foundation.releases",
         "foundation.simulation",
     ),
     ("foundation.reports",),
@@ -57,6 +59,8 @@ FLOORS = (
         "foundation.inspect",
         "foundation.export",
         "foundation.convert",
+        "foundation.released",
+        "foundation.publish",
         "foundation.report",
     ),
 )
@@ -66,7 +70,7 @@ DOORS = {
     "webdataset": ("data_pipeline/store/shards.py",),
     "ase": ("data_pipeline/sources/", "foundation/interop/", "foundation/evaluation/suites/"),
     "jsonargparse": ("launch/parser.py",),
-    "yaml": ("launch/yaml_files.py",),
+    "yaml": ("launch/yaml_files.py", "foundation/releases/registry.py"),
     "deepspeed": ("foundation/training/lightning_internals.py",),
     "aiohttp": ("data_pipeline/store/remote.py",),
     "fsspec": ("data_pipeline/store/remote.py",),
@@ -81,6 +85,7 @@ DOORS = {
     "lmdb": ("data_pipeline/sources/",),
     "h5py": ("data_pipeline/sources/mace_hdf5.py", "foundation/evaluation/suites/crystals/conductivity.py"),
     "requests": ("data_pipeline/corpora/download.py",),
+    "huggingface_hub": ("foundation/publish.py",),
     "phono3py": ("foundation/evaluation/suites/crystals/conductivity.py", "foundation/interop/conductivity.py"),
     "phonopy": ("foundation/evaluation/suites/crystals/conductivity.py", "foundation/interop/conductivity.py"),
     "spglib": ("foundation/interop/symmetry.py", "foundation/interop/conductivity.py"),
@@ -96,6 +101,7 @@ WRITERS = {
     "data_pipeline.corpora.download._append": "a download goes on where it broke off",
     "foundation.checkpoint.write_into": "into the folder that save() and export give its name when it is whole",
     "foundation.checkpoint.write_checksums": "the same",
+    "foundation.export.finish": "the same",
     "foundation.kernels.cpu.compiler._compile": "source for the compiler in a temporary folder",
     "foundation.training.probe._Bench._checkpoint": "a temporary file, to measure how long it takes",
     "foundation.training.monitoring.metrics_file.MetricsFile.append": "only appended to, and a torn line is left out",
@@ -116,6 +122,7 @@ CONFIG_CLASSES = {
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "convert": ConvertConfig,
 }
 
 

@@ -23,7 +23,7 @@ from tests.pages import blocks, commands, run_python
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 CORPUS_OPTIONS = {"corpus", "folder", "download"}
-OF_THE_PARSER = {"config", "recipe", "print_config", "help", "traceback"}
+OF_THE_PARSER = {"config", "recipe", "print_config", "help", "traceback", "offline"}
 ALIASES = {"train"}
 IN_ORDER = "first-fine-tune"
 """Page whose commands and lines of Python run in order in tests/end_to_end/test_first_fine_tune.py."""

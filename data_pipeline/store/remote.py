@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,25 @@ def _passing(error: Exception) -> bool:
         return status in (408, 425, 429)
     final = (FileNotFoundError, PermissionError, ImportError, ValueError, TypeError, NotImplementedError)
     return not isinstance(error, (*final, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects))
+
+
+def put_files(folder: Path, names: Sequence[str], url: str) -> None:
+    """Copy files of a folder to a URL, in their order.
+
+    Args:
+        folder: The folder.
+        names: Names of the files in it.
+        url: Address of the folder to write, of any protocol of fsspec that writes.
+
+    Raises:
+        ValueError: the protocol is unknown, or its package is not installed.
+        OSError: the place cannot be written.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}") from error
+    for name in names:
+        target = f"{root.rstrip('/')}/{name}"
+        filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(folder / name), target)

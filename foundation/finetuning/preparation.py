@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.store.shards import sha256
 from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation import checkpoint, run_folder
 from foundation.datasets import (
@@ -226,7 +228,7 @@ def prepare(given: FinetuneConfig, folder: RunFolder) -> Prepared:
         "start": dataclasses.asdict(settled.origin),
         "rehearsal": rehearsal
         and {"datasets": [dataset_facts(each, potential.theories) for each in rehearsal.datasets]},
-        "fisher": importance and importance.facts(),
+        "fisher": _fisher_facts(config, importance, protection),
         "num_trained": sum(each.numel() for each in potential.parameters() if each.requires_grad),
     }
     return Prepared(**vars(compared), additions=additions, facts=facts)
@@ -342,6 +344,17 @@ def _importance(
         importance = fisher_by_term.read(protection / checkpoint.FISHER, start).of(settled.loss, start)
     refuse_fisher_held_out(importance, [each.dataset for each in held_out])
     return importance
+
+
+def _fisher_facts(config: FinetuneConfig, importance: Fisher | None, protection: Path | None) -> dict[str, Any] | None:
+    """Return the facts of the Fisher of the penalty with the checksum of its file, if there is one."""
+    if importance is None or config.penalty is None:
+        return None
+    file = config.penalty.fisher
+    if not isinstance(file, Path):
+        assert protection is not None
+        file = protection / checkpoint.FISHER
+    return importance.facts() | {"sha256": sha256(file)}
 
 
 def _limit(config: FinetuneConfig, settled: Settled, importance: Fisher | None) -> Penalty | None:

@@ -23,6 +23,7 @@ from foundation.checkpoint import FISHER, REHEARSAL, Description
 from foundation.datasets import DatasetConfig
 from foundation.finetuning import fisher_by_term
 from foundation.finetuning.generated import build_generated
+from foundation.naming import SavedPotential, resolve
 from foundation.potential import Potential
 from foundation.provenance import ProtectionFacts
 from foundation.run_folder import PROTECTION
@@ -68,7 +69,7 @@ def protect(config: ProtectConfig) -> Path:
         checkpoint.refuse_to_replace(folder, "potential")
         potential, described = checkpoint.load(folder), checkpoint.describe(folder)
         with durable.whole_folder(lock.real(folder)) as partial:
-            for name in (checkpoint.WEIGHTS, checkpoint.GOLDEN):
+            for name in (checkpoint.WEIGHTS, checkpoint.GOLDEN, checkpoint.LICENCE, checkpoint.EVALUATION):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, partial / name)
             facts = make(potential.to(torch.device(config.device)), partial, config.num_structures, config.seed)
@@ -126,6 +127,12 @@ def card_section(facts: ProtectionFacts) -> str:
 
 def carried_by(start: Path) -> Path | None:
     """Return the folder in which a start carries its protection, or None."""
+    if not start.exists():
+        try:
+            named = resolve(start)
+        except FileNotFoundError:
+            return None
+        start = named.folder if isinstance(named, SavedPotential) else start
     return next((f for f in (start, start / "potential") if (f / REHEARSAL).is_dir() and (f / FISHER).is_file()), None)
 
 
@@ -133,7 +140,7 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
     """Return a folder with a protection for a start: its own, or the one kept in the run folder, made if missing.
 
     Args:
-        start: Release folder or run folder of the start; a name of none carries nothing.
+        start: Release folder or run folder of the start, or its name.
         potential: The start.
         kept: Folder for a protection that the run makes.
 
@@ -161,11 +168,13 @@ def found_or_made(start: Path, potential: Potential, kept: Path) -> Path:
 
 
 def _once_for_all(start: Path) -> str:
-    """Return the command that adds a protection to a start; one without a folder is converted before."""
+    """Return the command that adds a protection to a start; one without a folder of its own is copied before."""
     if start.is_dir():
         return f"`foundation protect --model {start}`"
-    convert = f"`foundation convert --from sevennet --checkpoint {start} --out FOLDER`"
-    return f"{convert} and `foundation protect --model FOLDER`"
+    copied = f"`foundation models download {start} --out FOLDER`"
+    if start.is_file():
+        copied = f"`foundation convert --from sevennet --checkpoint {start} --out FOLDER`"
+    return f"{copied} and `foundation protect --model FOLDER`"
 
 
 def _is_of(folder: Path, potential: Potential) -> bool:

@@ -18,6 +18,7 @@ from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
 from foundation.potential import Potential
+from foundation.releases.addresses import is_address
 
 
 class _Named(Subject):
@@ -103,7 +104,7 @@ def subject_of(word: str) -> Subject:
         FileNotFoundError: the word names no potential.
         ValueError: the calculator cannot be made, or the potential has several levels of theory.
     """
-    if ":" in word:
+    if ":" in word and not is_address(word):
         return CalculatorSubject.named(word)
     potential = resolve(word).load()
     return PotentialSubject(potential, potential.theory_number(None), word)

@@ -244,7 +244,7 @@ def start_facts(folder: Path, described: Description) -> StartFacts:
     origin = described.origin
     return StartFacts(
         folder=str(folder),
-        name=origin.card.get("name", "") or origin.converted_from.name,
+        name=origin.name,
         method=origin.method,
         weights_sha256=described.weights_sha256,
         checkpoint=origin.checkpoint,

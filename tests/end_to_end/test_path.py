@@ -54,7 +54,7 @@ def release(folder: Path, real_data: Path) -> Path:
 
 def test_a_release_holds_what_people_need(release: Path) -> None:
     names = sorted(path.name for path in release.iterdir())
-    assert names == ["README.md", "SHA256SUMS", "config.json", "golden.json", "model.safetensors"]
+    assert names == ["README.md", "SHA256SUMS", "config.json", "evaluation.json", "golden.json", "model.safetensors"]
     assert sorted(path.name for path in (release.parent / "report").iterdir()) == [
         "evaluation.json",
         "index.html",

@@ -76,6 +76,22 @@ def test_the_wheel_has_every_file_that_the_program_reads(wheel: Path) -> None:
     assert len(configs) > 10
 
 
+THREE_LINES = """
+import socket, sys
+sys.modules["sevenn"] = None
+socket.socket.connect = None
+import foundation, ase.build
+atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64)
+atoms.calc = foundation.Calculator("sevennet-0")
+print(atoms.get_potential_energy())
+"""
+
+
+def test_a_name_gives_energies_without_sevenn_and_without_a_network(environment: Path, tmp_path: Path) -> None:
+    assert -8.0 < float(run(environment, tmp_path, code=THREE_LINES).split()[-1]) < -6.0  # two atoms of rock salt
+    assert run(environment, tmp_path, "models", "verify").count(": ok") == 3
+
+
 def test_the_quickstart_runs_without_arguments_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     found = run(environment, tmp_path, code="import launch, foundation; print(launch.__file__, foundation.__file__)")
     assert all(Path(file).is_relative_to(environment) for file in found.split())

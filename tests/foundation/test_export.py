@@ -40,7 +40,7 @@ CARD = CardFacts(
     limitations="Everything else.",
     citation="None.",
 )
-FILES = ["README.md", "SHA256SUMS", "config.json", "golden.json", "model.safetensors"]
+FILES = ["README.md", "SHA256SUMS", "config.json", "evaluation.json", "golden.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_release_without_golden_structures_cannot_be_asked_for(run: Path) -> N
 def test_the_card_states_the_measured_errors(run: Path, release: Path) -> None:
     text = (release / "README.md").read_text()
     measured = json.loads((run / "report" / "evaluation.json").read_text())["errors"]
-    assert text.startswith("# Three steps\n")
+    assert "---\n\n# Three steps\n" in text
     assert f"{1000 * measured['energy_mae']:.1f}" in text
     assert f"{1000 * measured['force_mae']:.1f}" in text
     assert checkpoint.describe(release).weights_sha256 in text
@@ -166,7 +166,7 @@ def test_a_fact_missing_from_the_run_is_refused_and_leaves_nothing_behind(run: P
 
 def test_facts_given_to_export_replace_those_of_the_run(run: Path) -> None:
     out = export(ExportConfig(run=run, out=run / "release", card=replace(CARD, name="Another name")))
-    assert (out / "README.md").read_text().startswith("# Another name\n")
+    assert "---\n\n# Another name\n" in (out / "README.md").read_text()
 
 
 def test_data_that_are_gone_are_an_error_that_names_them(run: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_exporting_again_replaces_the_old_release_and_no_file_of_others(run: Pat
     (release / "notes.txt").unlink()
     again = export(ExportConfig(run=run, out=release, card=replace(CARD, name="Second edition")))
     assert sorted(path.name for path in again.iterdir()) == FILES
-    assert (again / "README.md").read_text().startswith("# Second edition\n")
+    assert "---\n\n# Second edition\n" in (again / "README.md").read_text()
 
 
 def test_a_failed_export_leaves_the_old_release_alone(run: Path, release: Path) -> None:

@@ -2,6 +2,7 @@
 may not be."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
+from data_pipeline.store.shards import sha256
 from foundation import checkpoint
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.export import ExportConfig, export, verify_golden
@@ -34,6 +36,7 @@ from foundation.reports.forgetting_report import table
 from foundation.surgery.theories import add_theory
 from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
+from launch.__main__ import main
 from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=2)
@@ -341,3 +344,20 @@ def test_what_was_not_measured_between_is_not_released(
         lambda values: values["provenance"]["start"].update(folder=str(tmp_path / "gone")),
     )
     refused(run, "gone", FileNotFoundError, alpha=0.5, data=data)
+
+
+def test_the_lineage_has_the_checksum_of_everything(
+    tuned: Path, start: Path, target: Manifest, emt_manifest: Manifest, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["models", "lineage", str(tuned), "--configuration", "true"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    digests = {line.partition(":")[0]: digest for line, digest in itertools.pairwise(lines) if len(digest) == 64}
+    assert digests == {
+        "weights": checkpoint.describe(tuned / "potential").weights_sha256,
+        "parent": checkpoint.describe(checkpoint.find(start)).weights_sha256,
+        "data": target.fingerprint,
+        "rehearsed": emt_manifest.fingerprint,
+        "data of the parent": emt_manifest.fingerprint,
+        "Fisher": sha256(tuned.parent / "fisher"),
+    }
+    assert "normalization: mean" in lines

@@ -18,6 +18,7 @@ OVERRIDES = {
     "pretrain": "--model.cutoff 6.5 --fit.wandb off --optim.betas [0.8,0.99]",
     "finetune": '--fit.seed 7 --penalty null --forgetting.retained [{"path":"a;b:c"}]',
     "fisher": "--out elsewhere",
+    "convert": "--out elsewhere --card.name 1e5",
 }
 COMMANDS = {
     "merge": "--manifests ['a','b'] --out c --name 1e5",
@@ -41,6 +42,14 @@ COMMANDS = {
     "engines": "--check m --theory PBE",
     "coverage": "--model m --data d --out c.safetensors --split train",
     "convert": "--from sevennet --checkpoint x.pth --out o",
+    "models list": "--elements Li,S --theory no",
+    "models info": "sevennet-0@1",
+    "models download": "hf:a/b@main sevennet-0",
+    "models verify": "a b",
+    "models path": "https://example.org/a",
+    "models lineage": "a --configuration true",
+    "models table": "--out page.md",
+    "publish": "--release r --to hf:a/b",
     "launch slurm": "--time 24:00:00 --directives ['--exclusive'] --array 0-3 --out o",
     "launch local": "--processes 2",
 }

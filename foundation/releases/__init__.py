@@ -1,0 +1,1 @@
+"""Released potentials: the registry of their names, the cache of their files, and their lineage."""
