@@ -175,7 +175,7 @@ def _slices(channels: int, most: int) -> list[tuple[int, ...]]:
 def _packed(items: list[Item], loads: list[int], most: int) -> list[Part]:
     """Return parts of up to `most`, the largest items first, each to the part with least."""
     order = sorted(range(len(items)), key=lambda number: -loads[number])
-    for count in range(max(1, -(-sum(loads) // most)), len(items) + 1):
+    for count in range(min(len(items), -(-sum(loads) // most)), len(items) + 1):
         filled, chosen = [0] * count, [[] for _ in range(count)]
         for number in order:
             least = filled.index(min(filled))

@@ -1,7 +1,7 @@
 """The convolution's own kernels on a CUDA device: which are run, on what, in which order."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from foundation.kernels.cuda.layout import KernelName, Shape
 from foundation.kernels.edges import EdgeIndex
 
 
+@runtime_checkable
 class Launchable(Protocol):
     """A compiled kernel."""
 
@@ -21,6 +22,7 @@ class Launchable(Protocol):
         """Run the kernel on a grid of blocks, after what was launched before."""
 
 
+@runtime_checkable
 class Machine(Protocol):
     """A device that compiles kernels and runs them."""
 
@@ -29,44 +31,50 @@ class Machine(Protocol):
         ...
 
 
-def forward(
-    machine: Machine,
-    paths: str,
-    features: Float[Tensor, "atoms features"],
-    harmonics: Float[Tensor, "pairs harmonics"],
-    weights: Float[Tensor, "pairs weights"],
-    edges: EdgeIndex,
-) -> Float[Tensor, "atoms outputs"]:
-    """Return the convolution."""
-    out = features.new_empty(len(features), TensorProductPaths.named(paths).irreps_out.dim)
-    _run(machine, paths, "sum", edges, [features, harmonics, weights], [out])
-    return out
+class Kernels:
+    """The convolution and its derivatives on a machine, with the interface of kernels/cpu/native.py."""
 
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
 
-def backward(
-    machine: Machine,
-    paths: str,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
-    tangents: tuple[Tensor, Tensor, Tensor] | None,
-    edges: EdgeIndex,
-) -> list[Tensor]:
-    """Return the gradients of S(x, Y, W, g) for x, Y and W; with tangents, those of the double backward, also for g."""
-    x, y, w, g = inputs
-    name: KernelName = "gradient" if tangents is None else "double_gradient"
-    parts = machine.kernel(paths, name, x.dtype).shape.parts
-    gw = torch.empty_like(w, memory_format=torch.contiguous_format)
-    gy = y.new_empty(parts, *y.shape)
-    # columns of input irreps without a path are written by no kernel
-    of = TensorProductPaths.named(paths)
-    make = torch.empty if all(of.of_input(number) for number in range(len(of.irreps_in))) else torch.zeros
-    gx, by_pair = (make(rows, x.shape[1], dtype=x.dtype, device=x.device) for rows in (len(x), len(y)))
-    _run(machine, paths, name, edges, [*inputs, *(tangents or ())], [gx, gy, gw, by_pair])
-    _gather(machine, paths, edges, by_pair, gx)
-    gradients = [gx, gy[0] if parts == 1 else gy.sum(dim=0), gw]
-    if tangents is not None:
-        gradients.append(torch.empty_like(g, memory_format=torch.contiguous_format))
-        _run(machine, paths, "double_sum", edges, [x, y, w, *tangents], [gradients[3]])
-    return gradients
+    def forward(
+        self,
+        name: str,
+        features: Float[Tensor, "atoms features"],
+        harmonics: Float[Tensor, "pairs harmonics"],
+        weights: Float[Tensor, "pairs weights"],
+        edges: EdgeIndex,
+    ) -> Float[Tensor, "atoms outputs"]:
+        """Return the convolution."""
+        out = features.new_empty(len(features), TensorProductPaths.named(name).irreps_out.dim)
+        _run(self._machine, name, "sum", edges, [features, harmonics, weights], [out])
+        return out
+
+    def backward(
+        self,
+        name: str,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        tangents: tuple[Tensor, Tensor, Tensor] | None,
+        edges: EdgeIndex,
+    ) -> list[Tensor]:
+        """Return the gradients of S(x, Y, W, g) for x, Y and W; with tangents, of the double backward, also for g."""
+        x, y, w, g = inputs
+        kernel: KernelName = "gradient" if tangents is None else "double_gradient"
+        parts = self._machine.kernel(name, kernel, x.dtype).shape.parts
+        gw = torch.empty_like(w, memory_format=torch.contiguous_format)
+        gy = y.new_empty(parts, *y.shape)
+        # columns of input irreps without a path are written by no kernel
+        paths = TensorProductPaths.named(name)
+        whole = all(paths.of_input(number) for number in range(len(paths.irreps_in)))
+        make = torch.empty if whole else torch.zeros
+        gx, by_pair = (make(rows, x.shape[1], dtype=x.dtype, device=x.device) for rows in (len(x), len(y)))
+        _run(self._machine, name, kernel, edges, [*inputs, *(tangents or ())], [gx, gy, gw, by_pair])
+        _gather(self._machine, name, edges, by_pair, gx)
+        gradients = [gx, gy[0] if parts == 1 else gy.sum(dim=0), gw]
+        if tangents is not None:
+            gradients.append(torch.empty_like(g, memory_format=torch.contiguous_format))
+            _run(self._machine, name, "double_sum", edges, [x, y, w, *tangents], [gradients[3]])
+        return gradients
 
 
 def _run(
