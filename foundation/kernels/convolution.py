@@ -1,10 +1,10 @@
 """The equivariant convolution as a module, with its choice of backend and the plain-torch implementation.
 
 Backends are generated C and generated CUDA C (foundation::convolution on a CPU and on CUDA), OpenEquivariance (on CUDA,
-with its own derivatives) and plain torch, which runs anywhere and has derivatives of any order. In plain torch, the Clebsch-Gordan tensor is
-contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one batched
-matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of messages
-(edges × components × channels) in memory.
+with its own derivatives) and plain torch, which runs anywhere and has derivatives of any order. In plain torch, the
+Clebsch-Gordan tensor is contracted with Y first, per edge: the small matrix that results is shared by all channels, so
+the rest is one batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary,
+at the price of messages (edges × components × channels) in memory.
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
@@ -169,3 +169,10 @@ def _try(backend: Backend, number: int, dtype: torch.dtype, paths: str) -> None:
 def cuda_verdict(number: int, dtype: torch.dtype, paths: str) -> check.Verdict:
     """Return whether the own kernels of a set of paths (by name) work on a CUDA device, checked at the first call."""
     return check.verdict(number, dtype, paths, Convolution(TensorProductPaths.named(paths)).in_torch)
+
+
+def cuda_verdicts(model: torch.nn.Module, number: int) -> list[check.Verdict]:
+    """Return the verdicts on a CUDA device for every set of paths of a model, in the type of its parameters."""
+    found = {module.paths.name for module in model.modules() if isinstance(module, Convolution) and module.paths.paths}
+    dtype = next(model.parameters()).dtype
+    return [cuda_verdict(number, dtype, name) for name in sorted(found)]

@@ -65,7 +65,7 @@ def _verdict(number: int, dtype: torch.dtype, name: str, plain: Plain) -> Verdic
     try:
         device = driver.device(number)
         worst = compare(Kernels(device), name, dtype, torch.device("cuda", number), plain)
-    except (NoKernels, UntrustedCode) as error:
+    except (RuntimeError, UntrustedCode) as error:  # torch's own errors too: the device's come with what it copies
         where = f"{torch.cuda.get_device_name(number)}, torch {torch.__version__}"
         return Verdict(False, f"{error} ({where}, {dtype}, {name})")
     version = ".".join(map(str, device.compiler.version))

@@ -41,8 +41,8 @@ VALUES = {False: 8, True: 12}
 EDGES = ("rows", "senders", "pairs", "reverse")
 NAMES: tuple[KernelName, ...] = get_args(KernelName)
 BUDGETS = (
-    Budget(sums=56, values=64, blocks=4),
-    Budget(sums=56, values=64, blocks=3),
+    Budget(sums=60, values=64, blocks=4),
+    Budget(sums=60, values=64, blocks=3),
     Budget(sums=40, values=48, blocks=3),
     Budget(sums=40, values=48, blocks=2),
     Budget(sums=24, values=24, blocks=2),

@@ -21,17 +21,22 @@ class Fault(AssertionError):
     """What the emulator found wrong with a kernel."""
 
 
+def compiled(name: str, source: str) -> ctypes.CDLL:
+    """Return a library whose `run` runs a kernel: see emulate() in emulator.h."""
+    call = (
+        'extern "C" const char *run(void **arguments, unsigned x, unsigned y, unsigned threads, uint64_t seed, '
+        f"const Buffer *given, int count) {{ return emulate({name}, arguments, x, y, threads, seed, given, count); }}"
+    )
+    library = compiler.load("\n".join([HEADER.read_text(), source, call]), FLAGS)
+    library.run.restype = ctypes.c_char_p
+    return library
+
+
 class EmulatedKernel:
     """A kernel on the CPU."""
 
     def __init__(self, name: str, source: Source, seed: int) -> None:
-        call = (
-            f'extern "C" const char *run(void **arguments, unsigned x, unsigned y, uint64_t seed, const Buffer *given, '
-            f"int count) {{ return emulate({name}, arguments, x, y, {32 * source.shape.warps}, seed, given, count); }}"
-        )
-        self._library = compiler.load("\n".join([HEADER.read_text(), source.text, call]), FLAGS)
-        self._library.run.restype = ctypes.c_char_p
-        self._seed = seed
+        self._library, self._seed = compiled(name, source.text), seed
         self.shape: Shape = source.shape
 
     def launch(self, blocks: tuple[int, int], arguments: Sequence[Tensor | int]) -> None:
@@ -46,7 +51,9 @@ class EmulatedKernel:
         values = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
         held = (ctypes.c_int64 * len(values))(*values)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(held) + 8 * n for n in range(len(values))))
-        found = self._library.run(pointers, *blocks, ctypes.c_uint64(self._seed), buffers, len(ends))
+        found = self._library.run(
+            pointers, *blocks, 32 * self.shape.warps, ctypes.c_uint64(self._seed), buffers, len(ends)
+        )
         if found:
             raise Fault(found.decode())
 

@@ -149,5 +149,5 @@ def test_the_self_check_passes_right_kernels_and_names_what_is_wrong() -> None:
         return check.compare(Kernels(machine), SMALL.name, torch.float32, torch.device("cpu"), plain)
 
     assert 0 < compared(Emulator()) < 1e-5
-    with pytest.raises(check.WrongKernels, match="gw is .* from plain torch"):
+    with pytest.raises(check.WrongKernels, match=r"gw is .* from plain torch"):
         compared(Emulator(change=without("gw[weights + 0] =", "gw[weights + 0] = (T)1.001 *")))
