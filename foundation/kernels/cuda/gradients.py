@@ -146,7 +146,7 @@ def _harmonics(size: int, number: int) -> list[str]:
         count = min(LANES, size - first)
         wide = 1 << (count - 1).bit_length()
         lines += [f"{{ T some[{wide}] = {{}};", *(f"some[{i}] = t[{first + i}];" for i in range(count))]
-        lines.append(f"const T sum = total<{wide}>(some, lane);")
+        lines.append(f"const T sum = total<{wide}, {LANES // 2}>(some, lane);")
         lines.append(f"const int b = lane / {LANES // wide};")
         there = f"gy[({number} * num_pairs + pair) * DY + {first} + b]"
         lines.append(f"if (lane % {LANES // wide} == 0 && b < {count}) {there} = sum; }}")

@@ -145,7 +145,7 @@ def gradient_parts(groups: Sequence[Sequence[Entries]], budget: Budget, words: i
         for slices in _slices(group[0].channels, budget.values // (words * values * group[0].degrees[0])):
             items.append(Item(tuple(group), slices))
     loads = [item.inputs * len(item.slices) for item in items]
-    return _packed(items, loads, max(1, budget.sums // (4 * words)))
+    return _packed(items, loads, max(1, budget.sums // (6 * words)))
 
 
 def shape_of(parts: Sequence[Part], size: int, matrices: int, blocks: int) -> Shape:

@@ -18,19 +18,21 @@ typedef long long I;
 INLINE T load(const T *p, bool on) { return on ? __ldg(p) : T(0); }
 
 /* Add up N numbers (a power of two, at most 32) over the lanes. Lane L gets the sum of number L * N / 32: in every step
-   each lane keeps half of the numbers and gives the other half to the lane that keeps those. */
-template <int N> INLINE T total(T *v, int lane) {
-  int apart = 16;
+   each lane keeps half of the numbers and gives the other half to the lane that keeps those. Steps are templates, not a
+   loop: only so do the numbers stay in registers. */
+template <int N, int APART> INLINE T total(T *v, int lane) {
+  if constexpr (APART == 0) {
+    return v[0];
+  } else if constexpr (N == 1) {
+    v[0] += __shfl_xor_sync(ALL, v[0], APART);
+    return total<1, APART / 2>(v, lane);
+  } else {
+    const bool upper = lane & APART;
 #pragma unroll
-  for (int n = N / 2; n; n /= 2, apart /= 2) {
-    const bool upper = lane & apart;
-#pragma unroll
-    for (int i = 0; i < n; i++) {
-      const T kept = upper ? v[i + n] : v[i], given = upper ? v[i] : v[i + n];
-      v[i] = kept + __shfl_xor_sync(ALL, given, apart);
+    for (int i = 0; i < N / 2; i++) {
+      const T kept = upper ? v[i + N / 2] : v[i], given = upper ? v[i] : v[i + N / 2];
+      v[i] = kept + __shfl_xor_sync(ALL, given, APART);
     }
+    return total<N / 2, APART / 2>(v, lane);
   }
-#pragma unroll
-  for (; apart; apart /= 2) v[0] += __shfl_xor_sync(ALL, v[0], apart);
-  return v[0];
 }

@@ -132,7 +132,7 @@ def without(text: str, instead: str = "") -> Callable[[Source], Source]:
         (without("__syncwarp();\nif", "if"), "a race"),
         (without("by_pair[pair * DX", "gx[far * DX"), "two warps write the same address"),
         (without("if (row >= num_atoms) return;"), "outside of all tensors"),
-        (without("const bool upper = lane & apart;", "if (lane == 5) return 0; const bool upper = lane & apart;"),
+        (without("const bool upper = lane & APART;", "if (lane == 5) return 0; const bool upper = lane & APART;"),
          "lanes"),
     ],
     ids=["no-barriers", "one-barrier", "scatter", "bounds", "vain"],
