@@ -108,7 +108,8 @@ def check(model: str, dtype: torch.dtype, compiler: Compiler, disassembler: Path
                 shared = shape.shared(dtype.itemsize) if shape.strides else 0
                 warps = blocks_of(code.registers, shape, dtype.itemsize, target) * shape.warps
                 shares = ", ".join(
-                    f"{loop.fused}/{loop.all} = {loop.fused / loop.all:.2f}" for loop in loops(code.content, disassembler)
+                    f"{loop.fused}/{loop.all} = {loop.fused / loop.all:.2f}"
+                    for loop in loops(code.content, disassembler)
                 )
                 cells = (name, target, shape.parts, code.registers, code.spilled, f"{shared / 1024:.1f}", warps, shares)
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)

@@ -80,7 +80,7 @@ def generate(paths: TensorProductPaths, name: KernelName, real: str, budget: Bud
     if name == "gather":
         shape = Shape(-(-paths.irreps_in.dim // COLUMNS), 4, (), (), 1)
         return Source("\n".join([*lines, text_of("gather.cu")]), shape)
-    kernel = _kernel(name, entries_of(paths), {"float": 4, "double": 8}[real], budget)
+    kernel = kernel_of(paths, name, real, budget)
     for number, part in enumerate(kernel.parts):
         lines += [*_couple(kernel, number, part), *_function(kernel, number, part, paths)]
     lines += _entry_point(kernel)
@@ -93,7 +93,7 @@ def first_budget(paths: TensorProductPaths, name: KernelName, real: str) -> int:
         return 0
     size = {"float": 4, "double": 8}[real]
     for number, budget in enumerate(BUDGETS):
-        kernel = _kernel(name, entries_of(paths), size, budget)
+        kernel = kernel_of(paths, name, real, budget)
         most = max(_values(kernel, part, paths) for part in kernel.parts)
         room = min(MOST_REGISTERS, REGISTERS // (LANES * kernel.shape.warps * budget.blocks))
         if most * size // 4 + OTHER_REGISTERS <= room:
@@ -116,7 +116,13 @@ def text_of(name: str) -> str:
     return files("foundation.kernels.cuda").joinpath(name).read_text()
 
 
-def _kernel(name: KernelName, groups: list[list[Entries]], size: int, budget: Budget) -> Kernel:
+def kernel_of(paths: TensorProductPaths, name: KernelName, real: str, budget: Budget) -> Kernel:
+    """Return how a kernel divides its work; `gather` has no division of this kind.
+
+    Raises:
+        TooLarge: one edge's couplings do not fit into shared memory.
+    """
+    groups, size = entries_of(paths), {"float": 4, "double": 8}[real]
     double, words = name.startswith("double"), size // 4
     tangents = ("vx", "vy", "vw") if double else ()
     if name.endswith("sum"):

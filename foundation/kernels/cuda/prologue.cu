@@ -17,6 +17,12 @@ typedef long long I;
 /* Read what no kernel of this launch writes; zero in lanes beyond the last channel. */
 INLINE T load(const T *p, bool on) { return on ? __ldg(p) : T(0); }
 
+/* The same for what is used once and should not displace anything from the caches. */
+INLINE T load_once(const T *p, bool on) { return on ? __ldcs(p) : T(0); }
+
+/* The same past the first-level cache, which then keeps the row's own numbers. */
+INLINE T load_far(const T *p, bool on) { return on ? __ldcg(p) : T(0); }
+
 /* Add up N numbers (a power of two, at most 32) over the lanes. Lane L gets the sum of number L * N / 32: in every step
    each lane keeps half of the numbers and gives the other half to the lane that keeps those. Steps are templates, not a
    loop: only so do the numbers stay in registers. */
