@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(128)
     for (unsigned left = __ballot_sync(ALL, is_first); left; left &= left - 1) {
       const T *from = by_pair + (I)__shfl_sync(ALL, pair, __ffs(left) - 1) * DX + first;
 #pragma unroll
-      for (int k = 0; k < COLUMNS; k++) s[k] += load_once(from + 32 * k, first + 32 * k < DX);
+      for (int k = 0; k < COLUMNS; k++) s[k] += load_past(from + 32 * k, first + 32 * k < DX);
     }
   }
 #pragma unroll

@@ -87,7 +87,7 @@ def _path_gradient(entry: Entries, item: Item, part: Part, double: bool) -> list
         for s, u, on in item.lanes():
             there = entry.out + c * entry.stride + u
             lines.append(f"const T g0_{s} = load(g0 + {there}, {on});")
-            lines.append(f"const T g1_{s} = load_far(g1 + {there}, both && {on});")
+            lines.append(f"const T g1_{s} = load_past(g1 + {there}, both && {on});")
         for a in entry.of_output(c):
             lines += ["{", *_coupling_gradient(entry, item, (a, c), part, names), "}"]
         lines.append("}")

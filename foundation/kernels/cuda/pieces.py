@@ -34,4 +34,4 @@ def loads(name: str, item: Item, where: str) -> list[str]:
 def weights(entry: Entries, item: Item, double: bool) -> list[str]:
     """Return code that reads a path's weights: w{slice}, and v{slice} of the tangent."""
     names = (("w", "ws"), ("v", "vs")) if double else (("w", "ws"),)
-    return [f"const T {n}{s} = load_once({p} + {entry.w + u}, {on});" for n, p in names for s, u, on in item.lanes()]
+    return [f"const T {n}{s} = load_past({p} + {entry.w + u}, {on});" for n, p in names for s, u, on in item.lanes()]

@@ -87,8 +87,7 @@ template <class V> struct Output {
   Place<V> operator[](long long i) const { return {p + i}; }
 };
 template <class V> static V __ldg(const V *p) { return inside(p, sizeof(V)) ? *p : V(0); }
-template <class V> static V __ldcs(const V *p) { return __ldg(p); }
-template <class V> static V __ldcg(const V *p) { return __ldg(p); }
+template <class V> static V read_past(const V *p) { return __ldg(p); }
 
 /* Shared memory: the last write and the last reads of every word. Lanes of a warp are ordered by their barriers. */
 template <class V> struct Shared {
