@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 """Options besides the architecture; the second makes the compiler say how many registers it used."""
 USED = re.compile(r"Used (\d+) registers")
@@ -99,13 +101,15 @@ class Compiler:
 
 
 def places() -> Iterator[str]:
-    """Yield the files and names by which the library may be loaded."""
+    """Yield the files and names by which the library may be loaded, those of torch's own CUDA first."""
+    major = (torch.version.cuda or "").split(".")[0]
     for package in ("nvidia", "torch"):
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             found = Path(folder).glob("**/lib/libnvrtc.so.*" if package == "nvidia" else "lib/libnvrtc*.so*")
-            yield from sorted((str(path) for path in found if "builtins" not in path.name), reverse=True)
-    yield from ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
+            names = sorted((str(path) for path in found if "builtins" not in path.name), reverse=True)
+            yield from sorted(names, key=lambda name: not name.endswith(f".so.{major}"))
+    yield from dict.fromkeys((f"libnvrtc.so.{major}", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"))
 
 
 @cache

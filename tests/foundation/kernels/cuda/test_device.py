@@ -1,6 +1,7 @@
 """Everything between the operator and a device, with libraries in place of the compiler and of the driver."""
 
 import ctypes
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,25 @@ def test_a_device_gets_code_of_its_own_or_of_the_newest_that_the_compiler_knows(
 def test_what_the_compiler_refuses_is_said() -> None:
     with pytest.raises(NoKernels, match="cannot compile the kernels for sm_90: ptxas"):
         Compiler(FakeNvrtc()).compile("refuse me", "sm_90")
+
+
+def test_the_compiler_of_torchs_own_cuda_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda_nvrtc/lib/libnvrtc.so.12", "cu13/lib/libnvrtc.so.13", "cu13/lib/libnvrtc-builtins.so.13.0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("no library")
+
+    def spec_of(package: str) -> Any:
+        return types.SimpleNamespace(submodule_search_locations=[str(tmp_path)]) if package == "nvidia" else None
+
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", spec_of)
+    for version, first in (("12.8", "libnvrtc.so.12"), ("13.0", "libnvrtc.so.13"), (None, "libnvrtc.so.12")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        found = list(nvrtc.places())
+        assert Path(found[0]).name == first
+        assert len([name for name in found if name.startswith(str(tmp_path))]) == 2
+    monkeypatch.setattr(nvrtc, "places", lambda: iter([str(tmp_path / "cuda_nvrtc" / "lib" / "libnvrtc.so.12")]))
+    with pytest.raises(NoKernels, match="pip install nvidia-cuda-nvrtc"):
+        nvrtc.compiler.__wrapped__()
 
 
 def test_other_types_and_too_large_irreps_have_no_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
