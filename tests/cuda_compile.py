@@ -1,7 +1,7 @@
 """The CUDA kernels of whole models, compiled without a device: registers, spilled bytes, occupancy, and machine code.
 
 `make test-cuda-compile` installs NVIDIA's compiler and disassembler into a folder of their own and runs this. It is not
-among the common tests: the packages take 150 MB, and the compilation of all models a quarter of an hour.
+among the common tests: the packages take 150 MB, and the compilation of all models some minutes.
 """
 
 import argparse
