@@ -1,5 +1,6 @@
 # Everything a person needs: `make quickstart`, `make test`, `make docs`, `make bench [BENCH=name]`,
 # `make fuzz [FOR=600 SEED=1]`, `make releases`.
+# `make test-cuda-compile` compiles the CUDA kernels of whole models with NVIDIA's packages, without a GPU.
 # `make test-all` adds to `make test` what is long, for the night.
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FOR ?= 600
 SEED ?= $(shell date +%s)
 
-.PHONY: install quickstart test test-all lint docs bench fuzz releases clean
+.PHONY: install quickstart test test-all test-cuda-compile lint docs bench fuzz releases clean
 
 install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +32,15 @@ test: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test
 	$(PYTEST)
+
+# not into the environment of the project, where they would be found as the compiler of a torch that has none
+CUDA_TOOLS := build/cuda-tools
+$(CUDA_TOOLS)/.installed: $(VENV)/.installed-test
+	$(PIP) --no-deps --target $(CUDA_TOOLS) --upgrade nvidia-cuda-nvrtc nvidia-cuda-nvdisasm
+	touch $@
+
+test-cuda-compile: $(CUDA_TOOLS)/.installed
+	$(BIN)/python -m tests.cuda_compile --tools $(CUDA_TOOLS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from data_pipeline.store.index import SplitIndex
 from data_pipeline.store.lock import InUse
 from data_pipeline.store.manifest import Split
 from foundation.finetuning.config import FinetuneConfig
+from foundation.kernels.convolution import cuda_verdicts
+from foundation.potential import Potential
 from foundation.pretrain import PretrainConfig
 from foundation.run_folder import found_checkpoint, refuse_in_use
 from foundation.training.additions import Rehearsal
@@ -107,6 +109,23 @@ def check_strategy(machine: MachineConfig, optim: OptimConfig, rehearsal: Rehear
     except ValueError as error:
         return Check(name="strategy", verdict="fail", finding=str(error))
     return Check(name="strategy", verdict="ok", finding=machine.strategy)
+
+
+def check_kernels(potential: Potential, number: int) -> Check | None:
+    """Check that the own CUDA kernels of a potential's convolutions work on a device; None without convolutions."""
+    verdicts = cuda_verdicts(potential, number)
+    if not verdicts:
+        return None
+    wrong = [verdict.finding for verdict in verdicts if not verdict.works]
+    if wrong:
+        return Check(
+            name="CUDA kernels",
+            verdict="warn",
+            finding=f"not used: {wrong[0]}",
+            advice="please report this line; OpenEquivariance or plain torch computes the convolution instead",
+        )
+    findings = "; ".join(dict.fromkeys(verdict.finding for verdict in verdicts))
+    return Check(name="CUDA kernels", verdict="ok", finding=f"self-check of {len(verdicts)} convolutions: {findings}")
 
 
 def check_files(dataset: Dataset, *, verify: bool, quarantine: bool) -> Check:

@@ -36,6 +36,7 @@ from launch.checks import (
     Batches,
     Check,
     check_batches,
+    check_kernels,
     check_lanes,
     check_strategy,
     existing_parent,
@@ -273,6 +274,9 @@ def _measured(run: PlannedRun, batches: Batches, largest: int, report: Report) -
     machine, count = run.config.machine, _processes(run.config.machine)
     kinds, ladder = kinds_of(batches, run.datasets), ladder_of(batches, largest)
     assert run.potential is not None
+    if device_type(machine.accelerator) == "cuda" and torch.cuda.is_available():
+        verdict = check_kernels(run.potential, torch.cuda.current_device())
+        report.checks += [verdict] if verdict is not None else []
     probe = Probe(
         potential=run.potential,
         datasets=run.datasets,

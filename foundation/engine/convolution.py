@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import codegen, parts
-from foundation.kernels.cpu.codegen import Entries, entries_of
+from foundation.kernels.entries import Entries, entries_of
 
 
 def layer_source(paths: TensorProductPaths, number: int) -> str:

@@ -11,7 +11,7 @@ from foundation.kernels.cpu import compiler
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["auto", "c", "torch", "openequivariance"]
+Backend = Literal["auto", "c", "torch", "cuda", "openequivariance"]
 
 
 class Implemented(torch.nn.Module):
@@ -63,7 +63,7 @@ def check_device(backend: Backend, device: str, layer: str) -> None:
     Raises:
         ValueError: naming both.
     """
-    works_on = {"c": "cpu", "openequivariance": "cuda"}
+    works_on = {"c": "cpu", "cuda": "cuda", "openequivariance": "cuda"}
     if backend in works_on and works_on[backend] != device:
         raise ValueError(f"the {backend} backend of {layer} works on {works_on[backend]}, not on {device}")
 

@@ -1,10 +1,10 @@
 """The equivariant convolution as a module, with its choice of backend and the plain-torch implementation.
 
-Backends are generated C (foundation::convolution on a CPU), OpenEquivariance (on CUDA, with its own derivatives) and
-plain torch, which runs anywhere and has derivatives of any order. In plain torch, the Clebsch-Gordan tensor is
-contracted with Y first, per edge: the small matrix that results is shared by all channels, so the rest is one batched
-matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary, at the price of messages
-(edges × components × channels) in memory.
+Backends are generated C and generated CUDA C (foundation::convolution on a CPU and on CUDA), OpenEquivariance (on CUDA,
+with its own derivatives) and plain torch, which runs anywhere and has derivatives of any order. In plain torch, the
+Clebsch-Gordan tensor is contracted with Y first, per edge: the small matrix that results is shared by all channels, so
+the rest is one batched matrix product. That makes e3nn's per-path slices and their zero-filled gradients unnecessary,
+at the price of messages (edges × components × channels) in memory.
 """
 
 # e3nn 0.6 types Irreps as a bare tuple
@@ -21,7 +21,8 @@ from foundation.kernels.backend import Backend, Implemented, check_device, say_o
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import native
 from foundation.kernels.cpu.compiler import NoCompiler
-from foundation.kernels.cuda import openequivariance
+from foundation.kernels.cuda import check, openequivariance
+from foundation.kernels.cuda.nvrtc import NoKernels
 from foundation.kernels.edges import EdgeIndex, spread
 from foundation.kernels.operator import convolution, convolution_of_hidden
 
@@ -48,10 +49,20 @@ class Convolution(Implemented):
         if not self.paths.paths:
             return features.new_zeros(features.shape[0], 0)
         backend = self.chosen(features.device.type, features.dtype)
-        if backend == "c":
+        if backend in ("c", "cuda"):
             return convolution(features, harmonics, weights, list(edges), self.paths.name)
         if backend == "openequivariance":
             return self._assemble(openequivariance.outputs(self.paths.name, features, harmonics, weights, edges))
+        return self.in_torch(features, harmonics, weights, edges)
+
+    def in_torch(
+        self,
+        features: Float[Tensor, "atoms features"],
+        harmonics: Float[Tensor, "pairs harmonics"],
+        weights: Float[Tensor, "pairs weights"],
+        edges: EdgeIndex,
+    ) -> Float[Tensor, "atoms outputs"]:
+        """Return the same in plain torch, whatever the backend."""
         return self._assemble(self._plain(features, harmonics, weights, edges))
 
     def of_hidden(
@@ -115,24 +126,53 @@ def chosen_backend(backend: Backend, device: str, dtype: torch.dtype, paths: str
     Raises:
         ImportError: OpenEquivariance is requested but not installed.
         NoCompiler: the C backend is asked for and cannot be compiled.
+        NoKernels: the own CUDA kernels are asked for and cannot be compiled, or fail their self-check.
         ValueError: the backend does not work on the device.
     """
-    return _choose(backend, device, dtype, paths)
+    number = torch.cuda.current_device() if device == "cuda" and torch.cuda.is_available() else 0
+    return _choose(backend, device, number, dtype, paths)
 
 
 @cache
-def _choose(backend: Backend, device: str, dtype: torch.dtype, paths: str) -> Backend:
+def _choose(backend: Backend, device: str, number: int, dtype: torch.dtype, paths: str) -> Backend:
     check_device(backend, device, "the convolution")
-    best: dict[str, Backend] = {"cpu": "c", "cuda": "openequivariance"}
-    wanted = best.get(device, "torch") if backend == "auto" else backend
-    try:
-        if wanted == "c":
-            native.library(paths, dtype)
-        elif wanted == "openequivariance" and not openequivariance.available():
-            raise ImportError("OpenEquivariance is not installed: pip install 'foundation[cuda]'")
-    except (NoCompiler, ImportError) as error:
-        if backend != "auto":
-            raise
-        say_once(f"convolutions are computed by plain torch, several times slower: {error}")
-        return "torch"
-    return wanted
+    best: dict[str, tuple[Backend, ...]] = {"cpu": ("c",), "cuda": ("cuda", "openequivariance")}
+    reasons = []
+    for wanted in best.get(device, ()) if backend == "auto" else (backend,):
+        try:
+            _try(wanted, number, dtype, paths)
+        except (NoCompiler, NoKernels, ImportError) as error:
+            if backend != "auto":
+                raise
+            reasons.append(str(error))
+            continue
+        if reasons:
+            say_once(f"convolutions are computed by {wanted}, more slowly; please report this line: {reasons[0]}")
+        return wanted
+    if reasons:
+        say_once(f"convolutions are computed by plain torch, several times slower: {'; '.join(reasons)}")
+    return "torch"
+
+
+def _try(backend: Backend, number: int, dtype: torch.dtype, paths: str) -> None:
+    """Compile what a backend needs, and check it where it has never run before."""
+    if backend == "c":
+        native.library(paths, dtype)
+    elif backend == "cuda":
+        found = cuda_verdict(number, dtype, paths)
+        if not found.works:
+            raise NoKernels(f"the own CUDA kernels are not used: {found.finding}")
+    elif backend == "openequivariance" and not openequivariance.available():
+        raise ImportError("OpenEquivariance is not installed: pip install 'foundation[cuda]'")
+
+
+def cuda_verdict(number: int, dtype: torch.dtype, paths: str) -> check.Verdict:
+    """Return whether the own kernels of a set of paths (by name) work on a CUDA device, checked at the first call."""
+    return check.verdict(number, dtype, paths, Convolution(TensorProductPaths.named(paths)).in_torch)
+
+
+def cuda_verdicts(model: torch.nn.Module, number: int) -> list[check.Verdict]:
+    """Return the verdicts on a CUDA device for every set of paths of a model, in the type of its parameters."""
+    found = {module.paths.name for module in model.modules() if isinstance(module, Convolution) and module.paths.paths}
+    dtype = next(model.parameters()).dtype
+    return [cuda_verdict(number, dtype, name) for name in sorted(found)]

@@ -26,17 +26,19 @@ class Operator:
         fake: Callable[..., Any],
         keep: Callable[[Any, tuple, Any], None] | None,
         backward: Callable[..., tuple],
+        devices: tuple[str, ...] = ("cpu",),
     ) -> None:
         """Register an operator.
 
         Args:
             name: Name for torch.
-            function: The result from contiguous or other tensors on a CPU; new tensors only.
+            function: The result from contiguous or other tensors; new tensors only.
             fake: Empty tensors like the result.
             keep: Saves what backward needs, given its context, the arguments and the result.
             backward: Gradients for the arguments, in their form, from the context and the gradients of the result.
+            devices: Kinds of devices for which the function has an implementation.
         """
-        self.definition = custom_op(name, mutates_args=(), device_types="cpu")(function)
+        self.definition = custom_op(name, mutates_args=(), device_types=devices)(function)
         """The operator as torch knows it."""
         self.definition.register_fake(fake)
         self.definition.register_autograd(backward, setup_context=keep)
@@ -61,6 +63,7 @@ def _is_traced() -> bool:
         _len_torch_dispatch_stack() > 0
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
         or peek_interpreter_stack() is not None
     )
 

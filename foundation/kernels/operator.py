@@ -4,17 +4,51 @@
 Y, W, g) = Σ out · g (see codegen.py). A third derivative is refused.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import native
 from foundation.kernels.cpu.dense import multiply
+from foundation.kernels.cuda import driver
 from foundation.kernels.differentiable import Operator, needed
 from foundation.kernels.edges import EdgeIndex
 
 MAX_WEIGHTS = 1 << 26
 """Most weights [bytes] that are in memory for a moment while a prediction is made."""
+
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices that have kernels."""
+
+
+@runtime_checkable
+class Implementation(Protocol):
+    """Kernels of the convolution and its derivatives."""
+
+    def forward(self, name: str, features: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex) -> Tensor:
+        """Return the convolution."""
+        ...
+
+    def backward(
+        self,
+        name: str,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        tangents: tuple[Tensor, Tensor, Tensor] | None,
+        edges: EdgeIndex,
+    ) -> list[Tensor]:
+        """Return the gradients of S for x, Y and W; with tangents, those of the double backward, also for g."""
+        ...
+
+
+def implementation(device: torch.device) -> Implementation:
+    """Return the kernels of a device.
+
+    Raises:
+        NoKernels: they cannot be compiled or run on this CUDA device.
+    """
+    return native if device.type == "cpu" else driver.kernels(device.index)
 
 
 def _forward(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[Tensor], paths: str) -> Tensor:
@@ -27,7 +61,7 @@ def _forward(features: Tensor, harmonics: Tensor, weights: Tensor, edges: list[T
         edges: The fields of an EdgeIndex.
         paths: Name of the paths.
     """
-    return native.forward(paths, features, harmonics, weights, EdgeIndex(*edges))
+    return implementation(features.device).forward(paths, features, harmonics, weights, EdgeIndex(*edges))
 
 
 def _gradient(
@@ -35,7 +69,7 @@ def _gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ∂S/∂x, ∂S/∂Y and ∂S/∂W."""
     inputs = (features, harmonics, weights, gradient)
-    x, y, w = native.backward(paths, inputs, None, EdgeIndex(*edges))
+    x, y, w = implementation(features.device).backward(paths, inputs, None, EdgeIndex(*edges))
     return x, y, w
 
 
@@ -45,7 +79,7 @@ def _second(
     """Return the gradient of S(vx, Y, W, g) + S(x, vY, W, g) + S(x, Y, vW, g) for x, Y, W and g."""
     x, y, w, g = inputs
     vx, vy, vw = tangents
-    gx, gy, gw, gg = native.backward(paths, (x, y, w, g), (vx, vy, vw), EdgeIndex(*edges))
+    gx, gy, gw, gg = implementation(x.device).backward(paths, (x, y, w, g), (vx, vy, vw), EdgeIndex(*edges))
     return gx, gy, gw, gg
 
 
@@ -172,10 +206,12 @@ convolution_of_hidden_backward = Operator(
 convolution_of_hidden = Operator(
     "foundation::convolution_of_hidden", _of_hidden, _of_hidden_fake, _keep_of_hidden, _backward_of_hidden
 )
-convolution = Operator("foundation::convolution", _forward, _forward_fake, _keep, _backward)
+convolution = Operator("foundation::convolution", _forward, _forward_fake, _keep, _backward, DEVICES)
 convolution_backward = Operator(
-    "foundation::convolution_backward", _gradient, _gradient_fake, _keep_backward, _double_backward
+    "foundation::convolution_backward", _gradient, _gradient_fake, _keep_backward, _double_backward, DEVICES
 )
-convolution_double_backward = Operator("foundation::convolution_double_backward", _second, _second_fake, None, _third)
-for device in ("cpu", "cuda"):
+convolution_double_backward = Operator(
+    "foundation::convolution_double_backward", _second, _second_fake, None, _third, DEVICES
+)
+for device in DEVICES:
     torch.library.register_autocast("foundation::convolution", device, torch.float32)

@@ -83,6 +83,28 @@ def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None
         OSError: it cannot be opened, or is a link.
         UntrustedCode: it or its folder is not this user's, or others can write it.
     """
+    opened = _opened(file, checksum, variable)
+    # stays open: the loader identifies libraries by name, and a reused descriptor would have the same one
+    return None if opened is None else ctypes.CDLL(f"/proc/self/fd/{opened}")
+
+
+def read_code(file: Path, checksum: str, variable: str) -> bytes | None:
+    """Return the content of a file of compiled code; None where load_library() returns none.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+        UntrustedCode: it or its folder is not this user's, or others can write it.
+    """
+    opened = _opened(file, checksum, variable)
+    if opened is None:
+        return None
+    with open(opened, "rb") as content:
+        content.seek(0)
+        return content.read()
+
+
+def _opened(file: Path, checksum: str, variable: str) -> int | None:
+    """Return the descriptor of a file that only this user can write and that has the checksum, or None."""
     try:
         refuse_untrusted_folder(file.parent, variable)
         inside = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,8 +129,7 @@ def load_library(file: Path, checksum: str, variable: str) -> ctypes.CDLL | None
     if not whole:
         os.close(opened)
         return None
-    # stays open: the loader identifies libraries by name, and a reused descriptor would have the same one
-    return ctypes.CDLL(f"/proc/self/fd/{opened}")
+    return opened
 
 
 def _refuse(status: os.stat_result, path: Path, variable: str) -> None:

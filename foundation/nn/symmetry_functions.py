@@ -101,8 +101,8 @@ class SymmetryFunctionLayer(Implemented):
 @cache
 def _choose(backend: Backend, device: str, dtype: torch.dtype, functions: SymmetryFunctions) -> Backend:
     check_device(backend, device, "symmetry functions")
-    if backend == "openequivariance":
-        raise ValueError("OpenEquivariance has no symmetry functions; leave backend at auto")
+    if backend in ("cuda", "openequivariance"):
+        raise ValueError(f"the {backend} backend has no symmetry functions; leave backend at auto")
     if backend == "torch" or device != "cpu":
         return "torch"
     if not functions.in_c:

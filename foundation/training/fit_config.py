@@ -60,8 +60,8 @@ class FitOptions:
     log_every: int = field(default=10, metadata=MAY_CHANGE)
     """Number of steps between logged metrics."""
     backend: Backend = field(default="auto", metadata=COMPARED)
-    """Implementation of the convolution: generated C on CPUs (c), OpenEquivariance on CUDA (openequivariance), plain
-    torch (torch), or the best available one (auto)."""
+    """Implementation of the convolution: generated C on CPUs (c), generated CUDA C (cuda) or OpenEquivariance
+    (openequivariance) on GPUs, plain torch (torch), or the best one that works (auto)."""
     radial_table: int = field(default=0, metadata=DECIDES)
     """Number of distances at which radial functions are tabulated in training, for speed; 256 give the same gradient to
     about 1e-5. 0 evaluates them at every pair of atoms. The saved potential has no table."""

@@ -18,12 +18,14 @@ def sevenn_step(batch: GraphBatch):
         warnings.simplefilter("ignore")
         model = load_checkpoint("7net-0").build_model()
     model.set_is_batch_data(True)
+    device = batch.positions.device
+    model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def data() -> dict:
         vectors = batch.edge_vectors().float()
         values = {
-            key.NODE_FEATURE: torch.tensor([model.type_map[z] for z in batch.numbers.tolist()]),
+            key.NODE_FEATURE: torch.tensor([model.type_map[z] for z in batch.numbers.tolist()], device=device),
             key.ATOMIC_NUMBERS: batch.numbers,
             key.POS: batch.positions.float(),
             key.EDGE_IDX: torch.stack([batch.receivers, batch.senders]),

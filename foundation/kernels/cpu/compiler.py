@@ -122,7 +122,7 @@ def _library(source: str | tuple[str, ...], defines: tuple[str, ...]) -> tuple[c
 
 def _compile(path: str, given: list[str], sources: tuple[str, ...], name: str) -> tuple[ctypes.CDLL, Path]:
     """Compile into a temporary file, load it, and only then rename it: another process may remove an entry."""
-    folder = _writable_folder()
+    folder = writable_folder()
     trusted.refuse_untrusted_folder(folder, CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         library, files = Path(temporary) / "kernel.so", []
@@ -145,7 +145,7 @@ def _compile(path: str, given: list[str], sources: tuple[str, ...], name: str) -
 
 
 @cache
-def _writable_folder() -> Path:
+def writable_folder() -> Path:
     """Return the cache folder or, if it cannot be written, a temporary one for this process."""
     folder = cache_folder()
     try:

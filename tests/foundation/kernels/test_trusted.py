@@ -24,9 +24,9 @@ int number(void) { return 666; }
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of its own, in which nothing is yet; return where the kernels go."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compiler._writable_folder.cache_clear()
+    compiler.writable_folder.cache_clear()
     yield tmp_path / "cache" / "foundation" / "kernels"
-    compiler._writable_folder.cache_clear()
+    compiler.writable_folder.cache_clear()
 
 
 def load(number: int) -> int:
