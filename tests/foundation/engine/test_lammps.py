@@ -119,6 +119,26 @@ def test_another_style_is_added_to_it(run: Run) -> None:
     assert np.abs(added - own).max() > 0.1
 
 
+@pytest.mark.parametrize(("processes", "before"), [(1, "atom_modify map yes"), (2, "")])
+def test_the_repulsion_is_in_the_library_and_other_styles_are_added_to_it(
+    tmp_path: Path, processes: int, before: str
+) -> None:
+    potential, atoms = potential_of(NETWORKS["even-2-blocks"]).repel(), sheared()
+    atoms.positions[-1] = atoms.positions[0] + [0.3, 0.0, 0.4]
+    expected, run = potential(graph(atoms)), Run(tmp_path, potential, atoms)
+    after = "pair_coeff * * lj/cut 0.1 1.0\ncompute lj all pair lj/cut"
+    for options in ({}, {"style": "hybrid/overlay foundation lj/cut 2.4", "name": "foundation", "after": after}):
+        columns = " c_lj" if options else ""
+        thermo, forces = run.numbers(processes, before=before, columns=columns, **options)
+        added = thermo[-1] if options else 0.0
+        assert thermo[0] - added == pytest.approx(float(expected.energy), rel=1e-12)
+        if not options:
+            np.testing.assert_allclose(forces, expected.forces, rtol=1e-12, atol=1e-10)
+            assert thermo[2] == pytest.approx(-BAR * float(expected.stress[0, 0, 0]), rel=1e-7)
+        else:
+            assert added > 1
+
+
 def test_float32_from_the_table_is_the_potential_to_rounding(tmp_path: Path) -> None:
     atoms, exact = sheared(), potential_of(NETWORKS["even-2-blocks"])
     _, forces = Run(tmp_path, potential_of(NETWORKS["even-2-blocks"], torch.float32), atoms, table=True).numbers(2)
