@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import ase
-import ase.io
 import numpy as np
 import torch
 
@@ -17,11 +15,10 @@ from data_pipeline.store import durable
 from data_pipeline.structure import Structure
 from foundation.checkpoint import GOLDEN
 from foundation.engine.network import NotCompilable
-from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.export import Golden, generated, golden_at
 from foundation.interop.answers import Answer, Motion
 from foundation.interop.calculator import to_atoms
-from foundation.interop.in_engines import Way, boxed, ways_to_compute
+from foundation.interop.in_engines import Start, Way, boxed, thermal, ways_to_compute
 from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.naming import SavedPotential, resolve
 from foundation.potential import Potential
@@ -171,7 +168,7 @@ def engines(config: EnginesConfig) -> tuple[Check, ...]:
         right = [_answered(each) for each in golden_at(named.folder, potential.theories[theory])]
     if not right:
         reference, right = "generated crystals", _predicted(potential, theory)
-    moved = {path.stem: _thermal(path, config.temperature) for path in config.drift}
+    moved = {path.stem: thermal(path, config.temperature) for path in config.drift}
     motion = Motion(steps=config.steps, every=EVERY, femtoseconds=config.femtoseconds)
     checks = tuple(
         replace(_moved(_check(way, right, potential.cutoff), way, moved, motion), reference=reference)
@@ -182,7 +179,7 @@ def engines(config: EnginesConfig) -> tuple[Check, ...]:
         text = json.dumps([asdict(each) | {"verdict": each.verdict} for each in checks], indent=1)
         durable.write_whole(config.out, text + "\n")
     if config.docs is not None:
-        _write_page(config.docs, [f"{config.check} by {reference}", *_table(checks, tuple(moved))])
+        _write_page(config.docs, [f"{config.check.name}, by {reference}:", *_table(checks, tuple(moved))])
     return checks
 
 
@@ -201,15 +198,6 @@ def _predicted(potential: Potential, theory: int) -> list[Right]:
         right = potential(to_graph(each, potential.cutoff, torch.float64, theory))
         found.append((each, Answer(float(right.energy), right.forces.numpy(), right.stress[0].numpy())))
     return found
-
-
-def _thermal(path: Path, temperature: float) -> ase.Atoms:
-    """Return the first structure of a file, with velocities of a temperature."""
-    atoms = ase.io.read(path, index=0)
-    assert isinstance(atoms, ase.Atoms)
-    atoms.calc = None
-    atoms.set_momenta(thermal_momenta(atoms, temperature, np.random.default_rng(0)))
-    return atoms
 
 
 def _check(way: Way, right: Sequence[Right], cutoff: float) -> Check:
@@ -244,7 +232,7 @@ def _far(found: np.ndarray | float, right: np.ndarray | float) -> float:
     return float(far) if np.isfinite(far) else float("inf")
 
 
-def _moved(check: Check, way: Way, starts: dict[str, ase.Atoms], motion: Motion) -> Check:
+def _moved(check: Check, way: Way, starts: dict[str, Start], motion: Motion) -> Check:
     """Return a check with the drifts of an engine that works."""
     if way.move is None or check.energy is None:
         return check
@@ -280,7 +268,7 @@ def _table(checks: Sequence[Check], moved: tuple[str, ...]) -> list[str]:
     for each in checks:
         values = [each.energy, each.force, each.stress, *(each.drift.get(name) for name in moved)]
         # an absent number would hide why nothing was computed
-        words = ["" if value is None else f"{value:.0e}" for value in values]
+        words = ["" if value is None else f"{value:.0e}" if value else "0" for value in values]
         rows.append([each.engine, each.way, *([each.verdict, *words[1:]] if each.energy is None else words)])
     return ["", *(f"| {' | '.join(row)} |" for row in rows)]
 

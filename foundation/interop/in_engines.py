@@ -5,13 +5,17 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ase
+import ase.io
+import numpy as np
 import torch
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 
+from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.interop.answers import Answer, Asked, Motion
 from foundation.interop.calculator import Calculator
 from foundation.interop.in_lammps import InLammps
@@ -23,6 +27,9 @@ OF_UNITS = 1e-5
 """Largest difference of a program that has other constants of nature."""
 DOORS = {"torch-sim": ("in_torch_sim", EXACT), "OpenMM": ("in_openmm", EXACT), "i-PI": ("in_ipi", OF_UNITS)}
 """Modules of engines in Python, imported only where they are installed, and their differences in float64."""
+
+Start = ase.Atoms
+"""A structure with the velocities of a dynamics' beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,20 @@ def ways_to_compute(potential: Potential, theory: int) -> list[Way]:
             for asked, rounded in modes
         ]
     return ways
+
+
+def thermal(path: Path, temperature: float) -> Start:
+    """Return the first structure of a file, with velocities of the Maxwell-Boltzmann distribution, at rest as a whole.
+
+    Args:
+        path: File that ASE reads.
+        temperature: Temperature [K].
+    """
+    atoms = ase.io.read(path, index=0)
+    assert isinstance(atoms, ase.Atoms)
+    atoms.calc = None
+    atoms.set_momenta(thermal_momenta(atoms, temperature, np.random.default_rng(0)))
+    return atoms
 
 
 def boxed(atoms: ase.Atoms, cutoff: float) -> ase.Atoms:

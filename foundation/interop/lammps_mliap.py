@@ -10,6 +10,7 @@ pickle, which runs code when it is opened: make it where it is used.
 """
 
 import copy
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ase.data import atomic_numbers
 from lammps.mliap.mliap_unified_abc import MLIAPUnified
 from torch import Tensor
 
+from data_pipeline.store import durable
 from data_pipeline.structure import SYMBOLS
 from foundation.engine.network import NotCompilable
 from foundation.interop.calculator import Mode, float_type_of, tabulate
@@ -80,7 +82,9 @@ class Unified(MLIAPUnified):
 
     def save(self, file: Path | str) -> None:
         """Write the file that LAMMPS reads."""
-        torch.save(self, file)
+        buffer = io.BytesIO()
+        torch.save(self, buffer)
+        durable.write_whole(Path(file), buffer.getvalue())
 
 
 def unified(
