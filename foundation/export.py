@@ -301,7 +301,7 @@ def golden_record(potential: Potential, structure: Structure, theory: str) -> di
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Golden(OpenRecord):
+class Golden(OpenRecord):
     """A structure with its predictions in golden.json."""
 
     theory: str
@@ -314,6 +314,39 @@ class _Golden(OpenRecord):
     stress: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
     molecules: list[int] | None = None
 
+    def structure(self) -> Structure:
+        """Return the structure without the predictions.
+
+        Raises:
+            InvalidStructure: an array does not fit the others.
+        """
+        return Structure.checked(
+            numbers=np.array(self.numbers),
+            positions=np.array(self.positions),
+            cell=np.array(self.cell),
+            pbc=np.array(self.pbc),
+            energy=0.0,
+            molecules=self.molecules,
+        )
+
+
+def _read_golden(file: Path) -> list[Golden]:
+    with refusing(file, checkpoint.CorruptCheckpoint):
+        golden = typed(list[Golden], read_json(file), "golden")
+        if not golden:
+            raise ValueError("no structure")
+        return golden
+
+
+def golden_at(folder: Path, theory: str) -> list[Golden]:
+    """Return the golden structures of a release at a level of theory, with its predictions in float64.
+
+    Raises:
+        CorruptCheckpoint: the file is damaged.
+        FileNotFoundError: the folder has none.
+    """
+    return [record for record in _read_golden(folder / checkpoint.GOLDEN) if record.theory == theory]
+
 
 def verify_golden(folder: Path) -> None:
     """Recompute the golden predictions from the files of a release.
@@ -323,19 +356,10 @@ def verify_golden(folder: Path) -> None:
         GoldenMismatch: one differs; the message names structure and quantity.
     """
     potential, file = checkpoint.load(folder), folder / checkpoint.GOLDEN
+    golden = _read_golden(file)
     with refusing(file, checkpoint.CorruptCheckpoint, let_through=GoldenMismatch):
-        golden = typed(list[_Golden], read_json(file), "golden")
-        if not golden:
-            raise ValueError("no structure")
         for number, record in enumerate(golden):
-            structure = Structure.checked(
-                numbers=np.array(record.numbers),
-                positions=np.array(record.positions),
-                cell=np.array(record.cell),
-                pbc=np.array(record.pbc),
-                energy=0.0,
-                molecules=record.molecules,
-            )
+            structure = record.structure()
             again = golden_record(potential, structure, record.theory)
             for name in ("energy", "forces", "stress"):
                 expected, found = np.array(getattr(record, name)), np.array(again[name])

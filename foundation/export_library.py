@@ -8,13 +8,16 @@ import numpy as np
 import torch
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.sources.random_crystals import RADII
 from data_pipeline.store import lock
 from data_pipeline.store.replacing import refuse_foreign
+from data_pipeline.structure import Structure
 from foundation.engine.folder import FACTS, belongs, write_library
 from foundation.engine.library import CompiledPotential
 from foundation.export import generated
 from foundation.interop.calculator import DTYPES
 from foundation.naming import Choice, resolve
+from foundation.nn.repulsion import INNER, OUTER
 from foundation.potential import Potential
 
 TOLERANCES = {("float64", False): 1e-10, ("float64", True): 1e-5, ("float32", False): 1e-4, ("float32", True): 1e-4}
@@ -47,6 +50,8 @@ class ExportLibraryConfig:
     """Float type; geometry and sums are in float64 in both."""
     table: bool = True
     """Take radial functions from a table of polynomials: much faster, and exact to the rounding of float32."""
+    zbl: bool = False
+    """Add a repulsion between atoms much closer than a bond; nothing changes at the distances of bonds."""
 
 
 def export_library(config: ExportLibraryConfig) -> Path:
@@ -64,6 +69,8 @@ def export_library(config: ExportLibraryConfig) -> Path:
         refuse_foreign(config.out, "library", FACTS, belongs)
         potential, described = resolve(config.model, config.checkpoint).read()
         theory = potential.theory_number(config.theory)
+        if config.zbl:
+            potential.repel()
         verify(potential.cast(torch.float64).eval(), theory, config)
         cast = potential.cast(DTYPES[config.dtype])
         write_library(cast, theory, described.weights_sha256, config.out, table=config.table)
@@ -71,12 +78,14 @@ def export_library(config: ExportLibraryConfig) -> Path:
 
 
 def verify(potential: Potential, theory: int, config: ExportLibraryConfig) -> None:
-    """Compare a library with its potential on small crystals.
+    """Compare a library with its potential on small crystals and, if there is a repulsion, on atoms that collide.
 
     Raises:
         LibraryMismatch: the message names the quantity.
     """
     structures = generated(potential.elements, CHECKED)
+    if potential.repulsion is not None:
+        structures.append(_colliding(potential.elements[-1]))
     graphs = [to_graph(each, potential.cutoff, torch.float64, theory) for each in structures]
     expected = [potential(graph) for graph in graphs]
     compiled = CompiledPotential(potential.cast(DTYPES[config.dtype]), theory, table=config.table)
@@ -94,3 +103,16 @@ def verify(potential: Potential, theory: int, config: ExportLibraryConfig) -> No
                     f"the library's {name} differ from the potential's by {difference.max():.2g} on {structure.id}; "
                     "report this with the potential"
                 )
+
+
+def _colliding(element: int) -> Structure:
+    """Return two atoms of an element in a cell, in the middle of where the repulsion is switched on."""
+    distance = float(RADII[element]) * (INNER + OUTER)
+    return Structure.checked(
+        numbers=[element] * 2,
+        positions=np.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]) * distance,
+        cell=20 * np.eye(3),
+        pbc=[True] * 3,
+        energy=0.0,
+        id="two atoms that collide",
+    )

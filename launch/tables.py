@@ -311,9 +311,13 @@ def engines(config: EnginesConfig, checks: Sequence[Check]) -> int:
     console.print(installed)
     if config.check is None:
         return 0
-    table = Table("engine", "way", "energy per atom", "forces", "verdict", title=f"{config.check} in each engine")
+    title = f"{config.check} in each engine, by {checks[0].reference}"
+    moved = [path.stem for path in config.drift]
+    drifts = [f"drift of {name} [eV/atom/ps]" for name in moved]
+    table = Table("engine", "way", "energy per atom", "forces", "stress", *drifts, "verdict", title=title)
     for check in checks:
-        numbers = ["–" if value is None else f"{value:.1e}" for value in (check.energy, check.force)]
+        values = (check.energy, check.force, check.stress, *(check.drift.get(name) for name in moved))
+        numbers = ["–" if value is None else f"{value:.1e}" for value in values]
         table.add_row(check.engine, check.way, *numbers, check.verdict)
     console.print(table)
     return int(any(check.bad for check in checks))

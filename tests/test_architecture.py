@@ -106,7 +106,9 @@ WRITERS = {
     "foundation.training.probe._Bench._checkpoint": "a temporary file, to measure how long it takes",
     "foundation.training.monitoring.metrics_file.MetricsFile.append": "only appended to, and a torn line is left out",
     "foundation.interop.lines.append_line": "only appended to, and a torn line is left out",
-    "foundation.interop.in_lammps.computed_in_lammps": "input of LAMMPS in a temporary folder",
+    "foundation.interop.in_lammps.InLammps._rows": "input of LAMMPS in a temporary folder",
+    "foundation.interop.in_ipi._run": "input of i-PI in a temporary folder",
+    "foundation.interop.lammps_mliap.Unified.save": "into memory",
     "launch.preflight.preflight": "may be a pipe, such as /dev/stdout",
     "launch.jobs.alone": "the file of a lock",
     "launch.jobs.Processes._start": "output of a process",
@@ -339,8 +341,8 @@ def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nobody_but_the_models_and_converters_knows_an_architecture(path: Path) -> None:
-    converters = ("foundation.interop.sevennet", "foundation.interop.n2p2", "foundation.engine")
-    if name_of(path).startswith(("data_pipeline", "foundation.models", *converters)):
+    interop = tuple(f"foundation.interop.{name}" for name in ("sevennet", "n2p2", "lammps_mliap"))
+    if name_of(path).startswith(("data_pipeline", "foundation.models", "foundation.engine", *interop)):
         return
     concrete = {config.__name__ for config in ARCHITECTURES.values()}
     networks = [each for each in EnergyModel.__subclasses__() if each.__module__.startswith("foundation.")]

@@ -107,11 +107,11 @@ static int check(const System *system) {
     return failed("%s", "the numbers of atoms, edges or threads make no sense");
   if (system->row_pointers[0] != 0 || system->row_pointers[local] != system->num_edges)
     return failed("%s", "row_pointers must begin with 0 and end with the number of edges");
-  for (int64_t i = 0; i < local; i++) {
+  for (int64_t i = 0; i < system->num_atoms; i++)
     if (system->elements[i] < 0 || system->elements[i] >= NUM_ELEMENTS)
       return failed("%s", "an atom has an element that the potential does not know");
+  for (int64_t i = 0; i < local; i++)
     if (system->row_pointers[i] > system->row_pointers[i + 1]) return failed("%s", "row_pointers must not fall");
-  }
   for (int64_t e = 0; e < system->num_edges; e++)
     if (system->senders[e] < 0 || system->senders[e] >= system->num_atoms) return failed("%s", "a sender is no atom");
   return 0;
@@ -132,5 +132,6 @@ int foundation_compute(foundation_model *opened, const foundation_system *system
   }
   lay_out(&room, model->room, system->num_local, system->num_atoms, system->num_edges, system->num_threads);
   calculate(model, &room, system, result);
+  if (REPELS) repel(&room, system, result);
   return 0;
 }

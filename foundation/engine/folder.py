@@ -38,6 +38,8 @@ class LibraryFacts:
     """Float type."""
     table: bool
     """True if radial functions come from a table."""
+    repulsion: bool
+    """True if atoms much closer than a bond repel each other, whatever the network says."""
     weights_sha256: str
     """Checksum of the potential's weights."""
     compiled_for: str
@@ -63,6 +65,7 @@ def write_library(potential: Potential, theory: int, weights_sha256: str, folder
         theory=potential.theories[theory],
         dtype=str(dtype).removeprefix("torch."),
         table=table,
+        repulsion=potential.repulsion is not None,
         weights_sha256=weights_sha256,
         compiled_for=compiler.describe(),
         command=f"cc {flags} -o {LIBRARY} {' '.join(files)} -lm",

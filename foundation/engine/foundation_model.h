@@ -13,7 +13,7 @@ typedef struct foundation_model foundation_model;
    edge each, here or in the process that owns the other. */
 typedef struct {
   int64_t num_local, num_atoms, num_edges;
-  const int32_t *elements;     /* num_local: place among foundation_elements() */
+  const int32_t *elements;     /* num_atoms: place among foundation_elements() */
   const int64_t *row_pointers; /* num_local + 1: first edge of every atom */
   const int64_t *senders;      /* num_edges */
   const double *vectors;       /* num_edges x 3 */

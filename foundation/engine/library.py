@@ -135,9 +135,9 @@ class CompiledPotential:
             ValueError: its arrays contradict each other.
         """
         local, atoms = len(system.row_pointers) - 1, len(system.numbers)
-        elements = self._places[system.numbers[:local]]
+        elements = self._places[system.numbers]
         if (elements < 0).any():
-            unknown = SYMBOLS[int(system.numbers[:local][elements < 0][0])]
+            unknown = SYMBOLS[int(system.numbers[elements < 0][0])]
             raise UnknownElement(
                 f"the potential does not know {unknown}; it was trained on {len(self.elements)} elements"
             )

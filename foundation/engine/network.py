@@ -14,12 +14,14 @@ from e3nn import o3
 from jaxtyping import Float64
 from torch import Tensor
 
+from data_pipeline.sources.random_crystals import RADII
 from foundation.engine.convolution import layer_source, part
 from foundation.engine.harmonics import harmonics_source
 from foundation.engine.table import Table, radial_polynomials
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import parts
 from foundation.models.equivariant import EquivariantNetwork
+from foundation.nn import repulsion
 from foundation.nn.computation import Computation
 from foundation.nn.interaction import InteractionBlock
 from foundation.nn.linear import Linear
@@ -83,10 +85,8 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         table: Take radial functions from a table of polynomials.
 
     Raises:
-        NotCompilable: its network is not an equivariant one, or it has a repulsion.
+        NotCompilable: its network is not an equivariant one.
     """
-    if potential.repulsion is not None:
-        raise NotCompilable("a potential with a repulsion added to it cannot be compiled as a library; leave it out")
     network = copy.deepcopy(potential.network).double().cpu().eval()
     if not isinstance(network, EquivariantNetwork):
         raise NotCompilable(
@@ -115,7 +115,8 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         ]
     )
     sizes = _sizes(network, blocks, potential.elements, len(constants), numbers.size) | places
-    main = _main(network, sizes, potential.elements, polynomials, [*numbers.places(), *declared], layers, len(distinct))
+    declared = [*numbers.places(), *declared, *_repulsion(potential)]
+    main = _main(network, sizes, potential.elements, polynomials, declared, layers, len(distinct))
     sources = (main, *(layer_source(TensorProductPaths.named(name), n) for n, name in enumerate(distinct)))
     return NetworkSource(
         sources=sources,
@@ -182,7 +183,7 @@ def _main(
             "static const Layer layers[NUM_LAYERS] = {" + ",\n".join(layers) + "};",
             _cutoff(network),
             harmonics_source(network.irreps_harmonics),
-            *(part(name) for name in ("dense.c", "gate.c", "radial.c", "network.c", "api.c")),
+            *(part(name) for name in ("dense.c", "gate.c", "radial.c", "network.c", "repulsion.c", "api.c")),
         ]
     )
 
@@ -190,6 +191,21 @@ def _main(
 def _array(kind: str, name: str, values: object) -> str:
     given = [repr(each) for each in values]  # pyright: ignore[reportGeneralTypeIssues]
     return f"static const {kind} {name}[] = {{{', '.join(given) or '0'}}};"
+
+
+def _repulsion(potential: Potential) -> list[str]:
+    """Return the constants of the repulsion in C; without one its code is never reached."""
+    terms = ", ".join(f"{{{factor!r}, {exponent!r}}}" for factor, exponent in repulsion.SCREENING)
+    return [
+        f"#define REPELS {int(potential.repulsion is not None)}",
+        f"#define REPULSION_OUTER {repulsion.OUTER!r}",
+        f"#define REPULSION_INNER {repulsion.INNER!r}",
+        f"#define COULOMB {repulsion.COULOMB!r}",
+        f"#define BOHR {repulsion.BOHR!r}",
+        f"#define NUM_SCREENING {len(repulsion.SCREENING)}",
+        f"static const double screening_terms[][2] = {{{terms}}};",
+        _array("double", "covalent_radii", [float(RADII[number]) for number in potential.elements]),
+    ]
 
 
 def _cutoff(network: EquivariantNetwork) -> str:

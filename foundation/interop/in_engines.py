@@ -1,103 +1,136 @@
-"""A potential in every engine: energies and forces of crystals, computed by each."""
+"""A potential in every engine: energies, forces and stresses of structures, and dynamics, by each."""
 
-from collections.abc import Callable, Sequence
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import ase
+import ase.io
 import numpy as np
-from ase.calculators.lammps import Prism
-from ase.units import kJ, mol
-from jaxtyping import Float64
+import torch
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
 
-from data_pipeline.structure import Structure
-from foundation.interop.calculator import Calculator, to_atoms
-from foundation.interop.in_lammps import computed_in_lammps
+from foundation.evaluation.suites.dynamics import thermal_momenta
+from foundation.interop.answers import Answer, Asked, Motion
+from foundation.interop.calculator import Calculator
+from foundation.interop.in_lammps import InLammps
 from foundation.potential import Potential
 
 EXACT, ROUNDED = 1e-9, 1e-4
 """Largest differences in float64 and in float32."""
-Results = list[tuple[float, Float64[np.ndarray, "_ 3"]]]
-"""Energy [eV] and forces [eV/Å] of every crystal."""
+OF_UNITS = 1e-5
+"""Largest difference of a program that has other constants of nature."""
+DOORS = {"torch-sim": ("in_torch_sim", EXACT), "OpenMM": ("in_openmm", EXACT), "i-PI": ("in_ipi", OF_UNITS)}
+"""Modules of engines in Python, imported only where they are installed, and their differences in float64."""
+
+Start = ase.Atoms
+"""A structure with the velocities of a dynamics' beginning."""
 
 
-class Way(NamedTuple):
-    """A way to compute crystals."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to compute structures in an engine."""
 
     engine: str
+    """Name of the engine."""
     options: str
+    """Options."""
     tolerance: float
-    """Largest difference of energies per atom and forces, relative to 1 + |value|, that still is rounding."""
-    compute: Callable[[], Results]
+    """Largest difference of energies per atom, forces and stresses, relative to 1 + |value|, that still is rounding."""
+    compute: Callable[[list[ase.Atoms]], list[Answer]]
+    """Function that computes structures."""
+    move: Callable[[ase.Atoms, Motion], list[float]] | None = None
+    """Function that returns total energies along a dynamics of a periodic structure [eV], the first one included; None:
+    another way of the engine shows it."""
+    periodic: bool = True
+    """True if the engine is given periodic structures alone: see boxed()."""
 
 
-def ways_to_compute(potential: Potential, theory: int, structures: Sequence[Structure]) -> list[Way]:
-    """Return all ways to compute structures by a potential in float64 at one of its levels of theory."""
-    name, crystals = potential.theories[theory], [to_atoms(each) for each in structures]
-    return [
-        *(
+def ways_to_compute(potential: Potential, theory: int) -> list[Way]:
+    """Return all ways to compute by a potential in float64 at one of its levels of theory.
+
+    Where dynamics are measured, the network is in float32 and has tabulated radial functions, as users take it.
+    """
+    name = potential.theories[theory]
+    modes = [(Asked(potential, name, mode), mode == "md") for mode in ("precise", "md")]
+    ways = [_in_ase(asked, engine, rounded) for asked, rounded in modes for engine in ("torch", "compiled")]
+    for processes, words in ((1, "1 process"), (2, "2 processes"), (4, "4 processes")):
+        lammps = InLammps(potential=potential, theory=theory, processes=processes)
+        ways.append(Way(engine="LAMMPS", options=f"{words}, float64", tolerance=EXACT, compute=lammps.compute))
+    single = InLammps(potential=copy.deepcopy(potential).cast(torch.float32), theory=theory, table=True)
+    options = "1 process, float32, table"
+    ways.append(Way(engine="LAMMPS", options=options, tolerance=ROUNDED, compute=single.compute, move=single.move))
+    for engine, (module, difference) in DOORS.items():
+        ways += [
             Way(
-                "ASE",
-                f"mode {mode}, engine {engine}",
-                tolerance,
-                partial(_by_ase, potential, name, mode, engine, crystals),
+                engine=engine,
+                options=f"mode {asked.mode}",
+                tolerance=ROUNDED if rounded else difference,
+                compute=partial(_lazily, module, "compute", asked),
+                move=partial(_lazily, module, "move", asked) if rounded else None,
             )
-            for engine in ("torch", "compiled")
-            for mode, tolerance in (("precise", EXACT), ("md", ROUNDED))
-        ),
-        *(
-            Way("LAMMPS", way, EXACT, partial(computed_in_lammps, potential, theory, crystals, processes))
-            for processes, way in ((1, "1 process, float64"), (2, "2 processes, float64"))
-        ),
-        Way("torch-sim", "mode precise", EXACT, partial(_by_torch_sim, potential, name, crystals)),
-        Way("OpenMM", "mode precise", EXACT, partial(_by_openmm, potential, name, crystals)),
-    ]
+            for asked, rounded in modes
+        ]
+    return ways
 
 
-def _by_ase(potential: Potential, theory: str, mode: str, engine: str, crystals: list[ase.Atoms]) -> Results:
-    calculator, found = Calculator(potential, theory=theory, mode=mode, engine=engine), []
-    for atoms in crystals:
+def thermal(path: Path, temperature: float) -> Start:
+    """Return the first structure of a file, with velocities of the Maxwell-Boltzmann distribution, at rest as a whole.
+
+    Args:
+        path: File that ASE reads.
+        temperature: Temperature [K].
+    """
+    atoms = ase.io.read(path, index=0)
+    assert isinstance(atoms, ase.Atoms)
+    atoms.calc = None
+    atoms.set_momenta(thermal_momenta(atoms, temperature, np.random.default_rng(0)))
+    return atoms
+
+
+def boxed(atoms: ase.Atoms, cutoff: float) -> ase.Atoms:
+    """Return a structure as a periodic one, with more empty space than the cutoff where it does not repeat."""
+    found = atoms.copy()
+    if not atoms.pbc.all():
+        found.center(vacuum=0.6 * cutoff, axis=[axis for axis in range(3) if not atoms.pbc[axis]])
+        found.pbc = True
+    return found
+
+
+def _lazily(module: str, function: str, *arguments: Any) -> Any:
+    return getattr(importlib.import_module(f"foundation.interop.{module}"), function)(*arguments)
+
+
+def _in_ase(asked: Asked, engine: str, rounded: bool) -> Way:
+    return Way(
+        engine="ASE",
+        options=f"mode {asked.mode}, engine {engine}",
+        tolerance=ROUNDED if rounded else EXACT,
+        compute=partial(_compute_in_ase, asked, engine),
+        move=partial(_move_in_ase, asked, engine) if rounded else None,
+        periodic=False,
+    )
+
+
+def _compute_in_ase(asked: Asked, engine: str, structures: list[ase.Atoms]) -> list[Answer]:
+    calculator, found = Calculator(asked.potential, theory=asked.theory, mode=asked.mode, engine=engine), []
+    for each in structures:
+        atoms = each.copy()
         atoms.calc = calculator
-        found.append((atoms.get_potential_energy(), atoms.get_forces()))
+        stress = atoms.get_stress(voigt=False) if atoms.cell.rank == 3 else None
+        found.append(Answer(atoms.get_potential_energy(), atoms.get_forces(), stress))
     return found
 
 
-def _by_torch_sim(potential: Potential, theory: str, crystals: list[ase.Atoms]) -> Results:
-    import torch_sim
-
-    from foundation.interop.torch_sim_model import TorchSimModel
-
-    model = TorchSimModel(potential, theory=theory)
-    found = model(torch_sim.io.atoms_to_state(crystals, model.device, model.dtype))
-    forces = found["forces"].split([len(atoms) for atoms in crystals])
-    return [(float(e), f.numpy()) for e, f in zip(found["energy"], forces, strict=True)]
-
-
-def _by_openmm(potential: Potential, theory: str, crystals: list[ase.Atoms]) -> Results:
-    import openmm
-    from openmm import app, unit
-    from openmm.app.internal.unitcell import reducePeriodicBoxVectors
-
-    from foundation.interop.openmm_potential import FoundationPotential
-
-    door = FoundationPotential("foundation", Calculator(potential, theory=theory))
-    platform, found = openmm.Platform.getPlatformByName("Reference"), []
-    for atoms in crystals:
-        # OpenMM wants the box of LAMMPS, with short vectors
-        prism, topology, system = Prism(np.asarray(atoms.cell)), app.Topology(), openmm.System()
-        residue = topology.addResidue("crystal", topology.addChain())
-        for symbol in atoms.symbols:
-            topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
-            system.addParticle(1.0)
-        x, y, z, xy, xz, yz = prism.get_lammps_prism()
-        box = reducePeriodicBoxVectors(unit.Quantity([[x, 0, 0], [xy, y, 0], [xz, yz, z]], unit.angstrom))
-        topology.setPeriodicBoxVectors(box)
-        system.setDefaultPeriodicBoxVectors(*box)
-        door.addForces(topology, system, None, 0)
-        context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-        context.setPositions(prism.vector_to_lammps(atoms.positions) * unit.angstrom)
-        state = context.getState(getEnergy=True, getForces=True)
-        energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * kJ / mol
-        forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.angstrom) * kJ / mol
-        found.append((energy, prism.vector_to_ase(forces)))
-    return found
+def _move_in_ase(asked: Asked, engine: str, atoms: ase.Atoms, motion: Motion) -> list[float]:
+    moved, energies = atoms.copy(), []
+    moved.calc = Calculator(asked.potential, theory=asked.theory, mode=asked.mode, engine=engine)
+    integrator = VelocityVerlet(moved, motion.femtoseconds * fs)
+    integrator.attach(lambda: energies.append(moved.get_total_energy()), interval=motion.every)
+    integrator.run(motion.steps)
+    return energies

@@ -31,6 +31,7 @@ class TorchSimModel(ModelInterface):
         dtype: torch.dtype | str | None = None,
         theory: str | None = None,
         mode: Mode | str = "precise",
+        zbl: bool = False,
     ) -> None:
         """Wrap a copy of a potential; the arguments are those of `foundation.Calculator`.
 
@@ -45,6 +46,8 @@ class TorchSimModel(ModelInterface):
         self._device, self._dtype = torch.device(device), float_type_of(dtype, mode)
         self._compute_stress = self._compute_forces = True
         self.potential = given.to(self._device).cast(self._dtype).eval()
+        if zbl:
+            self.potential.repel()
         if mode == "md":
             tabulate(self.potential)
         keep_freed_memory()

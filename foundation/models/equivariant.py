@@ -8,7 +8,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -150,6 +150,10 @@ class EquivariantConfig(Architecture):
         return EquivariantNetwork(self, elements, facts.mean_neighbors, num_theories)
 
 
+Exchange = Callable[[Float[Tensor, "atoms features"]], Float[Tensor, "atoms features"]]
+"""Function of the features of all atoms, by which processes share them."""
+
+
 class EquivariantNetwork(EnergyModel):
     """Atomic energies from element embedding, interaction blocks and a linear readout."""
 
@@ -277,7 +281,38 @@ class EquivariantNetwork(EnergyModel):
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms scalars"]:
         """Return the even scalars of each atom after the last block, from which its energy is read."""
-        vectors = batch.pair_vectors().to(self.embedding.weight.dtype)
+        return self.features_along(batch.pair_vectors(), edge_index(batch), elements, batch.theory[batch.graph_of_atom])
+
+    def atom_energies_along(
+        self,
+        vectors: Float64[Tensor, "pairs 3"],
+        edges: EdgeIndex,
+        elements: Int[Tensor, " atoms"],
+        theory: Int[Tensor, " atoms"],
+        exchange: Exchange | None = None,
+    ) -> Float[Tensor, " atoms"]:
+        """Return the energy of each atom along given edges; see features_along()."""
+        hidden, energy = self.readout
+        return energy(hidden(self.features_along(vectors, edges, elements, theory, exchange), theory)).squeeze(1)
+
+    def features_along(
+        self,
+        vectors: Float64[Tensor, "pairs 3"],
+        edges: EdgeIndex,
+        elements: Int[Tensor, " atoms"],
+        theory: Int[Tensor, " atoms"],
+        exchange: Exchange | None = None,
+    ) -> Float[Tensor, "atoms scalars"]:
+        """Return the even scalars of each atom along edges that another program found.
+
+        Args:
+            vectors: Vector of every pair's first edge [Å].
+            edges: Edges of the atoms; ghosts of other processes have none of their own.
+            elements: Index of each atom's element among the network's elements.
+            theory: Level of theory of each atom.
+            exchange: Function that replaces the features of ghosts by their owners' before each block but the first.
+        """
+        vectors = vectors.to(self.embedding.weight.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(
             self.irreps_harmonics, vectors, normalize=self.config.unit_harmonics, normalization="component"
@@ -285,8 +320,9 @@ class EquivariantNetwork(EnergyModel):
         # rows of the unit matrix: torch's one_hot reads the values, which a traced graph cannot
         one_hot = torch.eye(len(self._elements), dtype=vectors.dtype, device=vectors.device).index_select(0, elements)
         features = self.embedding(one_hot)
-        edges, theory = edge_index(batch), batch.theory[batch.graph_of_atom]
-        for block, basis in zip(self.blocks, self._bases(distances), strict=True):
+        for number, (block, basis) in enumerate(zip(self.blocks, self._bases(distances), strict=True)):
+            if exchange is not None and number > 0:
+                features = exchange(features)
             if self.computation.recompute:
                 features = self._recomputed(block, features, harmonics, basis, edges, theory)
             else:

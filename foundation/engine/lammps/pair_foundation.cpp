@@ -91,6 +91,8 @@ class PairFoundation : public Pair {
   void init_style() override {
     if (!force->newton_pair) error->all(FLERR, "pair_style foundation needs `newton on`: forces on ghosts are sent back");
     neighbor->add_request(this, FULL_LIST);
+    /* hybrid styles take this from their parts before pair_coeff has loaded the library */
+    if (force->pair->comm_forward < comm_forward) force->pair->comm_forward = comm_forward;
   }
 
   double init_one(int i, int j) override {
@@ -172,11 +174,11 @@ class PairFoundation : public Pair {
     const bool mapped = atom->map_style != Atom::MAP_NONE;
     exchanging = comm->nprocs > 1 || !mapped;
     const double cutoff_squared = library.cutoff() * library.cutoff();
-    elements.resize(local), row_pointers.assign(local + 1, 0), senders.clear(), vectors.clear();
+    elements.resize(exchanging ? local + atom->nghost : local), row_pointers.assign(local + 1, 0), senders.clear(), vectors.clear();
     std::vector<int> place(local, -1);
     for (int n = 0; n < list->inum; n++) place[list->ilist[n]] = n;
+    for (size_t i = 0; i < elements.size(); i++) elements[i] = element_of_type[atom->type[i]];
     for (int i = 0; i < local; i++) {
-      elements[i] = element_of_type[atom->type[i]];
       const double *x = atom->x[i];
       const int *neighbors = place[i] < 0 ? nullptr : list->firstneigh[i];
       for (int k = 0, many = neighbors ? list->numneigh[i] : 0; k < many; k++) {

@@ -41,6 +41,17 @@ def test_the_folder_is_whole_and_compiles_anew(folder: Path, tmp_path: Path) -> 
         export_library(config)
 
 
+def test_a_library_with_a_repulsion_is_compared_on_atoms_that_collide(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExportLibraryConfig(for_="library", model=folder, out=tmp_path / "library", theory="one", zbl=True)
+    assert json.loads((export_library(config) / FACTS).read_text())["repulsion"]
+    potential = potential_of(NETWORKS["even-2-blocks"]).repel()
+    monkeypatch.setattr("foundation.nn.repulsion.zbl_energy", lambda one, other, lengths: 0 * lengths)
+    with pytest.raises(LibraryMismatch, match=r"energies differ from the potential's by .* on two atoms that collide"):
+        verify(potential, 0, config)
+
+
 def test_a_library_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ExportLibraryConfig(for_="library", model=Path("m"), out=Path("o"))
     verify(potential_of(NETWORKS["even-2-blocks"]), 0, config)
@@ -58,5 +69,3 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     functions = SymmetryFunctionsConfig(radial_functions="default").network(ELEMENTS, 2)
     with pytest.raises(ValueError, match="symmetry_functions cannot be compiled"):
         verify(Potential(functions, ELEMENTS, ("one", "other")).double().eval(), 0, config)
-    with pytest.raises(ValueError, match="repulsion"):
-        verify(potential_of(NETWORKS["even-2-blocks"]).repel(), 0, config)

@@ -107,7 +107,7 @@ def test_one_library_takes_structures_of_any_size() -> None:
 
 
 def test_two_processes_that_exchange_ghosts_compute_what_one_does() -> None:
-    potential, batch = potential_of(NETWORKS["even-2-blocks"]), graph(crystal(2))
+    potential, batch = potential_of(NETWORKS["even-2-blocks"]).repel(), graph(collided(2))
     expected, atoms = potential(batch), len(batch.numbers)
     share = [np.arange(0, atoms, 2), np.arange(1, atoms, 2)]
     meeting, rows = threading.Barrier(2), {}
@@ -147,8 +147,8 @@ def test_two_processes_that_exchange_ghosts_compute_what_one_does() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(energies) == pytest.approx(float(expected.energy), abs=1e-10)
-    np.testing.assert_allclose(sum(forces), expected.forces, atol=1e-11)
+    assert sum(energies) == pytest.approx(float(expected.energy), rel=1e-12)
+    np.testing.assert_allclose(sum(forces), expected.forces, rtol=1e-12, atol=1e-11)
 
 
 def virial_by_differences(potential: Potential, atoms: ase.Atoms) -> Float64[np.ndarray, "3 3"]:
@@ -170,6 +170,29 @@ def test_the_virial_is_the_derivative_by_strain() -> None:
     potential, atoms = potential_of(NETWORKS["even-2-blocks"]), crystal()
     found = CompiledPotential(potential, table=False)(graph(atoms)).virial
     np.testing.assert_allclose(found, virial_by_differences(potential, atoms), atol=1e-6)
+
+
+def collided(repeats: int = 1) -> ase.Atoms:
+    """Return a crystal with two pairs of atoms where the repulsion is partly and wholly switched on."""
+    atoms = crystal(repeats)
+    first, second = (len(atoms) // 2 - 1, len(atoms) // 2), (0, len(atoms) - 1)
+    for (one, other), distance in ((first, 1.0), (second, 0.3)):
+        atoms.positions[other] = atoms.positions[one] + distance * np.array([0.48, -0.6, 0.64])
+    return atoms
+
+
+def test_the_repulsion_is_added_in_float64() -> None:
+    potential, batch = potential_of(NETWORKS["even-2-blocks"]).repel(), graph(collided())
+    expected, found = potential(batch), CompiledPotential(potential, table=False)(batch)
+    np.testing.assert_allclose(found.atom_energies, expected.atom_energies, rtol=1e-12, atol=1e-10)
+    np.testing.assert_allclose(found.forces, expected.forces, rtol=1e-12, atol=1e-10)
+    np.testing.assert_allclose(found.virial / np.linalg.det(batch.cell[0]), expected.stress[0], rtol=1e-12, atol=1e-10)
+    assert found.energy == pytest.approx(float(expected.energy), rel=1e-12)
+    plain = potential_of(NETWORKS["even-2-blocks"])
+    added = [CompiledPotential(each.cast(torch.float32), table=False)(batch) for each in (potential, plain)]
+    exact = expected.atom_energies - plain.cast(torch.float64)(batch).atom_energies
+    assert exact.max() > 100
+    np.testing.assert_allclose(added[0].atom_energies - added[1].atom_energies, exact, rtol=1e-12, atol=1e-10)
 
 
 def test_what_is_no_system_is_refused() -> None:

@@ -322,8 +322,6 @@ def test_what_the_compiled_engine_cannot_do_is_refused(potential: Potential, cry
         Calculator(potential, engine="c")
     with pytest.raises(ValueError, match="on processors, not on meta"):
         Calculator(potential, device="meta", engine="compiled")
-    with pytest.raises(ValueError, match="repulsion"):
-        Calculator(potential, zbl=True, engine="compiled")
     crystal.symbols[1] = "Fe"
     crystal.calc = Calculator(potential, engine="compiled")
     with pytest.raises(UnknownElement, match="does not know Fe"):

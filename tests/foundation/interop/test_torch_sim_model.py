@@ -50,6 +50,20 @@ def test_numbers_are_the_calculators(mode: str, potential: Potential) -> None:
         np.testing.assert_allclose(found["stress"][number].double(), atoms.get_stress(voigt=False), atol=tolerance)
 
 
+def test_atoms_that_collide_repel_each_other_on_request(potential: Potential) -> None:
+    atoms = crystals()[0]
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 0.7]
+    atoms.calc = Calculator(potential, theory="one", zbl=True)
+    model = TorchSimModel(potential, theory="one", zbl=True)
+    found = model(torch_sim.io.atoms_to_state([atoms], model.device, torch.float64))
+    assert float(found["energy"][0]) == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+    assert float(found["energy"][0]) > 100 + float(
+        TorchSimModel(potential, theory="one")(torch_sim.io.atoms_to_state([atoms], model.device, torch.float64))[
+            "energy"
+        ][0]
+    )
+
+
 def test_a_potential_is_copied_and_what_it_cannot_do_is_refused(potential: Potential) -> None:
     model = TorchSimModel(potential, theory="one", dtype="float32")
     assert (potential.dtype, model.dtype) == (torch.float64, torch.float32)
