@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import ase
 import ase.units
@@ -145,7 +146,7 @@ class Exploration(Source):
         atoms.calc = calculator
         if atoms.pbc.all():
             box = FrechetCellFilter(atoms, scalar_pressure=pressure * ase.units.GPa)
-            FIRE(box, logfile=os.devnull, maxstep=0.1).run(fmax=0.05, steps=RELAXATION)
+            FIRE(cast(ase.Atoms, box), logfile=os.devnull, maxstep=0.1).run(fmax=0.05, steps=RELAXATION)
         return atoms
 
     def _moved(self, cell: int, temperature: float, pressure: float, number: int) -> Iterator[Frame]:
