@@ -19,7 +19,7 @@ from data_pipeline.store.manifest import Manifest, open_manifest
 from foundation.configuration import resolved
 from foundation.datasets import left_out, one_split, refuse_unlabelled
 from foundation.evaluation.predictions import predict
-from foundation.evaluation.suites import Subject, Suite, SuiteConfig, check_suites, run_suites
+from foundation.evaluation.suites import Findings, Subject, Suite, SuiteConfig, check_suites, run_suites
 from foundation.interop.subject import CalculatorSubject, PotentialSubject
 from foundation.naming import Choice, resolve
 from foundation.potential import Potential
@@ -68,6 +68,8 @@ class EvaluateConfig:
     """Add a repulsion between atoms much closer than a bond to the model."""
     suites: tuple[SuiteConfig, ...] = ()
     """Suites to run as well, or alone: names of packaged ones, such as eos and diatomics, or their options."""
+    suites_from: Path | None = None
+    """Report of suites that were run alone on the same weights (suites.json), to add to that of the data."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.calculator is None):
@@ -78,6 +80,8 @@ class EvaluateConfig:
             raise ValueError("--data or --suites is needed: nothing would be measured")
         if self.calculator is not None and self.data is not None:
             raise ValueError("--calculator runs suites only: leave --data out")
+        if self.suites_from is not None and (self.data is None or self.suites):
+            raise ValueError("--suites_from adds suites to the report of --data, in place of --suites")
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -129,6 +133,7 @@ def _evaluate(
     refuse_unlabelled([Dataset(manifest=manifest, split=config.split)])
     described = manifest.provenance.level_of_theory
     theory = theory_of_data(potential, described, config.theory)
+    before = _found_before(config.suites_from, weights_sha256) if config.suites_from else {}
     check_suites(config.suites, potential.elements)
     predictions = predict(
         potential,
@@ -138,7 +143,7 @@ def _evaluate(
         edge_budget=config.edge_budget,
         num_workers=config.num_workers,
     )
-    findings = run_suites(config.suites, PotentialSubject(potential, theory)) if config.suites else {}
+    findings = run_suites(config.suites, PotentialSubject(potential, theory)) if config.suites else before
     if known := _trained_on(config, manifest):
         log.warning(
             "%d of the %d frames were trained on in %s: errors on them do not measure what it predicts elsewhere; "
@@ -158,6 +163,18 @@ def _evaluate(
         weights_sha256=weights_sha256,
     )
     return write_report(predictions, out, evaluated, findings)
+
+
+def _found_before(file: Path, weights_sha256: str) -> dict[str, Findings]:
+    """Return the findings of a report of suites.
+
+    Raises:
+        ValueError: it is of other weights.
+    """
+    record = SuitesRecord.from_json(file)
+    if record.weights_sha256 != weights_sha256:
+        raise ValueError(f"{file}: these suites were run on other weights; run them again")
+    return record.suites
 
 
 def _judged(

@@ -385,9 +385,10 @@ def _golden_sources(config: ExportConfig, origin: Provenance) -> list[tuple[Path
     return found + ([(path, rehearsed.split) for path in _paths(rehearsed.data or ())] if rehearsed else [])
 
 
-def _paths(data: str | Sequence[DataRecord]) -> list[Path]:
+def _paths(data: str | Sequence[DataRecord | str]) -> list[Path]:
     """Return the manifests of the data in the record of a run: one, or several data sets."""
-    return [Path(data)] if isinstance(data, str) else [Path(each.path) for each in data]
+    every = [data] if isinstance(data, str) else data
+    return [Path(each if isinstance(each, str) else each.path) for each in every]
 
 
 def _evaluation(run: Path, weights_sha256: str) -> Evaluation:

@@ -212,7 +212,7 @@ class FitRecord(OpenRecord):
 class RehearsalRecord(OpenRecord):
     """Section `rehearsal` in the record of a run."""
 
-    data: str | tuple[DataRecord, ...] | None = None
+    data: str | tuple[DataRecord | str, ...] | None = None
     """Manifest of the data, or several data sets; None for those that the start carries."""
     split: str
     """Split of them."""
@@ -246,7 +246,7 @@ class ForgettingRecord(OpenRecord):
 class RunRecord(OpenRecord):
     """Configuration of a run, resolved: the content of its run.json."""
 
-    data: str | tuple[DataRecord, ...] | None = None
+    data: str | tuple[DataRecord | str, ...] | None = None
     """Manifest of the data, or several data sets."""
     fit: FitRecord = FitRecord()
     """Length and seed."""

@@ -1,14 +1,14 @@
 """Studies: a question that data, trainings and suites answer, from one YAML file to one page.
 
-The stages are commands of this program, each in its own process: `build` for every data set, `pretrain` or `finetune`
-for every run and seed, `evaluate` for every subject. What is finished is skipped, so the same command
-goes on where it was stopped.
+The steps are commands of this program, each in its own process: `build` for every data set, `pretrain` or `finetune`
+for every run and seed, `evaluate` for every subject. A step waits for those whose results it needs. What is finished is
+skipped, so the same command goes on where it was stopped.
 """
 
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ DATA, FISHER, RUNS, JUDGED, TRADEOFF, COSTS = "data", "fisher", "runs", "judged"
 time of every job."""
 DATA_OPTIONS = ("data", "val", "test", "path", "frames", "labelled", "extrapolated")
 """Options whose value may be the name of a data set of the study, or a list of names."""
+
+DRIVER = "driver"
+"""Option of a source whose value may be the name of a run of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +136,7 @@ def read_study(file: Path, *, quick: bool) -> StudyFile:
     """
     values = read_mapping(file)
     try:
-        known = [each.name for each in dataclasses.fields(StudyFile)]
-        if unknown := sorted(values.keys() - set(known)):
-            raise ValueError(f"it cannot have {', '.join(map(abbreviated, unknown))}, only {', '.join(known)}")
+        refuse_unknown(values, StudyFile)
         sections = {name: values.get(name, {}) for name in ("data", "fisher", "runs", "quick")}
         for name, section in sections.items():
             mapping = isinstance(section, dict)
@@ -157,6 +158,17 @@ def read_study(file: Path, *, quick: bool) -> StudyFile:
         raise ValueError(f"{file}: {error}") from error
 
 
+def refuse_unknown(values: Mapping[str, Any], kind: type) -> None:
+    """Refuse entries of a file that its dataclass lacks.
+
+    Raises:
+        ValueError: naming them.
+    """
+    known = [each.name for each in dataclasses.fields(kind)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise ValueError(f"it cannot have {', '.join(map(abbreviated, unknown))}, only {', '.join(known)}")
+
+
 class Stages:
     """Jobs of a study, and what they found."""
 
@@ -172,26 +184,27 @@ class Stages:
         self.fishers = [self._fisher(name, options) for name, options in plan.fisher.items()]
         self.training = [self._run(name, options) for name, options in self.runs.items()]
         self.judging = [self._judging(*each) for each in self._subjects()]
-        for job in (*self.data, *self.fishers, *self.training, *self.judging):
+        for job in self.jobs:
             _check(job, self.parse)
 
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All steps, in the order in which they are started if they need nothing."""
+        return (*self.data, *self.fishers, *self.training, *self.judging)
+
     def work(self, at_a_time: int, lock: int) -> tuple[str, ...]:
-        """Do what is unfinished, stage by stage, and return the names of the jobs that failed."""
+        """Do what is unfinished, each step after those that it needs, and return the names of the steps that failed."""
         processes = Processes(at_a_time, 1, lock, self._cost)
-        failed: list[str] = []
-        for jobs, finished in (
-            (self.data, lambda job: (job.out / "manifest.json").is_file()),
-            (self.fishers, lambda job: job.out.is_file()),
-            (self.training, lambda job: (job.out / "potential").is_dir()),
-            (self.judging, lambda job: (job.out / JSON_NAME).is_file()),
-        ):
-            left = [job for job in jobs if not finished(job) and not self._without(job, failed)]
-            if len(left) < len(jobs):
-                log.info("%d of %d jobs of the stage are finished", len(jobs) - len(left), len(jobs))
-            for job in left:
+        failed: list[Job] = []
+        left = [job for job in self.jobs if not is_finished(job)]
+        if len(left) < len(self.jobs):
+            log.info("%d of %d steps are finished", len(self.jobs) - len(left), len(self.jobs))
+        while ready := [job for job in left if not self._needs(job) & {*left, *failed}]:
+            for job in ready:
                 job.write_config()
-            failed += [f"{job.verb} {job.name}" for job in processes.work(left)]
-        return tuple(failed)
+            failed += processes.work(ready)
+            left = [job for job in left if job not in ready]
+        return tuple(f"{job.verb} {job.name}" for job in failed)
 
     def compare(self) -> dict[str, str]:
         """Put the finished fine-tunings beside each other, and return the address of that page by title."""
@@ -260,7 +273,7 @@ class Stages:
 
     def _data(self, name: str, options: Mapping[str, Any]) -> Job:
         out = self.out / DATA / name
-        return self._job("build", name, out, _generated(name, options) | {"out": str(out)})
+        return self._job("build", name, out, self._located(_generated(name, options) | {"out": str(out)}))
 
     def _fisher(self, name: str, options: Mapping[str, Any]) -> Job:
         out = self.out / FISHER / f"{name}.safetensors"
@@ -280,7 +293,7 @@ class Stages:
         return self._job("evaluate", name, out, {**subject, "suites": self._located(suites), "out": str(out)})
 
     def _located(self, value: Any) -> Any:
-        """Return options with the paths of the study's data sets and Fishers in place of their names."""
+        """Return options with the paths of the study's data sets, Fishers and runs in place of their names."""
         if isinstance(value, list):
             return [self._located(each) for each in value]
         if not isinstance(value, dict):
@@ -288,20 +301,21 @@ class Stages:
         return {key: self._path(key.rpartition(".")[2], each) for key, each in value.items()}
 
     def _path(self, option: str, value: Any) -> Any:
-        """Return the value of an option, with a path in place of the name of a data set or Fisher, or several."""
+        """Return the value of an option, with a path in place of the name of a data set, Fisher or run, or several."""
         if option in DATA_OPTIONS and isinstance(value, list):
             return [self._path(option, each) for each in value]
         if option in DATA_OPTIONS and str(value) in self.plan.data:
             return str(self.out / DATA / value)
+        if option == DRIVER and value in self.runs:
+            return str(self.out / RUNS / value)
         if option == FISHER and str(value) in self.plan.fisher:
             return str(self.out / FISHER / f"{value}.safetensors")
         return self._located(value)
 
-    def _without(self, job: Job, failed: Sequence[str]) -> bool:
-        """Return whether a job needs the result of one that failed."""
-        text, others = json.dumps(job.record), [*self.data, *self.fishers, *self.training]
-        needs = {f"{each.verb} {each.name}" for each in others if each is not job and json.dumps(str(each.out)) in text}
-        return bool(needs & set(failed))
+    def _needs(self, job: Job) -> set[Job]:
+        """Return the steps whose results a step reads."""
+        text = json.dumps(job.record)
+        return {each for each in self.jobs if each is not job and json.dumps(str(each.out)) in text}
 
     def _costs(self) -> dict[str, float]:
         """Return the CPU time of jobs by verb and name [s]."""
@@ -320,6 +334,12 @@ class Stages:
 
     def _job(self, verb: str, name: str, out: Path, record: Mapping[str, Any]) -> Job:
         return Job(name=name, verb=verb, out=out, record=as_read(record, f"{verb} {name}", verb, self.parse))
+
+
+def is_finished(job: Job) -> bool:
+    """Return True if the result of a step is whole."""
+    results = {"build": "manifest.json", "fisher": "", "evaluate": JSON_NAME}
+    return (job.out / results.get(job.verb, "potential")).exists()
 
 
 def _generated(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

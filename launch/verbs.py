@@ -247,6 +247,16 @@ def _quickstart() -> Loaded:
     )
 
 
+def _distill() -> Loaded:
+    from launch.distill import DistillConfig, distill
+
+    return Loaded(
+        config=DistillConfig,
+        run=_resumable(lambda config: distill(config, parse)),
+        expand=lambda words: _name_first(words, "--name"),
+    )
+
+
 def _study() -> Loaded:
     from launch.study import StudyConfig, study
 
@@ -362,6 +372,7 @@ VERBS = {
     "protect": Verb("make what keeps a potential from forgetting in fine-tunings, and add it to its folder", _protect),
     "report": Verb("draw the curves of runs, and make a missing report of a fine-tuning", _report),
     "tradeoff": Verb("compare what fine-tunings learn and forget", _tradeoff),
+    "distill": Verb("make a small, fast potential for a family of materials from a larger one", _distill),
     "study": Verb("answer a question by data, trainings and suites, on one page", _study),
     "discovery": Verb(
         "relax the crystals of Matbench Discovery, and write its submission and metrics",

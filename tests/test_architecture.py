@@ -18,6 +18,7 @@ from foundation.finetune import FinetuneConfig
 from foundation.finetuning.fisher import FisherConfig
 from foundation.models import ARCHITECTURES, EnergyModel
 from foundation.pretrain import PretrainConfig
+from launch.distill import read_distillation
 from launch.quickstart import QuickstartConfig
 from launch.study import Stages, read_study
 from launch.sweep import SweepConfig
@@ -372,9 +373,10 @@ def test_every_yaml_parses_into_its_config_class(path: Path, tmp_path: Path) -> 
     if place == "suite":
         parse(["evaluate", "--model", "m", "--suites", path.stem])
         return
-    if place == "study":  # with all steps
+    if place in ("study", "distill"):  # with all steps
         for quick in (False, True):
-            Stages(read_study(path, quick=quick), tmp_path, parse)
+            study = read_study(path, quick=quick) if place == "study" else read_distillation(path, quick=quick).study()
+            Stages(study, tmp_path, parse)
         return
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CONFIG_CLASSES[place], fail_untyped=True)

@@ -15,6 +15,7 @@ from docs.generate import benchmarks_page, docstrings, files_page, inside, optio
 from foundation.datasets import DatasetConfig
 from foundation.pretrain import PretrainConfig
 from launch.__main__ import parse
+from launch.distill import read_distillation
 from launch.study import Stages, read_study
 from launch.verbs import VERBS
 from launch.words import options_of
@@ -107,6 +108,9 @@ def test_every_block_of_yaml_is_accepted_by_the_verb_in_its_title(page: Path, tm
         (tmp_path / "block.yaml").write_text(block)
         if verb == "study":
             Stages(read_study(tmp_path / "block.yaml", quick=True), tmp_path, parse)
+            continue
+        if verb == "distill":
+            Stages(read_distillation(tmp_path / "block.yaml", quick=True).study(), tmp_path, parse)
             continue
         parse([verb, "--config", str(REPOSITORY / "configs/pretrain/small.yaml"), "--config", f"{tmp_path}/block.yaml"])
 

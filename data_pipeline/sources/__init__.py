@@ -6,6 +6,7 @@ from data_pipeline.sources.coulomb import CoulombMedia
 from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.electrolyte import Electrolyte
 from data_pipeline.sources.emt import EmtAlloys
+from data_pipeline.sources.exploration import Exploration
 from data_pipeline.sources.joined import FileSource, Joined
 from data_pipeline.sources.mace_hdf5 import MaceHdf5
 from data_pipeline.sources.molecular_dynamics import CrystalDynamics, FrozenSpheres
@@ -22,6 +23,7 @@ __all__ = [
     "DeepmdNpy",
     "Electrolyte",
     "EmtAlloys",
+    "Exploration",
     "FileSource",
     "Frame",
     "FrozenSpheres",
@@ -45,6 +47,7 @@ SourceConfig = (
     | DeepmdNpy
     | Electrolyte
     | EmtAlloys
+    | Exploration
     | FrozenSpheres
     | Joined
     | RandomCrystals

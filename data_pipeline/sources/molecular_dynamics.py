@@ -307,7 +307,10 @@ class FrozenSpheres(Source):
 
 
 def labelled(atoms: ase.Atoms, *, id: str, group: str) -> Structure:
-    """Return a frame with the labels of its calculator; the forces on frozen atoms are among them."""
+    """Return a frame with the labels of its calculator; the forces on frozen atoms are among them.
+
+    Stress is labelled if the cell has a volume.
+    """
     return Structure.checked(
         numbers=atoms.numbers,
         positions=atoms.positions.copy(),
@@ -315,7 +318,7 @@ def labelled(atoms: ase.Atoms, *, id: str, group: str) -> Structure:
         pbc=atoms.pbc,
         energy=atoms.get_potential_energy(),
         forces=atoms.get_forces(apply_constraint=False),
-        stress=atoms.get_stress(voigt=False),
+        stress=atoms.get_stress(voigt=False) if atoms.cell.rank == 3 else None,
         molecules=Bonds().labels(atoms),
         id=id,
         group=group,

@@ -7,7 +7,7 @@ import pytest
 from launch.__main__ import VERBS, main, parse
 from tests.conftest import REPOSITORY
 
-PARTS = ("recipes", "study", "suite", "sweep")
+PARTS = ("distill", "recipes", "study", "suite", "sweep")
 """Folders of files that are not the configuration of a verb."""
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name not in PARTS)
 VERB_OF = {"configs": "quickstart", "data": "build"}
@@ -30,6 +30,7 @@ COMMANDS = {
     "preflight finetune": "--start s --data d --out o --recipe quick --price 2.5",
     "protect": "--model m --num_structures 9",
     "example-data": "emt-alloys --out f.extxyz",
+    "distill": "silicon --quick true",
     "study": "coulomb --quick true --jobs 3",
     "tradeoff": "a b --out c",
     "evaluate": "--model m --data d --split val",

@@ -14,6 +14,7 @@ from foundation.evaluation.suites.disorder import Disorder
 from foundation.evaluation.suites.energy_conservation import EnergyConservation
 from foundation.evaluation.suites.errors import Errors
 from foundation.evaluation.suites.extrapolation import Extrapolation
+from foundation.evaluation.suites.likeness import Likeness
 from foundation.evaluation.suites.pairs.coulomb import CoulombLaw
 from foundation.evaluation.suites.pairs.diatomics import Diatomics
 from foundation.evaluation.suites.pairs.dimers import Dimers
@@ -51,6 +52,7 @@ __all__ = [
     "Findings",
     "ForceConstants",
     "HeatMap",
+    "Likeness",
     "Phonons",
     "Softening",
     "Subject",
@@ -78,6 +80,7 @@ SuiteConfig = (
     | Errors
     | Extrapolation
     | ForceConstants
+    | Likeness
     | Phonons
     | Softening
     | Surfaces

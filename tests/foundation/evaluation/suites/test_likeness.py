@@ -1,0 +1,103 @@
+"""Likeness of dynamics: the same potential is alike, another is less so, an unstable one is found, a faster one too."""
+
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import ase
+import ase.io
+import pytest
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+
+from foundation.evaluation.suites.likeness import Likeness
+from foundation.interop.subject import CalculatorSubject
+
+HERE = "tests.foundation.evaluation.suites.test_likeness"
+LABEL = "copper, 900 K"
+
+
+class Springs(Calculator):
+    """Atoms on springs of 3 eV/Å² to where they were first."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+    strength = 3.0
+
+    def calculate(self, atoms: ase.Atoms, *_: object) -> None:
+        if not hasattr(self, "sites"):
+            self.sites = atoms.positions.copy()
+        moved = atoms.positions - self.sites
+        self.results = {"energy": self.strength / 2 * float((moved**2).sum()), "forces": -self.strength * moved}
+
+
+class Softer(Springs):
+    """At the same temperature, atoms move five times as far."""
+
+    strength = 0.12
+
+
+class Slow(Springs):
+    """A third of a millisecond more of work for a step."""
+
+    def calculate(self, *args: object) -> None:
+        super().calculate(*args)
+        began = time.process_time()
+        while time.process_time() - began < 3e-4:
+            pass
+
+
+class Exploding(Springs):
+    """Springs that grow stiff."""
+
+    def calculate(self, *args: object) -> None:
+        self.strength *= 1.02
+        super().calculate(*args)
+
+
+@pytest.fixture
+def copper(tmp_path: Path) -> Path:
+    ase.io.write(tmp_path / "copper.xyz", bulk("Cu", cubic=True))
+    return tmp_path / "copper.xyz"
+
+
+def suite(copper: Path, **options: object) -> Likeness:
+    sizes = {"length": 0.6, "compared": 0.3, "equilibration": 0.1, "least_length": 5.0, "time_step": 2.0}
+    return Likeness(alike=f"{HERE}:Springs", starts=(copper,), temperatures=(900.0,), **{**sizes, **options})
+
+
+def test_a_potential_is_like_itself_and_more_than_another_is(copper: Path) -> None:
+    same = suite(copper).run(CalculatorSubject(Springs())).quantities
+    again = suite(copper).run(CalculatorSubject(Springs())).quantities
+    other = suite(copper).run(CalculatorSubject(Softer())).quantities
+    pairs = f"{LABEL}: likeness of pair distances"
+    assert same[f"{LABEL}: share of the trajectory"].value == 1.0
+    assert 0.8 < same[pairs].value < 1.0
+    # two halves of one trajectory are as like as two trajectories are, and shorter
+    assert abs(same[pairs].value - same[pairs].reference) < 0.15
+    assert other[pairs].value < same[pairs].value - 0.05
+    timed = "copper: steps in a CPU second over the other's"
+    assert {name: each for name, each in same.items() if name != timed} == {
+        name: each for name, each in again.items() if name != timed
+    }
+
+
+def test_speed_is_over_the_others(copper: Path) -> None:
+    found = suite(copper).run(CalculatorSubject(Slow())).quantities["copper: steps in a CPU second over the other's"]
+    assert 0.02 < found.value < 0.7
+
+
+def test_a_trajectory_that_is_lost_has_a_share_and_no_likeness(copper: Path) -> None:
+    found = suite(copper, length=2.0, equilibration=0.0).run(CalculatorSubject(Exploding())).quantities
+    assert found[f"{LABEL}: share of the trajectory"].value < 1.0
+    assert f"{LABEL}: likeness of pair distances" not in found
+
+
+def test_a_cell_is_periodic_and_long_enough(copper: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="length >= compared"):
+        suite(copper, length=0.1)
+    with pytest.raises(ValueError, match="at least 20 steps"):
+        suite(copper, compared=0.03)
+    ase.io.write(tmp_path / "free.xyz", ase.Atoms("Cu2", [(0, 0, 0), (0, 0, 2.4)]))
+    with pytest.raises(ValueError, match="free does not repeat"):
+        suite(tmp_path / "free.xyz").run(CalculatorSubject(Springs()))
+    assert suite(copper).elements() == {29}
