@@ -38,6 +38,7 @@ from foundation.reports.card_of_fine_tuning import card_section
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.reports.suite_table import suite_table
+from foundation.reports.trust import copy_into as trust_into
 from foundation.run_folder import PROTECTION
 from foundation.surgery.start import with_changes
 from foundation.surgery.theories import keep_theory
@@ -154,12 +155,13 @@ def _export(config: ExportConfig) -> Path:
             checkpoint.write_into(partial, potential, made_from | ({"private": True} if config.private else {}))
             described = checkpoint.describe(partial)
         protection = protection_into(partial, unchanged, described) if unchanged else ""
+        trust = trust_into(partial, unchanged, potential.last_layer) if unchanged else ""
         golden = [golden_record(potential, s, theory) for s in structures for theory in potential.theories]
         (partial / checkpoint.GOLDEN).write_text(json.dumps(golden) + "\n")
         facts = _card_facts(potential, described) | measured
         facts |= {"num_golden": len(structures), "golden_of": asdict(golden_of)}
         named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
-        (partial / checkpoint.CARD).write_text(render_card(named, facts, private=config.private) + protection)
+        (partial / checkpoint.CARD).write_text(render_card(named, facts, private=config.private) + trust + protection)
         checkpoint.write_checksums(partial)
         verify_golden(partial)
     return config.out

@@ -40,6 +40,7 @@ COMMANDS = {
     "md": "--model m --data s.xyz --out o --steps 10 --ensemble npt",
     "engines": "--check m --theory PBE",
     "coverage": "--model m --data d --out c.safetensors --split train",
+    "uncertainty": "--model m --data d --calibration e f.xyz --theory 1e5",
     "convert": "--from sevennet --checkpoint x.pth --out o",
     "launch slurm": "--time 24:00:00 --directives ['--exclusive'] --array 0-3 --out o",
     "launch local": "--processes 2",
