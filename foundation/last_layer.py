@@ -148,7 +148,9 @@ class TrustFacts(OpenRecord):
     highest_pressure: float | None
     """Highest pressure [eV/Å³]."""
     limit: float
-    """Distance within which 99.9 % of the atoms of the calibration are."""
+    """Distance within which 99.9 % of the atoms of the held-out data are that are like the training data."""
+    unjudged: tuple[str, ...] = ()
+    """Ways to leave the coverage, of KINDS, that are not told: the training data read are too few to know them."""
     energy: Scale
     """Uncertainty of the energy per atom, from the means of distances and forces over the atoms."""
     forces: Scale
@@ -197,6 +199,7 @@ class LastLayer(torch.nn.Module):
         for name, tensor in tensors.items():
             # not among the weights of the potential, whose checksum they must not change
             self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("told", torch.tensor([each not in facts.unjudged for each in KINDS]), persistent=False)
         self._largest_force = torch.inf if facts.largest_force is None else facts.largest_force
         self._pressures = (-torch.inf if low is None else low, torch.inf if high is None else high)
 
@@ -272,7 +275,7 @@ class LastLayer(torch.nn.Module):
         strange, close = self._pairs(batch, elements, seen)
         pressure = -stress.diagonal(dim1=1, dim2=2).sum(dim=1) / 3
         squeezed = (pressure < self._pressures[0]) | (pressure > self._pressures[1])
-        return torch.stack([unseen, strange, close, far, strong, squeezed], dim=1)
+        return torch.stack([unseen, strange, close, far, strong, squeezed], dim=1) & self.get_buffer("told")
 
     def _pairs(
         self, batch: GraphBatch, elements: Int[Tensor, " atoms"], seen: Bool[Tensor, " atoms"]

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,8 @@ class UncertaintyConfig:
     split: str = "train"
     """Split of a data set; of plain files, all frames are used."""
     calibration: tuple[Path, ...] = ()
-    """Held-out data sets or plain files with labels: half of the frames calibrate, half judge. None: those of the
-    training data in calibration_split."""
+    """Held-out data sets or plain files with labels, the first one like the training data; half of the frames
+    calibrate, half judge. None given: the training data's own, in calibration_split."""
     calibration_split: str = "val"
     """Split of the data sets of the calibration."""
     theory: str | None = None
@@ -117,10 +117,9 @@ def _measured(
             if not manifest.labelled:
                 raise ValueError(f"{data} has no labels, so errors cannot be measured on it")
             parts[manifest.provenance.name] = calibration.held_out(potential, frames, theory)
-    energy, forces, limit = calibration.calibrated(calibration.joined([each.part(0) for each in parts.values()]))
+    facts = calibration.calibrated(facts, [each.part(0) for each in parts.values()])
     judging = {name: each.part(1) for name, each in parts.items()}
-    final = calibration.with_facts(potential, sums, replace(facts, energy=energy, forces=forces, limit=limit))
-    facts = calibration.judged(final.cpu(), judging)
+    facts = calibration.judged(calibration.with_facts(potential, sums, facts).cpu(), judging)
     return calibration.with_facts(potential, sums, facts).cpu(), judging
 
 

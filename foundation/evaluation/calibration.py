@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.optimize import lsq_linear
 
 from data_pipeline.graphs.batch import GraphBatch
@@ -17,7 +17,7 @@ from data_pipeline.graphs.packing import Refused, packed
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.evaluation.coverage import pairs_of
 from foundation.evaluation.suites.extrapolation import rank_correlation, ranking_area
-from foundation.last_layer import UNSCALED, Judged, LastLayer, Scale, TrustFacts, score
+from foundation.last_layer import KINDS, UNSCALED, Judged, LastLayer, Scale, TrustFacts, score
 from foundation.potential import Potential
 
 EDGE_BUDGET = 10_000
@@ -28,6 +28,8 @@ LEVEL = 0.683
 """Share of the errors that do not exceed their uncertainty."""
 WITHIN = 0.999
 """Share of the held-out atoms within whose distance an atom counts as covered."""
+FALSE_ALARMS = 0.05
+"""Share of the held-out frames like the training data above which a way to leave the coverage is not told."""
 KNOTS = 8
 """Largest number of knots of a table; each is of twice as many errors or more."""
 SMALLEST_ERROR = {"energy": 5e-4, "forces": 2e-3}
@@ -135,8 +137,8 @@ class HeldOut:
     """Mean distance of the atoms."""
     mean_forces: Float64[np.ndarray, " frames"]
     """Mean size of the predicted forces [eV/Å]."""
-    outside: Float64[np.ndarray, " frames"]
-    """One where a frame leaves the coverage otherwise than by distances, else zero."""
+    outside: Bool[np.ndarray, "frames kinds"]
+    """True where a frame leaves the coverage."""
     frame_of: Int64[np.ndarray, " atoms"]
     """Frame of each atom."""
     force_errors: Float64[np.ndarray, " atoms"]
@@ -195,7 +197,7 @@ def held_out(potential: Potential, frames: Iterable[Structure], theory: int = 0)
             energy_errors=np.abs(predicted.energy.cpu().numpy() - energies) / num_atoms,
             mean_distances=np.zeros(len(num_atoms)),
             mean_forces=np.zeros(len(num_atoms)),
-            outside=predicted.uncertainty.outside.any(dim=1).double().cpu().numpy(),
+            outside=predicted.uncertainty.outside.cpu().numpy(),
             frame_of=batch.graph_of_atom.numpy().astype(np.int64),
             force_errors=np.linalg.norm(errors, axis=1),
             distances=predicted.uncertainty.distances.cpu().numpy(),
@@ -208,18 +210,29 @@ def held_out(potential: Potential, frames: Iterable[Structure], theory: int = 0)
     return joined(parts)
 
 
-def calibrated(found: HeldOut) -> tuple[Scale, Scale, float]:
-    """Return the scales of energies and forces, and the distance within which 99.9 % of the atoms are."""
-    energy = _scale("energy", found.energy_errors, found.mean_distances, found.mean_forces)
-    forces = _scale("forces", found.force_errors, found.distances, found.forces)
-    return energy, forces, float(np.quantile(found.distances, WITHIN))
+def calibrated(facts: TrustFacts, parts: Sequence[HeldOut]) -> TrustFacts:
+    """Return facts with the scales of energies and forces, and what can be told about coverage.
+
+    Args:
+        facts: Facts on the training data.
+        parts: Held-out frames; those of the first are like the training data.
+    """
+    like, found = parts[0], joined(parts)
+    unjudged = [kind for kind, share in zip(KINDS, like.outside.mean(axis=0), strict=True) if share > FALSE_ALARMS]
+    return replace(
+        facts,
+        energy=_scale("energy", found.energy_errors, found.mean_distances, found.mean_forces),
+        forces=_scale("forces", found.force_errors, found.distances, found.forces),
+        limit=float(np.quantile(like.distances, WITHIN)),
+        unjudged=tuple(unjudged),
+    )
 
 
 def judged(last_layer: LastLayer, parts: Mapping[str, HeldOut]) -> TrustFacts:
     """Return the facts of a calibration, with its judgement on held-out frames by name of their data."""
     facts = last_layer.facts
     sizes = {name: uncertainties(last_layer, found) for name, found in parts.items()}
-    each = {name: _judged(parts[name], facts.limit, *sizes[name]) for name in parts}
+    each = {name: _judged(parts[name], facts, *sizes[name]) for name in parts}
     every = joined(list(parts.values()))
     energies = np.concatenate([energy for energy, _ in sizes.values()])
     forces = np.concatenate([parts[name].mean(forces) for name, (_, forces) in sizes.items()])
@@ -230,16 +243,17 @@ def judged(last_layer: LastLayer, parts: Mapping[str, HeldOut]) -> TrustFacts:
 
 
 def _judged(
-    found: HeldOut, limit: float, energies: Float64[np.ndarray, " frames"], forces: Float64[np.ndarray, " atoms"]
+    found: HeldOut, facts: TrustFacts, energies: Float64[np.ndarray, " frames"], forces: Float64[np.ndarray, " atoms"]
 ) -> Judged:
-    far = found.mean((found.distances > limit).astype(np.float64)) > 0
+    told = np.array([each not in facts.unjudged for each in KINDS])
+    far = found.mean((found.distances > facts.limit).astype(np.float64)) > 0
     return Judged(
         num_frames=len(energies),
         energy_correlation=_finite(rank_correlation(energies, found.energy_errors)),
         force_correlation=_finite(rank_correlation(found.mean(forces), found.mean(found.force_errors))),
         energy_within=float((found.energy_errors <= energies).mean()),
         force_within=float((found.force_errors <= forces).mean()),
-        outside=float(((found.outside > 0) | far).mean()),
+        outside=float((found.outside[:, told].any(axis=1) | far).mean()),
     )
 
 

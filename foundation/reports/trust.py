@@ -36,7 +36,7 @@ def draw(last_layer: LastLayer, parts: Mapping[str, HeldOut], file: Path) -> Non
     for axes, what in ((left, "energy [eV/atom]"), (right, "force on an atom [eV/Å]")):
         low, high = axes.get_xlim()
         axes.plot([low, high], [low, high], color="#444444", linewidth=1)
-        axes.set(xlim=(low, high), xlabel=f"uncertainty of the {what}", ylabel="error")
+        axes.set(xlim=(low, high), ylim=(low / 30, high), xlabel=f"uncertainty of the {what}", ylabel="error")
     left.legend(
         frameon=False, fontsize=8, title=f"large points: {100 * LEVEL:g} % of errors are below", title_fontsize=8
     )
@@ -79,12 +79,13 @@ def card_section(facts: TrustFacts) -> str:
     pressures = (facts.lowest_pressure, facts.highest_pressure)
     low, high = (None if each is None else f"{GPA.factor * each:.3g}" for each in pressures)
     pressure = "" if low is None else f", pressures from {low} to {high} {GPA.name}"
+    untold = f" Not told, for lack of data: {'; '.join(facts.unjudged)}." if facts.unjudged else ""
     return (
         f"\n{TITLE}\n\n`{FACTS}` and `{TENSORS}` hold the covariance of the last features over "
         f"{facts.num_frames:,} frames ({facts.num_atoms:,} atoms) of {markdown(facts.data)}, and its calibration: "
         f"{100 * LEVEL:g} % of errors are at most the uncertainty. Covered are {len(facts.elements)} elements"
         f"{force}{pressure}. `Calculator`, `predict`, `relax` and `md` give uncertainties and say when a structure "
-        "leaves the coverage.\n\nMeasured on held-out frames without a part in the calibration:\n\n"
+        f"leaves the coverage.{untold}\n\nMeasured on held-out frames without a part in the calibration:\n\n"
         "| data | frames | rank correlation with the error, forces / energies | errors below, forces / energies | "
         f"frames that leave the coverage |\n|---|---|---|---|---|\n{rows}\n"
         f"Chance that a frame with an error above three times the median has a larger uncertainty (AUROC): {areas}.\n\n"
