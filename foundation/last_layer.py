@@ -205,7 +205,7 @@ class LastLayer(torch.nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "atoms features"],
+        distances: Float64[Tensor, " atoms"],
         batch: GraphBatch,
         elements: Int[Tensor, " atoms"],
         forces: Float[Tensor, "atoms 3"],
@@ -214,13 +214,13 @@ class LastLayer(torch.nn.Module):
         """Return the uncertainties of the predictions for a batch.
 
         Args:
-            features: Last features of each atom.
+            distances: Distance of each atom from the training data, by distances().
             batch: The structures.
             elements: Index of each atom's element among the potential's.
             forces: Predicted forces [eV/Å].
             stress: Predicted stresses [eV/Å³].
         """
-        distances, sizes = self.distances(features, elements), torch.linalg.vector_norm(forces.double(), dim=1)
+        sizes = torch.linalg.vector_norm(forces.double(), dim=1)
         owners, num_atoms = batch.graph_of_atom, batch.num_atoms.double()
         sums = torch.zeros(batch.num_graphs, 2, dtype=torch.float64, device=distances.device)
         means = sums.index_add(0, owners, torch.stack([distances, sizes], dim=1)) / num_atoms.unsqueeze(1)

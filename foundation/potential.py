@@ -189,8 +189,8 @@ class Potential(torch.nn.Module):
         forces, stress = -position_gradient, strain_gradient * inverse
         uncertainty = None
         if self.last_layer is not None and features is not None:
-            elements = self._element_positions(batch.numbers)
-            uncertainty = self.last_layer(features.detach(), batch, elements, forces.detach(), stress.detach())
+            distances = self.last_layer.distances(features.detach(), self._element_positions(batch.numbers))
+            uncertainty = self.uncertainty(distances, batch, forces.detach(), stress.detach())
         return Prediction(
             energy=energy,
             forces=forces.to(self.dtype),
@@ -255,6 +255,22 @@ class Potential(torch.nn.Module):
             network, features = self.network.energies_and_features(batch, elements)
         energies = self.get_buffer("scale")[elements] * network.to(torch.float64) + self._references(batch, elements)
         return (energies if self.repulsion is None else energies + self.repulsion(batch)), features
+
+    def uncertainty(
+        self,
+        distances: Float64[Tensor, " atoms"],
+        batch: GraphBatch,
+        forces: Float[Tensor, "atoms 3"],
+        stress: Float[Tensor, "graphs 3 3"],
+    ) -> Uncertainty:
+        """Return uncertainties from the distances of atoms and predicted forces [eV/Å] and stresses [eV/Å³].
+
+        Raises:
+            ValueError: the potential's release has none.
+        """
+        if self.last_layer is None:
+            raise ValueError("the potential has no uncertainty; add it with `foundation uncertainty`")
+        return self.last_layer(distances, batch, self._element_positions(batch.numbers), forces, stress)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
         """Return invariant features of each atom's environment, from which the network reads its energy.

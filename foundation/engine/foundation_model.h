@@ -29,6 +29,8 @@ typedef struct {
   double *forces;        /* num_atoms x 3; those of ghosts belong to their owners */
   double *atom_virials;  /* num_local x 9: shares of the virial; NULL: none are wanted */
   double virial[9];      /* dE/d(strain), row-major; divided by the volume it is the stress, positive in tension */
+  double *distances;     /* num_local: from the training data, by the last features; zeros if the potential has none;
+                            NULL: none are wanted */
 } foundation_result;
 
 /* 0, or -1 with foundation_last_error(). */

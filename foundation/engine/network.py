@@ -107,6 +107,8 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         layers.append(initializer)
     readout, constant = _readout(network, theory)
     places["READOUT"] = numbers.add(readout)
+    if potential.last_layer is not None:
+        places["WHITENING"] = numbers.add(potential.last_layer.get_buffer("whitening")[0])
     constants = np.concatenate(
         [
             [constant],

@@ -143,12 +143,18 @@ class Calculator(AseCalculator):
         graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
         if self._compiled is not None:
             computed = self._compiled(graph)
-            return {
+            stress = computed.virial / (structure.volume or 1.0)
+            found = {
                 "energy": computed.energy,
                 "energies": computed.atom_energies,
                 "forces": computed.forces,
-                "stress": computed.virial / (structure.volume or 1.0),
+                "stress": stress,
             }
+            if computed.distances is None:
+                return found
+            arrays = (torch.from_numpy(each) for each in (computed.forces, stress[None]))
+            uncertainty = self.potential.uncertainty(torch.from_numpy(computed.distances), graph, *arrays)
+            return found | _results_of(uncertainty)
         prediction = self.potential(graph.to(self.potential.device))
         uncertainty = {} if prediction.uncertainty is None else _results_of(prediction.uncertainty)
         return uncertainty | {

@@ -246,6 +246,17 @@ def test_a_calculator_returns_it(made: Path) -> None:
     assert set(results["outside_coverage"]) <= set(KINDS)
 
 
+def test_the_compiled_library_returns_the_same(made: Path) -> None:
+    atoms, found = crystal(), {}
+    for engine in ("torch", "compiled"):
+        atoms.calc = Calculator(made, engine=engine)
+        atoms.get_potential_energy()
+        found[engine] = atoms.calc.results
+    for name in ("uncertainty", "energies_uncertainty", "forces_uncertainty"):
+        np.testing.assert_allclose(found["compiled"][name], found["torch"][name], rtol=1e-6)
+    assert found["compiled"]["outside_coverage"] == found["torch"]["outside_coverage"]
+
+
 def rows(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "results.csv").read_text().splitlines()))
 
