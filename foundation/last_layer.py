@@ -13,6 +13,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -290,6 +291,13 @@ class LastLayer(torch.nn.Module):
         flags = torch.stack([(known == 0) & seen[first] & seen[second], lengths < CLOSER * known], dim=1)
         strange, close = _any_of(flags, batch.graph_of_atom[first], batch.num_graphs).unbind(dim=1)
         return strange, close
+
+
+def constants_of(last_layer: LastLayer) -> Float64[np.ndarray, " constants"]:
+    """Return what the compiled library needs for the uncertainty of forces: coefficients, bounds, and the table."""
+    scale, table = last_layer.facts.forces, last_layer.get_buffer("force_table").cpu().numpy()
+    bounds = (SMALLEST_DISTANCE, SMALLEST_FORCE, float(table.shape[1]))
+    return np.concatenate([[scale.constant, scale.distance, scale.force, *bounds], *table])
 
 
 def score(scale: Scale, distances: Float64[Tensor, " n"], forces: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:

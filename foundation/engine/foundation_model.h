@@ -38,6 +38,9 @@ int foundation_open(const char *file, foundation_model **model);
 int foundation_compute(foundation_model *model, const foundation_system *system, foundation_result *result);
 void foundation_close(foundation_model *model);
 
+/* Uncertainty of the force on an atom [eV/Å] from its distance and the size of its force; 0 if the potential has none. */
+double foundation_force_uncertainty(const foundation_model *model, double distance, double force);
+
 double foundation_cutoff(void);
 int foundation_num_layers(void);
 int foundation_num_elements(void);
