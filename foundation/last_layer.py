@@ -282,7 +282,8 @@ class LastLayer(torch.nn.Module):
         self, batch: GraphBatch, elements: Int[Tensor, " atoms"], seen: Bool[Tensor, " atoms"]
     ) -> tuple[Bool[Tensor, " graphs"], Bool[Tensor, " graphs"]]:
         """Return whether a structure has neighbours that never were, and whether some are closer than ever."""
-        if batch.molecule is not None:  # edges join molecules
+        # in a graph of molecules edges join these
+        if batch.molecule is not None or {*KINDS[1:3]} <= {*self.facts.unjudged}:
             none = torch.zeros(batch.num_graphs, dtype=torch.bool, device=elements.device)
             return none, none
         first, second = batch.receivers[batch.pair_edges].long(), batch.senders[batch.pair_edges].long()
