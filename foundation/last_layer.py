@@ -189,20 +189,16 @@ class LastLayer(torch.nn.Module):
         groups, rows, columns = whitening.shape
         if rows != columns or groups not in (1, len(shortest)) or shortest.shape != (len(shortest),) * 2:
             raise ValueError(f"whitening {tuple(whitening.shape)} and shortest {tuple(shortest.shape)} do not fit")
-        self.facts = facts
+        self.facts, self.shortest = facts, shortest.double().cpu().numpy()
+        # not among the weights of the potential, whose checksum it must not change
+        self.register_buffer("whitening", whitening.double(), persistent=False)
         low, high = facts.lowest_pressure, facts.highest_pressure
-        tensors = {
-            "whitening": whitening.double(),
-            "shortest": shortest.double(),
-            "energy_table": torch.tensor([facts.energy.scores, facts.energy.errors], dtype=torch.float64).log(),
-            "force_table": torch.tensor([facts.forces.scores, facts.forces.errors], dtype=torch.float64).log(),
-        }
-        for name, tensor in tensors.items():
-            # not among the weights of the potential, whose checksum they must not change
-            self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("told", torch.tensor([each not in facts.unjudged for each in KINDS]), persistent=False)
-        self._largest_force = torch.inf if facts.largest_force is None else facts.largest_force
-        self._pressures = (-torch.inf if low is None else low, torch.inf if high is None else high)
+        self._seen, self._told = (
+            (self.shortest > 0).any(axis=1),
+            np.array([each not in facts.unjudged for each in KINDS]),
+        )
+        self._largest_force = np.inf if facts.largest_force is None else facts.largest_force
+        self._pressures = (-np.inf if low is None else low, np.inf if high is None else high)
 
     def forward(
         self,
@@ -221,30 +217,24 @@ class LastLayer(torch.nn.Module):
             forces: Predicted forces [eV/Å].
             stress: Predicted stresses [eV/Å³].
         """
-        sizes = torch.linalg.vector_norm(forces.double(), dim=1)
-        owners, num_atoms = batch.graph_of_atom, batch.num_atoms.double()
-        sums = torch.zeros(batch.num_graphs, 2, dtype=torch.float64, device=distances.device)
-        means = sums.index_add(0, owners, torch.stack([distances, sizes], dim=1)) / num_atoms.unsqueeze(1)
-        per_atom = self.energies_per_atom(means[:, 0], means[:, 1])
-        return Uncertainty(
-            energy=per_atom * num_atoms,
-            atom_energies=(per_atom / means[:, 0])[owners] * distances,
-            forces=self.of_forces(distances, sizes),
-            distances=distances,
-            outside=self._outside(batch, elements, distances, sizes, stress.double()),
+        # many small steps, which NumPy takes in a tenth of torch's time
+        atoms = _Atoms(
+            distances=_array(distances),
+            forces=np.sqrt((_array(forces.double()) ** 2).sum(axis=1)),
+            elements=_array(elements),
+            owners=_array(batch.graph_of_atom),
+            counts=_array(batch.num_atoms),
         )
-
-    def energies_per_atom(
-        self, distances: Float64[Tensor, " graphs"], forces: Float64[Tensor, " graphs"]
-    ) -> Float64[Tensor, " graphs"]:
-        """Return the uncertainty of energies per atom [eV] from the means of distances and sizes of forces [eV/Å]."""
-        return _scaled(self.facts.energy, self.get_buffer("energy_table"), distances, forces)
-
-    def of_forces(
-        self, distances: Float64[Tensor, " atoms"], forces: Float64[Tensor, " atoms"]
-    ) -> Float64[Tensor, " atoms"]:
-        """Return the uncertainty of forces [eV/Å] from the distances of their atoms, and their sizes [eV/Å]."""
-        return _scaled(self.facts.forces, self.get_buffer("force_table"), distances, forces)
+        mean = atoms.mean(atoms.distances)
+        per_atom = scaled(self.facts.energy, mean, atoms.mean(atoms.forces))
+        found = {
+            "energy": per_atom * atoms.counts,
+            "atom_energies": (per_atom / mean)[atoms.owners] * atoms.distances,
+            "forces": scaled(self.facts.forces, atoms.distances, atoms.forces),
+            "outside": self._outside(batch, atoms, _array(stress.double())),
+        }
+        tensors = {name: torch.from_numpy(value).to(distances.device) for name, value in found.items()}
+        return Uncertainty(**tensors, distances=distances)
 
     def distances(
         self, features: Float[Tensor, "atoms features"], elements: Int[Tensor, " atoms"]
@@ -261,75 +251,80 @@ class LastLayer(torch.nn.Module):
         return torch.linalg.vector_norm(placed, dim=1).clamp(min=SMALLEST_DISTANCE)
 
     def _outside(
-        self,
-        batch: GraphBatch,
-        elements: Int[Tensor, " atoms"],
-        distances: Float64[Tensor, " atoms"],
-        sizes: Float64[Tensor, " atoms"],
-        stress: Float64[Tensor, "graphs 3 3"],
-    ) -> Bool[Tensor, "graphs kinds"]:
+        self, batch: GraphBatch, atoms: "_Atoms", stress: Float64[np.ndarray, "graphs 3 3"]
+    ) -> Bool[np.ndarray, "graphs kinds"]:
         """Return where each structure leaves the coverage, by KINDS."""
-        shortest = self.get_buffer("shortest")
-        seen = (shortest > 0).any(dim=1)[elements]
-        of_atoms = torch.stack([~seen, distances > self.facts.limit, sizes > self._largest_force], dim=1)
-        unseen, far, strong = _any_of(of_atoms, batch.graph_of_atom, batch.num_graphs).unbind(dim=1)
-        strange, close = self._pairs(batch, elements, seen)
-        pressure = -stress.diagonal(dim1=1, dim2=2).sum(dim=1) / 3
-        squeezed = (pressure < self._pressures[0]) | (pressure > self._pressures[1])
-        return torch.stack([unseen, strange, close, far, strong, squeezed], dim=1) & self.get_buffer("told")
-
-    def _pairs(
-        self, batch: GraphBatch, elements: Int[Tensor, " atoms"], seen: Bool[Tensor, " atoms"]
-    ) -> tuple[Bool[Tensor, " graphs"], Bool[Tensor, " graphs"]]:
-        """Return whether a structure has neighbours that never were, and whether some are closer than ever."""
+        outside = np.zeros((len(stress), len(KINDS)), dtype=bool)
+        outside[atoms.owners[~self._seen[atoms.elements]], 0] = True
+        outside[atoms.owners[atoms.distances > self.facts.limit], 3] = True
+        outside[atoms.owners[atoms.forces > self._largest_force], 4] = True
+        pressure = -np.trace(stress, axis1=1, axis2=2) / 3
+        outside[:, 5] = (pressure < self._pressures[0]) | (pressure > self._pressures[1])
         # in a graph of molecules edges join these
-        if batch.molecule is not None or {*KINDS[1:3]} <= {*self.facts.unjudged}:
-            none = torch.zeros(batch.num_graphs, dtype=torch.bool, device=elements.device)
-            return none, none
-        first, second = batch.receivers[batch.pair_edges].long(), batch.senders[batch.pair_edges].long()
-        known = self.get_buffer("shortest")[elements[first], elements[second]]
-        lengths = torch.linalg.vector_norm(batch.pair_vectors().detach(), dim=1)
-        flags = torch.stack([(known == 0) & seen[first] & seen[second], lengths < CLOSER * known], dim=1)
-        strange, close = _any_of(flags, batch.graph_of_atom[first], batch.num_graphs).unbind(dim=1)
-        return strange, close
+        if batch.molecule is None and self._told[1:3].any():
+            first, second = (_array(each[batch.pair_edges]) for each in (batch.receivers, batch.senders))
+            known, graphs = self.shortest[atoms.elements[first], atoms.elements[second]], atoms.owners[first]
+            lengths = _array(torch.linalg.vector_norm(batch.pair_vectors().detach(), dim=1))
+            both = self._seen[atoms.elements[first]] & self._seen[atoms.elements[second]]
+            outside[graphs[(known == 0) & both], 1] = True
+            outside[graphs[lengths < CLOSER * known], 2] = True
+        return outside & self._told
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Atoms:
+    """Atoms of a batch."""
+
+    distances: Float64[np.ndarray, " atoms"]
+    forces: Float64[np.ndarray, " atoms"]
+    elements: Int[np.ndarray, " atoms"]
+    owners: Int[np.ndarray, " atoms"]
+    counts: Int[np.ndarray, " graphs"]
+
+    def mean(self, values: Float64[np.ndarray, " atoms"]) -> Float64[np.ndarray, " graphs"]:
+        """Return the mean of values over the atoms of each structure."""
+        return np.bincount(self.owners, values, minlength=len(self.counts)) / self.counts
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def score(
+    scale: Scale, distances: Float64[np.ndarray, " n"], forces: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Return the logarithm of the score of distances and sizes of forces [eV/Å]."""
+    near = np.log(np.maximum(distances, SMALLEST_DISTANCE))
+    return scale.constant + scale.distance * near + scale.force * np.log(forces + SMALLEST_FORCE)
+
+
+def scaled(
+    scale: Scale, distances: Float64[np.ndarray, " n"], forces: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Return uncertainties: the table is interpolated in logarithms, and goes on in proportion to the score.
+
+    Args:
+        scale: That of forces, or of energies per atom.
+        distances: Distances of atoms, or their means.
+        forces: Sizes of the predicted forces [eV/Å], or their means.
+    """
+    logarithm, scores = score(scale, distances, forces), np.log(scale.scores)
+    inside = np.clip(logarithm, scores[0], scores[-1])
+    return np.exp(np.interp(inside, scores, np.log(scale.errors)) + logarithm - inside)
 
 
 def constants_of(last_layer: LastLayer) -> Float64[np.ndarray, " constants"]:
     """Return what the compiled library needs for the uncertainty of forces: coefficients, bounds, and the table."""
-    scale, table = last_layer.facts.forces, last_layer.get_buffer("force_table").cpu().numpy()
-    bounds = (SMALLEST_DISTANCE, SMALLEST_FORCE, float(table.shape[1]))
-    return np.concatenate([[scale.constant, scale.distance, scale.force, *bounds], *table])
-
-
-def score(scale: Scale, distances: Float64[Tensor, " n"], forces: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
-    """Return the logarithm of the score of distances and sizes of forces [eV/Å]."""
-    near = distances.clamp(min=SMALLEST_DISTANCE).log()
-    return scale.constant + scale.distance * near + scale.force * (forces + SMALLEST_FORCE).log()
-
-
-def _scaled(
-    scale: Scale, table: Float64[Tensor, "2 knots"], distances: Float64[Tensor, " n"], forces: Float64[Tensor, " n"]
-) -> Float64[Tensor, " n"]:
-    """Return uncertainties: the table is interpolated in logarithms, and goes on in proportion to the score."""
-    logarithm, (scores, errors) = score(scale, distances, forces), table
-    upper = torch.searchsorted(scores, logarithm).clamp(1, len(scores) - 1)
-    low, high = scores[upper - 1], scores[upper]
-    inside = logarithm.clamp(scores[0], scores[-1])
-    between = torch.lerp(errors[upper - 1], errors[upper], (inside - low) / (high - low))
-    return (between + logarithm - inside).exp()
-
-
-def _any_of(
-    flags: Bool[Tensor, "items kinds"], owners: Int[Tensor, " items"], num_graphs: int
-) -> Bool[Tensor, "graphs kinds"]:
-    """Return for each structure whether any of its items has a flag."""
-    counts = torch.zeros(num_graphs, flags.shape[1], dtype=torch.int32, device=flags.device)
-    return counts.index_add(0, owners, flags.int()) > 0
+    scale = last_layer.facts.forces
+    bounds = (SMALLEST_DISTANCE, SMALLEST_FORCE, float(len(scale.scores)))
+    coefficients = [scale.constant, scale.distance, scale.force, *bounds]
+    return np.concatenate([coefficients, np.log(scale.scores), np.log(scale.errors)])
 
 
 def save(last_layer: LastLayer, folder: Path) -> None:
     """Write the files of a trust signal into a folder from durable.whole_folder()."""
-    tensors = {name: last_layer.get_buffer(name).cpu().contiguous() for name in ("whitening", "shortest")}
+    shortest = torch.from_numpy(last_layer.shortest.astype(np.float32))
+    tensors = {"whitening": last_layer.get_buffer("whitening").cpu().contiguous(), "shortest": shortest}
     content = safetensors.torch.save(tensors)
     facts = asdict(last_layer.facts) | {"tensors_sha256": hashlib.sha256(content).hexdigest()}
     (folder / TENSORS).write_bytes(content)

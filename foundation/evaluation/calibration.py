@@ -17,7 +17,7 @@ from data_pipeline.graphs.packing import Refused, packed
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.evaluation.coverage import pairs_of
 from foundation.evaluation.suites.extrapolation import rank_correlation, ranking_area
-from foundation.last_layer import KINDS, UNSCALED, Judged, LastLayer, Scale, TrustFacts, score
+from foundation.last_layer import KINDS, UNSCALED, Judged, LastLayer, Scale, TrustFacts, scaled, score
 from foundation.potential import Potential
 
 EDGE_BUDGET = 10_000
@@ -262,8 +262,7 @@ def uncertainties(
 ) -> tuple[Float64[np.ndarray, " frames"], Float64[np.ndarray, " atoms"]]:
     """Return the uncertainty of each frame's energy per atom, and of each force."""
     frames, atoms = (found.mean_distances, found.mean_forces), (found.distances, found.forces)
-    energy = last_layer.energies_per_atom(*(torch.from_numpy(each) for each in frames))
-    return energy.numpy(), last_layer.of_forces(*(torch.from_numpy(each) for each in atoms)).numpy()
+    return scaled(last_layer.facts.energy, *frames), scaled(last_layer.facts.forces, *atoms)
 
 
 def _area(scores: Float64[np.ndarray, " frames"], errors: Float64[np.ndarray, " frames"]) -> float | None:
@@ -281,13 +280,13 @@ def _scale(
     forces: Float64[np.ndarray, " n"],
 ) -> Scale:
     """Return the score fitted to the logarithms of errors, and its table."""
-    given = torch.from_numpy(distances), torch.from_numpy(forces)
-    columns = [score(replace(UNSCALED, distance=d, force=f), *given).numpy() for d, f in ((1.0, 0.0), (0.0, 1.0))]
+    given = distances, forces
+    columns = [score(replace(UNSCALED, distance=d, force=f), *given) for d, f in ((1.0, 0.0), (0.0, 1.0))]
     matrix = np.stack([np.ones(len(errors)), *columns], axis=1)
     bounds = ([-np.inf, 0.0, 0.0], np.inf)
     constant, distance, force = lsq_linear(matrix, np.log(errors + SMALLEST_ERROR[quantity]), bounds=bounds).x.tolist()
     fitted = Scale(constant=constant, distance=distance, force=force, scores=(1.0, 2.0), errors=(1.0, 2.0))
-    scores, limits = _table(np.exp(score(fitted, *given).numpy()), errors + SMALLEST_ERROR[quantity])
+    scores, limits = _table(np.exp(score(fitted, *given)), errors + SMALLEST_ERROR[quantity])
     return replace(fitted, scores=scores, errors=limits)
 
 

@@ -211,7 +211,7 @@ def test_what_leaves_the_coverage_is_named(made: Path) -> None:
     potential = checkpoint.load(made)
     assert potential.last_layer is not None
     facts = dataclasses.replace(potential.last_layer.facts, unjudged=(), limit=1e-9, lowest_pressure=1e6)
-    shortest = potential.last_layer.get_buffer("shortest").clone()
+    shortest = torch.from_numpy(potential.last_layer.shortest.copy())
     copper = potential.elements.index(29)
     tensors = potential.last_layer.get_buffer("whitening"), shortest
 

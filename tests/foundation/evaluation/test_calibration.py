@@ -16,7 +16,7 @@ from foundation.evaluation.calibration import (
     training_sums,
     with_facts,
 )
-from foundation.last_layer import KINDS, UNSCALED, LastLayer, TrustFacts
+from foundation.last_layer import KINDS, UNSCALED, LastLayer, TrustFacts, scaled
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from tests.small_networks import SMALL_NETWORKS
@@ -152,9 +152,9 @@ def test_a_calibration_finds_the_law_of_errors_and_holds_on_others() -> None:
     assert other.force_correlation > 0.4
     assert judgement.force_area is not None
     assert judgement.force_area > 0.7
-    far = torch.tensor([1.0, 50.0, 1e4], dtype=torch.float64)
-    sizes = layer.of_forces(far, torch.ones_like(far))
-    np.testing.assert_allclose(sizes, 0.3 * 1.05**0.5 * np.array([1.0, 50.0, 1e4]), rtol=0.35)
+    far = np.array([1.0, 50.0, 1e4])
+    sizes = scaled(facts.forces, far, np.ones(3))
+    np.testing.assert_allclose(sizes, 0.3 * 1.05**0.5 * far, rtol=0.35)
 
 
 def test_every_second_frame_is_kept_with_its_atoms() -> None:
@@ -169,7 +169,7 @@ def test_every_second_frame_is_kept_with_its_atoms() -> None:
 def test_the_last_layer_of_a_potential_has_what_was_seen(potential: Potential, emt_manifest: Manifest) -> None:
     frames = list(Dataset(manifest=emt_manifest).frames())[:4]
     sums = training_sums(potential, frames)
-    shortest = with_facts(potential, sums, FACTS).get_buffer("shortest").numpy()
+    shortest = with_facts(potential, sums, FACTS).shortest
     seen = np.isfinite(sums.shortest)
     assert (shortest[~seen] == 0).all()
     assert (shortest[seen] > 1).all()
