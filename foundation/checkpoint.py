@@ -28,6 +28,8 @@ from data_pipeline.store.untrusted import (
     require,
     typed,
 )
+from foundation.last_layer import FACTS, FIGURE, TENSORS
+from foundation.last_layer import read as read_last_layer
 from foundation.models import Architecture, architecture_named
 from foundation.models.limits import check_elements, check_theories
 from foundation.potential import Potential, check_weights
@@ -42,7 +44,9 @@ REPULSION = "repulsion"
 """Entry of the provenance of a potential with a repulsion between close atoms."""
 REHEARSAL, FISHER = "rehearsal", "fisher.safetensors"
 """Protection that a release may carry (foundation/finetuning/protection.py): a data set, and a Fisher."""
-COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, LICENCE, EVALUATION, FISHER)
+TRUST = (FACTS, TENSORS, FIGURE)
+"""Uncertainty and coverage that a release may carry (foundation/last_layer.py)."""
+COVERED = (WEIGHTS, CONFIG, GOLDEN, CARD, LICENCE, EVALUATION, FISHER, *TRUST)
 """Files of a release: existing ones must be in SHA256SUMS, and so must those of the rehearsal's folder."""
 SHA256 = "[0-9a-f]{64}"
 """A checksum."""
@@ -195,6 +199,7 @@ def load(folder: Path | str) -> Potential:
         state["reference_energies"] = state["reference_energies"].reshape(len(config.theories), len(config.elements))
         potential.load_state_dict(state)
         check_weights(potential)
+    potential.last_layer = read_last_layer(folder, config.weights_sha256, len(config.elements), CorruptCheckpoint)
     return potential.eval()
 
 

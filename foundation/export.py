@@ -39,6 +39,7 @@ from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_report import curve_file, curve_files
 from foundation.reports.front_matter import Measured, front_matter
 from foundation.reports.suite_table import suite_table
+from foundation.reports.trust import copy_into as trust_into
 from foundation.run_folder import PROTECTION
 from foundation.surgery.start import with_changes
 from foundation.surgery.theories import keep_theory
@@ -155,12 +156,14 @@ def _export(config: ExportConfig) -> Path:
             checkpoint.write_into(partial, potential, made_from | ({"private": True} if config.private else {}))
             described = checkpoint.describe(partial)
         protection = protection_into(partial, unchanged, described) if unchanged else ""
+        trust = trust_into(partial, unchanged, potential.last_layer) if unchanged else ""
         facts = card_facts(potential, described) | measured | {"golden_of": asdict(golden_of)}
         named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
         before = ""
         if not config.private:
             before = front_matter(card, described.origin, potential.theories, _by_set(partial, measured))
-        finish(partial, potential, structures, named, facts, private=config.private, around=(before, protection))
+        around = (before, trust + protection)
+        finish(partial, potential, structures, named, facts, private=config.private, around=around)
     return config.out
 
 

@@ -152,6 +152,7 @@ def read_start(
             f"{gone}. The run began with the weights of step {begun.checkpoint_step}: {ways}"
         ) from gone
     potential, described = named.read()
+    potential.last_layer = None  # it belongs to weights that will change
     if begun is not None and begun.weights_sha256 != described.weights_sha256:
         raise ValueError(f"{word} has other weights than those that the run began with: {ways}")
     step = named.checkpoint.step if isinstance(named, RunCheckpoint) else None

@@ -19,6 +19,7 @@ from data_pipeline.graphs.packing import EDGE_BUDGET, Refused, packed
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS, InvalidStructure, Structure
+from foundation.last_layer import LastLayer, Uncertainty
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
@@ -43,16 +44,22 @@ class Prediction:
     """Stress [eV/Å³], positive in tension; zero if the cell encloses no volume."""
     atom_energies: Float64[Tensor, " atoms"]
     """Energy of each atom [eV]; they add up to the total."""
+    uncertainty: Uncertainty | None = None
+    """Uncertainties and coverage, if the potential's release has them."""
 
     def split(self, num_atoms: Sequence[int]) -> "list[Prediction]":
         """Return the prediction of each structure, by their numbers of atoms."""
+        whole = [None] * len(num_atoms) if self.uncertainty is None else self.uncertainty.split(list(num_atoms))
         return [
-            Prediction(energy=energy, forces=forces, stress=stress, atom_energies=atom_energies)
-            for energy, forces, stress, atom_energies in zip(
+            Prediction(
+                energy=energy, forces=forces, stress=stress, atom_energies=atom_energies, uncertainty=uncertainty
+            )
+            for energy, forces, stress, atom_energies, uncertainty in zip(
                 self.energy.split(1),
                 self.forces.split(list(num_atoms)),
                 self.stress.split(1),
                 self.atom_energies.split(list(num_atoms)),
+                whole,
                 strict=True,
             )
         ]
@@ -103,6 +110,7 @@ class Potential(torch.nn.Module):
         check_theories(theories)
         self.network, self.elements, self.theories = network, elements, theories
         self.repulsion: Repulsion | None = None
+        self.last_layer: LastLayer | None = None
         references = torch.zeros(len(theories), len(elements), dtype=torch.float64)
         self.register_buffer("reference_energies", references)
         self.register_buffer("scale", torch.ones(len(elements), dtype=torch.float64))
@@ -169,7 +177,7 @@ class Potential(torch.nn.Module):
             deformation = 0.5 * (strain + strain.transpose(1, 2))
             moved = positions + torch.einsum("ai,aij->aj", positions, deformation[batch.graph_of_atom])
             strained = replace(batch, positions=moved, cell=batch.cell + batch.cell @ deformation)
-            atom_energies = self.atom_energies(strained)
+            atom_energies, features = self._energies_and_features(strained)
             energy = torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, atom_energies)
             position_gradient, strain_gradient = torch.autograd.grad(
                 energy.sum(), (positions, strain), create_graph=self.training, materialize_grads=True
@@ -179,11 +187,16 @@ class Potential(torch.nn.Module):
         if not self.training:
             energy, atom_energies = energy.detach(), atom_energies.detach()
         forces, stress = -position_gradient, strain_gradient * inverse
+        uncertainty = None
+        if self.last_layer is not None and features is not None:
+            distances = self.last_layer.distances(features.detach(), self._element_positions(batch.numbers))
+            uncertainty = self.uncertainty(distances, batch, forces.detach(), stress.detach())
         return Prediction(
             energy=energy,
             forces=forces.to(self.dtype),
             stress=stress.to(self.dtype),
             atom_energies=atom_energies,
+            uncertainty=uncertainty,
         )
 
     def predict(
@@ -229,10 +242,35 @@ class Potential(torch.nn.Module):
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
+        return self._energies_and_features(batch)[0]
+
+    def _energies_and_features(
+        self, batch: GraphBatch
+    ) -> tuple[Float64[Tensor, " atoms"], Float[Tensor, "atoms features"] | None]:
+        """Return the energy of each atom [eV], and the last features if uncertainties are computed from them."""
         elements = self._element_positions(batch.numbers)
-        network = self.network(batch, elements).to(torch.float64)
-        energies = self.get_buffer("scale")[elements] * network + self._references(batch, elements)
-        return energies if self.repulsion is None else energies + self.repulsion(batch)
+        if self.last_layer is None or self.training:
+            network, features = self.network(batch, elements), None
+        else:
+            network, features = self.network.energies_and_features(batch, elements)
+        energies = self.get_buffer("scale")[elements] * network.to(torch.float64) + self._references(batch, elements)
+        return (energies if self.repulsion is None else energies + self.repulsion(batch)), features
+
+    def uncertainty(
+        self,
+        distances: Float64[Tensor, " atoms"],
+        batch: GraphBatch,
+        forces: Float[Tensor, "atoms 3"],
+        stress: Float[Tensor, "graphs 3 3"],
+    ) -> Uncertainty:
+        """Return uncertainties from the distances of atoms and predicted forces [eV/Å] and stresses [eV/Å³].
+
+        Raises:
+            ValueError: the potential's release has none.
+        """
+        if self.last_layer is None:
+            raise ValueError("the potential has no uncertainty; add it with `foundation uncertainty`")
+        return self.last_layer(distances, batch, self._element_positions(batch.numbers), forces, stress)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
         """Return invariant features of each atom's environment, from which the network reads its energy.

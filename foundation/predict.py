@@ -40,7 +40,8 @@ class _Predicting:
         """Return the prediction."""
         made = outcome(self._number, self.structure, found)
         if made.max_force is not None and made.max_force > LARGE_FORCE:
-            return replace(made, warnings=(f"a force of {made.max_force:.3g} eV/Å: far from most training data",))
+            remark = f"a force of {made.max_force:.3g} eV/Å: far from most training data"
+            return replace(made, warnings=(*made.warnings, remark))
         return made
 
     def failed(self, reason: str) -> Outcome:

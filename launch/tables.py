@@ -358,6 +358,13 @@ def protected(folder: Path) -> None:
     console.print(f"    foundation finetune --start {folder} --data FILES --out FOLDER --recipe reewc", highlight=False)
 
 
+def trusted(folder: Path) -> None:
+    """Print the path of a potential with its uncertainty, and the lines that use it."""
+    console.print(f"potential with uncertainty: {folder}")
+    console.print('    atoms.calc.results["forces_uncertainty"]', highlight=False)
+    console.print(f"    foundation predict --model {folder} --data FILES --out FOLDER", highlight=False)
+
+
 def potential(word: Path, kind: str = "potential") -> None:
     """Print the path of a potential, as one names it, and the two lines that use it."""
     console.print(f"{kind}: {word}")

@@ -179,6 +179,13 @@ def _coverage() -> Loaded:
     return Loaded(config=CoverageConfig, run=lambda config: cover(config) and None)
 
 
+def _uncertainty() -> Loaded:
+    from foundation.uncertainty import UncertaintyConfig, add_uncertainty
+    from launch import tables
+
+    return Loaded(config=UncertaintyConfig, run=lambda config: tables.trusted(add_uncertainty(config)))
+
+
 def _report() -> Loaded:
     from foundation.finetune import lacks_report, report_again
     from foundation.report import ReportConfig, report
@@ -253,7 +260,7 @@ def _distill() -> Loaded:
     return Loaded(
         config=DistillConfig,
         run=_resumable(lambda config: distill(config, parse)),
-        expand=lambda words: _name_first(words, "--name"),
+        expand=lambda words: name_first(words, "--name"),
     )
 
 
@@ -394,6 +401,11 @@ VERBS = {
         "record the environments of atoms that a potential has seen in training",
         _coverage,
         ("model", "data", "out", "split", "max_frames", "checkpoint", "device"),
+    ),
+    "uncertainty": Verb(
+        "find the uncertainty and coverage of a potential from its training data, and add them to its folder",
+        _uncertainty,
+        ("model", "data", "split", "calibration", "calibration_split", "theory", "max_frames", "device"),
     ),
     "build": Verb("turn a source of labelled frames into shards", _build, BUILD_KEYS, group="Data and potentials:"),
     "merge": Verb("merge several data sets into one", _merge),

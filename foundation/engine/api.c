@@ -101,6 +101,22 @@ void foundation_close(foundation_model *closed) {
   free(model->memory), free(model->packed), free(model->room), free(model);
 }
 
+double foundation_force_uncertainty(const foundation_model *opened, double distance, double force) {
+#ifdef FORCE_SCALE
+  const double *scale = ((const Model *)opened)->constants + FORCE_SCALE;
+  const int knots = scale[5];
+  const double *scores = scale + 6, *errors = scores + knots;
+  const double score = scale[0] + scale[1] * log(fmax(distance, scale[3])) + scale[2] * log(force + scale[4]);
+  const double inside = fmin(fmax(score, scores[0]), scores[knots - 1]);
+  int upper = 1;
+  while (upper + 1 < knots && scores[upper] < inside) upper++;
+  const double share = (inside - scores[upper - 1]) / (scores[upper] - scores[upper - 1]);
+  return exp(errors[upper - 1] + share * (errors[upper] - errors[upper - 1]) + score - inside);
+#else
+  return (void)opened, (void)distance, (void)force, 0;
+#endif
+}
+
 static int check(const System *system) {
   const int64_t local = system->num_local;
   if (local < 0 || system->num_atoms < local || system->num_edges < 0 || system->num_threads < 1)

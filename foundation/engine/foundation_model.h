@@ -29,12 +29,17 @@ typedef struct {
   double *forces;        /* num_atoms x 3; those of ghosts belong to their owners */
   double *atom_virials;  /* num_local x 9: shares of the virial; NULL: none are wanted */
   double virial[9];      /* dE/d(strain), row-major; divided by the volume it is the stress, positive in tension */
+  double *distances;     /* num_local: from the training data, by the last features; zeros if the potential has none;
+                            NULL: none are wanted */
 } foundation_result;
 
 /* 0, or -1 with foundation_last_error(). */
 int foundation_open(const char *file, foundation_model **model);
 int foundation_compute(foundation_model *model, const foundation_system *system, foundation_result *result);
 void foundation_close(foundation_model *model);
+
+/* Uncertainty of the force on an atom [eV/Å] from its distance and the size of its force; 0 if the potential has none. */
+double foundation_force_uncertainty(const foundation_model *model, double distance, double force);
 
 double foundation_cutoff(void);
 int foundation_num_layers(void);

@@ -63,6 +63,8 @@ class Computed:
     """Forces [eV/Å]; those on ghosts are parts of their owners'."""
     virial: Float64[np.ndarray, "3 3"]
     """Derivative of the energy by strain [eV]."""
+    distances: Float64[np.ndarray, " local"] | None = None
+    """Distance of each local atom from the training data, if the potential's release has uncertainties."""
 
 
 class _System(ctypes.Structure):
@@ -88,6 +90,7 @@ class _Result(ctypes.Structure):
         ("forces", ctypes.c_void_p),
         ("atom_virials", ctypes.c_void_p),
         ("virial", ctypes.c_double * 9),
+        ("distances", ctypes.c_void_p),
     ]
 
 
@@ -158,9 +161,12 @@ class CompiledPotential:
         if system.exchange is not None:
             described.exchange = type(described.exchange)(system.exchange)
         result = _Result(atom_energies=energies.ctypes.data, forces=forces.ctypes.data)
+        distances = None if self._arguments[0].last_layer is None else np.empty(local)
+        if distances is not None:
+            result.distances = distances.ctypes.data
         self._check(self._library.foundation_compute(self._model, ctypes.byref(described), ctypes.byref(result)))
         virial = np.array(result.virial).reshape(3, 3)
-        return Computed(energy=result.energy, atom_energies=energies, forces=forces, virial=virial)
+        return Computed(energy=result.energy, atom_energies=energies, forces=forces, virial=virial, distances=distances)
 
     def __reduce__(self) -> tuple:
         potential, theory, table = self._arguments

@@ -161,6 +161,21 @@ static void collect(const Room *room, const System *system, Result *result) {
     }
 }
 
+/* |f W|, the distance of an atom from the training data. */
+static double distance_of(const Model *model, const T *features, int width) {
+#ifdef WHITENING
+  const T *matrix = model->numbers + WHITENING;
+  T placed[MOST_FEATURES] = {0};
+  double sum = 0;
+  for (int u = 0; u < width; u++)
+    for (int v = 0; v < width; v++) placed[v] += features[u] * matrix[u * width + v];
+  for (int v = 0; v < width; v++) sum += (double)placed[v] * placed[v];
+  return sqrt(sum);
+#else
+  return (void)model, (void)features, (void)width, 0;
+#endif
+}
+
 static void read_out(const Model *model, const Room *room, const System *system, Result *result) {
   const int width = layers[NUM_LAYERS - 1].width_next;
   const T *weights = model->numbers + READOUT;
@@ -173,6 +188,7 @@ static void read_out(const Model *model, const Room *room, const System *system,
     const double scale = model->constants[1 + element];
     result->atom_energies[atom] = scale * sum + model->constants[1 + NUM_ELEMENTS + element];
     result->energy += result->atom_energies[atom];
+    if (result->distances) result->distances[atom] = distance_of(model, features, width);
     T *first = (NUM_LAYERS % 2 ? room->gradients : room->features) + atom * width;
     for (int u = 0; u < width; u++) first[u] = (T)scale * weights[u];
   }

@@ -20,6 +20,7 @@ from foundation.engine.harmonics import harmonics_source
 from foundation.engine.table import Table, radial_polynomials
 from foundation.kernels.couplings import TensorProductPaths
 from foundation.kernels.cpu import parts
+from foundation.last_layer import constants_of
 from foundation.models.equivariant import EquivariantNetwork
 from foundation.nn import repulsion
 from foundation.nn.computation import Computation
@@ -42,7 +43,7 @@ class NetworkSource:
     layout: int
     """Fingerprint of the source, by which a file of numbers is known to belong to it."""
     constants: Float64[np.ndarray, " constants"]
-    """Constant of the readout, then scale and reference energy of every element [eV]."""
+    """Constant of the readout, scale and reference energy of every element [eV], and those of uncertainties."""
     numbers: Float64[np.ndarray, " numbers"]
     """Matrices, tables and all else."""
 
@@ -107,11 +108,17 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         layers.append(initializer)
     readout, constant = _readout(network, theory)
     places["READOUT"] = numbers.add(readout)
+    if potential.last_layer is not None:
+        places |= {
+            "WHITENING": numbers.add(potential.last_layer.get_buffer("whitening")[0]),
+            "FORCE_SCALE": 1 + 2 * len(potential.elements),
+        }
     constants = np.concatenate(
         [
             [constant],
             potential.get_buffer("scale").cpu().numpy(),
             potential.get_buffer("reference_energies")[theory].cpu().numpy(),
+            [] if potential.last_layer is None else constants_of(potential.last_layer),
         ]
     )
     sizes = _sizes(network, blocks, potential.elements, len(constants), numbers.size) | places

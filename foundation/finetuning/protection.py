@@ -69,7 +69,8 @@ def protect(config: ProtectConfig) -> Path:
         checkpoint.refuse_to_replace(folder, "potential")
         potential, described = checkpoint.load(folder), checkpoint.describe(folder)
         with durable.whole_folder(lock.real(folder)) as partial:
-            for name in (checkpoint.WEIGHTS, checkpoint.GOLDEN, checkpoint.LICENCE, checkpoint.EVALUATION):
+            kept = (checkpoint.WEIGHTS, checkpoint.GOLDEN, checkpoint.LICENCE, checkpoint.EVALUATION, *checkpoint.TRUST)
+            for name in kept:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, partial / name)
             facts = make(potential.to(torch.device(config.device)), partial, config.num_structures, config.seed)

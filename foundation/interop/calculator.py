@@ -23,6 +23,7 @@ from data_pipeline.structure import Structure
 from foundation.engine.library import CompiledPotential
 from foundation.engine.network import NotCompilable
 from foundation.kernels.memory import keep_freed_memory
+from foundation.last_layer import Uncertainty
 from foundation.naming import resolve
 from foundation.potential import Potential, to_structure
 
@@ -44,6 +45,10 @@ class Calculator(AseCalculator):
     and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same on processors, in a tenth of the memory;
     the first use of a potential compiles it, which takes seconds and a C compiler. Threads may share a calculator:
     they take turns. Forked processes have their own, and compute with one thread each.
+
+    If the potential's release has uncertainties, results have `uncertainty` of the energy [eV], `energies_uncertainty`
+    of each atom's [eV], `forces_uncertainty` of the length of each force's error [eV/Å], and `outside_coverage`, the
+    ways in which the structure leaves the training data, () if it does not.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
@@ -138,19 +143,36 @@ class Calculator(AseCalculator):
         graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
         if self._compiled is not None:
             computed = self._compiled(graph)
-            return {
+            stress = computed.virial / (structure.volume or 1.0)
+            found = {
                 "energy": computed.energy,
                 "energies": computed.atom_energies,
                 "forces": computed.forces,
-                "stress": computed.virial / (structure.volume or 1.0),
+                "stress": stress,
             }
+            if computed.distances is None:
+                return found
+            arrays = (torch.from_numpy(each) for each in (computed.forces, stress[None]))
+            uncertainty = self.potential.uncertainty(torch.from_numpy(computed.distances), graph, *arrays)
+            return found | _results_of(uncertainty)
         prediction = self.potential(graph.to(self.potential.device))
-        return {
+        uncertainty = {} if prediction.uncertainty is None else _results_of(prediction.uncertainty)
+        return uncertainty | {
             "energy": float(prediction.energy),
             "energies": prediction.atom_energies.cpu().numpy(),
             "forces": prediction.forces.double().cpu().numpy(),
             "stress": prediction.stress[0].double().cpu().numpy(),
         }
+
+
+def _results_of(uncertainty: Uncertainty) -> dict[str, Any]:
+    """Return the uncertainties of one structure as results."""
+    return {
+        "uncertainty": float(uncertainty.energy),
+        "energies_uncertainty": uncertainty.atom_energies.cpu().numpy(),
+        "forces_uncertainty": uncertainty.forces.cpu().numpy(),
+        "outside_coverage": uncertainty.reasons,
+    }
 
 
 def float_type_of(dtype: torch.dtype | str | None, mode: str) -> torch.dtype:

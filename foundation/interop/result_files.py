@@ -19,6 +19,7 @@ from foundation.simulation.outcome import Outcome
 
 COLUMNS = (
     *("number", "id", "formula", "atoms", "energy", "energy_per_atom", "energy_before", "max_force", "pressure"),
+    *("energy_uncertainty", "force_uncertainty"),
     *("steps", "converged", "volume", "volume_change", "space_group_before", "space_group"),
 )
 """Columns of every table, before the averages: energies in eV, forces in eV/Å, pressure in GPa, volumes in Å³."""
@@ -50,6 +51,8 @@ def atoms_of(outcome: Outcome) -> ase.Atoms:
         pbc=outcome.pbc,
     )
     atoms.info |= {"id": outcome.id, "number": outcome.number}
+    uncertainties = {name: getattr(outcome, name) for name in ("energy_uncertainty", "force_uncertainty")}
+    atoms.info |= {name: value for name, value in uncertainties.items() if value is not None}
     stress = full_3x3_to_voigt_6_stress(outcome.array("stress", 3, 3)) if outcome.stress else None
     forces = outcome.array("forces", count, 3)
     atoms.calc = SinglePointCalculator(atoms, energy=outcome.energy, forces=forces, stress=stress)
@@ -87,6 +90,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "energy_before": outcome.energy_before,
         "max_force": outcome.max_force,
         "pressure": -float(np.trace(outcome.array("stress", 3, 3))) / 3 / GIGAPASCAL if outcome.stress else None,
+        "energy_uncertainty": outcome.energy_uncertainty,
+        "force_uncertainty": outcome.force_uncertainty,
         "steps": outcome.steps,
         "converged": outcome.converged,
         "volume": outcome.volume,

@@ -107,6 +107,19 @@ class EnergyModel(torch.nn.Module, ABC):
         """
         raise ValueError(f"a network of the architecture {self.config.architecture} has no features of atoms")
 
+    def energies_and_features(
+        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms features"]]:
+        """Return what forward() and features() return; a network may compute both at once.
+
+        Raises:
+            ValueError: the network has no features.
+        """
+        return self(batch, elements), self.features(batch, elements)
+
+    reads_by_element: ClassVar[bool] = False
+    """True if the energies of each element are read from the features by weights of its own."""
+
     def element_vectors(self) -> Float[Tensor, "elements channels"]:
         """Return the weights that tell elements apart, a row for each, in the network's order; optional for a network.
 

@@ -276,8 +276,15 @@ class EquivariantNetwork(EnergyModel):
             batch: The structures.
             elements: Index of each atom's element among the network's elements.
         """
+        return self.energies_and_features(batch, elements)[0]
+
+    def energies_and_features(
+        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms scalars"]]:
+        """Return the energy of each atom, and the even scalars from which it is read."""
         hidden, energy = self.readout
-        return energy(hidden(self.features(batch, elements), batch.theory[batch.graph_of_atom])).squeeze(1)
+        features = self.features(batch, elements)
+        return energy(hidden(features, batch.theory[batch.graph_of_atom])).squeeze(1), features
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms scalars"]:
         """Return the even scalars of each atom after the last block, from which its energy is read."""

@@ -282,7 +282,14 @@ class GrainsNetwork(EnergyModel):
 
     def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
         """Return the energy of each atom, an equal share of its grain's, in units of the potential's scale."""
+        return self.energies_and_features(batch, elements)[0]
+
+    def energies_and_features(
+        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms features"]]:
+        """Return the energy of each atom, and the features of its grain from which a small network reads it."""
         grains, features = self._features(batch)
+        assert batch.molecule is not None
         energies = features.new_zeros(len(elements))
         for number, (kind, network) in enumerate(zip(grains.kinds, self.kinds, strict=True)):
             assert isinstance(network, KindNetwork)
@@ -294,7 +301,7 @@ class GrainsNetwork(EnergyModel):
             own = network.energy(features.index_select(0, kind.grains), bias)
             share = own.expand(-1, kind.atoms.shape[1])
             energies = energies.index_add(0, kind.atoms.flatten(), share.flatten())
-        return energies
+        return energies, features.index_select(0, batch.molecule)
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms features"]:
         """Return the inputs of the network of its grain's energy for each atom."""

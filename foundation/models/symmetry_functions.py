@@ -184,6 +184,7 @@ class SymmetryFunctionsNetwork(EnergyModel):
     """Atomic energies from symmetry functions and a small network for each element."""
 
     standardizes = True
+    reads_by_element = True
 
     def __init__(
         self, config: SymmetryFunctionsConfig, elements: tuple[int, ...], num_theories: int, facts: DataFacts
@@ -264,7 +265,14 @@ class SymmetryFunctionsNetwork(EnergyModel):
 
     def forward(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
         """Return the energy of each atom, in units of the potential's scale."""
-        return self.layers[-1](self.features(batch, elements), elements).squeeze(1)
+        return self.energies_and_features(batch, elements)[0]
+
+    def energies_and_features(
+        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
+    ) -> tuple[Float[Tensor, " atoms"], Float[Tensor, "atoms features"]]:
+        """Return the energy of each atom, and the last hidden layer from which it is read."""
+        features = self.features(batch, elements)
+        return self.layers[-1](features, elements).squeeze(1), features
 
     def features(self, batch: GraphBatch, elements: Int[Tensor, " atoms"]) -> Float[Tensor, "atoms features"]:
         """Return the last hidden layer of each atom."""

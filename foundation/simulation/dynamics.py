@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from data_pipeline.structure import Structure
 from foundation.interop.atomic_data import BOLTZMANN, FEMTOSECOND, GIGAPASCAL, MASSES
 from foundation.simulation.driver import expected_edges
-from foundation.simulation.outcome import Evaluated, Outcome, outcome, put_aside
+from foundation.simulation.outcome import OUTSIDE, Evaluated, Outcome, outcome, put_aside
 
 MAX_TEMPERATURE = 100_000.0
 """Temperature above which a structure has exploded [K]."""
@@ -87,6 +87,8 @@ class Running:
         self._first: Evaluated | None = None
         self._rows: list[tuple[float, ...]] = []
         self._frames: list[Frame] = []
+        self._largest: list[float] = []
+        self._left: dict[str, int] = {}
 
     def advance(self, found: Evaluated) -> Outcome | None:
         """Take a step, or end; see Task."""
@@ -154,6 +156,10 @@ class Running:
         volume = self.structure.volume
         pressure = self._pressure(found) / GIGAPASCAL if volume > 0 else np.nan
         self._rows.append((self._temperature(), pressure, volume, found.energy, found.energy + self._kinetic()))
+        if found.force_uncertainty is not None:
+            self._largest.append(found.force_uncertainty)
+        for reason in found.outside:
+            self._left.setdefault(reason, self._step)
         if self._conditions.every and self._step % self._conditions.every == 0:
             self._frames.append((self.structure, found))
 
@@ -176,6 +182,9 @@ class Running:
         if self._conditions.ensemble == "nve" and len(rows) > 2:
             picoseconds = np.arange(len(rows)) * self._conditions.timestep / 1000
             averages["energy_drift"] = float(np.polyfit(picoseconds, rows[:, 4], 1)[0]) / len(self._mass)
+        if self._largest:
+            averages["mean_force_uncertainty"] = float(np.mean(self._largest[len(rows) // 2 :]))
+            averages["max_force_uncertainty"] = max(self._largest)
         if self._frames:
             self._keep(self._number, self._frames)
         return replace(
@@ -184,4 +193,5 @@ class Running:
             volume_before=self._start.volume or None,
             steps=self._step,
             averages=averages,
+            warnings=tuple(f"{OUTSIDE}{reason}, from step {step} on" for reason, step in self._left.items()),
         )

@@ -12,6 +12,8 @@ from jaxtyping import Float64
 from data_pipeline.store.untrusted import OpenRecord, typed
 from data_pipeline.structure import InvalidStructure, Structure
 
+OUTSIDE = "outside of the training data: "
+"""Beginning of the remark on a structure that leaves the coverage."""
 ARRAYS = ("positions", "cell", "forces", "stress")
 
 
@@ -41,6 +43,10 @@ class Outcome(OpenRecord):
     """Total energy at the start [eV]."""
     max_force: float | None = None
     """Largest force on an atom at the end [eV/Å]; after a relaxation, on the deformation of the cell as well."""
+    energy_uncertainty: float | None = None
+    """Uncertainty of the total energy at the end [eV]; None if the potential's release has none."""
+    force_uncertainty: float | None = None
+    """Largest uncertainty of a force at the end [eV/Å]."""
     steps: int = 0
     """Steps taken."""
     converged: bool | None = None
@@ -75,6 +81,12 @@ class Evaluated:
     """Forces [eV/Å]."""
     stress: Float64[np.ndarray, "3 3"]
     """Stress [eV/Å³], positive in tension; zeros if the cell encloses no volume."""
+    energy_uncertainty: float | None = None
+    """Uncertainty of the total energy [eV]; None if the potential's release has none."""
+    force_uncertainty: float | None = None
+    """Largest uncertainty of a force [eV/Å]."""
+    outside: tuple[str, ...] = ()
+    """Ways in which the structure leaves the coverage of the training data."""
 
 
 def outcome(number: int, structure: Structure, found: Evaluated) -> Outcome:
@@ -89,6 +101,9 @@ def outcome(number: int, structure: Structure, found: Evaluated) -> Outcome:
         energy=found.energy,
         max_force=float(np.linalg.norm(found.forces, axis=1).max()),
         volume=volume or None,
+        energy_uncertainty=found.energy_uncertainty,
+        force_uncertainty=found.force_uncertainty,
+        warnings=tuple(f"{OUTSIDE}{each}" for each in found.outside),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from data_pipeline.graphs.packing import EDGE_BUDGET, Pack, Refused, packed
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import SYMBOLS, Structure
+from foundation.last_layer import Uncertainty
 from foundation.potential import Potential
 from foundation.simulation.outcome import Evaluated
 
@@ -64,7 +65,12 @@ class PotentialPredictor:
             return [each for half in halves for each in self._of(_part(pack, half))]
         parts = prediction.split([each.num_atoms for each in pack.structures])
         return [
-            evaluated(float(each.energy), each.forces.double().cpu().numpy(), each.stress[0].double().cpu().numpy())
+            evaluated(
+                float(each.energy),
+                each.forces.double().cpu().numpy(),
+                each.stress[0].double().cpu().numpy(),
+                each.uncertainty,
+            )
             for each in parts
         ]
 
@@ -78,8 +84,19 @@ def _part(pack: Pack, chosen: slice) -> Pack:
     )
 
 
-def evaluated(energy: float, forces: np.ndarray, stress: np.ndarray) -> Evaluated | str:
+def evaluated(
+    energy: float, forces: np.ndarray, stress: np.ndarray, uncertainty: Uncertainty | None = None
+) -> Evaluated | str:
     """Return a prediction, or the reason why it is none: a number that is not finite."""
     if math.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(stress).all():
-        return Evaluated(energy=energy, forces=forces, stress=stress)
+        if uncertainty is None:
+            return Evaluated(energy=energy, forces=forces, stress=stress)
+        return Evaluated(
+            energy=energy,
+            forces=forces,
+            stress=stress,
+            energy_uncertainty=float(uncertainty.energy),
+            force_uncertainty=float(uncertainty.forces.max()),
+            outside=uncertainty.reasons,
+        )
     return "the predicted energy, forces or stress are not finite: the structure is far from the training data"

@@ -126,7 +126,7 @@ class Relaxing:
     def _outcome(self, found: Evaluated, largest: float) -> Outcome:
         converged = largest < self._limits.max_force
         made = outcome(self._number, self.structure, found)
-        warnings = () if converged else (f"not converged in {self._steps} steps",)
+        warnings = made.warnings if converged else (*made.warnings, f"not converged in {self._steps} steps")
         if made.volume and not 1 / NOTED_VOLUME_RATIO < made.volume / self._start.volume < NOTED_VOLUME_RATIO:
             warnings += (f"the volume changed by a factor of {made.volume / self._start.volume:.3g}",)
         return replace(

@@ -42,6 +42,7 @@ COMMANDS = {
     "md": "--model m --data s.xyz --out o --steps 10 --ensemble npt",
     "engines": "--check m --theory PBE",
     "coverage": "--model m --data d --out c.safetensors --split train",
+    "uncertainty": "--model m --data d --calibration e f.xyz --theory 1e5",
     "convert": "--from sevennet --checkpoint x.pth --out o",
     "models list": "--elements Li,S --theory no",
     "models info": "sevennet-0@1",

@@ -5,7 +5,11 @@
 
    FOLDER is written by `foundation export --for library`; after it comes the element of every atom type. Loaded as a
    plugin into an unchanged LAMMPS. The library computes the rows of this process's atoms; between the layers it asks for
-   the rows of its ghosts, which LAMMPS's own communication brings. */
+   the rows of its ghosts, which LAMMPS's own communication brings. Of a potential with uncertainties,
+
+     fix trust all pair 10 foundation uncertainty 0
+
+   gives that of the force on every atom, f_trust, every 10 steps. */
 
 #include "atom.h"
 #include "comm.h"
@@ -16,6 +20,7 @@
 #include "neighbor.h"
 #include "pair.h"
 
+#include <cmath>
 #include <cstring>
 #include <dlfcn.h>
 #include <string>
@@ -41,6 +46,7 @@ struct Library {
   decltype(&::foundation_open) open;
   decltype(&::foundation_compute) compute;
   decltype(&::foundation_close) close;
+  decltype(&::foundation_force_uncertainty) force_uncertainty;
   decltype(&::foundation_cutoff) cutoff;
   decltype(&::foundation_num_elements) num_elements;
   decltype(&::foundation_elements) elements;
@@ -115,6 +121,7 @@ class PairFoundation : public Pair {
     foundation_result result = {};
     result.atom_energies = energies.data(), result.forces = forces.data();
     result.atom_virials = vflag_atom ? virials.data() : nullptr;
+    distances.resize(local), result.distances = distances.data();
     if (library.compute(model, &system, &result)) error->one(FLERR, "pair_style foundation: {}", library.last_error());
     for (int i = 0; i < all; i++)
       for (int k = 0; k < 3; k++) atom->f[i][k] += forces[3 * static_cast<size_t>(i) + k];
@@ -126,6 +133,19 @@ class PairFoundation : public Pair {
     for (int k = 0; k < 6 && vflag_global; k++) virial[k] -= symmetric(result.virial, row[k], column[k]);
     for (int i = 0; i < local && vflag_atom; i++)
       for (int k = 0; k < 6; k++) vatom[i][k] -= symmetric(&virials[9 * static_cast<size_t>(i)], row[k], column[k]);
+  }
+
+  /* For `fix pair`: both are 0 if the potential has no uncertainty. */
+  void *extract_peratom(const char *name, int &columns) override {
+    columns = 0;
+    if (!strcmp(name, "distance")) return distances.data();
+    if (strcmp(name, "uncertainty")) return nullptr;
+    uncertainties.resize(distances.size());
+    for (size_t i = 0; i < distances.size(); i++) {
+      const double *f = atom->f[i];
+      uncertainties[i] = library.force_uncertainty(model, distances[i], sqrt(f[0] * f[0] + f[1] * f[1] + f[2] * f[2]));
+    }
+    return uncertainties.data();
   }
 
   int pack_forward_comm(int count, int *atoms, double *buffer, int, int *) override {
@@ -151,7 +171,7 @@ class PairFoundation : public Pair {
   std::vector<int> element_of_type;
   std::vector<int32_t> elements;
   std::vector<int64_t> row_pointers, senders;
-  std::vector<double> vectors, energies, forces, virials;
+  std::vector<double> vectors, energies, forces, virials, distances, uncertainties;
   char *rows = nullptr;
   size_t row_bytes = 0;
   bool exchanging = false;
@@ -215,6 +235,7 @@ class PairFoundation : public Pair {
     find(library.num_elements, "foundation_num_elements", file), find(library.elements, "foundation_elements", file);
     find(library.float_bytes, "foundation_float_bytes", file), find(library.last_error, "foundation_last_error", file);
     find(library.largest_width, "foundation_largest_width", file);
+    find(library.force_uncertainty, "foundation_force_uncertainty", file);
     if (library.open(weights.c_str(), &model)) error->all(FLERR, "pair_coeff: {}", library.last_error());
   }
 

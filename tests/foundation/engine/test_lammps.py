@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -17,8 +18,10 @@ from data_pipeline.graphs.batch import collate
 from foundation.engine import plugin
 from foundation.engine.folder import WEIGHTS, write_library
 from foundation.interop.calculator import to_structure
+from foundation.last_layer import LastLayer, Scale
 from foundation.potential import Potential
 from tests.foundation.engine.test_library import NETWORKS, crystal, graph, potential_of
+from tests.foundation.evaluation.test_calibration import FACTS
 from tests.small_networks import CUTOFF
 
 pytest.importorskip("lammps")
@@ -238,3 +241,18 @@ def test_what_cannot_run_is_refused_by_name(run: Run, tmp_path: Path) -> None:
         assert "write it with `foundation export --for library`" in run.lammps()
     finally:
         (tmp_path / "elsewhere").rename(run.folder / "library")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fix_pair_gives_the_uncertainty_of_every_force(tmp_path: Path, processes: int) -> None:
+    potential = potential_of(NETWORKS["even-2-blocks"])
+    scale = Scale(constant=0.3, distance=0.8, force=0.4, scores=(0.05, 0.1, 2.0), errors=(0.2, 0.2, 3.0))
+    whitening = torch.randn(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    potential.last_layer = LastLayer(replace(FACTS, forces=scale), whitening, torch.ones(3, 3))
+    run = Run(tmp_path, potential, sheared())
+    after = "fix trust all pair 1 foundation uncertainty 0\ndump trust all custom 1 trust.dump id f_trust\n"
+    run.numbers(processes, after=after + "dump_modify trust sort id format float %.15g")
+    lines = (tmp_path / "trust.dump").read_text().split("ITEM: ATOMS")[1].splitlines()[1:]
+    expected = potential(graph(run.atoms)).uncertainty
+    assert expected is not None
+    np.testing.assert_allclose([float(line.split()[1]) for line in lines], expected.forces, rtol=1e-9)

@@ -2,9 +2,12 @@
 
 from fnmatch import fnmatchcase
 
+import numpy as np
 import pytest
 import torch
 
+from data_pipeline.graphs.batch import collate
+from data_pipeline.structure import Structure
 from foundation.models import ARCHITECTURES, DataFacts, EnergyModel, architecture_named
 from foundation.nn.computation import Computation
 from tests.small_networks import OF_MOLECULES, SMALL_NETWORKS
@@ -60,3 +63,22 @@ def test_it_knows_how_it_computes(network: EnergyModel) -> None:
     asked = Computation(backend="torch", precision="bf16")
     network.compute_as(asked)
     assert network.computation == asked
+
+
+def test_energies_and_features_at_once_are_those_apart(network: EnergyModel) -> None:
+    numbers, labels = np.array([13, 29, 8, 8, 13, 8]), [0, 1, 1, 1, 2, 2]
+    if not network.units or (13, 8) not in network.units:
+        numbers[5:], labels = 13, [0, 1, 1, 1, 2, 3]
+    if network.units == ((13, 8),):
+        numbers, labels = np.array([13, 8, 13, 8]), [0, 0, 1, 1]
+    places = np.array([[0, 0, 0], [2.5, 0, 0], [2.5, 1.6, 0], [2.5, 0, 1.7], [0, 3.2, 0], [0, 0, 3.4]])[: len(numbers)]
+    structure = Structure.checked(
+        numbers=numbers, positions=places, cell=np.zeros((3, 3)), pbc=[False] * 3, energy=0.0, molecules=labels
+    )
+    batch = collate([structure], network.cutoff, torch.float32)
+    elements = torch.tensor([ELEMENTS.index(number) for number in numbers.tolist()])
+    energies, features = network.energies_and_features(batch, elements)
+    assert torch.equal(energies, network(batch, elements))
+    assert torch.equal(features, network.features(batch, elements))
+    assert features.shape[0] == len(numbers)
+    assert torch.equal(EnergyModel.energies_and_features(network, batch, elements)[1], features)
