@@ -194,7 +194,7 @@ class LastLayer(torch.nn.Module):
         self.register_buffer("whitening", whitening.double(), persistent=False)
         low, high = facts.lowest_pressure, facts.highest_pressure
         self._seen, self._told = (
-            (self.shortest > 0).any(axis=1),
+            np.any(self.shortest > 0, axis=1),
             np.array([each not in facts.unjudged for each in KINDS]),
         )
         self._largest_force = np.inf if facts.largest_force is None else facts.largest_force
