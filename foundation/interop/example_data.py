@@ -42,7 +42,7 @@ class ExampleDataConfig:
 
     name: Literal["emt-alloys", "lpsc"]
     """Kind of frames: emt-alloys (alloys of seven metals, labelled with effective medium theory) or lpsc (strained and
-    rattled Li6PS5Cl, labelled by a potential of the sevenn package)."""
+    rattled Li6PS5Cl, labelled by SevenNet-l3i5)."""
     out: Path
     """File to write, in the extended XYZ format with energy, forces and stress in ASE's units."""
     frames: int = 60
@@ -63,7 +63,6 @@ def example_data(config: ExampleDataConfig) -> Path:
 
     Raises:
         FileExistsError: the file exists, and overwrite is not set.
-        FileNotFoundError: the sevenn package is not installed.
     """
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} already exists: choose another --out, or set --overwrite true")

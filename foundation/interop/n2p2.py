@@ -5,6 +5,7 @@ Elements there have functions of their own; ours share one set, so that a functi
 zero. The files do not state their units.
 """
 
+import hashlib
 import importlib.metadata
 import itertools
 from collections import defaultdict
@@ -126,9 +127,11 @@ def provenance_of_n2p2(folder: Path, units: Units, potential: Potential) -> dict
     facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source", "num_frames", "num_atoms")
     unknown = dict.fromkeys((*facts, "manifest_fingerprint"), NOT_STATED)
     files = sorted(file for file in folder.iterdir() if file.name in (SETTINGS, SCALING) or _is_weights(file))
+    sums = {file.name: sha256(file) for file in files}
+    lines = "".join(f"{each}  {name}\n" for name, each in sums.items())
     return {
         "method": f"converted from n2p2, in units of {units}",
-        "converted_from": {"folder": folder.name, "sha256": {file.name: sha256(file) for file in files}},
+        "converted_from": {"file": folder.name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": sums},
         "datasets": [{"repeat": 1.0, **unknown, "theory": theory} for theory in potential.theories],
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         "hardware": NOT_STATED,

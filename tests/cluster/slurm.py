@@ -197,8 +197,10 @@ def tasks_of(node: str) -> list[int]:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of so many neighbouring ports that nobody uses."""
-    for first in range(17000, 30000, 400):
+    """Return the first of so many neighbouring ports that nobody uses, in another range than other test processes."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    step = 400 * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for first in range(17000 + 400 * process, 30000, step):
         try:
             for port in range(first, first + count):
                 with socket.socket() as probe:
