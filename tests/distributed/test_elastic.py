@@ -34,7 +34,8 @@ def forget(out: Path, after: int) -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize("numbers", [(2,), pytest.param((4, 2), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("numbers", [(2,), (4, 2)])
 def test_a_run_moves_between_numbers_of_processes(
     numbers: tuple[int, ...], emt_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_processes_together_rehearse_what_one_does_and_all_of_it(
         assert together == Counter(of_one["rehearsed"])
 
 
+@pytest.mark.long
 def test_processes_that_have_chosen_other_frames_do_not_begin(emt_manifest: Manifest, tmp_path: Path) -> None:
     done = on_two(str(emt_manifest.root), str(tmp_path))
     assert done.returncode != 0

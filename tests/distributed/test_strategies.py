@@ -19,8 +19,9 @@ def expected(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -
     return gradients(emt_manifest.root, tmp_path_factory.mktemp("one"), "ddp", 1)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_all_strategies_have_the_gradient_of_one_process(
     world_size: int, expected: list[torch.Tensor], emt_manifest: Manifest, tmp_path: Path
 ) -> None:

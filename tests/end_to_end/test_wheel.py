@@ -92,6 +92,7 @@ def test_a_name_gives_energies_without_sevenn_and_without_a_network(environment:
     assert run(environment, tmp_path, "models", "verify").count(": ok") == 3
 
 
+@pytest.mark.long
 def test_the_quickstart_runs_without_arguments_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     found = run(environment, tmp_path, code="import launch, foundation; print(launch.__file__, foundation.__file__)")
     assert all(Path(file).is_relative_to(environment) for file in found.split())

@@ -44,6 +44,7 @@ def write_golden(folder: Path, golden: list[dict]) -> None:
     write_checksums(folder)
 
 
+@pytest.mark.long
 def test_every_engine_computes_and_moves_the_golden_structures(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_frozen_parameters_keep_every_bit(config: FinetuneConfig, start: Path) -
     )
 
 
+@pytest.mark.long
 def test_adapters_are_merged_into_a_plain_potential(config: FinetuneConfig, start: Path) -> None:
     tuned = finetune(dataclasses.replace(config, adapters=AdapterConfig(rank=2)))
     before, after = weights(checkpoint.load(start)), weights(tuned)
@@ -150,6 +151,7 @@ def test_a_strong_penalty_holds_the_weights(config: FinetuneConfig, start: Path,
     assert distance(PenaltyConfig(weight=1e6), "held") < 0.3 * distance(None, "free")
 
 
+@pytest.mark.long
 def test_the_measurement_of_the_start_can_be_taken_over(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune(config)
     before = dataclasses.replace(config.forgetting, before=config.out / "forgetting")
@@ -294,6 +296,7 @@ def test_references_may_be_refitted(config: FinetuneConfig, start: Path) -> None
     assert not np.allclose(before, tuned.get_buffer("reference_energies"))
 
 
+@pytest.mark.long
 def test_a_refused_resume_leaves_the_record_of_the_run(config: FinetuneConfig, emt_manifest: Manifest) -> None:
     finetune(config)
     record = (config.out / "run.json").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.__main__ import targets
 
-CASES = 16
+CASES = 10
 """Cases of each target: a run of a minute finds what a mended kind of fault lets through again."""
 MENDING = ("copies of remote data", "unfinished build")
 """Targets that get again what is damaged, instead of refusing it."""

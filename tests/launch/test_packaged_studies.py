@@ -14,8 +14,8 @@ from launch.verbs import parse
 
 STUDIES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs/study").glob("*.yaml"))
 
-LIKE_OTHERS = ("coulomb-variations", "force-range")
-"""Studies with the data and suites of another one."""
+LIKE_OTHERS = ("coulomb-variations", "disorder", "force-range", "ionic-metallic")
+"""Studies whose steps are like those of others, which are run sooner."""
 
 
 def work_here(_: Processes, jobs: Sequence[Job]) -> dict[Job, int]:

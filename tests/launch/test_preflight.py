@@ -97,6 +97,7 @@ def test_a_good_run_passes_and_is_estimated(
     assert {path: path.stat().st_mtime_ns for path in emt_manifest.root.iterdir()} == before
 
 
+@pytest.mark.long
 def test_two_processes_measure_their_all_reduce(emt_manifest: Manifest, tmp_path: Path) -> None:
     code, checks, numbers = checked(emt_manifest.root, tmp_path, "--machine.devices", "2")
     assert code == 0
@@ -207,6 +208,7 @@ def test_a_cutoff_that_was_not_counted_fails(emt_manifest: Manifest) -> None:
     assert "not at 4.6 Å" in check.finding
 
 
+@pytest.mark.long
 def test_a_budget_smaller_than_a_structure_fails_and_the_rest_is_estimated(
     emt_manifest: Manifest, tmp_path: Path
 ) -> None:
@@ -231,6 +233,7 @@ def test_structures_that_are_too_large_are_counted(oversize: Oversize, words: st
     assert structures.verdict == "warn"
 
 
+@pytest.mark.long
 def test_warnings_matter_when_asked(emt_manifest: Manifest, tmp_path: Path) -> None:
     options = ("--fit.edge_budget", "700", "--fit.oversize", "alone")
     code, checks, _ = checked(emt_manifest.root, tmp_path, *options, "--strict", "true")
@@ -301,6 +304,7 @@ def measured(ladder: tuple[Trial, ...], kinds: tuple[Trial, ...] = ()) -> Measur
     )
 
 
+@pytest.mark.long
 def test_a_loss_beyond_all_numbers_fails(emt_manifest: Manifest, tmp_path: Path) -> None:
     code, checks, _ = checked(emt_manifest.root, tmp_path, "--loss.forces.weight", "1e300")
     assert code == 2

@@ -64,6 +64,7 @@ def test_a_fine_tuning_is_checked_as_it_is_typed_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_parameters_that_are_frozen_are_not_counted(start: Path, emt_manifest: Manifest, tmp_path: Path) -> None:
     _, _, numbers = tuned(start, emt_manifest.root, tmp_path, "--steps", "2", "--freeze", "all-but-readout")
     readout = [each for name, each in foundation.load(start).named_parameters() if "readout" in name]
@@ -90,6 +91,7 @@ def test_what_would_stop_a_fine_tuning_is_said(
     assert checks["run folder"]["verdict"] == "ok"
 
 
+@pytest.mark.long
 def test_rehearsal_is_planned_and_a_missing_protection_is_a_warning(
     start: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_rehearsal_is_planned_and_a_missing_protection_is_a_warning(
     assert "foundation protect" in checks["protection"]["advice"]
 
 
+@pytest.mark.long
 def test_frames_that_fill_a_micro_batch_each_give_a_line_of_memory(
     start: Path, emt_manifest: Manifest, tmp_path: Path
 ) -> None:

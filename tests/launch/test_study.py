@@ -41,6 +41,7 @@ def written(folder: Path, **changes: object) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_one_command_answers_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -86,6 +86,7 @@ def partly_failed(tmp_path_factory: pytest.TempPathFactory, emt_manifest: Manife
     return done, code, "\n".join(records)
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_reported_with_the_end_of_its_log_and_the_others_go_on(
     partly_failed: tuple[Sweep, int, str],
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_run_is_what_its_own_command_makes(partly_failed: tuple[Sweep, int, st
     assert any(not torch.equal(found[name], value) for name, value in plain.items())
 
 
+@pytest.mark.long
 def test_the_same_command_does_only_what_is_not_finished(partly_failed: tuple[Sweep, int, str]) -> None:
     done, _, _ = partly_failed
     logs = {name: (done.out / "logs" / f"{name}.log").read_text() for name in ("plain", "bold")}
@@ -327,6 +329,7 @@ def test_a_sweep_is_launched_as_one_process(machine: dict[str, int]) -> None:
     assert check(["finetune"], lambda words: ("finetune", config), {}) == (config, [])
 
 
+@pytest.mark.long
 def test_fine_tunings_of_a_sweep_are_compared_by_the_command(
     partly_failed: tuple[Sweep, int, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

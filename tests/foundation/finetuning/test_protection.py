@@ -204,6 +204,7 @@ def test_a_release_carries_the_protection_of_its_run_unless_it_has_other_weights
     assert "Protection" not in (between / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_a_run_whose_start_carries_none_makes_its_own_keeps_it_and_resumes_with_it(
     config: FinetuneConfig, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -321,7 +321,7 @@ def test_a_full_disk_may_be_waited_for(
     assert same_state(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.long)])
 def test_killed_at_many_moments_a_run_ends_in_the_same_bits(kills: int, emt_manifest: Manifest, tmp_path: Path) -> None:
     changes = {"steps": 150, "checkpoint_every": 3, "validate_every": 10, "num_workers": 1}
     pretrain(config(emt_manifest, tmp_path / "whole", **changes))

@@ -142,6 +142,7 @@ def test_an_unfinished_run_is_evaluated_and_fine_tuned(run: Path, emt_manifest: 
     assert (start.checkpoint.finished, start.checkpoint.reason[:8]) == (False, "the best")
 
 
+@pytest.mark.long
 def test_a_resumed_run_takes_the_checkpoint_that_it_began_with(
     run: Path, emt_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
