@@ -14,6 +14,8 @@ from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text
 from foundation.reports.page import write_figure
 
+STYLES = ("-", "-.", ":")
+"""Styles of lines, the next one when all colours are taken; references are dashed."""
 MAX_LABELS = 14
 """Largest number of labels in a legend."""
 
@@ -84,7 +86,7 @@ def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
     first = next(iter(charts.values()))
     references = {label: curve for label, curve in first.curves.items() if curve.reference}
     for label, curve in references.items():
-        _draw(axes, curve, "0.45", label)
+        _draw(axes, curve, "0.45", label, "--")
     own = [
         (name, label, curve)
         for name, chart in charts.items()
@@ -92,8 +94,9 @@ def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
         if not curve.reference
     ]
     labels = _labels([(name, label) for name, label, _ in own], several=len(charts) > 1)
-    for (_, _, curve), label, color in zip(own, labels, itertools.cycle(COLORS), strict=False):
-        _draw(axes, curve, color, label)
+    looks = itertools.cycle(itertools.product(STYLES, COLORS))
+    for (_, _, curve), label, (style, color) in zip(own, labels, looks, strict=False):
+        _draw(axes, curve, color, label, style)
     axes.set_xlabel(figure_text(first.x))
     axes.set_ylabel(figure_text(first.y))
     axes.set_title(figure_text(title), fontsize=10)
@@ -115,7 +118,7 @@ def _labels(names: Sequence[tuple[str, str]], *, several: bool) -> list[str]:
     return [figure_text(", ".join(filter(None, (name if several else "", label)))) for name, label in names]
 
 
-def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
+def _draw(axes: Axes, curve: Curve, color: str, label: str, style: str) -> None:
     x, y, low, high = (np.array(values, dtype=np.float64) for values in (curve.x, curve.y, curve.low, curve.high))
     if curve.points:
         axes.plot(x, y, ".", color=color, label=label, markersize=4)
@@ -124,6 +127,6 @@ def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
                 figure_text(text), place, (2, 2), textcoords="offset points", fontsize=7, color=color, clip_on=True
             )
     else:
-        axes.plot(x, y, color=color, label=label, linewidth=1.5, linestyle="--" if curve.reference else "-")
+        axes.plot(x, y, color=color, label=label, linewidth=1.5, linestyle=style)
     if len(low) == len(x) == len(high):
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)

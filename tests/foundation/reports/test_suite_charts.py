@@ -39,3 +39,11 @@ def test_every_subject_has_its_own_heat_map(tmp_path: Path) -> None:
     both = draw_charts({"one": found, "two": found}, tmp_path)
     assert list(both) == ["composition: Similarity, one", "composition: Similarity, two"]
     assert all(file.stat().st_size > 1000 for file in both.values())
+
+
+def test_no_two_curves_look_alike() -> None:
+    curves = {f"curve {number}": Curve(x=(1.0, 2.0), y=(0.0, 1.0)) for number in range(14)}
+    law = Curve(x=(1.0, 2.0), y=(1.0, 1.0), reference=True)
+    figure = _figure("Many", {"ours": Chart(x="d [Å]", y="force", curves={"law": law, **curves})})
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(set(looks)) == len(looks) == 15
