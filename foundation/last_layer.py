@@ -193,10 +193,8 @@ class LastLayer(torch.nn.Module):
         # not among the weights of the potential, whose checksum it must not change
         self.register_buffer("whitening", whitening.double(), persistent=False)
         low, high = facts.lowest_pressure, facts.highest_pressure
-        self._seen, self._told = (
-            np.any(self.shortest > 0, axis=1),
-            np.array([each not in facts.unjudged for each in KINDS]),
-        )
+        self._seen = np.any(self.shortest > 0, axis=1)
+        self._told = np.array([each not in facts.unjudged for each in KINDS])
         self._largest_force = np.inf if facts.largest_force is None else facts.largest_force
         self._pressures = (-np.inf if low is None else low, np.inf if high is None else high)
 

@@ -25,7 +25,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
 
-from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, labelled
+from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, is_lost, labelled
 from data_pipeline.sources.source import Frame, Part, Source, errors_named, resolve
 from data_pipeline.structure import InvalidStructure, Structure
 
@@ -37,8 +37,6 @@ SPREAD = 0.02
 """Largest relative change of a trajectory's lattice vectors after the relaxation, so that cells differ."""
 NEAREST, FARTHEST = 0.5, 6.0
 """Shortest distance of a pair over the sum of covalent radii, and longest [Å]."""
-RUNAWAY = 10.0
-"""Kinetic temperature over the wanted one from which on a trajectory is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +174,7 @@ class Exploration(Source):
             id = f"{group}, frame {frame}"
             try:
                 atoms = next(moving)
-                if not atoms.get_temperature() < RUNAWAY * temperature:
+                if is_lost(atoms, temperature):
                     raise ValueError("atoms have flown apart")
                 yield _checked(labelled(atoms, id=id, group=group))
             except ValueError as error:

@@ -33,6 +33,8 @@ TIME_STEP = 1.5
 """Time step of molecular dynamics [fs]."""
 FRICTION = 0.01
 """Friction of the Langevin thermostat [1/fs]."""
+RUNAWAY = 10.0
+"""Kinetic temperature over the wanted one from which on a trajectory is lost."""
 MAX_RADIUS = 20.0
 """Largest radius of a frozen sphere [Å]: in magnesium oxide, a cell of 8,000 ions."""
 
@@ -151,6 +153,11 @@ def dynamics(
     while True:
         yield atoms
         moving.run(interval)
+
+
+def is_lost(atoms: ase.Atoms, temperature: float) -> bool:
+    """Return True if atoms have flown apart: their kinetic temperature is RUNAWAY times the wanted one [K], or NaN."""
+    return not atoms.get_temperature() < RUNAWAY * temperature
 
 
 def sphere(atoms: ase.Atoms, radius: float) -> tuple[int, Int64[np.ndarray, " frozen"]]:

@@ -51,7 +51,7 @@ DEVICES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is assumed."""
+    """Assumptions of the model."""
 
     irreps: str = "128x0e+64x1e+32x2e"
     """Hidden irreps: SevenNet-0's."""

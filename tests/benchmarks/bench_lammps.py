@@ -12,8 +12,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import ase
-import ase.build
 import ase.io
 import torch
 
@@ -22,6 +20,7 @@ from foundation.convert import ConvertConfig, convert
 from foundation.engine import plugin
 from foundation.export_library import ExportLibraryConfig, export_library
 from tests.benchmarks.bench_ase import step
+from tests.benchmarks.bench_engine import crystal
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=lammps"
@@ -72,13 +71,6 @@ class Config:
     """The same for the comparison of processes."""
     rounds: int = 3
     """Measured rounds, all taking turns in each."""
-
-
-def crystal(repeat: int) -> ase.Atoms:
-    """Return a crystal of MgO whose atoms are a little displaced."""
-    atoms = ase.build.bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(repeat)
-    atoms.rattle(0.05, seed=0)
-    return atoms
 
 
 def run(config: Config) -> None:
@@ -202,7 +194,7 @@ def _e3gnn(folder: Path) -> bool:
     searched = (folder, style, include, Path(sys.prefix) / "include", *torch_headers)
     sources = (folder / "wrap.cpp", style / "pair_e3gnn.cpp", style / "pair_e3gnn_oeq_autograd.cpp")
     libraries = (f"-L{headers}/lib", f"-Wl,-rpath,{headers}/lib", "-ltorch", "-ltorch_cpu", "-lc10")
-    command = ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", *(f"-I{each}" for each in searched)]
+    command = ["g++", "-std=c++20", "-O2", "-fPIC", "-shared", *(f"-I{each}" for each in searched)]
     command += ["-o", str(folder / "e3gnn.so"), *map(str, sources), *libraries]
     subprocess.run(command, check=True)
     convert(ConvertConfig(to="sevennet", model=Path(MODEL), out=folder / "model.pth"))

@@ -14,28 +14,13 @@ import torch
 from ase.build import bulk
 
 import foundation
-from foundation.last_layer import FORMAT, UNSCALED, LastLayer, TrustFacts
+from foundation.last_layer import LastLayer
 from tests.benchmarks.rows import Row, write
+from tests.foundation.evaluation.test_calibration import FACTS
 
 COMMAND = "make bench BENCH=uncertainty"
 BAR = 0.05
 """Largest share of a step."""
-FACTS = TrustFacts(
-    format=FORMAT,
-    weights_sha256="0" * 64,
-    data="none",
-    manifest_fingerprint="",
-    theories=(),
-    num_frames=1,
-    num_atoms=1,
-    elements={},
-    largest_force=None,
-    lowest_pressure=None,
-    highest_pressure=None,
-    limit=1e9,
-    energy=UNSCALED,
-    forces=UNSCALED,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

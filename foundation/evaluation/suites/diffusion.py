@@ -16,6 +16,7 @@ from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from jaxtyping import Float64
 
+from data_pipeline.sources.molecular_dynamics import is_lost
 from data_pipeline.sources.source import resolve
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.displacements import (
@@ -32,7 +33,7 @@ from foundation.evaluation.displacements import (
     unwrapped,
 )
 from foundation.evaluation.intervals import interval_over
-from foundation.evaluation.suites.dynamics import is_lost, thermal_momenta
+from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 LIMITS = {"trajectories": (1, 1000), "blocks": (1, 100), "sample_every": (1, 100_000)}

@@ -1,12 +1,9 @@
-"""Start and end of molecular dynamics in suites."""
+"""Start of molecular dynamics in suites."""
 
 import ase
 import numpy as np
 from ase import units
 from jaxtyping import Float64
-
-RUNAWAY = 10.0
-"""Kinetic temperature over the wanted one from which on a trajectory is lost."""
 
 
 def thermal_momenta(
@@ -22,8 +19,3 @@ def thermal_momenta(
     masses = atoms.get_masses()[:, None]
     momenta = np.sqrt(masses * units.kB * temperature) * random.standard_normal((len(atoms), 3))
     return momenta - masses * momenta.sum(axis=0) / masses.sum()
-
-
-def is_lost(atoms: ase.Atoms, temperature: float) -> bool:
-    """Return True if atoms have flown apart: their kinetic temperature is RUNAWAY times the wanted one [K], or NaN."""
-    return not atoms.get_temperature() < RUNAWAY * temperature

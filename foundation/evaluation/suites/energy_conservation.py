@@ -16,6 +16,7 @@ from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float64
 
+from data_pipeline.sources.molecular_dynamics import is_lost
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.intervals import Slope, common_slope
@@ -27,7 +28,7 @@ from foundation.evaluation.suites.crystals.equation_of_state import (
     relaxed,
     repeated,
 )
-from foundation.evaluation.suites.dynamics import is_lost, thermal_momenta
+from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 LIMITS = {"supercell": (1, 10), "trajectories": (1, 100), "blocks": (3, 100)}

@@ -17,11 +17,10 @@ from ase.calculators.calculator import Calculator
 from jaxtyping import Float64
 
 from data_pipeline.sources.exploration import read_cells, repeated
-from data_pipeline.sources.molecular_dynamics import dynamics
+from data_pipeline.sources.molecular_dynamics import dynamics, is_lost
 from data_pipeline.sources.source import resolve
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.displacements import height, overlap, pair_distribution
-from foundation.evaluation.suites.dynamics import is_lost
 from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 
 MAX_PAIR_DISTANCE = 8.0

@@ -17,7 +17,7 @@ SYMBOLS = ("Cu", "Mg", "O")
 
 
 class Data:
-    """What LAMMPS hands over: every neighbour across the border of the cell is a ghost of its own."""
+    """Atoms and neighbours as LAMMPS has them: every neighbour across the cell's border is a ghost of its own."""
 
     def __init__(self, cutoff: float) -> None:
         """Make the pairs of the crystal up to a distance."""

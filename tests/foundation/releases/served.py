@@ -51,7 +51,7 @@ def same(folder: Path, release: Path) -> bool:
 
 
 class Shown(http.server.ThreadingHTTPServer):
-    """What the handler shows, how it misbehaves, and what it was asked for."""
+    """Files and misbehaviour of the handler, and the requests that it got."""
 
     daemon_threads = True
     handler: type["Handler"]

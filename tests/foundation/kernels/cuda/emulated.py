@@ -18,7 +18,7 @@ FLAGS = ("-x", "c++", "-std=c++17", "-O0", "-fno-exceptions", "-fno-rtti")
 
 
 class Fault(AssertionError):
-    """What the emulator found wrong with a kernel."""
+    """An error in a kernel that the emulator found."""
 
 
 def compiled(name: str, source: str) -> ctypes.CDLL:
