@@ -241,16 +241,14 @@ class Stages:
             if (training := f"{self._verb} {name}") in costs:
                 judged.training_seconds[seed] = costs[training]
         stages = {"building the data": "build ", "Fishers": "fisher ", "judging": "evaluate "}
+        seconds = {title: sum(costs[name] for name in costs if name.startswith(verb)) for title, verb in stages.items()}
         return StudyRecord(
             title=self.plan.title,
             question=self.plan.question,
             quick=quick,
             subjects=subjects,
             bars=self.plan.bars,
-            seconds={
-                title: sum((seconds for name, seconds in costs.items() if name.startswith(verb)), start=0.0)
-                for title, verb in stages.items()
-            },
+            seconds={title: seconds for title, seconds in seconds.items() if seconds},
             missing=missing,
             pages=pages,
         )

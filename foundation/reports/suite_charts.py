@@ -86,7 +86,7 @@ def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
     first = next(iter(charts.values()))
     references = {label: curve for label, curve in first.curves.items() if curve.reference}
     for label, curve in references.items():
-        _draw(axes, curve, "0.45", label, "--")
+        _draw(axes, curve, "0.45", label, "--", positive=first.log_y)
     own = [
         (name, label, curve)
         for name, chart in charts.items()
@@ -96,7 +96,7 @@ def _figure(title: str, charts: Mapping[str, Chart]) -> Figure:
     labels = _labels([(name, label) for name, label, _ in own], several=len(charts) > 1)
     looks = itertools.cycle(itertools.product(STYLES, COLORS))
     for (_, _, curve), label, (style, color) in zip(own, labels, looks, strict=False):
-        _draw(axes, curve, color, label, style)
+        _draw(axes, curve, color, label, style, positive=first.log_y)
     axes.set_xlabel(figure_text(first.x))
     axes.set_ylabel(figure_text(first.y))
     axes.set_title(figure_text(title), fontsize=10)
@@ -118,7 +118,7 @@ def _labels(names: Sequence[tuple[str, str]], *, several: bool) -> list[str]:
     return [figure_text(", ".join(filter(None, (name if several else "", label)))) for name, label in names]
 
 
-def _draw(axes: Axes, curve: Curve, color: str, label: str, style: str) -> None:
+def _draw(axes: Axes, curve: Curve, color: str, label: str, style: str, *, positive: bool) -> None:
     x, y, low, high = (np.array(values, dtype=np.float64) for values in (curve.x, curve.y, curve.low, curve.high))
     if curve.points:
         axes.plot(x, y, ".", color=color, label=label, markersize=4)
@@ -129,4 +129,5 @@ def _draw(axes: Axes, curve: Curve, color: str, label: str, style: str) -> None:
     else:
         axes.plot(x, y, color=color, label=label, linewidth=1.5, linestyle=style)
     if len(low) == len(x) == len(high):
-        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        shown = low > 0 if positive else None  # a masked corner would make a wedge across the figure
+        axes.fill_between(x, low, high, where=shown, color=color, alpha=0.18, linewidth=0)

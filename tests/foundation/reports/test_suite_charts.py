@@ -47,3 +47,12 @@ def test_no_two_curves_look_alike() -> None:
     figure = _figure("Many", {"ours": Chart(x="d [Å]", y="force", curves={"law": law, **curves})})
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
     assert len(set(looks)) == len(looks) == 15
+
+
+def test_a_band_that_reaches_zero_ends_before_it_on_a_logarithmic_axis() -> None:
+    force = Curve(x=(1.0, 2.0, 3.0), y=(1.0, 0.5, 0.1), low=(0.9, 0.4, -0.1), high=(1.1, 0.6, 0.3))
+    figure = _figure("Force", {"ours": Chart(x="d [Å]", y="force", log_y=True, curves={"": force})})
+    (band,) = figure.axes[0].collections
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 0].max() == 2.0
+    assert corners[:, 1].min() > 0
