@@ -3,11 +3,13 @@
 Errors are SevenNet-0's on frames of MPtrj, in float64 so that rounding does not hide them, worst frame: of the forces
 over the frame's largest, and of the gradient of the loss for the parameters, as norms. Frames of at most so many
 atoms; those whose largest force is below a thousandth of an eV/Å have no forces to compare. What float32 does to the
-same quantities without a table stands beside them.
+same quantities without a table stands beside them. A batch holds as many copies of a frame as it takes for training to
+use the largest table.
 """
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor
 
 import foundation
-from data_pipeline.graphs.batch import collate
+from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources import AseFiles
 from data_pipeline.structure import Structure
 from foundation.kernels.memory import keep_freed_memory
+from foundation.models.equivariant import PAIRS_PER_KNOT
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
 from foundation.training.loss import LossConfig, label_counts, loss
@@ -65,17 +68,19 @@ def accuracy(config: Config) -> list[Row]:
     """Return the worst errors by number of knots, and what rounding to float32 does alone."""
     potential = foundation.load("sevennet-0")
     frames = [f for f in list(AseFiles(files=(FILE,)))[:: config.stride] if f.num_atoms <= config.max_atoms]
-    exact = [outcome(potential, frame, torch.float64, 0) for frame in frames]
+    cutoff = potential.cutoff
+    batches = [collate([frame] * copies(frame, cutoff, config), cutoff, torch.float64) for frame in frames]
+    exact = [outcome(potential, batch, torch.float64, 0) for batch in batches]
     rows = []
     for knots in config.knots:
-        worst = worst_errors(exact, [outcome(potential, frame, torch.float64, knots) for frame in frames])
+        worst = worst_errors(exact, [outcome(potential, batch, torch.float64, knots) for batch in batches])
         for name, error in worst.items():
             bar = BARS[name] if knots == RECOMMENDED else None
             holds = None if bar is None else error <= bar
             measure = f"worst error of the {name}, {knots} knots, {len(frames)} frames"
             rows.append(Row(measure=measure, value=error, unit="relative", bar=bar, holds=holds, command=COMMAND))
     for knots in (0, RECOMMENDED):
-        worst = worst_errors(exact, [outcome(potential, frame, torch.float32, knots) for frame in frames])
+        worst = worst_errors(exact, [outcome(potential, batch, torch.float32, knots) for batch in batches])
         rows += [
             Row(
                 measure=f"worst error of the {name}, float32, {f'{knots} knots' if knots else 'no table'}",
@@ -88,11 +93,15 @@ def accuracy(config: Config) -> list[Row]:
     return rows
 
 
-def outcome(potential: Potential, frame: Structure, dtype: torch.dtype, knots: int) -> dict[str, Tensor]:
+def copies(frame: Structure, cutoff: float, config: Config) -> int:
+    """Return how many copies of a frame have enough pairs for the largest table."""
+    return math.ceil(PAIRS_PER_KNOT * max(config.knots) * 2 / collate([frame], cutoff).num_edges)
+
+
+def outcome(potential: Potential, batch: GraphBatch, dtype: torch.dtype, knots: int) -> dict[str, Tensor]:
     """Return the forces and the gradient of the loss."""
     potential.cast(dtype).train().compute_as(Computation(radial_table=knots))
     potential.zero_grad()
-    batch = collate([frame], potential.cutoff, torch.float64)
     prediction = potential(batch)
     loss(LossConfig(), prediction, batch, label_counts(batch)).backward()
     gradient = torch.cat([p.grad.double().flatten() for p in potential.parameters() if p.grad is not None])
