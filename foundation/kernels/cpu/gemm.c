@@ -6,7 +6,7 @@ enum { MR = 14 };
 #else
 enum { MR = 6 };
 #endif
-enum { NR = 2 * LANES, PACKED = 128 * 1024, SHALLOW = 128, DEEP = 256 };
+enum { NR = 2 * LANES, PACKED = 128 * 1024, SHALLOW = 128, DEEP = 256, SOON = 8 };
 /* Functions that are called from Python; elsewhere all are static. */
 #ifndef EXPORTED
 #define EXPORTED
@@ -23,9 +23,13 @@ static inline FORCED void tile(int rows, int vectors, int64_t inner, T scale, co
                                const T *b, int64_t b_row, T *c, int64_t c_row, int64_t width, int add) {
   V s[MR][2];
   UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int j = 0; j < vectors; j++) s[i][j] = ZERO;
+  /* what is written at the end is fetched meanwhile, and what is read soon from the second-level cache */
+  UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int j = 0; j < vectors; j++)
+    __builtin_prefetch(c + i * c_row + j * LANES, 1, 3);
   for (int64_t k = 0; k < inner; k++, b += b_row, a += column) {
     V v[2];
     UNROLLED for (int j = 0; j < vectors; j++) v[j] = LOAD(b + j * LANES, LANES);
+    UNROLLED for (int j = 0; j < vectors; j++) __builtin_prefetch(b + SOON * b_row + j * LANES, 0, 3);
     UNROLLED for (int i = 0; i < rows; i++) UNROLLED for (int j = 0; j < vectors; j++) s[i][j] += a[i * row] * v[j];
   }
   if (width == vectors * LANES) {
