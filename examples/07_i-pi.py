@@ -56,6 +56,12 @@ socket = Path(f"/tmp/ipi_{name}")
 while not socket.exists() and server.poll() is None:
     time.sleep(0.1)
 atoms.calc = foundation.Calculator("sevennet-0")
-SocketClient(unixsocket=name).run(atoms, use_stress=True)
+client = None
+while client is None:
+    try:
+        client = SocketClient(unixsocket=name)
+    except ConnectionRefusedError:  # the socket is there a moment before i-PI listens
+        time.sleep(0.1)
+client.run(atoms, use_stress=True)
 code = server.wait(60)
 print(Path("simulation.out").read_text())
