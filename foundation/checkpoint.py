@@ -145,7 +145,8 @@ def refuse_to_replace(folder: Path, kind: str) -> None:
 def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
     """Write the files of a potential into a folder from whole_folder(); see save()."""
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
-    safetensors.torch.save_file(state, folder / WEIGHTS)
+    # save_file() would give a file that nobody else can read, whatever the user's umask
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
     described = description_of(potential, provenance, sha256(folder / WEIGHTS))
     (folder / CONFIG).write_text(json.dumps(asdict(described), indent=1) + "\n")
     write_checksums(folder)

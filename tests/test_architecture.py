@@ -190,6 +190,13 @@ def test_every_dependency_has_one_door(path: Path) -> None:
         assert doors is None or place.startswith(doors or "-"), f"{place} imports {module}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_is_saved_for_its_owner_alone(path: Path) -> None:
+    # safetensors gives its files the mode 0600, whatever the umask
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if ast.unparse(call.func).rpartition(".")[2] == "save_file"]
+
+
 def given_by_durable(node: ast.With, given: frozenset[str]) -> frozenset[str]:
     """Return the names of the files and folders in a with statement that durable.py will put in their place."""
     for item in node.items:

@@ -173,7 +173,7 @@ def save(measurement: Measurement, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with durable.whole_file(path) as partial:
-        safetensors.numpy.save_file(whole, partial, metadata={"facts": json.dumps(facts, sort_keys=True)})
+        partial.write_bytes(safetensors.numpy.save(whole, metadata={"facts": json.dumps(facts, sort_keys=True)}))
 
 
 def read(path: Path) -> Measurement:

@@ -311,7 +311,7 @@ def save(fisher: Fisher, path: Path) -> None:
     facts = json.dumps(kept | {"loss": asdict(fisher.loss), "schema_version": SCHEMA_VERSION}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with durable.whole_file(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: checksum(facts, tensors)})
+        partial.write_bytes(safetensors.torch.save(tensors, {FACTS: facts, CHECKSUM: checksum(facts, tensors)}))
 
 
 def read(path: Path) -> Fisher:

@@ -184,7 +184,7 @@ def save(fisher: FisherByTerm, path: Path) -> None:
     tensors[STRUCTURES] = fisher.structures
     facts = json.dumps(asdict(fisher.facts) | {"schema_version": SCHEMA_VERSION}, sort_keys=True)
     with durable.whole_file(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={FACTS: facts, CHECKSUM: checksum(facts, tensors)})
+        partial.write_bytes(safetensors.torch.save(tensors, {FACTS: facts, CHECKSUM: checksum(facts, tensors)}))
 
 
 def read(path: Path, potential: Potential) -> FisherByTerm:

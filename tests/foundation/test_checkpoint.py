@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -75,6 +76,16 @@ def test_a_round_trip_keeps_every_bit(potential: Potential, saved: Path, emt_man
     assert torch.equal(before.energy, after.energy)
     assert torch.equal(before.forces, after.forces)
     assert torch.equal(before.stress, after.stress)
+
+
+def test_the_group_may_read_what_the_umask_allows(potential: Potential, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(potential, tmp_path / "potential", {"made": "by a test"})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "potential").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o640)
 
 
 def test_a_float64_network_keeps_its_precision(potential: Potential, tmp_path: Path) -> None:
