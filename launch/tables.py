@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -311,14 +312,16 @@ def engines(config: EnginesConfig, checks: Sequence[Check]) -> int:
     console.print(installed)
     if config.check is None:
         return 0
-    title = f"{config.check} in each engine, by {checks[0].reference}"
+    title = f"{config.check} in each engine, by {checks[0].reference}; drifts in eV/atom/ps"
     moved = [path.stem for path in config.drift]
-    drifts = [f"drift of {name} [eV/atom/ps]" for name in moved]
-    table = Table("engine", "way", "energy per atom", "forces", "stress", *drifts, "verdict", title=title)
+    table = Table("engine", title=title, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("energy", "forces", "stress", *(f"drift, {name}" for name in moved)):
+        table.add_column(name, justify="right", min_width=6)  # a number is never cut
+    table.add_column("verdict")
     for check in checks:
         values = (check.energy, check.force, check.stress, *(check.drift.get(name) for name in moved))
-        numbers = ["–" if value is None else f"{value:.1e}" for value in values]
-        table.add_row(check.engine, check.way, *numbers, check.verdict)
+        numbers = ["–" if value is None else f"{value:.0e}" for value in values]
+        table.add_row(f"{check.engine}, {check.way}", *numbers, check.verdict)
     console.print(table)
     return int(any(check.bad for check in checks))
 
