@@ -9,7 +9,7 @@ MACE needs e3nn 0.4, with which this program does not run: --mace names the Pyth
 (`pip install mace-torch==0.3.16`); without it MACE is left out.
 """
 
-import json
+import copy
 import os
 import shutil
 import subprocess
@@ -132,8 +132,8 @@ def run(config: Config) -> None:
             folder = config.out / material / learner.name.split()[0]
             shutil.rmtree(folder, ignore_errors=True)
             prepare(folder, material, config)
-            for minutes, copy in trained(learner, folder, config.minutes):
-                rows += judged(learner, copy, folder / "test.extxyz", test, f"{material}, {minutes:g} CPU-min")
+            for minutes, found in trained(learner, folder, config.minutes):
+                rows += judged(learner, found, folder / "test.extxyz", test, f"{material}, {minutes:g} CPU-min")
                 write("learning", rows)
 
 
@@ -191,7 +191,7 @@ def prepare(folder: Path, material: str, config: Config) -> None:
     for name, some in splits.items():
         ase.io.write(folder / f"{name}.extxyz", [atoms_of(frame, "") for frame in some])
         ase.io.write(folder / f"{name}.ref.extxyz", [atoms_of(frame, "REF_") for frame in some])
-    ours = {"data": ["train.extxyz"], "val": ["valid.extxyz"], "out": "run"} | json.loads(json.dumps(OURS))
+    ours = {"data": ["train.extxyz"], "val": ["valid.extxyz"], "out": "run"} | copy.deepcopy(OURS)
     ours["fit"]["steps"] = round(config.steps_per_minute * max(config.minutes))
     (folder / "ours.yaml").write_text(yaml.safe_dump(ours))
     preset = [str(Path(sys.executable).with_name("sevenn")), "preset", "base"]
@@ -228,10 +228,10 @@ def trained(learner: Learner, folder: Path, minutes: tuple[float, ...]) -> list[
                 time.sleep(0.2)
             if process.poll() is not None and not (folder / learner.best).exists():
                 raise RuntimeError(f"{learner.name} has failed; {folder / 'log'} says why")
-            copy = folder / f"after-{mark:g}"
+            kept = folder / f"after-{mark:g}"
             if (folder / learner.best).exists():
-                copied(folder / learner.best, copy)
-                copies.append((mark, copy))
+                copied(folder / learner.best, kept)
+                copies.append((mark, kept))
     finally:
         for each in [*process.children(recursive=True), process] if process.is_running() else []:
             each.kill()
@@ -264,14 +264,14 @@ def copied(path: Path, to: Path) -> None:
     raise RuntimeError(f"{path} changes all the time")
 
 
-def judged(learner: Learner, copy: Path, file: Path, test: list[Structure], when: str) -> Iterator[Row]:
+def judged(learner: Learner, best: Path, file: Path, test: list[Structure], when: str) -> Iterator[Row]:
     """Yield the errors of a copy on the test set."""
-    found = copy.with_suffix(".npz")
+    found = best.with_name(f"{best.name}.npz")
     script = JUDGE.format(make=learner.make)
     environment = os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     if learner.python != sys.executable:
         environment.pop("PYTHONPATH", None)
-    subprocess.run([learner.python, "-c", script, copy, file, found], check=True, env=environment)
+    subprocess.run([learner.python, "-c", script, best, file, found], check=True, env=environment)
     with np.load(found) as predicted:
         sizes = np.array([frame.num_atoms for frame in test])
         energies = np.abs(predicted["energies"] - [frame.energy for frame in test]) / sizes
