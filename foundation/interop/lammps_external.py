@@ -6,7 +6,6 @@ from typing import Any
 import ase
 import numpy as np
 from ase.calculators.calculator import Calculator
-from ase.stress import full_3x3_to_voigt_6_stress
 from jaxtyping import Float64
 
 from data_pipeline.structure import SYMBOLS
@@ -64,9 +63,8 @@ def _callback(lammps: Any, calculator: Calculator, elements: list[str]) -> Calla
             f[:] = atoms.get_forces()
             lammps.fix_external_set_energy_global(FIX, atoms.get_potential_energy())
             if atoms.cell.rank == 3:
-                stress = np.asarray(atoms.get_stress())
-                voigt = stress if stress.ndim == 1 else full_3x3_to_voigt_6_stress(stress)
-                lammps.fix_external_set_virial_global(FIX, (-atoms.get_volume() * voigt[VOIGT]).tolist())
+                virial = -atoms.get_volume() * np.asarray(atoms.get_stress())
+                lammps.fix_external_set_virial_global(FIX, virial[VOIGT].tolist())
         except BaseException:
             f[:] = np.nan
             lammps.lib.lammps_force_timeout(lammps.lmp)

@@ -9,7 +9,6 @@ MACE needs e3nn 0.4, with which this program does not run: --mace names the Pyth
 (`pip install mace-torch==0.3.16`); without it MACE is left out.
 """
 
-import copy
 import os
 import shutil
 import subprocess
@@ -32,25 +31,8 @@ from tests.benchmarks.rows import Row, write
 COMMAND = "make bench BENCH=learning"
 HELD_OUT = 20
 """Every so manieth structure of the training file is for validation."""
-OURS = {
-    "model": {
-        "irreps": "32x0e+16x1o+8x2e",
-        "num_blocks": 3,
-        "cutoff": 5.0,
-        "cutoff_function": "polynomial",
-        "radial_sizes": [32, 32],
-        "readout_channels": 16,
-    },
-    "loss": {
-        "energy": {"weight": 300.0},
-        "forces": {"weight": 20.0, "kind": "l2"},
-        "stress": {"weight": 0.0},
-    },
-    "optim": {"optimizer": "muon", "learning_rate": 0.01, "warmup_steps": 100, "ema_decay": 0.99},
-    "fit": {"lanes": 1, "edge_budget": 12000, "radial_table": 128, "validate_every": 50, "checkpoint_every": 50},
-    "machine": {"num_workers": 0, "accelerator": "cpu"},
-}
-"""Settings of configs/study/mlearn.yaml, with checkpoints as often as a pass of the peers."""
+STUDY = Path("configs/study/mlearn.yaml")
+"""This program's settings."""
 MACE = [
     "--E0s=average",
     "--model=MACE",
@@ -81,7 +63,8 @@ runpy.run_module("mace.cli.run_train", run_name="__main__")
 JUDGE = """
 import sys, ase.io, numpy as np, torch
 torch.set_num_threads(1)
-calculator, found = {make}, []
+{make}
+found = []
 for atoms in ase.io.read(sys.argv[2], ":"):
     atoms.calc = calculator
     found.append((atoms.get_potential_energy(), atoms.get_forces()))
@@ -120,7 +103,7 @@ class Learner:
     python: str
     """Python that has it."""
     make: str
-    """Expression of an ASE calculator, of the path sys.argv[1]."""
+    """Lines that make an ASE `calculator` of the path sys.argv[1]."""
 
 
 def run(config: Config) -> None:
@@ -128,25 +111,28 @@ def run(config: Config) -> None:
     rows: list[Row] = []
     for material in config.materials:
         test = frames(material, "test")
-        for learner in learners(config):
+        zero = 1000 * float(np.abs(np.concatenate([frame.forces for frame in test])).mean())
+        rows.append(Row(measure=f"zero, {material}: force MAE", value=zero, unit="meV/Å", command=COMMAND))
+        for learner in learners(config, material):
             folder = config.out / material / learner.name.split()[0]
             shutil.rmtree(folder, ignore_errors=True)
-            prepare(folder, material, config)
+            prepare(folder, material)
             for minutes, found in trained(learner, folder, config.minutes):
                 rows += judged(learner, found, folder / "test.extxyz", test, f"{material}, {minutes:g} CPU-min")
                 write("learning", rows)
 
 
-def learners(config: Config) -> list[Learner]:
+def learners(config: Config, material: str) -> list[Learner]:
     """Return the programs that are here."""
     found = [
         Learner(
             "foundation",
-            [sys.executable, "-m", "launch", "pretrain", "--config", "ours.yaml"],
+            [sys.executable, "-m", "launch", "pretrain", "--config", "ours.yaml", *settings(config, material)],
             "run",
             sys.executable,
-            "__import__('foundation').Calculator("
-            "__import__('foundation.naming', fromlist=['x']).resolve(sys.argv[1], 'best').load(), dtype='float32')",
+            "import foundation, foundation.naming\n"
+            "best = foundation.naming.resolve(sys.argv[1], 'best').load()\n"
+            "calculator = foundation.Calculator(best, dtype='float32')",
         )
     ]
     if config.sevenn:
@@ -156,7 +142,8 @@ def learners(config: Config) -> list[Learner]:
                 [str(Path(sys.executable).with_name("sevenn")), "train", "sevenn.yaml"],
                 "checkpoint_best.pth",
                 sys.executable,
-                "__import__('sevenn.calculator', fromlist=['x']).SevenNetCalculator(sys.argv[1], device='cpu')",
+                "from sevenn.calculator import SevenNetCalculator\n"
+                "calculator = SevenNetCalculator(sys.argv[1], device='cpu')",
             )
         )
     if config.mace is not None:
@@ -167,8 +154,8 @@ def learners(config: Config) -> list[Learner]:
                 [str(config.mace), "-c", KEEP_MACE, *files, *MACE],
                 "best.model",
                 str(config.mace),
-                "__import__('mace.calculators', fromlist=['x'])"
-                ".MACECalculator(model_paths=sys.argv[1], device='cpu', default_dtype='float32')",
+                "from mace.calculators import MACECalculator\n"
+                "calculator = MACECalculator(model_paths=sys.argv[1], device='cpu', default_dtype='float32')",
             )
         )
     return found
@@ -179,7 +166,16 @@ def frames(material: str, split: str) -> list[Structure]:
     return list(MlearnJson(mlearn_json=(f"${{FOUNDATION_DATA}}/mlearn/{material}/{split}.json",)))
 
 
-def prepare(folder: Path, material: str, config: Config) -> None:
+def settings(config: Config, material: str) -> list[str]:
+    """Return this program's options for a material: the study's, with checkpoints as often as a pass of the peers."""
+    own = yaml.safe_load(STUDY.read_text())["runs"][f"messages-{material}"]
+    del own["data"]
+    own |= {"fit.steps": round(config.steps_per_minute * max(config.minutes))}
+    own |= {"fit.validate_every": 50, "fit.checkpoint_every": 50}
+    return [f"--{name}={value}" for name, value in own.items()]
+
+
+def prepare(folder: Path, material: str) -> None:
     """Write the structures and the programs' settings into a folder."""
     folder.mkdir(parents=True)
     known = frames(material, "training")
@@ -191,8 +187,8 @@ def prepare(folder: Path, material: str, config: Config) -> None:
     for name, some in splits.items():
         ase.io.write(folder / f"{name}.extxyz", [atoms_of(frame, "") for frame in some])
         ase.io.write(folder / f"{name}.ref.extxyz", [atoms_of(frame, "REF_") for frame in some])
-    ours = {"data": ["train.extxyz"], "val": ["valid.extxyz"], "out": "run"} | copy.deepcopy(OURS)
-    ours["fit"]["steps"] = round(config.steps_per_minute * max(config.minutes))
+    ours = {"data": ["train.extxyz"], "val": ["valid.extxyz"], "out": "run"}
+    ours |= yaml.safe_load(STUDY.read_text())["pretrain"]
     (folder / "ours.yaml").write_text(yaml.safe_dump(ours))
     preset = [str(Path(sys.executable).with_name("sevenn")), "preset", "base"]
     theirs = yaml.safe_load(subprocess.run(preset, check=True, capture_output=True, text=True).stdout)
@@ -215,12 +211,8 @@ def atoms_of(frame: Structure, prefix: str) -> ase.Atoms:
 
 def trained(learner: Learner, folder: Path, minutes: tuple[float, ...]) -> list[tuple[float, Path]]:
     """Train until the last mark, and return what was the best at each mark, if anything was."""
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment = os.environ | one | {"PYTHONPATH": str(Path.cwd()), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    if learner.python != sys.executable:
-        del environment["PYTHONPATH"]
     with (folder / "log").open("w") as log:
-        process = psutil.Popen(learner.command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = psutil.Popen(learner.command, cwd=folder, env=environment(learner), stdout=log, stderr=log)
     copies = []
     try:
         for mark in sorted(minutes):
@@ -237,6 +229,14 @@ def trained(learner: Learner, folder: Path, minutes: tuple[float, ...]) -> list[
             each.kill()
         process.wait()
     return copies
+
+
+def environment(learner: Learner) -> dict[str, str]:
+    """Return the variables of a learner's processes, which compute with one thread."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    found = os.environ | dict.fromkeys(names, "1") | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    found.pop("PYTHONPATH", None)
+    return found if learner.python != sys.executable else found | {"PYTHONPATH": str(Path.cwd())}
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -268,10 +268,7 @@ def judged(learner: Learner, best: Path, file: Path, test: list[Structure], when
     """Yield the errors of a copy on the test set."""
     found = best.with_name(f"{best.name}.npz")
     script = JUDGE.format(make=learner.make)
-    environment = os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    if learner.python != sys.executable:
-        environment.pop("PYTHONPATH", None)
-    subprocess.run([learner.python, "-c", script, best, file, found], check=True, env=environment)
+    subprocess.run([learner.python, "-c", script, best, file, found], check=True, env=environment(learner))
     with np.load(found) as predicted:
         sizes = np.array([frame.num_atoms for frame in test])
         energies = np.abs(predicted["energies"] - [frame.energy for frame in test]) / sizes
