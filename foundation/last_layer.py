@@ -201,16 +201,16 @@ class LastLayer(torch.nn.Module):
     def forward(
         self,
         distances: Float64[Tensor, " atoms"],
-        batch: GraphBatch,
+        surroundings: "Surroundings",
         elements: Int[Tensor, " atoms"],
         forces: Float[Tensor, "atoms 3"],
         stress: Float[Tensor, "graphs 3 3"],
     ) -> Uncertainty:
-        """Return the uncertainties of the predictions for a batch.
+        """Return the uncertainties of the predictions for some structures.
 
         Args:
             distances: Distance of each atom from the training data, by distances().
-            batch: The structures.
+            surroundings: The structures and their neighbours.
             elements: Index of each atom's element among the potential's.
             forces: Predicted forces [eV/Å].
             stress: Predicted stresses [eV/Å³].
@@ -220,8 +220,8 @@ class LastLayer(torch.nn.Module):
             distances=_array(distances),
             forces=np.sqrt((_array(forces.double()) ** 2).sum(axis=1)),
             elements=_array(elements),
-            owners=_array(batch.graph_of_atom),
-            counts=_array(batch.num_atoms),
+            owners=surroundings.owners,
+            counts=surroundings.counts,
         )
         mean = atoms.mean(atoms.distances)
         per_atom = scaled(self.facts.energy, mean, atoms.mean(atoms.forces))
@@ -229,7 +229,7 @@ class LastLayer(torch.nn.Module):
             "energy": per_atom * atoms.counts,
             "atom_energies": (per_atom / mean)[atoms.owners] * atoms.distances,
             "forces": scaled(self.facts.forces, atoms.distances, atoms.forces),
-            "outside": self._outside(batch, atoms, _array(stress.double())),
+            "outside": self._outside(surroundings, atoms, _array(stress.double())),
         }
         tensors = {name: torch.from_numpy(value).to(distances.device) for name, value in found.items()}
         return Uncertainty(**tensors, distances=distances)
@@ -249,7 +249,7 @@ class LastLayer(torch.nn.Module):
         return torch.linalg.vector_norm(placed, dim=1).clamp(min=SMALLEST_DISTANCE)
 
     def _outside(
-        self, batch: GraphBatch, atoms: "_Atoms", stress: Float64[np.ndarray, "graphs 3 3"]
+        self, surroundings: "Surroundings", atoms: "_Atoms", stress: Float64[np.ndarray, "graphs 3 3"]
     ) -> Bool[np.ndarray, "graphs kinds"]:
         """Return where each structure leaves the coverage, by KINDS."""
         outside = np.zeros((len(stress), len(KINDS)), dtype=bool)
@@ -258,15 +258,45 @@ class LastLayer(torch.nn.Module):
         outside[atoms.owners[atoms.forces > self._largest_force], 4] = True
         pressure = -np.trace(stress, axis1=1, axis2=2) / 3
         outside[:, 5] = (pressure < self._pressures[0]) | (pressure > self._pressures[1])
-        # in a graph of molecules edges join these
-        if batch.molecule is None and self._told[1:3].any():
-            first, second = (_array(each[batch.pair_edges]) for each in (batch.receivers, batch.senders))
+        if len(surroundings.lengths) and self._told[1:3].any():
+            first, second = surroundings.first, surroundings.second
             known, graphs = self.shortest[atoms.elements[first], atoms.elements[second]], atoms.owners[first]
-            lengths = _array(torch.linalg.vector_norm(batch.pair_vectors().detach(), dim=1))
             both = self._seen[atoms.elements[first]] & self._seen[atoms.elements[second]]
             outside[graphs[(known == 0) & both], 1] = True
-            outside[graphs[lengths < CLOSER * known], 2] = True
+            outside[graphs[surroundings.lengths < CLOSER * known], 2] = True
         return outside & self._told
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Surroundings:
+    """Atoms of some structures, and the pairs of them that are neighbours."""
+
+    numbers: Int[np.ndarray, " atoms"]
+    """Atomic numbers."""
+    owners: Int[np.ndarray, " atoms"]
+    """Structure that each atom belongs to."""
+    counts: Int[np.ndarray, " graphs"]
+    """Number of atoms of each structure."""
+    first: Int[np.ndarray, " pairs"]
+    """One atom of each pair."""
+    second: Int[np.ndarray, " pairs"]
+    """The other."""
+    lengths: Float64[np.ndarray, " pairs"]
+    """Distance of each pair [Å]."""
+
+    @classmethod
+    def of(cls, batch: GraphBatch) -> "Surroundings":
+        """Return those of a batch; none are neighbours in a graph of molecules, whose edges join these."""
+        pairs = batch.pair_edges if batch.molecule is None else batch.pair_edges[:0]
+        lengths = batch.pair_vectors().detach().norm(dim=1) if batch.molecule is None else batch.energy[:0]
+        return cls(
+            numbers=_array(batch.numbers),
+            owners=_array(batch.graph_of_atom),
+            counts=_array(batch.num_atoms),
+            first=_array(batch.receivers[pairs]),
+            second=_array(batch.senders[pairs]),
+            lengths=_array(lengths),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

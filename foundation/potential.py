@@ -19,7 +19,7 @@ from data_pipeline.graphs.packing import EDGE_BUDGET, Refused, packed
 from data_pipeline.statistics.sums import Statistics
 from data_pipeline.store.untrusted import check_finite
 from data_pipeline.structure import MAX_ATOMIC_NUMBER, SYMBOLS, InvalidStructure, Structure
-from foundation.last_layer import LastLayer, Uncertainty
+from foundation.last_layer import LastLayer, Surroundings, Uncertainty
 from foundation.models import Architecture, DataFacts, EnergyModel
 from foundation.models.limits import check_elements, check_theories
 from foundation.nn.computation import Computation
@@ -190,7 +190,7 @@ class Potential(torch.nn.Module):
         uncertainty = None
         if self.last_layer is not None and features is not None:
             distances = self.last_layer.distances(features.detach(), self._element_positions(batch.numbers))
-            uncertainty = self.uncertainty(distances, batch, forces.detach(), stress.detach())
+            uncertainty = self.uncertainty(distances, Surroundings.of(batch), forces.detach(), stress.detach())
         return Prediction(
             energy=energy,
             forces=forces.to(self.dtype),
@@ -259,7 +259,7 @@ class Potential(torch.nn.Module):
     def uncertainty(
         self,
         distances: Float64[Tensor, " atoms"],
-        batch: GraphBatch,
+        surroundings: Surroundings,
         forces: Float[Tensor, "atoms 3"],
         stress: Float[Tensor, "graphs 3 3"],
     ) -> Uncertainty:
@@ -270,7 +270,8 @@ class Potential(torch.nn.Module):
         """
         if self.last_layer is None:
             raise ValueError("the potential has no uncertainty; add it with `foundation uncertainty`")
-        return self.last_layer(distances, batch, self._element_positions(batch.numbers), forces, stress)
+        numbers = torch.from_numpy(surroundings.numbers).to(self.device)
+        return self.last_layer(distances, surroundings, self._element_positions(numbers), forces, stress)
 
     def atom_features(self, batch: GraphBatch) -> Float[Tensor, "atoms features"]:
         """Return invariant features of each atom's environment, from which the network reads its energy.

@@ -18,12 +18,13 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.graphs.verlet_list import VerletList
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
-from foundation.engine.library import CompiledPotential
+from foundation.engine.library import CompiledPotential, System
 from foundation.engine.network import NotCompilable
 from foundation.kernels.memory import keep_freed_memory
-from foundation.last_layer import Uncertainty
+from foundation.last_layer import Surroundings, Uncertainty
 from foundation.naming import resolve
 from foundation.potential import Potential, to_structure
 
@@ -100,6 +101,7 @@ class Calculator(AseCalculator):
             if self.potential.device.type != "cpu":
                 raise NotCompilable(f"the compiled engine computes on processors, not on {device}")
             self._compiled = CompiledPotential(self.potential, self.theory, table=mode == "md")
+            self._neighbors = VerletList(self.potential.cutoff)
         elif mode == "md":
             tabulate(self.potential)
         keep_freed_memory()
@@ -140,21 +142,9 @@ class Calculator(AseCalculator):
 
     def _predicted(self, structure: Structure) -> dict[str, Any]:
         """Return energy, energies, forces and the 3 x 3 stress."""
-        graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
         if self._compiled is not None:
-            computed = self._compiled(graph)
-            stress = computed.virial / (structure.volume or 1.0)
-            found = {
-                "energy": computed.energy,
-                "energies": computed.atom_energies,
-                "forces": computed.forces,
-                "stress": stress,
-            }
-            if computed.distances is None:
-                return found
-            arrays = (torch.from_numpy(each) for each in (computed.forces, stress[None]))
-            uncertainty = self.potential.uncertainty(torch.from_numpy(computed.distances), graph, *arrays)
-            return found | _results_of(uncertainty)
+            return self._computed(structure, self._compiled)
+        graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
         prediction = self.potential(graph.to(self.potential.device))
         uncertainty = {} if prediction.uncertainty is None else _results_of(prediction.uncertainty)
         return uncertainty | {
@@ -163,6 +153,34 @@ class Calculator(AseCalculator):
             "forces": prediction.forces.double().cpu().numpy(),
             "stress": prediction.stress[0].double().cpu().numpy(),
         }
+
+    def _computed(self, structure: Structure, compiled: CompiledPotential) -> dict[str, Any]:
+        """Return the same of the compiled engine."""
+        near, numbers = self._neighbors(structure), structure.numbers.astype(np.int64)
+        system = System(numbers=numbers, row_pointers=near.row_pointers, senders=near.senders, vectors=near.vectors)
+        computed = compiled.compute(system)
+        stress = computed.virial / (structure.volume or 1.0)
+        found = {
+            "energy": computed.energy,
+            "energies": computed.atom_energies,
+            "forces": computed.forces,
+            "stress": stress,
+        }
+        if computed.distances is None:
+            return found
+        once = np.flatnonzero(near.receivers <= near.senders)
+        surroundings = Surroundings(
+            numbers=numbers,
+            owners=np.zeros(structure.num_atoms, np.int64),
+            counts=np.array([structure.num_atoms]),
+            first=near.receivers[once],
+            second=near.senders[once],
+            lengths=near.lengths[once],
+        )
+        arrays = (torch.from_numpy(each) for each in (computed.forces, stress[None]))
+        return found | _results_of(
+            self.potential.uncertainty(torch.from_numpy(computed.distances), surroundings, *arrays)
+        )
 
 
 def _results_of(uncertainty: Uncertainty) -> dict[str, Any]:
