@@ -25,6 +25,7 @@ from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
 
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, is_lost, labelled
 from data_pipeline.sources.source import Frame, Part, Source, errors_named, resolve
 from data_pipeline.structure import InvalidStructure, Structure
@@ -232,7 +233,7 @@ class Exploration(Source):
 
 
 def read_cells(path: Path) -> list[ase.Atoms]:
-    """Return all frames of a file that ASE reads, without anything but their atoms.
+    """Return all frames of a file that ASE reads, without anything but their atoms and the labels of molecules.
 
     Raises:
         InvalidStructure: it cannot be read.
@@ -240,7 +241,11 @@ def read_cells(path: Path) -> list[ase.Atoms]:
     with errors_named(path, "its cells"):
         images = read(path, index=":")
     every = images if isinstance(images, list) else [images]
-    return [ase.Atoms(each.numbers, each.positions, cell=each.cell, pbc=each.pbc) for each in every]
+    found = [ase.Atoms(each.numbers, each.positions, cell=each.cell, pbc=each.pbc) for each in every]
+    for atoms, each in zip(found, every, strict=True):
+        if (labels := molecule_labels(each.arrays)) is not None:
+            atoms.new_array(MOLECULE_ARRAYS[0], labels)
+    return found
 
 
 def repeated(atoms: ase.Atoms, least_length: float) -> ase.Atoms:
@@ -249,7 +254,12 @@ def repeated(atoms: ase.Atoms, least_length: float) -> ase.Atoms:
         return atoms
     heights = 1.0 / np.linalg.norm(np.linalg.pinv(np.asarray(atoms.cell)), axis=0)
     each = zip(heights.tolist(), atoms.pbc.tolist(), strict=True)
-    return atoms.repeat([math.ceil(least_length / height - 1e-9) if repeats else 1 for height, repeats in each])
+    times = [max(1, math.ceil(least_length / height - 1e-9)) if repeats else 1 for height, repeats in each]
+    found, labels = atoms.repeat(times), molecule_labels(atoms.arrays)
+    if labels is not None:  # an image is another molecule
+        images = np.repeat(np.arange(math.prod(times)), len(atoms))
+        found.arrays[MOLECULE_ARRAYS[0]] = found.arrays[MOLECULE_ARRAYS[0]] + images * (np.ptp(labels) + 1)
+    return found
 
 
 def _checked(frame: Structure) -> Frame:

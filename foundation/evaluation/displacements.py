@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 WINDOW = (0.1, 0.5)
 """Lags between which the diffusivity is fitted, in units of a run's length: at shorter ones atoms rattle in cages, and
@@ -145,19 +145,48 @@ def displaced_share(
 
 
 def pair_distribution(
-    tracks: Float64[np.ndarray, "frames atoms 3"], cell: Float64[np.ndarray, "3 3"], largest: float
+    tracks: Float64[np.ndarray, "frames atoms 3"],
+    cell: Float64[np.ndarray, "3 3"],
+    largest: float,
+    kinds: tuple[Bool[np.ndarray, " atoms"], Bool[np.ndarray, " atoms"]] | None = None,
 ) -> Float64[np.ndarray, " bins"]:
-    """Return the radial distribution of all pairs up to a distance [Å], in BINS bins, normalised to a sum of one."""
+    """Return the radial distribution of pairs in BINS bins: one where they are as many as in a gas of the same density.
+
+    Args:
+        tracks: Positions [Å].
+        cell: Lattice vectors as rows [Å].
+        largest: Largest distance [Å].
+        kinds: Where the one and the other atom of a pair may be; None: anywhere.
+    """
     first, second = np.triu_indices(tracks.shape[1], 1)
+    if kinds is not None:
+        one, other = kinds
+        chosen = (one[first] & other[second]) | (other[first] & one[second])
+        first, second = first[chosen], second[chosen]
     edges = np.linspace(0.0, largest, BINS + 1)
     counts = np.zeros(BINS)
     for frame in tracks:
         distances = np.linalg.norm(nearest_image(frame[first] - frame[second], cell), axis=1)
         counts += np.histogram(distances, edges)[0]
-    density = counts / np.diff(edges**3)
-    return density / max(density.sum(), np.finfo(np.float64).tiny)
+    shells = 4 / 3 * np.pi * np.diff(edges**3) / abs(np.linalg.det(cell))
+    return counts / (shells * max(1, len(tracks) * len(first)))
+
+
+def bin_centres(largest: float) -> Float64[np.ndarray, " bins"]:
+    """Return the middle distances of the bins of pair_distribution() [Å]."""
+    return (np.arange(BINS) + 0.5) * largest / BINS
 
 
 def overlap(one: Float64[np.ndarray, " bins"], other: Float64[np.ndarray, " bins"]) -> float:
     """Return the common share of two distributions: one if the same, zero if apart; NaN if one is without pairs."""
-    return float(np.minimum(one, other).sum()) if one.any() and other.any() else math.nan
+    if not (one.any() and other.any()):
+        return math.nan
+    return float(np.minimum(one / one.sum(), other / other.sum()).sum())
+
+
+def without_drift(
+    tracks: Float64[np.ndarray, "frames atoms 3"], masses: Float64[np.ndarray, " atoms"]
+) -> Float64[np.ndarray, "frames atoms 3"]:
+    """Return positions with the centre of mass where it is in the first frame."""
+    drift = np.einsum("a,fax->fx", masses, tracks - tracks[:1]) / masses.sum()
+    return tracks - drift[:, None]

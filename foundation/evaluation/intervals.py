@@ -26,6 +26,17 @@ def interval_over(
     return float(low), float(high)
 
 
+def interval_around(value: float, parts: Float64[np.ndarray, " parts"]) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of a value by the spread of those of parts of its data; None with one part.
+
+    The mean over the parts may be another value, if these are short: only their spread is taken.
+    """
+    if len(parts) < 2:
+        return None
+    low, high = interval_over(np.mean, parts)
+    return value + low - float(parts.mean()), value + high - float(parts.mean())
+
+
 class Slope(NamedTuple):
     """Slope of a line, with its 95 % confidence interval."""
 

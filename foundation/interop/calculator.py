@@ -18,6 +18,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.graphs.molecules import molecule_labels
 from data_pipeline.graphs.verlet_list import VerletList
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
@@ -111,6 +112,18 @@ class Calculator(AseCalculator):
         """Return a property, computed if necessary; one thread at a time, since results are shared."""
         with self._turn.lock():
             return super().get_property(name, atoms, allow_calculation)
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
+        """Return what has changed since the last calculation, to the last bit.
+
+        ASE's own comparison takes a sixth of a step of a small network, and does not see molecules.
+        """
+        if self.atoms is None:
+            return [*all_changes]
+        pairs = {name: (getattr(self.atoms, name), getattr(atoms, name)) for name in ("positions", "numbers", "pbc")}
+        pairs["cell"] = np.asarray(self.atoms.cell), np.asarray(atoms.cell)
+        pairs["molecules"] = molecule_labels(self.atoms.arrays), molecule_labels(atoms.arrays)
+        return [name for name, (before, now) in pairs.items() if not np.array_equal(before, now)]
 
     def calculate(
         self, atoms: ase.Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes

@@ -31,8 +31,9 @@ from foundation.evaluation.displacements import (
     pair_distribution,
     read_msd,
     unwrapped,
+    without_drift,
 )
-from foundation.evaluation.intervals import interval_over
+from foundation.evaluation.intervals import interval_around
 from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
@@ -234,10 +235,7 @@ class Diffusion(Suite):
         blocks = np.concatenate(
             [block_diffusivities(track[:, moving], self._interval, self.blocks) for track in run.tracks]
         )
-        limits = interval_over(np.mean, blocks) if len(blocks) > 1 else None
-        # blocks are shorter than the run, so that their mean may be another: only their spread is taken
-        interval = limits and (value + limits[0] - float(blocks.mean()), value + limits[1] - float(blocks.mean()))
-        return Finding(value=value, unit="cm²/s", reference=reference, interval=interval)
+        return Finding(value=value, unit="cm²/s", reference=reference, interval=interval_around(value, blocks))
 
     def _framework(
         self, start: ase.Atoms, run: Run, reference: Float64[np.ndarray, "frames atoms 3"] | None
@@ -319,9 +317,7 @@ def _frames(path: Path, start: ase.Atoms) -> Float64[np.ndarray, "frames atoms 3
         if not np.array_equal(image.numbers, start.numbers) or not np.allclose(image.cell, start.cell, atol=1e-3):
             raise ValueError(f"{path}: its atoms or its cell are not those of the structure to start from")
     tracks = unwrapped(np.array([image.positions for image in images]), np.asarray(start.cell))
-    masses = start.get_masses()
-    drift = np.einsum("a,fax->fx", masses, tracks - tracks[0]) / masses.sum()
-    return tracks - drift[:, None]
+    return without_drift(tracks, start.get_masses())
 
 
 def _thinned(tracks: Float64[np.ndarray, "frames atoms 3"]) -> Float64[np.ndarray, "some atoms 3"]:

@@ -7,21 +7,32 @@ moves by itself for long, and where its atoms are is compared with where the tea
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import ase
 import numpy as np
 from ase.calculators.calculator import Calculator
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from data_pipeline.sources.exploration import read_cells, repeated
 from data_pipeline.sources.molecular_dynamics import dynamics, is_lost
 from data_pipeline.sources.source import resolve
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.displacements import height, overlap, pair_distribution
-from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
+from foundation.evaluation.displacements import (
+    WINDOW,
+    bin_centres,
+    block_diffusivities,
+    diffusivity,
+    height,
+    mean_squared_displacement,
+    overlap,
+    pair_distribution,
+    without_drift,
+)
+from foundation.evaluation.intervals import interval_around
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 MAX_PAIR_DISTANCE = 8.0
 """Largest distance of pairs [Å]."""
@@ -44,7 +55,7 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness(Suite):
-    """Stability and pair distances of a subject's dynamics beside another's, at a constant volume and temperature.
+    """Stability, distances and displacements in a subject's dynamics beside another's, at a constant volume.
 
     The speeds of both are measured in turns. They depend on the machine; everything else depends on the seed alone.
     """
@@ -57,6 +68,9 @@ class Likeness(Suite):
     """Files with the cells to start from; the first frame of each. ${NAME} stands for an environment variable."""
     least_length: float = field(default=9.0, metadata=MAY_CHANGE)
     """Least distance between opposite faces of a cell [Å]: cells are repeated."""
+    timed_length: float | None = field(default=None, metadata=MAY_CHANGE)
+    """Least distance between opposite faces of the cell in which speeds are measured [Å]; None: least_length. In small
+    cells much of a step is the same for both."""
     temperatures: tuple[float, ...] = field(default=(300.0,), metadata=MAY_CHANGE)
     """Temperatures [K]."""
     length: float = field(default=200.0, metadata=MAY_CHANGE)
@@ -67,6 +81,10 @@ class Likeness(Suite):
     """Time before both that is not measured [ps]."""
     time_step: float = field(default=1.0, metadata=MAY_CHANGE)
     """Time step [fs]."""
+    displacements: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Elements whose displacements are compared, such as Li."""
+    distances: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Pairs of elements whose distances are compared, such as Li-O."""
     seed: int = field(default=0, metadata=MAY_CHANGE)
     """Random seed."""
 
@@ -77,6 +95,15 @@ class Likeness(Suite):
             raise ValueError("time_step and compared must be positive, equilibration not negative, length >= compared")
         if self._steps(self.compared) < 20:
             raise ValueError(f"compared must be at least 20 steps, {0.02 * self.time_step:g} ps")
+        for pair in self.distances:
+            if len(pair.split("-")) != 2:
+                raise ValueError(f"distances: a pair of elements is written like Li-O, not {pair!r}")
+        for symbol in self._named():
+            atomic_number(symbol)
+
+    def _named(self) -> set[str]:
+        """Return the elements of the options."""
+        return {*self.displacements, *(symbol for pair in self.distances for symbol in pair.split("-"))}
 
     def elements(self) -> set[int]:
         """Return the atomic numbers of the cells.
@@ -85,53 +112,106 @@ class Likeness(Suite):
             FileNotFoundError: there is no such file.
             InvalidStructure: it cannot be read.
         """
-        return {number for _, atoms in self._cells() for number in atoms.numbers.tolist()}
+        return {number for _, atoms in self._cells(0.0) for number in atoms.numbers.tolist()}
 
     def run(self, subject: Subject) -> Findings:
-        """Return the share of every trajectory that was run, the likeness of its pair distances, and the speed.
+        """Return the share of every trajectory that was run, its likeness to the other's, and the speed.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the other potential cannot be found, or a cell does not repeat in all directions.
+            ValueError: the other potential cannot be found, or a cell does not repeat in all directions, or lacks an
+                element.
         """
         other = subject.another(self.alike).calculator()
         found: dict[str, Finding] = {}
-        for label, atoms in self._cells():
+        charts: dict[str, Chart] = {}
+        timed = dict(self._cells(self.timed_length or self.least_length))
+        for label, atoms in self._cells(self.least_length):
             if not atoms.pbc.all():
                 raise ValueError(f"starts: {label} does not repeat in all directions")
+            if missing := self._named() - {*atoms.symbols}:
+                raise ValueError(f"starts: there is no {sorted(missing)[0]} in {label}")
             for temperature in self.temperatures:
-                found |= self._compared(f"{label}, {temperature:g} K", atoms, temperature, subject.calculator(), other)
+                compared = self._compared(
+                    f"{label}, {temperature:g} K", atoms, temperature, subject.calculator(), other
+                )
+                found |= compared.quantities
+                charts |= compared.charts
             ended = all(found[f"{label}, {each:g} K: {SHARE}"].value == 1 for each in self.temperatures)
             found[f"{label}: steps in a CPU second over the other's"] = Finding(
-                value=self._speed(atoms, subject.calculator(), other) if ended else None
+                value=self._speed(timed[label], subject.calculator(), other) if ended else None
             )
-        return Findings(quantities=found)
+        return Findings(quantities=found, charts=charts)
 
     def _compared(
         self, label: str, atoms: ase.Atoms, temperature: float, own: Calculator, other: Calculator
-    ) -> dict[str, Finding]:
+    ) -> Findings:
         """Return the findings of one cell at one temperature."""
         mine = self._track(atoms, temperature, own, self.length, self.seed)
         theirs = self._track(atoms, temperature, other, self.compared, self.seed + 1)
         found = {f"{label}: {SHARE}": Finding(value=mine.share, reference=1.0)}
+        charts: dict[str, Chart] = {}
         if mine.share < 1 or theirs.share < 1:
-            return found
-        largest = min(MAX_PAIR_DISTANCE, height(np.asarray(atoms.cell)) / 2)
+            return Findings(quantities=found)
+        distances = {"pair": None} | {each: _kinds(atoms, each) for each in self.distances}
+        for name, kinds in distances.items():
+            found[f"{label}: likeness of {name} distances"], chart = self._distances(atoms, mine, theirs, kinds)
+            charts[f"Radial distribution of {'all pairs' if kinds is None else name}: {label}"] = chart
+        for symbol in self.displacements:
+            moved, chart = self._displacements(atoms, mine, theirs, symbol)
+            found |= {f"{label}: {name}": each for name, each in moved.items()}
+            charts[f"Mean squared displacement of {symbol}: {label}"] = chart
+        return Findings(quantities=found, charts=charts)
+
+    def _distances(
+        self,
+        atoms: ase.Atoms,
+        mine: Track,
+        theirs: Track,
+        kinds: tuple[Bool[np.ndarray, " atoms"], Bool[np.ndarray, " atoms"]] | None,
+    ) -> tuple[Finding, Chart]:
+        """Return the likeness of the distances of pairs, over that of two halves of the other's, and a chart."""
+        cell = np.asarray(atoms.cell)
+        largest = min(MAX_PAIR_DISTANCE, height(cell) / 2)
         halves = np.array_split(theirs.positions, 2)
         end, whole, first, second = (
-            pair_distribution(_thinned(each), np.asarray(atoms.cell), largest)
+            pair_distribution(_thinned(each), cell, largest, kinds)
             for each in (mine.positions[-len(theirs.positions) :], theirs.positions, *halves)
         )
-        found[f"{label}: likeness of pair distances"] = Finding(
-            value=overlap(end, whole), reference=overlap(first, second)
-        )
-        return found
+        x = tuple(bin_centres(largest).tolist())
+        curves = {
+            "": Curve(x=x, y=tuple(end.tolist())),
+            self.alike: Curve(x=x, y=tuple(whole.tolist()), reference=True),
+        }
+        chart = Chart(x="distance [Å]", y="radial distribution", curves=curves)
+        return Finding(value=overlap(end, whole), reference=overlap(first, second)), chart
+
+    def _displacements(
+        self, atoms: ase.Atoms, mine: Track, theirs: Track, symbol: str
+    ) -> tuple[dict[str, Finding], Chart]:
+        """Return the diffusivity of an element over lags that both have, and a chart.
+
+        The interval is a bootstrap over parts as long as the other's trajectory, which itself is one such part.
+        """
+        interval, chosen = 1e-3 * self.time_step * self._every, atoms.numbers == atomic_number(symbol)
+        own, other = (without_drift(each.positions, atoms.get_masses())[:, chosen] for each in (mine, theirs))
+        longest = interval * (len(other) - 1)
+        both = [mean_squared_displacement(each, interval).to(longest) for each in (own, other)]
+        parts, value = block_diffusivities(own, interval, len(own) // len(other)), diffusivity(both[0])
+        found = {
+            f"diffusivity of {symbol}": Finding(
+                value=value, unit="cm²/s", reference=diffusivity(both[1]), interval=interval_around(value, parts)
+            )
+        }
+        drawn = [each.to(WINDOW[1] * longest) for each in both]
+        own_curve, other_curve = (Curve(x=tuple(each.lags.tolist()), y=tuple(each.values.tolist())) for each in drawn)
+        curves = {"": own_curve, self.alike: replace(other_curve, reference=True)}
+        return found, Chart(x="lag [ps]", y=f"mean squared displacement of {symbol} [Å²]", curves=curves)
 
     def _track(self, atoms: ase.Atoms, temperature: float, calculator: Calculator, length: float, seed: int) -> Track:
         """Return a trajectory to its end, or to where it was lost."""
-        every = max(1, self._steps(self.compared) // MAX_FRAMES)
-        count, positions = self._steps(length) // every, []
-        moving = self._moving(atoms, temperature, calculator, seed, every)
+        count, positions = self._steps(length) // self._every, []
+        moving = self._moving(atoms, temperature, calculator, seed, self._every)
         for _ in range(count):
             try:
                 moved = next(moving)
@@ -163,16 +243,27 @@ class Likeness(Suite):
             time_step=self.time_step,
         )
 
+    @property
+    def _every(self) -> int:
+        """Number of steps from frame to frame."""
+        return max(1, self._steps(self.compared) // MAX_FRAMES)
+
     def _steps(self, length: float) -> int:
         return round(1e3 * length / self.time_step)
 
-    def _cells(self) -> list[tuple[str, ase.Atoms]]:
-        """Return the cells with their names."""
+    def _cells(self, least_length: float) -> list[tuple[str, ase.Atoms]]:
+        """Return the cells with their names, of a least length [Å]."""
         found = []
         for path in self.starts:
             atoms = read_cells(resolve(str(path), field="starts", section="suites"))[0]
-            found.append((path.stem, repeated(atoms, self.least_length)))
+            found.append((path.stem, repeated(atoms, least_length)))
         return found
+
+
+def _kinds(atoms: ase.Atoms, pair: str) -> tuple[Bool[np.ndarray, " atoms"], Bool[np.ndarray, " atoms"]]:
+    """Return where the atoms of both elements of a pair are."""
+    one, other = (atoms.numbers == atomic_number(symbol) for symbol in pair.split("-"))
+    return one, other
 
 
 def _seconds(moving: Iterator[ase.Atoms]) -> float:

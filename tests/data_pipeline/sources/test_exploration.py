@@ -10,6 +10,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from data_pipeline.sources import Exploration
+from data_pipeline.sources.exploration import read_cells, repeated
 from data_pipeline.structure import InvalidStructure, Structure
 from tests.foundation.pair_calculator import Morse
 
@@ -66,6 +67,19 @@ def test_cells_are_long_enough_and_pressure_shrinks_them(copper: str) -> None:
     free, pressed = (next(source.parts()[number].read()) for number in (0, 1))
     # the bulk modulus of this copper is 134 GPa, so that 30 GPa take about a sixth of its volume
     assert 0.75 < pressed.volume / free.volume < 0.92
+
+
+def test_labels_of_molecules_are_kept_and_an_image_is_another_molecule(tmp_path: Path) -> None:
+    atoms = ase.Atoms("NaH2O", [(0, 0, 0), (3, 3, 3), (3.9, 3, 3), (3.2, 3.9, 3)], cell=[6.0] * 3, pbc=True)
+    atoms.new_array("molecule-id", np.array([4, 7, 7, 7]))
+    ase.io.write(tmp_path / "box.extxyz", atoms)
+    (cell,) = read_cells(tmp_path / "box.extxyz")
+    found = repeated(cell, 11.0)
+    assert len(found) == 8 * 4
+    labels = found.arrays["molecule"].reshape(8, 4)
+    assert [len({*row}) for row in labels.tolist()] == [2] * 8
+    assert len(np.unique(labels)) == 16
+    assert (labels[:, 1:] == labels[:, 1:2]).all()
 
 
 def test_strained_cells_have_the_volumes_and_vacancies_that_were_asked_for(copper: str) -> None:

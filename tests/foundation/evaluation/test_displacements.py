@@ -8,6 +8,7 @@ import pytest
 
 from foundation.evaluation.displacements import (
     Msd,
+    bin_centres,
     block_diffusivities,
     diffusivity,
     displaced_share,
@@ -18,6 +19,7 @@ from foundation.evaluation.displacements import (
     pair_distribution,
     read_msd,
     unwrapped,
+    without_drift,
 )
 from foundation.evaluation.intervals import interval_over
 
@@ -110,10 +112,31 @@ def test_pair_distances_of_the_same_structure_overlap_and_others_do_not() -> Non
     same = grid + random.normal(scale=0.05, size=(10, 27, 3))
     gas = random.uniform(0.0, 9.0, size=(10, 27, 3))
     one, other, third = (pair_distribution(each, cubic, 4.0) for each in (crystal, same, gas))
-    assert one.sum() == pytest.approx(1.0)
+    shells = 4 / 3 * np.pi * np.diff(np.linspace(0.0, 4.0, 101) ** 3)
+    # six at 3 Å for each of 27 atoms, and no others
+    assert (one * shells)[:90].sum() * 26 / 9.0**3 == pytest.approx(6.0)
+    assert third[50:].mean() == pytest.approx(1.0, abs=0.1)
     assert overlap(one, one) == pytest.approx(1.0)
     assert overlap(one, other) > 0.9
     assert overlap(one, third) < 0.5
     assert math.isnan(overlap(one, pair_distribution(crystal, cubic, 2.0)))
-    # six neighbours at 3 Å
-    assert np.linspace(0.02, 3.98, 100)[one.argmax()] == pytest.approx(3.0, abs=0.1)
+    assert bin_centres(4.0)[one.argmax()] == pytest.approx(3.0, abs=0.1)
+
+
+def test_pairs_of_two_kinds_are_those_of_one_and_the_other() -> None:
+    cubic = np.diag([9.0, 9.0, 9.0])
+    tracks = np.array([[[0, 0, 0], [1, 0, 0], [3, 0, 0], [3, 2, 0]]], dtype=np.float64)
+    first, second = np.array([True, False, False, False]), np.array([False, False, True, True])
+    found = pair_distribution(tracks, cubic, 4.0, (first, second))
+    expected = pair_distribution(tracks[:, [0, 2]], cubic, 4.0) + pair_distribution(tracks[:, [0, 3]], cubic, 4.0)
+    assert np.allclose(found, expected / 2)
+    assert np.count_nonzero(found) == 2
+    assert np.allclose(found, pair_distribution(tracks, cubic, 4.0, (second, first)))
+    assert np.allclose(pair_distribution(tracks, cubic, 4.0, (second, second)).nonzero(), [[50]])
+
+
+def test_the_centre_of_mass_stays() -> None:
+    tracks = np.array([[[0, 0, 0], [1, 0, 0]], [[1, 0, 0], [2, 0, 0]], [[2, 3, 0], [2, 0, 0]]], dtype=np.float64)
+    found = without_drift(tracks, np.array([1.0, 2.0]))
+    assert np.allclose(found[:2], tracks[0])
+    assert np.allclose(found[2], [[2 - 4 / 3, 2, 0], [2 - 4 / 3, -1, 0]])

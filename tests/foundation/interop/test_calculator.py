@@ -88,6 +88,29 @@ def test_moving_an_atom_gives_new_results(potential: Potential, crystal: ase.Ato
     assert crystal.get_potential_energy() == pytest.approx(before, rel=1e-12)
 
 
+@pytest.mark.parametrize("change", ["positions", "cell", "numbers", "pbc", "molecules"])
+def test_any_change_that_matters_is_seen_and_others_are_not(
+    potential: Potential, crystal: ase.Atoms, change: str
+) -> None:
+    calculator, atoms = Calculator(potential), crystal.copy()
+    atoms.new_array("molecule", np.arange(len(atoms)))
+    calculator.get_potential_energy(atoms)
+    atoms.set_initial_magnetic_moments(np.ones(len(atoms)))
+    assert calculator.check_state(atoms) == []
+    match change:
+        case "positions":
+            atoms.positions[0, 0] = np.nextafter(atoms.positions[0, 0], 9.0)
+        case "cell":
+            atoms.cell[1, 1] *= 1 + 1e-15
+        case "numbers":
+            atoms.numbers[0] = {*atoms.numbers.tolist()}.difference([atoms.numbers[0]]).pop()
+        case "pbc":
+            atoms.pbc[2] = not atoms.pbc[2]
+        case "molecules":
+            atoms.arrays["molecule"][0] = 1
+    assert calculator.check_state(atoms) == [change]
+
+
 def test_a_molecule_has_energy_and_forces_but_no_stress(potential: Potential) -> None:
     atoms = dimer()
     atoms.calc = Calculator(potential)

@@ -9,6 +9,7 @@ import ase.io
 import pytest
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
+from ase.units import kB
 
 from foundation.evaluation.suites.likeness import Likeness
 from foundation.interop.subject import CalculatorSubject
@@ -79,6 +80,45 @@ def test_a_potential_is_like_itself_and_more_than_another_is(copper: Path) -> No
     assert {name: each for name, each in same.items() if name != timed} == {
         name: each for name, each in again.items() if name != timed
     }
+
+
+def test_elements_and_pairs_of_them_are_compared(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "salt.xyz", bulk("NaCl", "rocksalt", a=5.6, cubic=True))
+    # half a radian of a vibration from frame to frame, and many of them
+    options = {
+        "displacements": ("Na",),
+        "distances": ("Na-Cl", "Na-Na"),
+        "length": 12.0,
+        "compared": 4.0,
+        "least_length": 9.0,
+    }
+    found = suite(tmp_path / "salt.xyz", **options).run(CalculatorSubject(Springs()))
+    softer = suite(tmp_path / "salt.xyz", **options).run(CalculatorSubject(Softer()))
+    label = "salt, 900 K"
+    for pair in ("pair", "Na-Cl", "Na-Na"):
+        name = f"{label}: likeness of {pair} distances"
+        assert found.quantities[name].value > softer.quantities[name].value + 0.02
+    distances = found.charts[f"Radial distribution of Na-Cl: {label}"].curves
+    assert max(zip(distances[""].y, distances[""].x, strict=True))[1] == pytest.approx(2.8, abs=0.3)
+    assert [each.reference for each in distances.values()] == [False, True]
+    # on a spring: 2 * 3 kT / k, of which a Langevin thermostat's centre of mass takes a part
+    moved = found.charts[f"Mean squared displacement of Na: {label}"].curves
+    for curve in moved.values():
+        assert (curve.x[0], curve.y[0]) == (0.0, pytest.approx(0.0, abs=1e-12))
+        assert curve.y[-1] == pytest.approx(6 * 900 * kB / Springs.strength, rel=0.3)
+    further = softer.charts[f"Mean squared displacement of Na: {label}"].curves
+    assert further[""].y[-1] > 10 * further[f"{HERE}:Springs"].y[-1]
+    low, high = found.quantities[f"{label}: diffusivity of Na"].interval
+    assert low < found.quantities[f"{label}: diffusivity of Na"].value < high
+
+
+def test_elements_that_are_not_there_are_named(copper: Path) -> None:
+    with pytest.raises(ValueError, match="there is no Na in copper"):
+        suite(copper, displacements=("Na",)).run(CalculatorSubject(Springs()))
+    with pytest.raises(ValueError, match="'Xx' is not the symbol"):
+        suite(copper, displacements=("Xx",))
+    with pytest.raises(ValueError, match="written like Li-O, not 'Cu'"):
+        suite(copper, distances=("Cu",))
 
 
 def test_speed_is_over_the_others(copper: Path) -> None:
