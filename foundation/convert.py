@@ -15,12 +15,14 @@ from foundation.export import GENERATED, card_facts, finish, generated, write_ev
 from foundation.interop import n2p2
 from foundation.interop.published import PUBLISHED, find_published
 from foundation.interop.sevennet import to_sevennet
+from foundation.last_layer import LastLayer
 from foundation.naming import SavedPotential, SevenNetPotential, resolve
 from foundation.potential import Potential
 from foundation.releases.registry import registry
 from foundation.reports.card import CardFacts, check_facts
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.front_matter import Measured, front_matter
+from foundation.reports.trust import copy_into as trust_into
 
 NUM_GOLDEN = 3
 """Number of golden structures of a release."""
@@ -53,6 +55,9 @@ class ConvertConfig:
     """With a card: text of the licence with its notice, copied into the release."""
     evaluation: Path | None = None
     """With a card: evaluation.json of `foundation evaluate` of the same weights, whose errors the card states."""
+    uncertainty: Path | None = None
+    """With a card: folder of the same weights with uncertainty and coverage, by `foundation uncertainty`, which the
+    release then has too."""
     created: str | None = None
     """With a card: date on it; None: today."""
 
@@ -65,8 +70,11 @@ class ConvertConfig:
             raise ValueError(f"--units {' or '.join(n2p2.SIZES)} belongs to --from n2p2, whose files do not state them")
         if self.card is not None and self.from_ != "sevennet":
             raise ValueError("--card belongs to --from sevennet: a release is made of a converted potential")
-        if self.card is None and (self.licence_file or self.evaluation or self.created):
-            raise ValueError("--licence_file, --evaluation and --created belong to a release: give the facts of --card")
+        if self.card is None and (self.licence_file or self.evaluation or self.uncertainty or self.created):
+            raise ValueError(
+                "--licence_file, --evaluation, --uncertainty and --created belong to a release: give the facts of "
+                "--card"
+            )
         if self.to and (self.model is None or self.checkpoint or self.theory):
             raise ValueError(
                 f"--to {self.to} reads a --model and writes the file --out; it has no --checkpoint and no --theory"
@@ -112,9 +120,9 @@ def _convert(config: ConvertConfig) -> Path:
 
 def _from_sevennet(word: Path, theory: str | None, *, release: bool) -> tuple[Potential, dict]:
     """Return the potential of a checkpoint of SevenNet, or of a release made of one, and its provenance."""
-    found = resolve(word)
-    if not word.exists() and str(word) in PUBLISHED and (release or theory is not None):
-        found = SevenNetPotential(find_published(str(word)))
+    # what a release is made of is not the release, which may be about to change
+    published = not word.exists() and str(word) in PUBLISHED and (release or theory is not None)
+    found = SevenNetPotential(find_published(str(word))) if published else resolve(word)
     if isinstance(found, SevenNetPotential):
         found = replace(found, theory=theory)
     elif not isinstance(found, SavedPotential) or word.exists() or registry().find(str(word)) is None:
@@ -128,7 +136,7 @@ def _release(config: ConvertConfig, card: CardFacts, potential: Potential, prove
 
     Raises:
         MissingFact: the card lacks a fact.
-        ValueError: the evaluation is of other weights.
+        ValueError: the evaluation or the uncertainty is of other weights.
     """
     check_facts(card)
     # the versions of this machine's packages had no part in the weights
@@ -146,7 +154,28 @@ def _release(config: ConvertConfig, card: CardFacts, potential: Potential, prove
                 raise ValueError(f"{config.evaluation}: the report is of other weights; evaluate {config.out} again")
             errors = write_evaluation(partial, evaluation)
             facts |= {"evaluation": evaluation, "errors": evaluation.errors}
+        trust = ""
+        if config.uncertainty is not None:
+            trust = trust_into(partial, config.uncertainty, _last_layer(config.uncertainty, described.weights_sha256))
         if config.licence_file is not None:
             shutil.copyfile(config.licence_file, partial / checkpoint.LICENCE)
         before = front_matter(card, described.origin, potential.theories, errors)
-        finish(partial, potential, generated(potential.elements, NUM_GOLDEN), card, facts, around=(before, ""))
+        finish(partial, potential, generated(potential.elements, NUM_GOLDEN), card, facts, around=(before, trust))
+
+
+def _last_layer(folder: Path, weights_sha256: str) -> LastLayer:
+    """Return the uncertainty of a potential in a folder.
+
+    Raises:
+        ValueError: the potential has other weights, or no uncertainty.
+    """
+    if checkpoint.describe(folder).weights_sha256 != weights_sha256:
+        raise ValueError(
+            f"{folder}: the uncertainty is of other weights; measure it again with `foundation uncertainty`"
+        )
+    found = checkpoint.load(folder).last_layer
+    if found is None:
+        raise ValueError(
+            f"{folder} has no uncertainty; add it with `foundation uncertainty --model {folder} --data ...`"
+        )
+    return found

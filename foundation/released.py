@@ -6,9 +6,10 @@ from pathlib import Path
 
 from data_pipeline.quoting import one_line
 from data_pipeline.store import durable, lock
-from foundation import checkpoint
+from foundation import checkpoint, last_layer
 from foundation.checkpoint import Description
 from foundation.evaluation.quantities import QUANTITIES
+from foundation.evaluation.suites.likeness import SPEED
 from foundation.export import verify_golden
 from foundation.naming import RunCheckpoint, SavedPotential, resolve
 from foundation.releases import cache
@@ -186,7 +187,7 @@ def table(known: Registry) -> str:
         folder = release.shipped or cache.cached(release.sha256)
         if folder is not None:
             rows.append(_row(release, folder))
-    names = [QUANTITIES[key].title for key in MEASURED]
+    names = ["errors measured on", *(QUANTITIES[key].title for key in MEASURED), "uncertainty", "speed"]
     head = ["name", "levels of theory", "elements", "parameters", "size [MB]", *names, "licence", "card"]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -196,7 +197,9 @@ def _row(release: Release, folder: Path) -> list[str]:
     found = checkpoint.describe(folder)
     size = sum((folder / name).stat().st_size for name in checkpoint.checksums_in(folder))
     file = folder / checkpoint.EVALUATION
-    errors = Evaluation.from_json(file).errors if file.is_file() else {}
+    evaluation = Evaluation.from_json(file) if file.is_file() else None
+    trust = last_layer.read(folder, found.weights_sha256, len(found.elements))
+    areas = (trust.facts.force_area, trust.facts.energy_area) if trust else ()
     card = f"[card](../model_cards/releases/{release.folder}/README.md)" if release.shipped else "–"
     return [
         f"`{release.name}`",
@@ -204,10 +207,21 @@ def _row(release: Release, folder: Path) -> list[str]:
         str(len(found.elements)),
         f"{found.origin.num_parameters or 0:,}",
         f"{size / 1e6:.1f}",
-        *(QUANTITIES[key].text(errors.get(key)) for key in MEASURED),
+        evaluation.dataset if evaluation else "–",
+        *(QUANTITIES[key].text(evaluation.errors.get(key) if evaluation else None) for key in MEASURED),
+        " / ".join("–" if area is None else f"{area:.2f}" for area in areas) or "–",
+        _speed(evaluation),
         release.licence,
         card,
     ]
+
+
+def _speed(evaluation: Evaluation | None) -> str:
+    """Return the speed over that of the potential of which a student is alike."""
+    suites = evaluation.suites.values() if evaluation else ()
+    every = (each for findings in suites for each in findings.quantities.items())
+    found = [finding.value for name, finding in every if name.endswith(SPEED) and finding.value is not None]
+    return f"{min(found):.1f}" if found else "–"
 
 
 def write_table(config: TableConfig) -> str:

@@ -28,6 +28,9 @@ from foundation.reports.trust import card_section, draw, with_section
 
 log = logging.getLogger(__name__)
 
+FEWEST_FRAMES = 4
+"""Smallest number of frames of held-out data: half of them calibrate, half judge."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyConfig:
@@ -116,7 +119,13 @@ def _measured(
         with _frames(config, data, config.calibration_split, potential) as (manifest, frames):
             if not manifest.labelled:
                 raise ValueError(f"{data} has no labels, so errors cannot be measured on it")
-            parts[manifest.provenance.name] = calibration.held_out(potential, frames, theory)
+            found = calibration.held_out(potential, frames, theory)
+        if len(found.energy_errors) < FEWEST_FRAMES:
+            raise ValueError(
+                f"{data} has {len(found.energy_errors)} held-out frames; half of them calibrate and half judge, so "
+                f"at least {FEWEST_FRAMES} are needed: choose another --calibration or --calibration_split"
+            )
+        parts[manifest.provenance.name] = found
     facts = calibration.calibrated(facts, [each.part(0) for each in parts.values()])
     judging = {name: each.part(1) for name, each in parts.items()}
     facts = calibration.judged(calibration.with_facts(potential, sums, facts).cpu(), judging)

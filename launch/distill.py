@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipeline.store.untrusted import OpenRecord, typed
 from foundation.checkpoint import CHECKSUMS
+from foundation.last_layer import FACTS
 from foundation.reports.study_report import Bar, StudyRecord, bar_rows, write_study
 from foundation.reports.suite_report import JSON_NAME
 from launch.command import Parse
@@ -23,10 +24,14 @@ from launch.yaml_files import config_file, read_mapping
 
 log = logging.getLogger(__name__)
 
-EXPLORED, HELD_OUT, STUDENT, TEACHER = "explored", "held-out", "student", "teacher"
-"""Names of the first data set, of the one that errors are measured on, and of both subjects."""
+EXPLORED, HELD_OUT, TRAINING = "explored", "held-out", "training"
+"""Names of the first data set, of the one that errors are measured on, and of all that the student was trained on."""
+STUDENT, TEACHER = "student", "teacher"
+"""Names of both subjects."""
 RELEASE = "release"
 """Folder of the release."""
+RESULTS = {"evaluate": "evaluation.json", "export": CHECKSUMS, "merge": "manifest.json", "uncertainty": FACTS}
+"""File that the finished step of a release has left, by verb."""
 HELD_OUT_SEED = 1_000_003
 """Random seed of the held-out dynamics."""
 
@@ -147,8 +152,8 @@ def distill(config: DistillConfig, parse: Parse) -> int:
         log.info("page of the distillation: %s", out / "index.html")
         if failed or not accepted(record):
             return 1
-        for job in release_jobs(out, parse):
-            if not (job.out / CHECKSUMS if job.verb == "export" else job.out / "evaluation.json").is_file():
+        for job in release_jobs(plan.study(), out, parse):
+            if not (job.out / RESULTS[job.verb]).is_file():
                 job.write_config()
                 if Processes(1, 1, lock).work([job]):
                     return 1
@@ -194,20 +199,30 @@ def accepted(record: StudyRecord) -> bool:
     return not missed
 
 
-def release_jobs(out: Path, parse: Parse) -> list[Job]:
-    """Return the steps of a release: errors on held-out dynamics beside the findings of the suites, and the export."""
-    run, report = out / RUNS / STUDENT, out / RUNS / STUDENT / "report"
+def release_jobs(study: StudyFile, out: Path, parse: Parse) -> list[Job]:
+    """Return the steps of a release: errors beside the findings of the suites, the export, and its uncertainty."""
+    run, report, release, data = out / RUNS / STUDENT, out / RUNS / STUDENT / "report", out / RELEASE, out / "data"
     evaluate = {
         "model": str(run),
-        "data": str(out / "data" / HELD_OUT),
+        "data": str(data / HELD_OUT),
         "out": str(report),
         "suites_from": str(out / JUDGED / STUDENT / JSON_NAME),
     }
-    export = {"run": str(run), "out": str(out / RELEASE)}
+    seen = [str(data / name) for name in study.runs[STUDENT]["data"]]
+    merge = {"manifests": seen, "name": TRAINING, "out": str(data / TRAINING)}
+    uncertainty = {
+        "model": str(release),
+        "data": merge["out"],
+        "calibration": [str(data / HELD_OUT)],
+        "calibration_split": "test",
+    }
+    steps = (
+        ("report", "evaluate", report, evaluate),
+        (RELEASE, "export", release, {"run": str(run), "out": str(release)}),
+        (TRAINING, "merge", data / TRAINING, merge),
+        ("uncertainty", "uncertainty", release, uncertainty),
+    )
     return [
         Job(name=name, verb=verb, out=folder, record=as_read(record, name, verb, parse))
-        for name, verb, folder, record in (
-            ("report", "evaluate", report, evaluate),
-            (RELEASE, "export", out / RELEASE, export),
-        )
+        for name, verb, folder, record in steps
     ]

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.datasets import Dataset
+from data_pipeline.plain_files import ReadConfig
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation import checkpoint, last_layer
 from foundation.checkpoint import CorruptCheckpoint
 from foundation.export import ExportConfig, export
 from foundation.finetuning.protection import ProtectConfig, protect
-from foundation.interop.calculator import Calculator
+from foundation.interop.calculator import Calculator, to_atoms
 from foundation.last_layer import KINDS
 from foundation.md import MdConfig, md
 from foundation.models import EquivariantConfig
@@ -165,6 +167,26 @@ def test_a_name_without_a_folder_has_nowhere_to_keep_it(emt_manifest: Manifest, 
         add_uncertainty(UncertaintyConfig(model=Path("sevennet-0"), data=emt_manifest.root))
     with pytest.raises(ValueError, match="max_frames"):
         UncertaintyConfig(model=tmp_path, data=tmp_path, max_frames=0)
+
+
+def test_too_few_held_out_frames_are_refused(release: Path, frames: list[Structure], tmp_path: Path) -> None:
+    before = (release / last_layer.FACTS).read_bytes()
+    images = []
+    for frame in frames[:3]:
+        atoms = to_atoms(frame)
+        atoms.calc = SinglePointCalculator(atoms, energy=frame.energy, forces=frame.forces)
+        images.append(atoms)
+    ase.io.write(tmp_path / "few.extxyz", images)
+    with pytest.raises(ValueError, match=r"few\.extxyz has 3 held-out frames; .* at least 4"):
+        add_uncertainty(
+            UncertaintyConfig(
+                model=release,
+                data=tmp_path / "few.extxyz",
+                read=ReadConfig(level_of_theory="EMT"),
+                calibration=(tmp_path / "few.extxyz",),
+            )
+        )
+    assert (release / last_layer.FACTS).read_bytes() == before
 
 
 def predicted(potential: Potential, *structures: Structure) -> Prediction:

@@ -52,6 +52,7 @@ def test_the_short_form_goes_from_cells_to_a_release_and_is_not_done_twice(
     assert jobs == [
         *("build explored", "build held-out", "pretrain student-0", "build round-1", "evaluate student-0"),
         *("pretrain student", "evaluate student", "evaluate report", "export release"),
+        *("merge training", "uncertainty uncertainty"),
     ]
     student = foundation.load(tmp_path / "out/release")
     assert student.elements == (14,)

@@ -40,6 +40,8 @@ MAX_FRAMES = 200
 """Largest number of frames whose pair distances are counted."""
 SHARE = "share of the trajectory"
 """Name of the quantity of how much of a trajectory was run before it was lost."""
+SPEED = "steps in a CPU second over the other's"
+"""Name of the quantity of the speed."""
 TIMED_ROUNDS, TIMED_STEPS = 5, 20
 """Number of turns in which both are timed, and steps of each turn."""
 
@@ -138,7 +140,7 @@ class Likeness(Suite):
                 found |= compared.quantities
                 charts |= compared.charts
             ended = all(found[f"{label}, {each:g} K: {SHARE}"].value == 1 for each in self.temperatures)
-            found[f"{label}: steps in a CPU second over the other's"] = Finding(
+            found[f"{label}: {SPEED}"] = Finding(
                 value=self._speed(timed[label], subject.calculator(), other) if ended else None
             )
         return Findings(quantities=found, charts=charts)
