@@ -34,6 +34,7 @@ PAGES = (
     "model_cards/*-*.md",
     "model_cards/*.png",
     "model_cards/releases/*/README.md",
+    "model_cards/releases/*/*.png",
 )
 """Files of the repository that are files of the site."""
 RESUME = {"refused": "refused", "compared": "compared", "taken": "may change"}

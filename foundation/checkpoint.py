@@ -147,9 +147,13 @@ def write_into(folder: Path, potential: Potential, provenance: dict) -> None:
     state = {name: tensor.contiguous().cpu() for name, tensor in potential.state_dict().items()}
     # save_file() would give a file that nobody else can read, whatever the user's umask
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
-    described = description_of(potential, provenance, sha256(folder / WEIGHTS))
-    (folder / CONFIG).write_text(json.dumps(asdict(described), indent=1) + "\n")
+    write_description(description_of(potential, provenance, sha256(folder / WEIGHTS)), folder)
     write_checksums(folder)
+
+
+def write_description(described: Description, folder: Path) -> None:
+    """Write config.json into a folder from whole_folder()."""
+    (folder / CONFIG).write_text(json.dumps(asdict(described), indent=1) + "\n")
 
 
 def description_of(potential: Potential, provenance: dict, weights: str | None = None) -> Description:

@@ -9,10 +9,12 @@ import datetime
 import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,10 +147,12 @@ def _export(config: ExportConfig) -> Path:
     golden_of, structures = _golden_structures(config, described.origin, potential)
     whole = config.theory is None and config.alpha == 1 and not config.zbl
     unchanged = found.folder if whole and isinstance(found, SavedPotential) else None
+    if not config.private:
+        described = replace(described, provenance=_relative_paths(described.provenance, config.run.resolve()))
     with durable.whole_folder(lock.real(config.out)) as partial:
         if unchanged is not None and not config.private:
-            for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
-                shutil.copyfile(unchanged / name, partial / name)
+            shutil.copyfile(unchanged / checkpoint.WEIGHTS, partial / checkpoint.WEIGHTS)
+            checkpoint.write_description(described, partial)
         else:
             made_from = described.provenance if config.theory is None else _of_one_theory(potential, described)
             # a protection belongs to the weights of the run
@@ -165,6 +169,17 @@ def _export(config: ExportConfig) -> Path:
         around = (before, trust + protection)
         finish(partial, potential, structures, named, facts, private=config.private, around=around)
     return config.out
+
+
+def _relative_paths(value: Any, run: Path) -> Any:
+    """Return a part of a provenance with absolute paths made relative to the run: others need not know this machine."""
+    if isinstance(value, dict):
+        return {name: _relative_paths(each, run) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_relative_paths(each, run) for each in value]
+    if isinstance(value, str) and value.startswith("/") and "\n" not in value:
+        return os.path.relpath(value, run)
+    return value
 
 
 def _by_set(folder: Path, measured: dict) -> Measured:

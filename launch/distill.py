@@ -208,11 +208,12 @@ def release_jobs(study: StudyFile, out: Path, parse: Parse) -> list[Job]:
         "out": str(report),
         "suites_from": str(out / JUDGED / STUDENT / JSON_NAME),
     }
-    seen = [str(data / name) for name in study.runs[STUDENT]["data"]]
-    merge = {"manifests": seen, "name": TRAINING, "out": str(data / TRAINING)}
+    seen = [str(data / name) for name in study.data if name != HELD_OUT]
+    training = str(data / TRAINING)
+    merge = {"manifests": seen, "name": TRAINING, "out": training}
     uncertainty = {
         "model": str(release),
-        "data": merge["out"],
+        "data": training,
         "calibration": [str(data / HELD_OUT)],
         "calibration_split": "test",
     }

@@ -102,6 +102,7 @@ WRITERS = {
     "data_pipeline.corpora.archives._write": "into the folder that unpack() gives its name when it is whole",
     "data_pipeline.corpora.download._append": "a download goes on where it broke off",
     "foundation.checkpoint.write_into": "into the folder that save() and export give its name when it is whole",
+    "foundation.checkpoint.write_description": "into the folder that save() and export give its name when it is whole",
     "foundation.checkpoint.write_checksums": "the same",
     "foundation.export.finish": "the same",
     "foundation.last_layer.save": "into a folder that gets its name when it is whole",

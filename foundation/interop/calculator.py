@@ -120,10 +120,12 @@ class Calculator(AseCalculator):
         """
         if self.atoms is None:
             return [*all_changes]
-        pairs = {name: (getattr(self.atoms, name), getattr(atoms, name)) for name in ("positions", "numbers", "pbc")}
-        pairs["cell"] = np.asarray(self.atoms.cell), np.asarray(atoms.cell)
-        pairs["molecules"] = molecule_labels(self.atoms.arrays), molecule_labels(atoms.arrays)
-        return [name for name, (before, now) in pairs.items() if not np.array_equal(before, now)]
+        pairs = [(name, getattr(self.atoms, name), getattr(atoms, name)) for name in ("positions", "numbers", "pbc")]
+        pairs += [
+            ("cell", np.asarray(self.atoms.cell), np.asarray(atoms.cell)),
+            ("molecules", molecule_labels(self.atoms.arrays), molecule_labels(atoms.arrays)),
+        ]
+        return [name for name, before, now in pairs if not np.array_equal(before, now)]
 
     def calculate(
         self, atoms: ase.Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -99,6 +100,17 @@ def test_golden_predictions_are_the_potentials_in_float64(release: Path) -> None
         assert record["energy"] == pytest.approx(prediction.energy.item(), rel=1e-12)
         np.testing.assert_allclose(record["forces"], prediction.forces.numpy(), rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(record["stress"], prediction.stress[0].numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_a_release_says_nothing_of_the_places_on_this_machine(run: Path, emt_manifest: Manifest) -> None:
+    release = export(ExportConfig(run=run, out=run.parent / "release"))
+    for name in ("config.json", "evaluation.json", "README.md"):
+        assert not re.search(r"[\s\"](/\w+){2}", (release / name).read_text()), name
+    configuration = checkpoint.describe(release).origin.config
+    # the run was copied, and its data set is where it was
+    assert (run / configuration["data"]).resolve() == emt_manifest.root.resolve()
+    assert configuration["fit"] == checkpoint.describe(run / "potential").origin.config["fit"]
+    assert checkpoint.load(release).elements == checkpoint.load(run / "potential").elements
 
 
 def test_the_number_of_golden_structures_is_configured(run: Path) -> None:

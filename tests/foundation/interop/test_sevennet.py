@@ -106,8 +106,8 @@ def test_energies_forces_and_stresses_are_sevenns(name: str, theory: str | None,
     assert max(differences(*results[torch.float64], volumes).values()) < 1e-10
     rounding = differences(results[torch.float32][1], results[torch.float64][1], volumes)
     for quantity, difference in differences(*results[torch.float32], volumes).items():
-        # in float32 two orders of summation differ by rounding, which sevenn's own numbers carry as well
-        assert difference < max(1e-6, rounding[quantity]), quantity
+        # in float32 both differ from the truth by rounding, of the size of that of sevenn
+        assert difference < max(1e-6, 2 * rounding[quantity]), quantity
 
 
 def test_a_batch_gives_what_its_structures_give(structures: list[Structure]) -> None:
