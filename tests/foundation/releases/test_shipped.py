@@ -1,4 +1,4 @@
-"""The shipped releases are the weights of SevenNet, made by one command, and load by name without anything else."""
+"""The shipped releases, SevenNet's weights made by one command and students: they load by name, without anything else."""
 
 import json
 import re
@@ -12,18 +12,23 @@ import foundation
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import CHECKSUMS, GOLDEN, LICENCE
+from foundation.evaluation.suites.likeness import SHARE, SPEED
+from foundation.export import verify_golden
 from foundation.interop.published import find_published
 from foundation.interop.sevennet import from_sevennet
 from foundation.naming import SavedPotential, resolve
 from foundation.released import BEGIN, END, ListConfig, TableConfig, listed, write_table
 from foundation.releases.cache import verify
 from foundation.releases.registry import Registry, Release, read_registry, registry
+from foundation.reports.evaluation_report import Evaluation
 from launch.__main__ import main
 from tests.conftest import REPOSITORY
 from tests.foundation.interop.sevenn_peer import PEER_NAMES, Sevenn
 
 SHIPPED = [release for release in registry().releases if release.folder]
 NAMES = [release.name for release in SHIPPED]
+SEVENNETS = [name for name in NAMES if name.startswith("sevennet")]
+STUDENTS = [name for name in NAMES if name.startswith("student")]
 MEGABYTE = 1e6
 
 
@@ -37,6 +42,13 @@ def test_the_registry_is_true(release: Release) -> None:
     assert described.dtype == "float32"
     assert described.origin.name == release.name
     assert described.origin.card["licence"] == release.licence
+
+
+@pytest.mark.parametrize("name", SEVENNETS)
+def test_the_notice_of_sevennets_authors_comes_along(name: str) -> None:
+    release = registry().find(name)
+    assert release is not None
+    assert release.shipped is not None
     notice = (release.shipped / LICENCE).read_text()
     assert "Copyright (c) 2024 Yutack Park" in notice
     assert "The above copyright notice and this permission notice shall be included" in notice
@@ -44,12 +56,11 @@ def test_the_registry_is_true(release: Release) -> None:
 
 def test_the_package_stays_small() -> None:
     sizes = [sum(path.stat().st_size for path in release.shipped.iterdir()) for release in SHIPPED if release.shipped]
-    assert len(sizes) == 3
     assert max(sizes) <= 8 * MEGABYTE
     assert sum(sizes) <= 24 * MEGABYTE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SEVENNETS)
 def test_the_weights_are_those_of_the_file(name: str) -> None:
     ours, theirs = foundation.load(name).state_dict(), from_sevennet(find_published(name)).state_dict()
     assert ours.keys() == theirs.keys()
@@ -57,7 +68,7 @@ def test_the_weights_are_those_of_the_file(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "sevennet-l3i5" else []) for name in NAMES]
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "sevennet-l3i5" else []) for name in SEVENNETS]
 )
 def test_the_golden_values_are_sevenns(name: str) -> None:
     found = resolve(name)
@@ -72,6 +83,27 @@ def test_the_golden_values_are_sevenns(name: str) -> None:
             golden = torch.tensor(record[key], dtype=torch.float64)
             error = (value.detach().squeeze() - golden).abs()
             assert bool((error <= 1e-8 * (1 + golden.abs())).all()), (key, float(error.max()))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_gives_its_golden_values_with_an_uncertainty_and_names_no_place(name: str) -> None:
+    found = resolve(name)
+    assert isinstance(found, SavedPotential)
+    verify_golden(found.folder)
+    assert found.load().last_layer is not None
+    for file in ("config.json", "evaluation.json", "uncertainty.json", "README.md"):
+        assert not re.search(r"[\s\"](/\w+){2}", (found.folder / file).read_text()), file
+    # the limits of its acceptance
+    evaluation = Evaluation.from_json(found.folder / checkpoint.EVALUATION)
+    assert evaluation.errors["force_mae"] <= 0.060
+    quantities = evaluation.suites["likeness"].quantities
+    for quantity, finding in quantities.items():
+        if quantity.endswith(SHARE):
+            assert finding.value == 1.0, quantity
+        elif quantity.endswith(": likeness of pair distances"):
+            assert finding.value is not None and finding.value >= 0.97, quantity  # noqa: PT018
+        elif quantity.endswith(SPEED):
+            assert finding.value is not None and finding.value >= 8.0, quantity  # noqa: PT018
 
 
 def test_one_command_makes_a_release_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
