@@ -1,4 +1,4 @@
-"""The shipped releases, SevenNet's weights made by one command and students: they load by name, without anything else."""
+"""The shipped releases, SevenNet's weights and students: one command makes them, and their name alone loads them."""
 
 import json
 import re
