@@ -20,7 +20,7 @@ from launch.command import Parse
 from launch.jobs import Job, Processes, alone
 from launch.study import JUDGED, RUNS, Stages, StudyFile, refuse_unknown
 from launch.sweep import as_read, with_options
-from launch.yaml_files import config_file, read_mapping
+from launch.yaml_files import config_file, read_mapping, with_files_beside
 
 log = logging.getLogger(__name__)
 
@@ -184,10 +184,8 @@ def _beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of a file with the paths of cells that lie in its folder."""
     found = dict(values)
     for section, option in (("structures", "explored"), ("active", "explored"), ("likeness", "starts")):
-        options = found.get(section)
-        if isinstance(options, dict) and isinstance(names := options.get(option), list):
-            there = [str(folder / str(name)) if (folder / str(name)).is_file() else name for name in names]
-            found[section] = {**options, option: there}
+        if isinstance(options := found.get(section), dict):
+            found[section] = with_files_beside(options, option, folder)
     return found
 
 

@@ -24,7 +24,7 @@ from foundation.reports.suite_report import JSON_NAME, SuitesRecord
 from launch.command import RESUME, Parse
 from launch.jobs import Job, Processes, alone
 from launch.sweep import NAME, SweepConfig, as_read, planned, with_options
-from launch.yaml_files import config_file, read_mapping
+from launch.yaml_files import config_file, read_mapping, with_files_beside
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,9 @@ def read_study(file: Path, *, quick: bool) -> StudyFile:
             for section in ("data", "runs", "own_suites"):
                 if isinstance(entries := whole.get(section), dict):
                     whole[section] = {name: each for name, each in entries.items() if each is not None}
+        if isinstance(suites := whole.get("suites"), list):
+            folder = file.parent
+            whole["suites"] = [with_files_beside(s, "starts", folder) if isinstance(s, dict) else s for s in suites]
         return typed(StudyFile, whole, "")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -202,6 +202,14 @@ def read_mapping(file: Path) -> dict[str, Any]:
     return values
 
 
+def with_files_beside(options: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Return options in which those names in a list that are files beside a configuration have become their paths."""
+    if not isinstance(names := options.get(name), list):
+        return options
+    there = [str(folder / str(each)) if (folder / str(each)).is_file() else each for each in names]
+    return {**options, name: there}
+
+
 def parse_yaml(text: str, where: str = "") -> Any:
     """Return the values of YAML text; `where` names it in messages.
 
