@@ -12,20 +12,31 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ase
 import ase.build
+import numpy as np
 import torch
 
 import foundation
+from data_pipeline.graphs.batch import neighbor_list
+from data_pipeline.graphs.verlet_list import VerletList
+from data_pipeline.sources.exploration import read_cells, repeated
+from data_pipeline.structure import Structure
+from foundation.potential import to_structure
+from foundation.releases.registry import registry
+from launch.yaml_files import PACKAGED
 from tests.benchmarks.bench_ase import PEER, step
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=engine"
 MODEL = "sevennet-0"
 SMALL_BAR, LARGE_BAR, THREADS_BAR = 2.0, 1.6, 1.85
+STUDENT_BAR, STUDENT_LENGTH = 8.0, 20.0
+CUTOFF = 5.0
+RNG = np.random.default_rng(0)
 GIGABYTES_BAR, COLD_BAR, WARM_BAR = 0.5, 20.0, 0.3
 PROGRAM = """
 import json, re, sys, time
@@ -93,6 +104,7 @@ def run(config: Config) -> None:
                     _row(measure, seconds["compiled"], seconds[other], label, bar if other == "torch" else None)
                 )
     rows += [_threads(calculators["compiled"], config), *_processes(max(config.repeats))]
+    rows += [*_students(calculators["compiled"], config), *_neighbours(config)]
     write("engine", rows)
 
 
@@ -109,6 +121,40 @@ def _row(measure: str, seconds: float, peer: float, label: str, bar: float | Non
         holds=None if bar is None else ratio >= bar,
         command=COMMAND,
     )
+
+
+def _students(teacher: foundation.Calculator, config: Config) -> Iterator[Row]:
+    """Yield the times of a step of every shipped student beside the teacher's, in the student's own material."""
+    for release in registry().releases:
+        if not release.name.startswith("student-"):
+            continue
+        cells = PACKAGED / "distill" / f"{release.name.split('-')[1]}.xyz"
+        boxes = {name: repeated(read_cells(cells)[0], STUDENT_LENGTH) for name in ("student", "teacher")}
+        boxes["student"].calc = foundation.Calculator(release.name, mode="md", engine="compiled")
+        boxes["teacher"].calc = teacher
+        seconds = interleaved({name: step(atoms) for name, atoms in boxes.items()}, 5 * config.rounds)
+        measure = f"step through ASE, {release.name}, {len(boxes['student']):,} atoms"
+        yield _row(measure, seconds["student"], seconds["teacher"], f"{MODEL}, the same engine", STUDENT_BAR)
+
+
+def _neighbours(config: Config) -> Iterator[Row]:
+    """Yield the time of the neighbours of atoms that have moved a little, beside a search."""
+    for repeat in config.repeats:
+        atoms, listed = crystal(repeat), VerletList(CUTOFF)
+
+        def structure(atoms: ase.Atoms = atoms) -> Structure:
+            atoms.rattle(0.005, rng=RNG)
+            return to_structure(atoms)
+
+        for _ in range(3):
+            listed(structure())
+        moves = {
+            "list": lambda listed=listed, structure=structure: listed(structure()),
+            "search": lambda structure=structure: neighbor_list(structure(), CUTOFF),
+        }
+        seconds = interleaved(moves, 5 * config.rounds)
+        measure = f"neighbours of {len(atoms):,} atoms of MgO within {CUTOFF:g} Å, in motion"
+        yield _row(measure, seconds["list"], seconds["search"], "a search in every step", None)
 
 
 def _threads(calculator: foundation.Calculator, config: Config) -> Row:
