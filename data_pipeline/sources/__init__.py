@@ -3,6 +3,7 @@
 from data_pipeline.sources.ase_files import AseFiles
 from data_pipeline.sources.aselmdb import AseLmdb
 from data_pipeline.sources.coulomb import CoulombMedia
+from data_pipeline.sources.crystal_variants import CrystalVariants
 from data_pipeline.sources.deepmd_npy import DeepmdNpy
 from data_pipeline.sources.electrolyte import Electrolyte
 from data_pipeline.sources.emt import EmtAlloys
@@ -20,6 +21,7 @@ __all__ = [
     "AseLmdb",
     "CoulombMedia",
     "CrystalDynamics",
+    "CrystalVariants",
     "DeepmdNpy",
     "Electrolyte",
     "EmtAlloys",
@@ -44,6 +46,7 @@ SourceConfig = (
     | AseLmdb
     | CoulombMedia
     | CrystalDynamics
+    | CrystalVariants
     | DeepmdNpy
     | Electrolyte
     | EmtAlloys

@@ -21,9 +21,12 @@ from jaxtyping import Float64, Int64
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.sources.random_crystals import RADII, RandomCrystals
+from data_pipeline.sources.source import Frame
 from data_pipeline.store.manifest import Manifest, Provenance
-from data_pipeline.structure import SYMBOLS, Structure
+from data_pipeline.structure import SYMBOLS, InvalidStructure, Structure
 from foundation import checkpoint
+from foundation.interop.calculator import tabulate
+from foundation.naming import resolve
 from foundation.potential import Potential, Prediction
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,56 @@ def build_generated(potential: Potential, out: Path, *, num_structures: int, see
         source="random crystals of foundation, relaxed by the potential",
     )
     return build(BuildConfig(source=source, provenance=provenance, out=out, val_fraction=0.0, test_fraction=0.0))
+
+
+class PotentialOracle:
+    """A potential that relaxes random crystals and labels structures, at its only level of theory, for sources."""
+
+    def __init__(self, word: str) -> None:
+        """Load the potential of a word in float32 with tabulated radial functions.
+
+        Raises:
+            FileNotFoundError: the word names no potential.
+            ValueError: the potential has several levels of theory.
+        """
+        self._potential = resolve(word).load().cast(torch.float32).eval()
+        self._potential.theory_number(None)
+        self._potential.last_layer = None
+        tabulate(self._potential)
+
+    def relaxed(self, structures: Iterator[Structure], seed: int) -> Iterator[Structure]:
+        """Yield structures relaxed roughly, without those that collapse."""
+        return relaxed(structures, self._potential, seed)
+
+    def labelled(self, structures: Sequence[Structure]) -> list[Frame]:
+        """Return structures with energy, forces and stress; a reason for one whose atoms are nearer than any known."""
+        apart = _apart(collate(structures, self._potential.cutoff))
+        fit = [structure for structure, good in zip(structures, apart, strict=True) if good]
+        predicted = iter(self._potential.predict(fit))
+        return [
+            _with_labels(structure, next(predicted))
+            if good
+            else InvalidStructure(f"{structure.id}: atoms are too near")
+            for structure, good in zip(structures, apart, strict=True)
+        ]
+
+
+def _with_labels(structure: Structure, prediction: Prediction) -> Frame:
+    """Return a structure with a prediction as its labels, or the reason why this is none."""
+    try:
+        return Structure.checked(
+            numbers=structure.numbers,
+            positions=structure.positions,
+            cell=structure.cell,
+            pbc=structure.pbc,
+            energy=float(prediction.energy),
+            forces=prediction.forces.double().numpy(),
+            stress=prediction.stress[0].double().numpy() if structure.volume > 0 else None,
+            id=structure.id,
+            group=structure.group,
+        )
+    except InvalidStructure as error:
+        return InvalidStructure(f"{structure.id}: {error}")
 
 
 def relaxed(structures: Iterator[Structure], potential: Potential, seed: int = 0) -> Iterator[Structure]:

@@ -1,0 +1,179 @@
+"""Variants of relaxed random crystals, labelled by a potential in batches: data for a universal student.
+
+A random crystal is relaxed a little by the potential itself. Around it lie its variants: strained, compressed, rattled,
+and with one element in the place of another. They share the cost of the relaxation, which is that of some thirty
+labels.
+"""
+
+import importlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Protocol
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from data_pipeline.sources.random_crystals import RADII, RandomCrystals
+from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.structure import InvalidStructure, Structure
+
+PART_CRYSTALS = 128
+"""Number of random crystals of a part."""
+BATCH_FRAMES = 512
+"""Number of frames that are labelled at a time."""
+
+
+Content = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Atomic numbers, positions [Å] and lattice vectors [Å]."""
+
+
+class Oracle(Protocol):
+    """What relaxes and labels."""
+
+    def relaxed(self, structures: Iterator[Structure], seed: int) -> Iterator[Structure]:
+        """Yield structures relaxed roughly, without those that collapse."""
+        ...
+
+    def labelled(self, structures: Sequence[Structure]) -> list[Frame]:
+        """Return structures with energy, forces and stress, or the reason why one has none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrystalVariants(Source):
+    """Relaxed random crystals of given elements with variants of each, and an oracle's energy, forces and stress.
+
+    The group is the crystal with its variants.
+    """
+
+    num_relaxed: int
+    """Number of random crystals to relax."""
+    elements: tuple[str, ...]
+    """Symbols of the elements to make them of."""
+    variants: int = 24
+    """Number of variants of each crystal."""
+    max_atoms: int = 16
+    """Largest number of atoms of a crystal."""
+    volumes: tuple[float, float] = (0.75, 1.3)
+    """Smallest and largest volume of a variant, over the crystal's."""
+    largest_strain: float = 0.1
+    """Largest component of a random strain."""
+    largest_rattle: float = 0.25
+    """Largest standard deviation of the displacements [Å]; each variant draws its own."""
+    substituted: float = 0.25
+    """Share of the variants in which another element takes the place of one, at a volume that fits its radius."""
+    max_force: float = 40.0
+    """Force on an atom [eV/Å] above which a frame is left out."""
+    oracle: str = "foundation.finetuning.generated:PotentialOracle"
+    """Module and name of what relaxes and labels. The module is imported and so run."""
+    arguments: tuple[str, ...] = ("sevennet-0",)
+    """Its arguments, such as the name of a potential."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        _ = self._crystals
+        if self.variants < 0 or self.seed < 0:
+            raise ValueError("variants and seed must be at least 0")
+        if not 0 < self.volumes[0] <= self.volumes[1] or not 0 <= self.substituted <= 1:
+            raise ValueError("volumes must be positive and rise, substituted be a share from 0 to 1")
+        if min(self.largest_strain, self.largest_rattle) < 0 or self.max_force <= 0:
+            raise ValueError("largest_strain and largest_rattle must not be negative, max_force positive")
+
+    @property
+    def _crystals(self) -> RandomCrystals:
+        return RandomCrystals(
+            num_crystals=self.num_relaxed, elements=self.elements, max_atoms=self.max_atoms, seed=self.seed
+        )
+
+    def parts(self) -> Sequence[Part]:
+        """Return ranges of crystals."""
+        bounds = [*range(0, self.num_relaxed, PART_CRYSTALS), self.num_relaxed]
+        return [
+            Part(
+                name=f"crystals {first}-{last - 1}",
+                size=(last - first) * (1 + self.variants),
+                read=partial(self._read, first, last),
+            )
+            for first, last in itertools.pairwise(bounds)
+        ]
+
+    def _read(self, start: int, stop: int) -> Iterator[Frame]:
+        """Yield the crystals of a range that did not collapse, each followed by its variants."""
+        oracle = _oracle(self.oracle, self.arguments)
+        relaxed = oracle.relaxed(self._crystals.make(start, stop), self.seed + start)
+        frames = itertools.chain.from_iterable(map(self._family, relaxed))
+        while batch := list(itertools.islice(frames, BATCH_FRAMES)):
+            fit = [each for each in batch if isinstance(each, Structure)]
+            yield from (each for each in batch if isinstance(each, InvalidStructure))
+            yield from map(self._checked, oracle.labelled(fit))
+
+    def _checked(self, frame: Frame) -> Frame:
+        """Return a frame, or the reason why it is none: a force beyond all reason."""
+        if isinstance(frame, InvalidStructure):
+            return frame
+        largest = float(np.linalg.norm(frame.forces, axis=1).max())
+        if largest <= self.max_force:
+            return frame
+        return InvalidStructure(f"{frame.id}: a force of {largest:.0f} eV/Å is above {self.max_force:g}")
+
+    def _family(self, crystal: Structure) -> Iterator[Frame]:
+        """Yield a crystal and its variants, without labels."""
+        *_, seed, number = crystal.id.split("-")
+        for variant in range(1 + self.variants):
+            rng = np.random.default_rng([int(seed), int(number), variant])
+            numbers, positions, cell = self._varied(crystal, rng) if variant else _content(crystal)
+            try:
+                yield Structure.checked(
+                    numbers=numbers,
+                    positions=positions,
+                    cell=cell,
+                    pbc=crystal.pbc,
+                    energy=0.0,
+                    id=f"{crystal.id}-{variant}",
+                    group=crystal.id,
+                )
+            except InvalidStructure as error:
+                yield InvalidStructure(f"{crystal.id}-{variant}: {error}")
+
+    def _varied(self, crystal: Structure, rng: np.random.Generator) -> Content:
+        """Return the atomic numbers, positions and cell of a variant."""
+        numbers, positions, cell = _content(crystal)
+        factor = 1.0
+        if rng.random() < self.substituted:
+            numbers, factor = self._substituted(numbers, rng)
+        strain = rng.uniform(-self.largest_strain, self.largest_strain, (3, 3))
+        deformation = np.eye(3) + (strain + strain.T) / 2
+        deformation *= np.cbrt(factor * rng.uniform(*self.volumes) / np.linalg.det(deformation))
+        rattle = rng.normal(0.0, rng.uniform(0.0, self.largest_rattle), positions.shape)
+        return numbers, positions @ deformation + rattle, cell @ deformation
+
+    def _substituted(self, numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Return atomic numbers with one element replaced by another, and the factor of volume that fits the radii."""
+        old = rng.choice(np.unique(numbers))
+        new = atomic_numbers[str(rng.choice(self.elements))]
+        changed = np.where(numbers == old, new, numbers)
+        return changed, float((RADII[changed] ** 3).sum() / (RADII[numbers] ** 3).sum())
+
+
+def _content(crystal: Structure) -> Content:
+    return crystal.numbers, crystal.positions, crystal.cell
+
+
+@cache
+def _oracle(word: str, arguments: tuple[str, ...]) -> Oracle:
+    """Return what relaxes and labels; once for each process, since it may take seconds to make.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    module, _, name = word.partition(":")
+    try:
+        made: Any = getattr(importlib.import_module(module), name)(*arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"oracle {word}: give the module and the name of a class with methods relaxed and labelled ({error})"
+        ) from error
+    return made
