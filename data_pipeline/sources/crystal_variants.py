@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -29,6 +29,7 @@ Content = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Atomic numbers, positions [Å] and lattice vectors [Å]."""
 
 
+@runtime_checkable
 class Oracle(Protocol):
     """What relaxes and labels."""
 
