@@ -234,6 +234,11 @@ class LastLayer(torch.nn.Module):
         tensors = {name: torch.from_numpy(value).to(distances.device) for name, value in found.items()}
         return Uncertainty(**tensors, distances=distances)
 
+    @property
+    def judges_pairs(self) -> bool:
+        """True if it can tell which pairs of neighbours the training data had."""
+        return bool(self._told[1:3].any())
+
     def distances(
         self, features: Float[Tensor, "atoms features"], elements: Int[Tensor, " atoms"]
     ) -> Float64[Tensor, " atoms"]:
@@ -258,7 +263,7 @@ class LastLayer(torch.nn.Module):
         outside[atoms.owners[atoms.forces > self._largest_force], 4] = True
         pressure = -np.trace(stress, axis1=1, axis2=2) / 3
         outside[:, 5] = (pressure < self._pressures[0]) | (pressure > self._pressures[1])
-        if len(surroundings.lengths) and self._told[1:3].any():
+        if len(surroundings.lengths) and self.judges_pairs:
             first, second = surroundings.first, surroundings.second
             known, graphs = self.shortest[atoms.elements[first], atoms.elements[second]], atoms.owners[first]
             both = self._seen[atoms.elements[first]] & self._seen[atoms.elements[second]]
@@ -269,7 +274,7 @@ class LastLayer(torch.nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Surroundings:
-    """Atoms of some structures, and the pairs of them that are neighbours."""
+    """Atoms of some structures, and the pairs of them that are neighbours, none where these are not judged."""
 
     numbers: Int[np.ndarray, " atoms"]
     """Atomic numbers."""
@@ -285,10 +290,11 @@ class Surroundings:
     """Distance of each pair [Å]."""
 
     @classmethod
-    def of(cls, batch: GraphBatch) -> "Surroundings":
-        """Return those of a batch; none are neighbours in a graph of molecules, whose edges join these."""
-        pairs = batch.pair_edges if batch.molecule is None else batch.pair_edges[:0]
-        lengths = batch.pair_vectors().detach().norm(dim=1) if batch.molecule is None else batch.energy[:0]
+    def of(cls, batch: GraphBatch, *, judged: bool) -> "Surroundings":
+        """Return those of a batch, with pairs if they are judged and atoms: edges of molecules join their centres."""
+        judged = judged and batch.molecule is None
+        pairs = batch.pair_edges if judged else batch.pair_edges[:0]
+        lengths = batch.pair_vectors().detach().norm(dim=1) if judged else batch.energy[:0]
         return cls(
             numbers=_array(batch.numbers),
             owners=_array(batch.graph_of_atom),

@@ -190,7 +190,8 @@ class Potential(torch.nn.Module):
         uncertainty = None
         if self.last_layer is not None and features is not None:
             distances = self.last_layer.distances(features.detach(), self._element_positions(batch.numbers))
-            uncertainty = self.uncertainty(distances, Surroundings.of(batch), forces.detach(), stress.detach())
+            surroundings = Surroundings.of(batch, judged=self.last_layer.judges_pairs)
+            uncertainty = self.uncertainty(distances, surroundings, forces.detach(), stress.detach())
         return Prediction(
             energy=energy,
             forces=forces.to(self.dtype),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.store.untrusted import OpenRecord, typed
+from foundation import checkpoint
 from foundation.checkpoint import CHECKSUMS
 from foundation.last_layer import FACTS
 from foundation.reports.study_report import Bar, StudyRecord, bar_rows, write_study
@@ -20,7 +21,7 @@ from launch.command import Parse
 from launch.jobs import Job, Processes, alone
 from launch.study import JUDGED, RUNS, Stages, StudyFile, refuse_unknown
 from launch.sweep import as_read, with_options
-from launch.yaml_files import config_file, read_mapping, with_files_beside
+from launch.yaml_files import config_file, read_mapping, to_yaml, with_files_beside
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ class DistillFile(OpenRecord):
         return {
             "source": dict(source),
             "provenance": {
-                "level_of_theory": f"predictions of {self.teacher}",
-                "energy_convention": f"total energies of {self.teacher}",
+                "level_of_theory": f"predictions of {Path(self.teacher).name}",
+                "energy_convention": f"total energies of {Path(self.teacher).name}",
                 "source": "foundation distill",
             },
             "val_fraction": val_fraction,
@@ -153,7 +154,7 @@ def distill(config: DistillConfig, parse: Parse) -> int:
         if failed or not accepted(record):
             return 1
         for job in release_jobs(plan.study(), out, parse):
-            if not (job.out / RESULTS[job.verb]).is_file():
+            if not is_current(job, out / RUNS / STUDENT):
                 job.write_config()
                 if Processes(1, 1, lock).work([job]):
                     return 1
@@ -195,6 +196,22 @@ def accepted(record: StudyRecord) -> bool:
     for row in missed:
         log.warning("not accepted: %s is %s, the limit %s", row.title, row.found, row.limit)
     return not missed
+
+
+def is_current(job: Job, run: Path) -> bool:
+    """Return True if a step of the release of a student's run is finished, and the released weights are the run's.
+
+    Raises:
+        ValueError: it was done with other options.
+    """
+    if not (job.out / RESULTS[job.verb]).is_file():
+        return False
+    if job.verb == "export":
+        trained, released = (checkpoint.describe(checkpoint.find(folder)) for folder in (run, job.out))
+        return trained.weights_sha256 == released.weights_sha256
+    if job.config.is_file() and job.config.read_text() != to_yaml(job.record):
+        raise ValueError(f"{job.out} was made with other options than {job.config.stem} has now: remove it")
+    return True
 
 
 def release_jobs(study: StudyFile, out: Path, parse: Parse) -> list[Job]:

@@ -31,7 +31,7 @@ Content = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @runtime_checkable
 class Oracle(Protocol):
-    """What relaxes and labels."""
+    """A potential that relaxes and labels structures."""
 
     def relaxed(self, structures: Iterator[Structure], seed: int) -> Iterator[Structure]:
         """Yield structures relaxed roughly, without those that collapse."""
@@ -68,7 +68,7 @@ class CrystalVariants(Source):
     max_force: float = 40.0
     """Force on an atom [eV/Å] above which a frame is left out."""
     oracle: str = "foundation.finetuning.generated:PotentialOracle"
-    """Module and name of what relaxes and labels. The module is imported and so run."""
+    """Module and name of the class that relaxes and labels. The module is imported and so run."""
     arguments: tuple[str, ...] = ("sevennet-0",)
     """Its arguments, such as the name of a potential."""
     seed: int = 0

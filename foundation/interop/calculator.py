@@ -181,9 +181,10 @@ class Calculator(AseCalculator):
             "forces": computed.forces,
             "stress": stress,
         }
-        if computed.distances is None:
+        last_layer = self.potential.last_layer
+        if computed.distances is None or last_layer is None:
             return found
-        once = np.flatnonzero(near.receivers <= near.senders)
+        once = np.flatnonzero(near.receivers <= near.senders) if last_layer.judges_pairs else np.zeros(0, np.int64)
         surroundings = Surroundings(
             numbers=numbers,
             owners=np.zeros(structure.num_atoms, np.int64),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 import foundation
 from foundation.reports.study_report import StudyRecord
-from launch.distill import DistillConfig, accepted, distill, read_distillation
+from launch.distill import DistillConfig, accepted, distill, is_current, read_distillation, release_jobs
 from launch.jobs import Job, Processes
 from launch.verbs import parse
 from tests.launch.test_packaged_studies import work_here
@@ -64,6 +65,13 @@ def test_the_short_form_goes_from_cells_to_a_release_and_is_not_done_twice(
     jobs.clear()
     assert distill(config, parse) == 0
     assert jobs == []
+    # what would be done for a student that was trained again
+    out = tmp_path / "out"
+    report, export, merge, _ = release_jobs(read_distillation(tmp_path / "si.yaml", quick=True).study(), out, parse)
+    assert all(is_current(job, out / "runs/student") for job in (report, export, merge))
+    assert not is_current(export, out / "runs/student-0")
+    with pytest.raises(ValueError, match=r"training was made with other options than training has now: remove it"):
+        is_current(replace(merge, record={**merge.record, "manifests": []}), out / "runs/student")
     (tmp_path / "si.yaml").write_text(yaml.safe_dump({**values, "bars": [{**EASY, "at_most": 0.0}]}))
     assert distill(config, parse) == 1
 

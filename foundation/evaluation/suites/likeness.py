@@ -183,7 +183,7 @@ class Likeness(Suite):
         x = tuple(bin_centres(largest).tolist())
         curves = {
             "": Curve(x=x, y=tuple(end.tolist())),
-            self.alike: Curve(x=x, y=tuple(whole.tolist()), reference=True),
+            Path(self.alike).name: Curve(x=x, y=tuple(whole.tolist()), reference=True),
         }
         chart = Chart(x="distance [Å]", y="radial distribution", curves=curves)
         return Finding(value=overlap(end, whole), reference=overlap(first, second)), chart
@@ -207,7 +207,7 @@ class Likeness(Suite):
         }
         drawn = [each.to(WINDOW[1] * longest) for each in both]
         own_curve, other_curve = (Curve(x=tuple(each.lags.tolist()), y=tuple(each.values.tolist())) for each in drawn)
-        curves = {"": own_curve, self.alike: replace(other_curve, reference=True)}
+        curves = {"": own_curve, Path(self.alike).name: replace(other_curve, reference=True)}
         return found, Chart(x="lag [ps]", y=f"mean squared displacement of {symbol} [Å²]", curves=curves)
 
     def _track(self, atoms: ase.Atoms, temperature: float, calculator: Calculator, length: float, seed: int) -> Track:
