@@ -156,6 +156,8 @@ class TrustFacts(OpenRecord):
     """Uncertainty of the energy per atom, from the means of distances and forces over the atoms."""
     forces: Scale
     """Uncertainty of the force on an atom."""
+    calibration_split: str = ""
+    """Split of the held-out data sets; "" in files that do not say."""
     judged: dict[str, Judged] = field(default_factory=dict)
     """Judgement on held-out frames, by name of their data."""
     energy_area: float | None = None

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,7 @@ def _measured(
                 f"at least {FEWEST_FRAMES} are needed: choose another --calibration or --calibration_split"
             )
         parts[manifest.provenance.name] = found
+    facts = replace(facts, calibration_split=config.calibration_split)
     facts = calibration.calibrated(facts, [each.part(0) for each in parts.values()])
     judging = {name: each.part(1) for name, each in parts.items()}
     facts = calibration.judged(calibration.with_facts(potential, sums, facts).cpu(), judging)

@@ -53,6 +53,7 @@ class VerletList:
         """Number of searches so far."""
         self._start: Structure | None = None
         self._skin = 0.0
+        self._cell: Float64[np.ndarray, "3 3"] | None = None
 
     def __call__(self, structure: Structure) -> Neighbors:
         """Return the neighbours in a structure.
@@ -63,7 +64,7 @@ class VerletList:
         if not self._covers(structure, self._skin):
             # the first of a trajectory and a lone structure look the same, and a skin is of no use to the second
             self._search(structure, self.skin if self._covers(structure, 2 * self.skin) else 0.0)
-        if not np.array_equal(self._cell, structure.cell):
+        if self._cell is None or not np.array_equal(self._cell, structure.cell):
             self._cell, self._translations = structure.cell.copy(), self._shifts @ structure.cell
         vectors = structure.positions.take(self._senders, axis=0)
         vectors -= structure.positions.take(self._receivers, axis=0)
@@ -110,7 +111,7 @@ class VerletList:
         order = np.lexsort((shift, edges.senders, edges.receivers))
         self._receivers, self._senders = edges.receivers[order], edges.senders[order]
         self._shifts = edges.shifts[order].astype(np.float64)
-        self._cell, self._translations = structure.cell.copy(), self._shifts @ structure.cell
+        self._cell = None
         self._row_pointers = np.searchsorted(self._receivers, np.arange(structure.num_atoms + 1))
         # the arrays may be those of a program that changes them in place
         self._start, self._skin = copy.deepcopy(structure), skin

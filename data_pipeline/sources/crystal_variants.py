@@ -5,18 +5,18 @@ and with one element in the place of another. They share the cost of the relaxat
 labels.
 """
 
-import importlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from ase.data import atomic_numbers
 
+from data_pipeline.sources.exploration import of_sensible_force, random_deformation
 from data_pipeline.sources.random_crystals import RADII, RandomCrystals
-from data_pipeline.sources.source import Frame, Part, Source
+from data_pipeline.sources.source import Frame, Part, Source, made_of
 from data_pipeline.structure import InvalidStructure, Structure
 
 PART_CRYSTALS = 128
@@ -104,27 +104,18 @@ class CrystalVariants(Source):
     def _read(self, start: int, stop: int) -> Iterator[Frame]:
         """Yield the crystals of a range that did not collapse, each followed by its variants."""
         oracle = _oracle(self.oracle, self.arguments)
-        relaxed = oracle.relaxed(self._crystals.make(start, stop), self.seed + start)
+        relaxed = oracle.relaxed(self._crystals.make(start, stop), self.seed * self.num_relaxed + start)
         frames = itertools.chain.from_iterable(map(self._family, relaxed))
         while batch := list(itertools.islice(frames, BATCH_FRAMES)):
             fit = [each for each in batch if isinstance(each, Structure)]
             yield from (each for each in batch if isinstance(each, InvalidStructure))
-            yield from map(self._checked, oracle.labelled(fit))
-
-    def _checked(self, frame: Frame) -> Frame:
-        """Return a frame, or the reason why it is none: a force beyond all reason."""
-        if isinstance(frame, InvalidStructure):
-            return frame
-        largest = float(np.linalg.norm(frame.forces, axis=1).max())
-        if largest <= self.max_force:
-            return frame
-        return InvalidStructure(f"{frame.id}: a force of {largest:.0f} eV/Å is above {self.max_force:g}")
+            for found in oracle.labelled(fit):
+                yield of_sensible_force(found, self.max_force) if isinstance(found, Structure) else found
 
     def _family(self, crystal: Structure) -> Iterator[Frame]:
         """Yield a crystal and its variants, without labels."""
-        *_, seed, number = crystal.id.split("-")
         for variant in range(1 + self.variants):
-            rng = np.random.default_rng([int(seed), int(number), variant])
+            rng = np.random.default_rng([variant, *crystal.id.encode()])
             numbers, positions, cell = self._varied(crystal, rng) if variant else _content(crystal)
             try:
                 yield Structure.checked(
@@ -145,9 +136,7 @@ class CrystalVariants(Source):
         factor = 1.0
         if rng.random() < self.substituted:
             numbers, factor = self._substituted(numbers, rng)
-        strain = rng.uniform(-self.largest_strain, self.largest_strain, (3, 3))
-        deformation = np.eye(3) + (strain + strain.T) / 2
-        deformation *= np.cbrt(factor * rng.uniform(*self.volumes) / np.linalg.det(deformation))
+        deformation = np.cbrt(factor) * random_deformation(rng, self.largest_strain, self.volumes)
         rattle = rng.normal(0.0, rng.uniform(0.0, self.largest_rattle), positions.shape)
         return numbers, positions @ deformation + rattle, cell @ deformation
 
@@ -165,16 +154,9 @@ def _content(crystal: Structure) -> Content:
 
 @cache
 def _oracle(word: str, arguments: tuple[str, ...]) -> Oracle:
-    """Return what relaxes and labels; once for each process, since it may take seconds to make.
+    """Return the oracle of a word, made once in each process, since that may take seconds.
 
     Raises:
-        ValueError: there is no such thing.
+        ValueError: there is none.
     """
-    module, _, name = word.partition(":")
-    try:
-        made: Any = getattr(importlib.import_module(module), name)(*arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"oracle {word}: give the module and the name of a class with methods relaxed and labelled ({error})"
-        ) from error
-    return made
+    return made_of("oracle", word, arguments, "foundation.finetuning.generated:PotentialOracle")

@@ -24,6 +24,7 @@ from ase.data import covalent_radii
 from ase.filters import FrechetCellFilter
 from ase.io import read
 from ase.optimize import FIRE
+from jaxtyping import Float64
 
 from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, is_lost, labelled
@@ -177,7 +178,7 @@ class Exploration(Source):
                 atoms = next(moving)
                 if is_lost(atoms, temperature):
                     raise ValueError("atoms have flown apart")
-                yield _checked(labelled(atoms, id=id, group=group))
+                yield of_sensible_force(labelled(atoms, id=id, group=group))
             except ValueError as error:
                 yield InvalidStructure(f"{id}: the trajectory is lost: {error}")
                 return
@@ -190,7 +191,7 @@ class Exploration(Source):
                 yield frame
                 continue
             atoms = ase.Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc, calculator=teacher)
-            known = _checked(labelled(atoms, id=frame.id, group=frame.group))
+            known = of_sensible_force(labelled(atoms, id=frame.id, group=frame.group))
             if isinstance(known, Structure):
                 found.append((float(np.square(known.forces - frame.forces).mean()), number, known))
         found.sort(key=lambda each: -each[0])
@@ -205,15 +206,13 @@ class Exploration(Source):
             rng = np.random.default_rng((self.seed, cell, number))
             atoms = perfect.copy()
             if atoms.pbc.any():
-                strain = rng.uniform(-self.largest_strain, self.largest_strain, (3, 3))
-                deformation = np.eye(3) + (strain + strain.T) / 2
-                factor = (rng.uniform(*self.volumes) / np.linalg.det(deformation)) ** (1 / 3)
-                atoms.set_cell(np.asarray(atoms.cell) @ (factor * deformation), scale_atoms=True)
+                deformation = random_deformation(rng, self.largest_strain, self.volumes)
+                atoms.set_cell(np.asarray(atoms.cell) @ deformation, scale_atoms=True)
             if len(atoms) > 1 and rng.random() < self.vacancies:
                 del atoms[int(rng.integers(len(atoms)))]
             atoms.positions += rng.normal(0.0, rng.uniform(0.0, self.largest_rattle), atoms.positions.shape)
             atoms.calc = calculator
-            yield _checked(labelled(atoms, id=f"{group}, {number}", group=group))
+            yield of_sensible_force(labelled(atoms, id=f"{group}, {number}", group=group))
 
     def _pairs(self) -> Iterator[Frame]:
         """Yield two atoms of every pair of elements at all distances."""
@@ -224,7 +223,7 @@ class Exploration(Source):
             group = f"{self._family}, pair {first}-{second}"
             for distance in np.geomspace(shortest, FARTHEST, self.pair_distances).tolist():
                 atoms = ase.Atoms([first, second], positions=[(0, 0, 0), (0, 0, distance)], calculator=calculator)
-                yield _checked(labelled(atoms, id=f"{group}, {distance:.3f} Å", group=group))
+                yield of_sensible_force(labelled(atoms, id=f"{group}, {distance:.3f} Å", group=group))
 
     @property
     def _family(self) -> str:
@@ -262,9 +261,24 @@ def repeated(atoms: ase.Atoms, least_length: float) -> ase.Atoms:
     return found
 
 
-def _checked(frame: Structure) -> Frame:
-    """Return a frame, or the reason why it is none: a force beyond all reason."""
-    largest = float(np.linalg.norm(frame.forces, axis=1).max())
-    if largest <= LARGEST_FORCE:
+def of_sensible_force(frame: Structure, largest: float = LARGEST_FORCE) -> Frame:
+    """Return a frame, or the reason why it is none: a force on an atom above the largest [eV/Å]."""
+    found = float(np.linalg.norm(frame.forces, axis=1).max())
+    if found <= largest:
         return frame
-    return InvalidStructure(f"{frame.id}: a force of {largest:.0f} eV/Å is above {LARGEST_FORCE:g}")
+    return InvalidStructure(f"{frame.id}: a force of {found:.0f} eV/Å is above {largest:g}")
+
+
+def random_deformation(
+    rng: np.random.Generator, largest_strain: float, volumes: tuple[float, float]
+) -> Float64[np.ndarray, "3 3"]:
+    """Return a random deformation of a cell, a matrix to multiply its vectors by from the right.
+
+    Args:
+        rng: Random numbers.
+        largest_strain: Largest component of the strain.
+        volumes: Smallest and largest volume over the cell's.
+    """
+    strain = rng.uniform(-largest_strain, largest_strain, (3, 3))
+    deformation = np.eye(3) + (strain + strain.T) / 2
+    return (rng.uniform(*volumes) / np.linalg.det(deformation)) ** (1 / 3) * deformation

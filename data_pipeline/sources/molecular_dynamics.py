@@ -7,7 +7,6 @@ on crystals predicts the force there only if it has learned how the far atoms ac
 
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -26,7 +25,7 @@ from ase.md.langevin import Langevin
 from jaxtyping import Int64
 
 from data_pipeline.sources.bonds import Bonds
-from data_pipeline.sources.source import Part, Source
+from data_pipeline.sources.source import Part, Source, made_of
 from data_pipeline.structure import Structure
 
 TIME_STEP = 1.5
@@ -106,14 +105,7 @@ def calculator_of(word: str, *arguments: str) -> Calculator:
     Raises:
         ValueError: there is none, or it cannot be made of the arguments.
     """
-    module, _, name = word.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)(*arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"calculator {word}: no ASE calculator can be made of it ({error}); give the module and the name of a "
-            "class or function without required arguments, such as ase.calculators.emt:EMT"
-        ) from error
+    made = made_of("calculator", word, arguments, "ase.calculators.emt:EMT")
     if not isinstance(made, Calculator):
         raise ValueError(f"calculator {word} makes a {type(made).__name__}, which is not an ASE calculator")
     return made

@@ -1,10 +1,12 @@
 """Source: labelled frames in parts that several processes can read independently."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ase
 
@@ -127,3 +129,25 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"unknown element or entry {text}"
     return f"cannot be read ({type(error).__name__}: {text})"
+
+
+def made_of(option: str, word: str, arguments: tuple[str, ...], example: str) -> Any:
+    """Return what a word, `module:name`, makes of arguments; the module is imported and so run.
+
+    Args:
+        option: Name of the option that has the word.
+        word: The word.
+        arguments: Arguments of the class or function.
+        example: Example of a word.
+
+    Raises:
+        ValueError: nothing can be made of it.
+    """
+    module, _, name = word.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(*arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{option} {word}: nothing can be made of it ({error}); give the module and the name of a class or "
+            f"function that takes {len(arguments)} arguments, such as {example}"
+        ) from error

@@ -97,7 +97,7 @@ def test_wrong_options_are_refused(options: dict, message: str) -> None:
 
 def test_an_oracle_that_is_none_is_named() -> None:
     (part,) = source(oracle="ase:Nothing").parts()
-    with pytest.raises(ValueError, match=r"oracle ase:Nothing: give the module and the name"):
+    with pytest.raises(ValueError, match=r"oracle ase:Nothing: nothing can be made of it"):
         next(part.read())
 
 
