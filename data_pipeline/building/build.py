@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -46,6 +47,8 @@ from data_pipeline.structure import InvalidStructure
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+PASSED_ON = 0.3
+"""Time that the launcher has to pass a message on [s]: it drops what it still holds when the ranks are aborted."""
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Environment variables of ranks set by MPI's process managers (MPICH and SLURM, PMIx, Open MPI)."""
 
@@ -401,6 +404,7 @@ class _Ranks:
             unexpected = not isinstance(error, ValueError | OSError | KeyboardInterrupt)
             message = "".join(traceback.format_exception(error)) if unexpected else str(error)
             print(f"foundation: rank {self.rank}: {message}", file=sys.stderr, flush=True)
+            time.sleep(PASSED_ON)
         self._world.Abort(2)  # the others would wait for this rank forever
         os._exit(2)  # Abort may return before it takes effect, and the caller would show the error again
 

@@ -148,6 +148,6 @@ def made_of(option: str, word: str, arguments: tuple[str, ...], example: str) ->
         return getattr(importlib.import_module(module), name)(*arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{option} {word}: nothing can be made of it ({error}); give the module and the name of a class or "
-            f"function that takes {len(arguments)} arguments, such as {example}"
+            f"{option} {word}: nothing can be made of {', '.join(arguments) or 'it'} ({error}); give the module and "
+            f"the name of a class or function, and the arguments it needs, such as {example}"
         ) from error

@@ -89,7 +89,8 @@ print(atoms.get_potential_energy())
 
 def test_a_name_gives_energies_without_sevenn_and_without_a_network(environment: Path, tmp_path: Path) -> None:
     assert -8.0 < float(run(environment, tmp_path, code=THREE_LINES).split()[-1]) < -6.0  # two atoms of rock salt
-    assert run(environment, tmp_path, "models", "verify").count(": ok") == 3
+    shipped = len(list((REPOSITORY / "model_cards" / "releases").glob("*/config.json")))
+    assert run(environment, tmp_path, "models", "verify").count(": ok") == shipped > 4
 
 
 @pytest.mark.long
