@@ -28,6 +28,7 @@ from foundation.training.fault_tolerance.reading import (
     WholeCheckpoint,
     newest_checkpoint,
     read_best,
+    read_checkpoint,
     step_of,
     steps_in,
 )
@@ -146,6 +147,7 @@ class CheckpointFiles(TorchCheckpointIO):
             with durable.whole_file(path) as partial:
                 with partial.open("xb") as file:
                     torch.save(checkpoint, file)
+                read_checkpoint(partial)  # what cannot be read must not replace what can be
                 checksum = f"{sha256(partial)}  {path.name}\n"
                 durable.write_whole(path.with_name(path.name + CHECKSUM), checksum)
             if self.best is not None and self.best["file"] == path.name:
@@ -154,7 +156,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.lost, self.failure = True, str(error)
             log.error("%s", error)
             return
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        except (OSError, RuntimeError, ValueError) as error:  # torch's writer reports a full disk as a RuntimeError
             self.failure = f"{path} could not be written ({error}); the previous checkpoint is intact"
             log.error("%s", self.failure)
             return

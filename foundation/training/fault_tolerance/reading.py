@@ -24,6 +24,8 @@ CHECKPOINTS = "checkpoints"
 CHECKSUM = ".sha256"
 BEST = "best.json"
 PATTERN, NAME = "step=*.ckpt", re.compile(r"step=(\d{1,12})\.ckpt")
+FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
+"""In the error of torch's reader: the function or class that a file names."""
 PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
 """Parts of every checkpoint."""
 BACKEND = "backend"
@@ -127,7 +129,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the type depends on the bytes of the file
-        raise ValueError(f"not a checkpoint: {one_line(str(error))}") from error
+        named = FOREIGN.search(str(error))
+        reason = f"it holds a {named[1]}, and only tensors and plain values are read" if named else one_line(str(error))
+        raise ValueError(f"not a checkpoint: {reason}") from error
     missing = [name for name, kind in PARTS.items() if not (isinstance(state, dict) and type(state.get(name)) is kind)]
     if missing:
         raise ValueError(f"not a checkpoint: without {', '.join(missing)}")

@@ -15,6 +15,7 @@ import torch
 from data_pipeline.store.untrusted import check_layout, refusing
 from foundation.checkpoint import CorruptCheckpoint, Description, build, description_of, read_description
 from foundation.checkpoint import weights_sha256 as checksum_of
+from foundation.configuration import resolved
 from foundation.potential import Potential, check_weights
 from foundation.provenance import CheckpointFacts
 from foundation.surgery.adapters import adapt, merge_adapters
@@ -44,7 +45,7 @@ def described_for_checkpoint(potential: Potential, provenance: Mapping[str, Any]
         potential: The potential.
         provenance: Its origin, as JSON, as far as it is known in training.
     """
-    return asdict(description_of(potential, dict(provenance), UNKNOWN))
+    return resolved(description_of(potential, dict(provenance), UNKNOWN))
 
 
 def potential_in(checkpoint: WholeCheckpoint) -> tuple[Potential, Description]:

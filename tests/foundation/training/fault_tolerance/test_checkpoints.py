@@ -22,12 +22,14 @@ from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.shards import sha256
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
+from foundation.training.fault_tolerance.checkpoints import CheckpointFiles
 from foundation.training.fault_tolerance.guard import GuardConfig
 from foundation.training.fault_tolerance.reading import newest_checkpoint
 from foundation.training.fit_config import FitConfig
 from foundation.training.module import TrainingModule
 from foundation.training.optim import OptimConfig
 from tests.machine import CPU
+from tests.same_state import same_state
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
 FIT = FitConfig(
@@ -55,23 +57,6 @@ def finished(emt_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("finished") / "run"
     pretrain(config(emt_manifest, out))
     return out
-
-
-def same_state(one: Path, other: Path) -> bool:
-    """Return whether two runs end in the same bits: weights, moving average, optimizer, schedule."""
-    first, second = (torch.load(newest_checkpoint(run).path, weights_only=True) for run in (one, other))
-    keys = ("global_step", "state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
-    return all(same(first[key], second[key]) for key in keys)
-
-
-def same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
-    return one == other
 
 
 def test_what_a_checkpoint_holds(finished: Path) -> None:
@@ -310,6 +295,24 @@ def test_a_full_disk_ends_the_run_and_spoils_nothing(
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
     pretrain(config(emt_manifest, tmp_path / "run", resume=True))
     assert same_state(finished, tmp_path / "run")
+
+
+class NotPlain(float):
+    """A number that only a program that knows its class can read."""
+
+
+def test_what_could_not_be_read_again_is_not_written(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run")
+    state = torch.load(newest.path, weights_only=True) | {"global_step": 9, "more": NotPlain(1.0)}
+    files = CheckpointFiles(keep=1)
+    files.save_checkpoint(state, beside(newest.path, 9))
+    assert "NotPlain" in str(files.failure)
+    assert newest_checkpoint(tmp_path / "run") == newest
+    assert not beside(newest.path, 9).exists()
+    files.save_checkpoint(state | {"more": 1.0}, beside(newest.path, 9))
+    assert files.failure is None
+    assert beside(newest.path, 9).exists()
 
 
 def test_a_full_disk_may_be_waited_for(
