@@ -31,7 +31,7 @@ def box(seed: int) -> ase.Atoms:
     rng = np.random.default_rng(seed)
     atoms, labels = ase.Atoms(cell=[2 * SPACING] * 3, pbc=True), []
     for number, place in enumerate(np.ndindex(2, 2, 2)):
-        points = np.array([[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]]) @ Rotation.random(random_state=rng).as_matrix().T
+        points = np.array([[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]]) @ Rotation.random(rng=rng).as_matrix().T
         part = ase.Atoms("Al", points[:1]) if number % 2 else ase.Atoms("CuO2", points)
         part.translate(SPACING * np.array(place) + rng.normal(0.0, 0.1, 3))
         atoms += part
