@@ -12,11 +12,9 @@ import ase.io
 from ase.build import bulk
 
 from foundation.engine import plugin
-from foundation.export_library import ExportLibraryConfig, export_library
+from foundation.export_for import ExportForConfig, export_for
 
-library = export_library(
-    ExportLibraryConfig(for_="library", model=Path("sevennet-0"), out=Path("libraries/sevennet-0"))
-)
+library = export_for(ExportForConfig(for_="library", model=Path("sevennet-0"), out=Path("libraries/sevennet-0")))
 atoms = bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(2)
 atoms.rattle(0.05, seed=0)
 ase.io.write("data.lmp", atoms, format="lammps-data", specorder=["Mg", "O"], masses=True)

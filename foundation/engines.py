@@ -102,6 +102,12 @@ ENGINES = {
         ),
         Engine(name="OpenMM", distribution="openmmml", tested="1.8", install="pip install 'foundation[openmm]'"),
         Engine(name="i-PI", distribution="ipi", tested="3.3.1", install="pip install ipi"),
+        Engine(
+            name="metatomic",
+            distribution="metatomic-torch",
+            tested="0.1.19",
+            install="pip install 'foundation[metatomic]'",
+        ),
     )
 }
 

@@ -30,7 +30,7 @@ from foundation.engines import ENGINES, Check, EnginesConfig
 from foundation.evaluate import EvaluateConfig, report_folder
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES, rows
-from foundation.export_library import ExportLibraryConfig
+from foundation.export_for import ExportForConfig
 from foundation.finetuning.tradeoff import TradeoffConfig
 from foundation.inspect import InspectConfig
 from foundation.interop.example_data import ExampleDataConfig
@@ -297,11 +297,17 @@ def _error(errors: dict[str, Estimate], metric: str) -> str:
     return QUANTITIES[metric].text(errors[metric].value) if metric in errors else "–"
 
 
-def library(config: ExportLibraryConfig, folder: Path) -> None:
-    """Print the folder of a compiled library and its use in LAMMPS."""
-    console.print(f"compiled library of {config.model}, compared with it: {folder}")
-    console.print("    pair_style foundation", highlight=False)
-    console.print(f"    pair_coeff * * {folder} ELEMENT...    # of every atom type", highlight=False)
+def exported(config: ExportForConfig, out: Path) -> None:
+    """Print the folder or file of an export, and its use."""
+    words = {"library": "compiled library", "torch": "torch package", "metatomic": "metatomic model"}
+    console.print(f"{words[config.for_]} of {config.model}, compared with it: {out}")
+    uses = {
+        "library": ("pair_style foundation", f"pair_coeff * * {out} ELEMENT...    # of every atom type"),
+        "torch": (f'package = torch._inductor.aoti_load_package("{out}")',),
+        "metatomic": (f'calculator = metatomic_ase.MetatomicCalculator("{out}")',),
+    }
+    for line in uses[config.for_]:
+        console.print(f"    {line}", highlight=False)
 
 
 def engines(config: EnginesConfig, checks: Sequence[Check]) -> int:

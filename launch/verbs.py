@@ -206,18 +206,18 @@ def _report() -> Loaded:
 
 def _export() -> Loaded:
     from foundation.export import ExportConfig, export
-    from foundation.export_library import ExportLibraryConfig, export_library
+    from foundation.export_for import ExportForConfig, export_for
     from launch import tables
 
-    def run(config: ExportConfig | ExportLibraryConfig) -> None:
-        if isinstance(config, ExportLibraryConfig):
-            return tables.library(config, export_library(config))
+    def run(config: ExportConfig | ExportForConfig) -> None:
+        if isinstance(config, ExportForConfig):
+            return tables.exported(config, export_for(config))
         return tables.release(export(config))
 
-    other = "--for library writes a potential as compiled code, for LAMMPS: foundation export --for library --help. "
-    return Loaded(
-        config=ExportConfig, instead={"for": ExportLibraryConfig, "for_": ExportLibraryConfig}, run=run, epilog=other
+    other = (
+        "--for library | torch | metatomic writes a potential for other programs: foundation export --for library -h. "
     )
+    return Loaded(config=ExportConfig, instead={"for": ExportForConfig, "for_": ExportForConfig}, run=run, epilog=other)
 
 
 def _engines() -> Loaded:

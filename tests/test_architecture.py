@@ -54,7 +54,7 @@ FLOORS = (
         "foundation.coverage",
         "foundation.uncertainty",
         "foundation.predict",
-        "foundation.export_library",
+        "foundation.export_for",
         "foundation.engines",
         "foundation.relax",
         "foundation.md",
@@ -352,7 +352,7 @@ def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nobody_but_the_models_and_converters_knows_an_architecture(path: Path) -> None:
-    interop = tuple(f"foundation.interop.{name}" for name in ("sevennet", "n2p2", "lammps_mliap"))
+    interop = tuple(f"foundation.interop.{name}" for name in ("sevennet", "n2p2"))
     if name_of(path).startswith(("data_pipeline", "foundation.models", "foundation.engine", *interop)):
         return
     concrete = {config.__name__ for config in ARCHITECTURES.values()}

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
+import ase
 import numpy as np
+from ase.calculators.calculator import Calculator
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
 from jaxtyping import Float64
 
 from foundation.potential import Potential
@@ -39,3 +43,13 @@ class Motion(NamedTuple):
     """Number of steps between two energies."""
     femtoseconds: float
     """Time step [fs]."""
+
+
+def total_energies(calculator: Calculator, atoms: ase.Atoms, motion: Motion) -> list[float]:
+    """Return total energies along ASE's dynamics [eV], the first one included."""
+    moved, energies = atoms.copy(), []
+    moved.calc = calculator
+    integrator = VelocityVerlet(moved, motion.femtoseconds * fs)
+    integrator.attach(lambda: energies.append(moved.get_total_energy()), interval=motion.every)
+    integrator.run(motion.steps)
+    return energies

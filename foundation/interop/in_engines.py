@@ -12,11 +12,9 @@ import ase
 import ase.io
 import numpy as np
 import torch
-from ase.md.verlet import VelocityVerlet
-from ase.units import fs
 
 from foundation.evaluation.suites.dynamics import thermal_momenta
-from foundation.interop.answers import Answer, Asked, Motion
+from foundation.interop.answers import Answer, Asked, Motion, total_energies
 from foundation.interop.calculator import Calculator
 from foundation.interop.in_lammps import InLammps
 from foundation.potential import Potential
@@ -25,7 +23,12 @@ EXACT, ROUNDED = 1e-9, 1e-4
 """Largest differences in float64 and in float32."""
 OF_UNITS = 1e-5
 """Largest difference of a program with constants of its own: i-PI's electronvolt is 1e-7 larger than ASE's."""
-DOORS = {"torch-sim": ("in_torch_sim", EXACT), "OpenMM": ("in_openmm", EXACT), "i-PI": ("in_ipi", OF_UNITS)}
+DOORS = {
+    "torch-sim": ("in_torch_sim", EXACT),
+    "OpenMM": ("in_openmm", EXACT),
+    "i-PI": ("in_ipi", OF_UNITS),
+    "metatomic": ("in_metatomic", EXACT),
+}
 """Modules of engines in Python, imported only where they are installed, and their differences in float64."""
 
 Start = ase.Atoms
@@ -128,9 +131,5 @@ def _compute_in_ase(asked: Asked, engine: str, structures: list[ase.Atoms]) -> l
 
 
 def _move_in_ase(asked: Asked, engine: str, atoms: ase.Atoms, motion: Motion) -> list[float]:
-    moved, energies = atoms.copy(), []
-    moved.calc = Calculator(asked.potential, theory=asked.theory, mode=asked.mode, engine=engine)
-    integrator = VelocityVerlet(moved, motion.femtoseconds * fs)
-    integrator.attach(lambda: energies.append(moved.get_total_energy()), interval=motion.every)
-    integrator.run(motion.steps)
-    return energies
+    calculator = Calculator(asked.potential, theory=asked.theory, mode=asked.mode, engine=engine)
+    return total_energies(calculator, atoms, motion)

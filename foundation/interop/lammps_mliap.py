@@ -26,7 +26,7 @@ from data_pipeline.structure import SYMBOLS
 from foundation.engine.network import NotCompilable
 from foundation.interop.calculator import Mode, float_type_of, tabulate
 from foundation.kernels.edges import EdgeIndex
-from foundation.models.equivariant import EquivariantNetwork
+from foundation.models import AlongEdges
 from foundation.potential import Potential
 
 
@@ -73,7 +73,7 @@ class Unified(MLIAPUnified):
 
     def _energies(self, vectors: Tensor, edges: EdgeIndex, places: Tensor, data: Any) -> Tensor:
         network = self.potential.network
-        assert isinstance(network, EquivariantNetwork)
+        assert isinstance(network, AlongEdges)
         theory = torch.full_like(places, self.theory)
         exchange = partial(_Exchange.apply, data)
         found = network.atom_energies_along(vectors, edges, places, theory, exchange).double()
@@ -107,7 +107,7 @@ def unified(
         NotCompilable: its network is no equivariant one, or it has a repulsion.
         ValueError: an element or the level of theory is unknown.
     """
-    if not isinstance(potential.network, EquivariantNetwork) or potential.repulsion is not None:
+    if not isinstance(potential.network, AlongEdges) or potential.repulsion is not None:
         raise NotCompilable("pair_style mliap takes equivariant networks without a repulsion; others run in ASE")
     known = [SYMBOLS[number] for number in potential.elements]
     if unknown := [symbol for symbol in symbols if symbol not in known]:

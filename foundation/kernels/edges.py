@@ -10,6 +10,8 @@ from torch import Tensor
 class EdgeIndex(NamedTuple):
     """Directed edges sorted by receiver, in pairs.
 
+    Its functions take sizes from shapes, because len() would bind a traced graph to the size that it was traced with.
+
     An edge and its reverse are a pair: they have the same length, hence the same weights, and opposite directions,
     hence the same harmonics but for the sign of odd degrees. A pair's first edge gives it its direction; an edge
     without a reverse is a pair by itself. Pairs are numbered in the order of their first edges.
@@ -36,7 +38,7 @@ class EdgeIndex(NamedTuple):
         return EdgeIndex(
             row_pointers=torch.cat([start, rows]),
             senders=senders,
-            pairs=torch.arange(len(senders), device=senders.device),
+            pairs=torch.arange(senders.shape[0], device=senders.device),
             reverse=torch.full_like(senders, -1),
             sender_order=torch.argsort(senders, stable=True),
             sender_pointers=torch.cat([start, columns]),
@@ -45,12 +47,12 @@ class EdgeIndex(NamedTuple):
     def receivers(self) -> Int[Tensor, " edges"]:
         """Return the atom that each edge belongs to."""
         degrees = self.row_pointers.diff()
-        atoms = torch.arange(len(degrees), device=degrees.device)
-        return torch.repeat_interleave(atoms, degrees, output_size=len(self.senders))
+        atoms = torch.arange(degrees.shape[0], device=degrees.device)
+        return torch.repeat_interleave(atoms, degrees, output_size=self.senders.shape[0])
 
     def reversed(self) -> Bool[Tensor, " edges"]:
         """Return a mask of edges that run against their pair's direction."""
-        numbers = torch.arange(len(self.reverse), device=self.reverse.device)
+        numbers = torch.arange(self.reverse.shape[0], device=self.reverse.device)
         return (self.reverse >= 0) & (self.reverse < numbers)
 
 

@@ -3,13 +3,14 @@
 from typing import get_args
 
 from data_pipeline.quoting import abbreviated
-from foundation.models.energy_model import Architecture, DataFacts, EnergyModel
+from foundation.models.energy_model import AlongEdges, Architecture, DataFacts, EnergyModel
 from foundation.models.equivariant import EquivariantConfig, EquivariantNetwork
 from foundation.models.grains import GrainsConfig, GrainsNetwork
 from foundation.models.symmetry_functions import SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 
 __all__ = [
     "ARCHITECTURES",
+    "AlongEdges",
     "Architecture",
     "DataFacts",
     "EnergyModel",

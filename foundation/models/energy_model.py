@@ -5,15 +5,16 @@ its config has no default and a name unique among architectures, by which a YAML
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
+from foundation.kernels.edges import EdgeIndex
 from foundation.nn.computation import Computation
 
 
@@ -183,3 +184,31 @@ class EnergyModel(torch.nn.Module, ABC):
         Raises:
             ValueError: the network does not support one; the message names it.
         """
+
+
+Exchange = Callable[[Float[Tensor, "atoms features"]], Float[Tensor, "atoms features"]]
+"""Function of the features of all atoms, by which processes share them."""
+
+
+@runtime_checkable
+class AlongEdges(Protocol):
+    """A network whose energies can be computed along edges that another program found; optional for a network."""
+
+    def atom_energies_along(
+        self,
+        vectors: Float64[Tensor, "pairs 3"],
+        edges: EdgeIndex,
+        elements: Int[Tensor, " atoms"],
+        theory: Int[Tensor, " atoms"],
+        exchange: Exchange | None = None,
+    ) -> Float[Tensor, " atoms"]:
+        """Return the energy of each atom, in units of the potential's scale.
+
+        Args:
+            vectors: Vector of every pair's first edge [Å].
+            edges: Edges of the atoms; ghosts of other processes have none of their own.
+            elements: Index of each atom's element among the network's elements.
+            theory: Level of theory of each atom.
+            exchange: Function that replaces the features of ghosts by their owners' before each block but the first.
+        """
+        ...

@@ -8,7 +8,7 @@ even scalars only, and two linear layers read an energy per atom from them. Para
 # e3nn 0.6 types Irreps as a bare tuple
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -22,7 +22,7 @@ from data_pipeline.graphs.batch import GraphBatch
 from data_pipeline.structure import MAX_ATOMIC_NUMBER
 from foundation.configuration import DECIDES
 from foundation.kernels.edges import EdgeIndex
-from foundation.models.energy_model import NO_FACTS, Architecture, DataFacts, EnergyModel
+from foundation.models.energy_model import NO_FACTS, Architecture, DataFacts, EnergyModel, Exchange
 from foundation.models.limits import (
     CUTOFFS,
     MAX_BLOCKS,
@@ -148,10 +148,6 @@ class EquivariantConfig(Architecture):
             ValueError: an atomic number is given twice, or is not an element's.
         """
         return EquivariantNetwork(self, elements, facts.mean_neighbors, num_theories)
-
-
-Exchange = Callable[[Float[Tensor, "atoms features"]], Float[Tensor, "atoms features"]]
-"""Function of the features of all atoms, by which processes share them."""
 
 
 class EquivariantNetwork(EnergyModel):
@@ -298,7 +294,7 @@ class EquivariantNetwork(EnergyModel):
         theory: Int[Tensor, " atoms"],
         exchange: Exchange | None = None,
     ) -> Float[Tensor, " atoms"]:
-        """Return the energy of each atom along given edges; see features_along()."""
+        """Return the energy of each atom along given edges; see AlongEdges."""
         hidden, energy = self.readout
         return energy(hidden(self.features_along(vectors, edges, elements, theory, exchange), theory)).squeeze(1)
 

@@ -94,6 +94,8 @@ class RadialNetwork(torch.nn.Module):
         super().__init__()
         self._activation_scale = activation_scale(torch.nn.functional.silu)
         self._num_layers = len(sizes) - 1
+        # numbers of their own: in a traced graph a size is a tensor, and a power of it has the digits of float32
+        self._norms = [fan_in**-0.5 for fan_in in sizes[:-1]]
         self.matmul = Matmul()
         for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             self.add_module(f"layer{number}", RadialLayer(fan_in, fan_out))
@@ -136,8 +138,7 @@ class RadialNetwork(torch.nn.Module):
         # as views: see needed() of kernels/differentiable.py
         weights = [self._adapted(number) for number in range(self._num_layers)]
         matrices = [weight.view(weight.shape) for weight in weights]
-        scales = [self._activation_scale * weight.shape[0] ** -0.5 for weight in weights]
-        scales[0] = weights[0].shape[0] ** -0.5
+        scales = [self._norms[0], *(self._activation_scale * norm for norm in self._norms[1:])]
         if divisor is not None:
             matrices[-1] = weights[-1] / divisor
         return matrices, scales
@@ -146,22 +147,22 @@ class RadialNetwork(torch.nn.Module):
         """Return the matrices of all layers with all factors in them, the last one divided by a number."""
         scales = [1.0] + [self._activation_scale] * (self._num_layers - 2)
         hidden = [self._adapted(number) for number in range(self._num_layers - 1)]
-        scaled = [weight * (scale * weight.shape[0] ** -0.5) for weight, scale in zip(hidden, scales, strict=False)]
+        scaled = [weight * (scale * norm) for weight, scale, norm in zip(hidden, scales, self._norms, strict=False)]
         return [*(weight.detach() for weight in scaled), self.last(divisor).detach()]
 
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return the input of the last layer, up to the factor of the activation."""
         values, scale = basis, 1.0
-        for weight in map(self._adapted, range(self._num_layers - 1)):
-            matrix = weight * (scale * weight.shape[0] ** -0.5)
+        for number, norm in enumerate(self._norms[:-1]):
+            matrix = self._adapted(number) * (scale * norm)
             values, scale = torch.nn.functional.silu(self.matmul(values, matrix)), self._activation_scale
         return values
 
     def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:
         """Return `hidden` of a basis with its first and second derivatives, in the basis' float type."""
         stacked, scale = basis, 1.0
-        for weight in map(self._adapted, range(self._num_layers - 1)):
-            matrix = (weight * (scale * weight.shape[0] ** -0.5)).to(basis.dtype)
+        for number, norm in enumerate(self._norms[:-1]):
+            matrix = (self._adapted(number) * (scale * norm)).to(basis.dtype)
             values, slopes, curvatures = stacked @ matrix
             sigmoid = torch.sigmoid(values)
             silu = values * sigmoid
@@ -173,9 +174,8 @@ class RadialNetwork(torch.nn.Module):
 
     def last(self, divisor: Float[Tensor, " one"] | None = None) -> Float[Tensor, "hidden weights"]:
         """Return the matrix of the last layer with all factors in it, divided by a number."""
-        weight = self._adapted(self._num_layers - 1)
         scale = self._activation_scale if self._num_layers > 1 else 1.0
-        matrix = weight * (scale * weight.shape[0] ** -0.5)
+        matrix = self._adapted(self._num_layers - 1) * (scale * self._norms[-1])
         return matrix if divisor is None else matrix / divisor
 
 

@@ -7,7 +7,7 @@ complete below INNER times it. The switch has two continuous derivatives, so for
 """
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch
@@ -44,10 +44,23 @@ class Repulsion(torch.nn.Module):
         lengths = torch.linalg.vector_norm(batch.pair_vectors(), dim=1)
         reach = radii[batch.numbers[first]] + radii[batch.numbers[second]]
         near = (lengths < OUTER * reach).nonzero().squeeze(1)
-        first, second, lengths, reach = first[near], second[near], lengths[near], reach[near]
-        charges = batch.numbers[first].double(), batch.numbers[second].double()
-        pairs = 0.5 * zbl_energy(*charges, lengths) * switch(lengths / reach)
-        return torch.zeros_like(batch.positions[:, 0]).index_add(0, first, pairs).index_add(0, second, pairs)
+        first, second, lengths = first[near], second[near], lengths[near]
+        receivers, senders = torch.cat([first, second]), torch.cat([second, first])
+        return self.along(batch.numbers, receivers, senders, lengths.repeat(2))
+
+    def along(
+        self,
+        numbers: Int[Tensor, " atoms"],
+        receivers: Int[Tensor, " edges"],
+        senders: Int[Tensor, " edges"],
+        lengths: Float64[Tensor, " edges"],
+    ) -> Float64[Tensor, " atoms"]:
+        """Return the energy of each atom [eV] by its edges, which have the lengths [Å]; far ones add nothing."""
+        radii = self.get_buffer("_radii")
+        reach = radii[numbers[receivers]] + radii[numbers[senders]]
+        charges = numbers[receivers].double(), numbers[senders].double()
+        energies = 0.5 * zbl_energy(*charges, lengths) * switch(lengths / reach)
+        return lengths.new_zeros(numbers.shape[0]).index_add(0, receivers, energies)
 
 
 def zbl_energy(

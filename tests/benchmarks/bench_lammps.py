@@ -18,7 +18,7 @@ import torch
 import foundation
 from foundation.convert import ConvertConfig, convert
 from foundation.engine import plugin
-from foundation.export_library import ExportLibraryConfig, export_library
+from foundation.export_for import ExportForConfig, export_for
 from tests.benchmarks.bench_ase import step
 from tests.benchmarks.bench_engine import crystal
 from tests.benchmarks.rows import Row, interleaved, write
@@ -79,7 +79,7 @@ def run(config: Config) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_library(ExportLibraryConfig(for_="library", model=Path(MODEL), out=folder / "library"))
+        export_for(ExportForConfig(for_="library", model=Path(MODEL), out=folder / "library"))
         potential = foundation.load(MODEL)
         for repeat in config.repeats:
             rows += _beside_ase(folder, potential, repeat, config)
