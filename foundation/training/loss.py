@@ -4,6 +4,9 @@ Normalised so, the gradient does not depend on the division of a step into micro
 labels, regardless of their structures' weights: a weight of two then equals two copies of the structure, and a step is
 an unbiased estimate of the weighted loss over all data. Divided by the sum of weights, a structure would count less
 with heavier structures in the same step.
+
+Structures without a label have an error of zero instead of being left out: their number would have to be asked of the
+device, which waits for it.
 """
 
 import logging
@@ -97,20 +100,19 @@ def _energy(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Floa
 
 
 def _forces(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
-    labelled = batch.has_forces[batch.graph_of_atom]
-    reference = batch.forces[labelled]
-    weights = batch.weight[batch.graph_of_atom][labelled]
-    return _sum(term, prediction.forces[labelled] - reference, weights, _stratum_factors(reference))
+    labelled = batch.has_forces[batch.graph_of_atom].unsqueeze(1)
+    error = torch.where(labelled, prediction.forces - batch.forces, 0.0)
+    return _sum(term, error, batch.weight[batch.graph_of_atom], _stratum_factors(batch.forces))
 
 
 def _stress(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
-    error = (prediction.stress - batch.stress)[batch.has_stress].flatten(1)
-    return _sum(term, error, batch.weight[batch.has_stress])
+    error = torch.where(batch.has_stress.view(-1, 1, 1), prediction.stress - batch.stress, 0.0)
+    return _sum(term, error.flatten(1), batch.weight)
 
 
 TERMS: dict[str, LossTerm] = {
     "energy": LossTerm(label="energy", count=lambda batch: batch.num_atoms.new_tensor(batch.num_graphs), sum=_energy),
-    "forces": LossTerm(label="forces", count=lambda batch: batch.num_atoms[batch.has_forces].sum(), sum=_forces),
+    "forces": LossTerm(label="forces", count=lambda batch: (batch.num_atoms * batch.has_forces).sum(), sum=_forces),
     "stress": LossTerm(label="stress", count=lambda batch: batch.has_stress.sum(), sum=_stress),
 }
 """Terms by name. A new one is an entry here and a field of LossConfig; logs, figures and label checks follow."""

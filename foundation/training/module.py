@@ -107,16 +107,18 @@ class TrainingModule(lightning.LightningModule):
         total = self._backward(parts, counts, step)
         self.monitor.stop_computing()
         failed = total.new_tensor(float(self.guard.save_failure))
-        norm, (total, failed) = self._gradients.reduce(torch.stack([total, failed]))
-        if failed > 0:
+        norm, sums = self._gradients.reduce(torch.stack([total, failed]))
+        # the one question of a step to the device
+        size, value, failures = torch.cat([norm.to(sums).view(1), sums]).tolist()
+        if failures > 0:
             self.guard.refuse_lost()
             raise OSError("a checkpoint could not be written (see the log); fix the cause and resume the run")
-        trouble = self.guard.trouble(float(total), float(norm))
+        trouble = self.guard.trouble(value, size)
         if trouble is None:
             self._gradients.clip(norm)
             self._keep_gradient(step)
             optimizer.step()
-            self.guard.good_step(float(total))
+            self.guard.good_step(value)
         else:
             self._gradients.discard()
             self._kept_gradient = {}
@@ -126,7 +128,7 @@ class TrainingModule(lightning.LightningModule):
         if self.trainer.global_step % min(self.fit_config.log_every, self.fit_config.steps) == 0:
             # not a group's rate: parameters may have factors
             rate = self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
-            self._log_step(norm, rate * self.guard.rate_factor)
+            self._log_step(size, rate * self.guard.rate_factor)
         schedule.step()
 
     def _backward(self, parts: Parts, counts: Sequence[StepCounts], step: int) -> Float64[Tensor, ""]:
@@ -188,11 +190,11 @@ class TrainingModule(lightning.LightningModule):
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor.to(self.device, copy=True))
 
-    def _log_step(self, norm: Tensor, learning_rate: float) -> None:
+    def _log_step(self, norm: float, learning_rate: float) -> None:
         assert isinstance(self.trainer.train_dataloader, StepLoader)
         values = self.monitor.compute(self.trainer, self.trainer.train_dataloader, self._sum_over_ranks)
         values |= {
-            "train/gradient_norm": float(norm),
+            "train/gradient_norm": norm,
             "train/learning_rate": learning_rate,
             "train/skipped_steps": float(self.guard.num_skipped),
             "train/rollbacks": float(self.guard.num_rollbacks),
