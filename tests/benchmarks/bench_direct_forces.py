@@ -58,6 +58,8 @@ class Config:
     """Length of the dynamics at 300 K, with steps of 0.5 fs."""
     seed: int = 0
     """Random seed of weights, frames and velocities."""
+    forms: tuple[str, ...] = ("derivatives", "head")
+    """Forms that are trained."""
 
 
 class DirectForces(Potential):
@@ -76,27 +78,28 @@ class DirectForces(Potential):
             Layers(width, *network.config.hidden_sizes, len(each) * (self._vectors + len(each)))
             for each in self._sequences
         )
-        network.blocks[-1].register_forward_hook(self._keep)
-
-    def _keep(self, _: torch.nn.Module, __: tuple, messages: Tensor) -> None:
-        self._messages = messages
 
     def forward(self, batch: GraphBatch) -> Prediction:
         """Return the energy with forces of which only those on whole grains are its derivatives."""
+        kept: list[Tensor] = []
+        block = self.network.get_submodule("blocks")[-1]
+        # for this call alone: a hook that stays would belong to the potential that a copy was made of
+        hook = block.register_forward_hook(lambda _, __, messages: kept.append(messages))
         found = super().forward(batch)
+        hook.remove()
         assert batch.molecule is not None
         with torch.set_grad_enabled(self.training):
-            inside = self._inside(batch)
+            inside = self._inside(batch, kept[0])
             whole = _mean_of_grain(found.forces, batch.molecule)
             forces = whole + inside - _mean_of_grain(inside, batch.molecule)
         return replace(found, forces=forces)
 
-    def _inside(self, batch: GraphBatch) -> Float[Tensor, "atoms 3"]:
-        """Return the forces of the head [eV/Å]."""
+    def _inside(self, batch: GraphBatch, messages: Float[Tensor, "grains features"]) -> Float[Tensor, "atoms 3"]:
+        """Return the forces of the head [eV/Å], from the messages of the last block."""
         grains = grains_of(batch, self._sequences)
         features = self.network.features(batch, batch.numbers)  # of each atom's grain
         stop = self._scalars + 3 * self._vectors
-        messages = self._messages[:, self._scalars : stop].view(-1, 3, self._vectors)
+        messages = messages[:, self._scalars : stop].view(-1, 3, self._vectors)
         forces = features.new_zeros(len(batch.numbers), 3)
         for kind, head in zip(grains.kinds, self.heads, strict=True):
             own, slots = features.index_select(0, kind.atoms[:, 0]), kind.atoms.shape[1]
@@ -124,7 +127,7 @@ def run(config: Config) -> None:
     held_out = list(Dataset(manifest=test, split="test").frames())
     model = GrainsConfig(grains=config.grains)
     rows: list[Row] = []
-    for name in ("derivatives", "head"):
+    for name in config.forms:
         torch.manual_seed(config.seed)
         potential = new_potential(model, {"SevenNet-0": train.split("train").statistics})
         potential.standardize(_batches(frames, potential, config, 50))
@@ -177,7 +180,7 @@ def trained(potential: Potential, frames: Frames, config: Config) -> Potential:
             if each.is_floating_point():
                 average[name].lerp_(each, 1 - decay)
         if step % 100 == 99:
-            print(f"step {step + 1} of {config.steps}: loss {float(value):.3g}", flush=True)
+            print(f"step {step + 1} of {config.steps}: loss {float(value.detach()):.3g}", flush=True)
     potential.load_state_dict(average)
     return potential.eval()
 
