@@ -18,6 +18,7 @@ from data_pipeline.structure import Structure
 from foundation.checkpoint import Description
 from foundation.engine.folder import FACTS, belongs, write_library
 from foundation.engine.library import CompiledPotential
+from foundation.engine.network import NotCompilable
 from foundation.export import generated
 from foundation.interop.calculator import DTYPES
 from foundation.naming import Choice, resolve
@@ -97,6 +98,11 @@ def export_for(config: ExportForConfig) -> Path:
             raise FileExistsError(f"{config.out} exists; move it away, or choose another --out")
         potential, described = resolve(config.model, config.checkpoint).read()
         theory = potential.theory_number(config.theory)
+        if potential.network.units:
+            raise NotCompilable(
+                f"{config.model} is a potential of molecules, which is not exported for other programs; it runs in "
+                "ASE and by `foundation predict`, `relax` and `md`"
+            )
         if config.zbl:
             potential.repel()
         structures, expected = _right(potential.cast(torch.float64).eval(), theory)

@@ -40,6 +40,7 @@ REPLACEMENTS = (
     (r"Importing ('[^']*') is not allowed, .*? to allow it", r"a class of this program is needed, not \1"),
     (r"Exceeds the limit \(\d+ digits\) for integer string conversion.*", "too large for a number"),
     (r"; or Import path [\w.]+ does not correspond to a subclass of \w+", ""),
+    (r"Import path [\w.]+ does not correspond to a subclass of \w+; or ", ""),
     (r"\s*\n\s*", " "),
 )
 """Patterns of the parser's terms for its types in a message, with their replacements."""

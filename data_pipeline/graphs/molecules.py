@@ -19,8 +19,9 @@ MAX_EXTENT = 0.45
 which of its images belongs to the molecule is not clear."""
 
 
-MOLECULE_ARRAYS = ("molecule", "grain", "molecule-id")
-"""Names under which files label each atom's molecule, in the order in which they are looked for."""
+MOLECULE_ARRAYS = ("molecule", "grain", "molecule-id", "mol-id")
+"""Names under which files label each atom's molecule, in the order in which they are looked for; the last is that of
+LAMMPS's data files."""
 
 
 class MoleculeCutoff(float):
@@ -44,9 +45,13 @@ def described(cutoff: float) -> str:
 def molecule_labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return the labels of each atom's molecule among arrays by name, or None.
 
-    They are whole numbers: of names, it could not be known what they mean.
+    They are whole numbers, of whatever type: of names, it could not be known what they mean.
     """
-    return next((arrays[each] for each in MOLECULE_ARRAYS if each in arrays and arrays[each].dtype.kind in "iu"), None)
+    return next((arrays[each] for each in MOLECULE_ARRAYS if each in arrays and _all_whole(arrays[each])), None)
+
+
+def _all_whole(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool((values == np.rint(values)).all()))
 
 
 class Molecules(NamedTuple):
@@ -67,10 +72,11 @@ def molecules_of(structure: Structure) -> Molecules:
         InvalidStructure: it has no such labels, or a molecule is too large for its cell.
     """
     if not structure.has_molecules:
+        name = f"structure {structure.id!r}" if structure.id else "the structure"
         raise InvalidStructure(
-            f"structure {structure.id!r} does not say which atoms are one molecule: read them with molecule_key, or "
-            "find them from bonds (data_pipeline.sources.bonds.Bonds().molecules(atoms)) and give ASE's atoms an array "
-            "'molecule'"
+            f"{name} does not say which atoms are one molecule, by an array of whole numbers of the name "
+            f"{', '.join(MOLECULE_ARRAYS[:-1])} or {MOLECULE_ARRAYS[-1]}. `foundation build` finds molecules from "
+            "bonds with --source.molecule_key bonds, Python with data_pipeline.sources.bonds.Bonds().molecules(atoms)"
         )
     labels, molecule = np.unique(structure.molecules, return_inverse=True)
     sizes = np.bincount(molecule).astype(np.float64)

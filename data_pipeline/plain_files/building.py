@@ -19,7 +19,7 @@ from typing import Any
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
-from data_pipeline.graphs.molecules import MoleculeCutoff, described
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, MoleculeCutoff, described
 from data_pipeline.plain_files.finding import DataFile, Found, find_files, kind_of_file
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
@@ -441,7 +441,7 @@ def _about_unread(everything: Sequence[Surveyed]) -> list[str]:
             continue
         read = {"energy", "forces", "stress"} if each.file.kind in VASP else set()
         read |= {each.keys.energy_key or "energy", each.keys.forces_key or "forces"}
-        read |= {each.keys.virials_key or each.keys.stress_key or "stress", "numbers", "positions"}
+        read |= {each.keys.virials_key or each.keys.stress_key or "stress", "numbers", "positions", *MOLECULE_ARRAYS}
         counts += Counter({name: number for name, number in each.survey.counts.items() if name not in read})
         for names in each.survey.labels.values():
             labels += Counter({name: number for name, number in names.items() if name not in read})

@@ -64,7 +64,13 @@ def build_generated(potential: Potential, out: Path, *, num_structures: int, see
 
     Raises:
         FileExistsError: the folder exists.
+        ValueError: the potential is one of molecules.
     """
+    if potential.network.units:
+        raise ValueError(
+            "a potential of molecules cannot predict generated crystals: name the data to rehearse with "
+            "--rehearsal.data, and for a penalty a Fisher of them, which `foundation fisher` computes"
+        )
 
     @dataclass(frozen=True, kw_only=True)
     class RelaxedCrystals(RandomCrystals):

@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 import torch
 
+from foundation.engine.network import NotCompilable
 from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.interop.answers import Answer, Asked, Motion, total_energies
 from foundation.interop.calculator import Calculator
@@ -68,6 +69,9 @@ def ways_to_compute(potential: Potential, theory: int) -> list[Way]:
     single = InLammps(potential=copy.deepcopy(potential).cast(torch.float32), theory=theory, table=True)
     options = "1 process, float32, table"
     ways.append(Way(engine="LAMMPS", options=options, tolerance=ROUNDED, compute=single.compute, move=single.move))
+    if potential.network.units:
+        ways += [_without_labels(engine) for engine in DOORS]
+        return ways
     for engine, (module, difference) in DOORS.items():
         ways += [
             Way(
@@ -80,6 +84,15 @@ def ways_to_compute(potential: Potential, theory: int) -> list[Way]:
             for asked, rounded in modes
         ]
     return ways
+
+
+def _without_labels(engine: str) -> Way:
+    """Return a way that refuses: the engine hands over atoms without the labels of their molecules."""
+
+    def compute(_: list[ase.Atoms]) -> list[Answer]:
+        raise NotCompilable("atoms are handed over without the labels of their molecules")
+
+    return Way(engine=engine, options="labels of molecules", tolerance=EXACT, compute=compute)
 
 
 def thermal(path: Path, temperature: float) -> Start:

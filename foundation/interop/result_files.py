@@ -13,6 +13,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS
 from data_pipeline.store import durable
 from foundation.interop.atomic_data import GIGAPASCAL
 from foundation.simulation.outcome import Outcome
@@ -50,6 +51,8 @@ def atoms_of(outcome: Outcome) -> ase.Atoms:
         cell=outcome.array("cell", 3, 3),
         pbc=outcome.pbc,
     )
+    if outcome.molecules:
+        atoms.new_array(MOLECULE_ARRAYS[0], np.array(outcome.molecules))
     atoms.info |= {"id": outcome.id, "number": outcome.number}
     uncertainties = {name: getattr(outcome, name) for name in ("energy_uncertainty", "force_uncertainty")}
     atoms.info |= {name: value for name, value in uncertainties.items() if value is not None}

@@ -15,6 +15,7 @@ if they are of one element. Grains cannot react.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -46,12 +47,15 @@ from foundation.nn.grains import (
     Grains,
     Standardized,
     contacts_of,
+    formula_of,
     grains_of,
     inverse_distances,
     sequence_of,
 )
 from foundation.nn.interaction import InteractionBlock, scale_messages
 from foundation.nn.radial import BesselBasis, polynomial_cutoff, xplor_cutoff
+
+log = logging.getLogger(__name__)
 
 MAX_KINDS = 256
 """Largest number of kinds of grains."""
@@ -391,6 +395,12 @@ class GrainsNetwork(EnergyModel):
                     rows.append(inputs)
             for (sequence, network), rows in zip(zip(self._sequences, self.kinds, strict=True), found, strict=True):
                 assert isinstance(network, KindNetwork)
+                if not sum(map(len, rows)):
+                    log.warning(
+                        "warning: there is no %s in the sample of the training data: what the network makes of it is "
+                        "random; leave it out of model.grains",
+                        formula_of(sequence),
+                    )
                 network.inputs.fit(torch.cat(rows), len(sequence) * (len(sequence) - 1) // 2, LEAST_VARIATION)
             for block in self.blocks:
                 block.get_buffer("denominator").fill_((edges / count) ** 0.5 if edges else 1.0)

@@ -6,6 +6,7 @@ within a short cutoff, found among the pairs of grains that are neighbours.
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def grains_of(batch: GraphBatch, sequences: list[tuple[int, ...]]) -> Grains:
         found = positions.index_select(0, atoms.flatten()).view(-1, len(sequence), 3)
         kinds.append(Kind(own, atoms, found - found.mean(dim=1, keepdim=True)))
     if sum(len(kind.grains) for kind in kinds) < num_grains:
-        _refuse(batch, torch.cat([kind.grains for kind in kinds]), num_grains)
+        _refuse(batch, torch.cat([kind.grains for kind in kinds]), sequences)
     sums = torch.zeros(num_grains, 3, dtype=positions.dtype, device=positions.device)
     centres = sums.index_add(0, batch.molecule, positions) / sizes.unsqueeze(1)
     return Grains(kinds, positions, centres, num_grains)
@@ -120,15 +121,22 @@ def codes_of(
     return codes.index_add(0, owner, numbers * signed.index_select(0, places))
 
 
-def _refuse(batch: GraphBatch, known: Int[Tensor, " known"], num_grains: int) -> None:
+def formula_of(sequence: Sequence[int]) -> str:
+    """Return the formula of a sequence of atomic numbers, in its order; see sequence_of()."""
+    runs = [(SYMBOLS[number], len(list(group))) for number, group in itertools.groupby(sequence)]
+    return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in runs)
+
+
+def _refuse(batch: GraphBatch, known: Int[Tensor, " known"], sequences: list[tuple[int, ...]]) -> None:
     assert batch.molecule is not None
-    other = sorted(set(range(num_grains)) - set(known.tolist()))[0]
-    symbols = [SYMBOLS[number] for number in batch.numbers[batch.molecule == other].tolist()]
-    runs = [(symbol, len(list(group))) for symbol, group in itertools.groupby(symbols)]
-    name = "".join(symbol + (str(count) if count > 1 else "") for symbol, count in runs)
+    assert batch.graph_of_molecule is not None
+    other = sorted(set(range(len(batch.graph_of_molecule))) - set(known.tolist()))[0]
+    id = batch.ids[int(batch.graph_of_molecule[other])] if batch.ids else ""
+    found = formula_of(batch.numbers[batch.molecule == other].tolist())
     raise InvalidStructure(
-        f"a grain {name} is none of those that the potential knows; molecules must be whole, and their atoms in the "
-        "order of the training data"
+        f"{f'structure {id!r}: ' if id else ''}a grain {found} is none of those that the potential knows, "
+        f"{', '.join(map(formula_of, sequences))}. Molecules must be whole, with their atoms in the order of the "
+        "training data, each with a label of its own: number them anew where a cell was repeated or atoms were added"
     )
 
 

@@ -27,6 +27,8 @@ class Outcome(OpenRecord):
     """Name of the structure."""
     atomic_numbers: tuple[int, ...] = ()
     """Atomic numbers; () if the structure could not be read."""
+    molecules: tuple[int, ...] = ()
+    """Label of each atom's molecule; () if the structure has none."""
     pbc: tuple[bool, ...] = (False, False, False)
     """Lattice vectors that repeat."""
     positions: str = ""
@@ -115,6 +117,7 @@ def put_aside(number: int, structure: Structure | InvalidStructure, reason: str 
         number=number,
         id=structure.id or f"structure {number}",
         atomic_numbers=tuple(structure.numbers.tolist()),
+        molecules=tuple(structure.molecules.tolist()) if structure.has_molecules else (),
         pbc=tuple(structure.pbc.tolist()),
         error=reason,
     )

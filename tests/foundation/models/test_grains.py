@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -14,8 +15,14 @@ from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.graphs.molecules import MoleculeCutoff
 from data_pipeline.sources.molecules import packed
 from data_pipeline.structure import InvalidStructure, Structure
+from foundation.checkpoint import save
+from foundation.engine.network import NotCompilable
+from foundation.engines import EnginesConfig, engines
 from foundation.export import golden_record
+from foundation.export_for import ExportForConfig, export_for
+from foundation.finetuning.protection import ProtectConfig, protect
 from foundation.interop.calculator import Calculator, to_atoms, to_structure
+from foundation.interop.in_engines import ways_to_compute
 from foundation.models import EquivariantConfig, GrainsConfig, GrainsNetwork
 from foundation.models.grains import KindNetwork
 from foundation.nn.computation import Computation
@@ -176,8 +183,58 @@ def test_other_grains_are_refused(potential: Potential) -> None:
     with pytest.raises(InvalidStructure, match="does not say which atoms are one molecule"):
         Calculator(potential).get_potential_energy(water)
     water.new_array("molecule", np.zeros(3, int))
-    with pytest.raises(InvalidStructure, match="grain OH2 is none of those"):
+    with pytest.raises(InvalidStructure, match="grain OH2 is none of those that the potential knows, Li, PF6, CO3C2H4"):
         Calculator(potential).get_potential_energy(water)
+
+
+def test_labels_may_be_whole_floats_and_those_of_lammps(potential: Potential) -> None:
+    atoms = to_atoms(box())
+    energy = Calculator(potential).get_potential_energy(atoms)
+    labels = atoms.arrays.pop("molecule")
+    for name, values in (("molecule", labels.astype(float)), ("mol-id", labels)):
+        other = atoms.copy()
+        other.new_array(name, values)
+        assert Calculator(potential).get_potential_energy(other) == energy
+    for wrong in (labels + 0.5, labels.astype(str)):
+        other = atoms.copy()
+        other.new_array("molecule", wrong)
+        with pytest.raises(InvalidStructure, match="by an array of whole numbers of the name molecule, grain"):
+            Calculator(potential).get_potential_energy(other)
+
+
+def test_a_label_for_two_molecules_is_refused_with_what_is_known(potential: Potential) -> None:
+    twice = replace(to_structure(ase.Atoms("Li2", [[0, 0, 0], [0, 0, 3]])), id="a", has_molecules=True)
+    batch = collate([twice], potential.cutoff, torch.float64)
+    with pytest.raises(
+        InvalidStructure, match=r"structure 'a': a grain Li2 is none .* number them anew where a cell was"
+    ):
+        potential(batch)
+
+
+def test_a_kind_that_the_data_lack_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    network(CONFIG)
+    assert "the sample of the training data" not in caplog.text
+    network(replace(CONFIG, grains=(*CONFIG.grains, "CO3C3H8")))
+    assert "there is no CO3C3H8 in the sample of the training data" in caplog.text
+
+
+def test_engines_that_hand_over_no_labels_say_so(potential: Potential) -> None:
+    ways = {way.engine: way for way in ways_to_compute(potential, 0)}
+    for engine in ("OpenMM", "torch-sim", "i-PI", "metatomic"):
+        with pytest.raises(NotCompilable, match="without the labels of their molecules"):
+            ways[engine].compute([to_atoms(box())])
+
+
+def test_what_needs_generated_crystals_is_refused_before_they_are_made(potential: Potential, tmp_path: Path) -> None:
+    save(potential, tmp_path / "potential", {})
+    with pytest.raises(ValueError, match="check a release of it"):
+        engines(EnginesConfig(check=tmp_path / "potential"))
+    with pytest.raises(ValueError, match=r"name the data to rehearse with --rehearsal\.data"):
+        protect(ProtectConfig(model=tmp_path / "potential"))
+    config = ExportForConfig(for_="library", model=tmp_path / "potential", out=tmp_path / "library")
+    with pytest.raises(ValueError, match="a potential of molecules, which is not exported"):
+        export_for(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["potential"]
 
 
 def test_a_graph_of_atoms_is_refused(potential: Potential) -> None:
