@@ -26,7 +26,7 @@ from ase.io import read
 from ase.optimize import FIRE
 from jaxtyping import Float64
 
-from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels, molecules_of
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, is_lost, labelled
 from data_pipeline.sources.source import Frame, Part, Source, errors_named, resolve
 from data_pipeline.structure import InvalidStructure, Structure
@@ -248,13 +248,29 @@ def read_cells(path: Path) -> list[ase.Atoms]:
 
 
 def repeated(atoms: ase.Atoms, least_length: float) -> ase.Atoms:
-    """Return a cell repeated until its opposite faces are a length [Å] apart, in the directions in which it repeats."""
+    """Return a cell repeated until its opposite faces are a length [Å] apart, in the directions in which it repeats.
+
+    Raises:
+        InvalidStructure: a molecule is too large for the cell.
+    """
     if not atoms.pbc.any():
         return atoms
     heights = 1.0 / np.linalg.norm(np.linalg.pinv(np.asarray(atoms.cell)), axis=0)
     each = zip(heights.tolist(), atoms.pbc.tolist(), strict=True)
     times = [max(1, math.ceil(least_length / height - 1e-9)) if repeats else 1 for height, repeats in each]
-    found, labels = atoms.repeat(times), molecule_labels(atoms.arrays)
+    labels = molecule_labels(atoms.arrays)
+    if labels is not None and max(times) > 1:  # a molecule that a face cuts would be torn apart
+        whole = Structure.checked(
+            numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=np.asarray(atoms.cell),
+            pbc=atoms.pbc,
+            energy=0.0,
+            molecules=labels,
+        )
+        atoms = atoms.copy()
+        atoms.positions += molecules_of(whole).images @ np.asarray(atoms.cell)
+    found = atoms.repeat(times)
     if labels is not None:  # an image is another molecule
         images = np.repeat(np.arange(math.prod(times)), len(atoms))
         found.arrays[MOLECULE_ARRAYS[0]] = found.arrays[MOLECULE_ARRAYS[0]] + images * (np.ptp(labels) + 1)

@@ -4,6 +4,7 @@ Errors on the teacher's frames do not tell if a student finds its own way into s
 moves by itself for long, and where its atoms are is compared with where the teacher's are.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -128,11 +129,11 @@ class Likeness(Suite):
         found: dict[str, Finding] = {}
         charts: dict[str, Chart] = {}
         timed = dict(self._cells(self.timed_length or self.least_length))
-        for label, atoms in self._cells(self.least_length):
-            if not atoms.pbc.all():
-                raise ValueError(f"starts: {label} does not repeat in all directions")
-            if missing := self._named() - {*atoms.symbols}:
-                raise ValueError(f"starts: there is no {sorted(missing)[0]} in {label}")
+        cells = self._cells(self.least_length)
+        self._check(cells)
+        for atoms, calculator in itertools.product(timed.values(), (subject.calculator(), other)):
+            calculator.get_forces(atoms)  # what would be refused after the dynamics is refused before
+        for label, atoms in cells:
             for temperature in self.temperatures:
                 compared = self._compared(
                     f"{label}, {temperature:g} K", atoms, temperature, subject.calculator(), other
@@ -144,6 +145,14 @@ class Likeness(Suite):
                 value=self._speed(timed[label], subject.calculator(), other) if ended else None
             )
         return Findings(quantities=found, charts=charts)
+
+    def _check(self, cells: list[tuple[str, ase.Atoms]]) -> None:
+        """Refuse a cell that does not repeat in all directions, or lacks an element."""
+        for label, atoms in cells:
+            if not atoms.pbc.all():
+                raise ValueError(f"starts: {label} does not repeat in all directions")
+            if missing := self._named() - {*atoms.symbols}:
+                raise ValueError(f"starts: there is no {sorted(missing)[0]} in {label}")
 
     def _compared(
         self, label: str, atoms: ase.Atoms, temperature: float, own: Calculator, other: Calculator

@@ -82,6 +82,19 @@ def test_labels_of_molecules_are_kept_and_an_image_is_another_molecule(tmp_path:
     assert (labels[:, 1:] == labels[:, 1:2]).all()
 
 
+def test_a_molecule_that_a_face_cuts_is_whole_in_every_image() -> None:
+    atoms = ase.Atoms("NaH2O", [(1, 1, 1), (5.9, 3, 3), (0.8, 3, 3), (0.1, 3.9, 3)], cell=[6.0] * 3, pbc=True)
+    atoms.new_array("molecule", np.array([0, 1, 1, 1]))
+    found = repeated(atoms, 17.0)
+    assert len(found) == 27 * 4
+    for label in np.unique(found.arrays["molecule"]):
+        own = found[found.arrays["molecule"] == label]
+        assert len(own) in (1, 3)
+        # measured without the boundaries of the cell
+        assert np.linalg.norm(own.positions - own.positions[0], axis=1).max() < 1.5
+    assert repeated(atoms, 5.0) == atoms
+
+
 def test_strained_cells_have_the_volumes_and_vacancies_that_were_asked_for(copper: str) -> None:
     source = explored(copper, strained=40, volumes=(0.8, 1.1), vacancies=0.5, largest_rattle=0.05)
     (part,) = [each for each in source.parts() if each.name == "cell 0, strained"]
