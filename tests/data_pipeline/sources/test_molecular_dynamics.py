@@ -122,7 +122,7 @@ def test_impossible_spheres_are_refused(options: dict, words: str) -> None:
         ({"formula": "Sr"}, "Sr is no rocksalt crystal"),
         ({"lattice_constant": 0.1}, "between 1 and 30 Å"),
         ({"calculator": "ase:Atoms"}, "makes a Atoms, which is not an ASE calculator"),
-        ({"arguments": ("x", "y")}, "nothing can be made of it"),
+        ({"arguments": ("x", "y")}, "nothing can be made of x, y"),
     ],
 )
 def test_what_is_no_crystal_or_calculator_is_refused(options: dict, words: str) -> None:
