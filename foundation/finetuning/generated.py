@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.graphs.batch import GraphBatch, collate
+from data_pipeline.graphs.batch import GraphBatch, collate, search
 from data_pipeline.sources.random_crystals import RADII, RandomCrystals
 from data_pipeline.sources.source import Frame
 from data_pipeline.store.manifest import Manifest, Provenance
@@ -121,15 +121,21 @@ class PotentialOracle:
 
     def labelled(self, structures: Sequence[Structure]) -> list[Frame]:
         """Return structures with energy, forces and stress; a reason for one whose atoms are nearer than any known."""
-        apart = _apart(collate(structures, self._potential.cutoff))
-        fit = [structure for structure, good in zip(structures, apart, strict=True) if good]
-        predicted = iter(self._potential.predict(fit))
-        return [
-            _with_labels(structure, next(predicted))
-            if good
-            else InvalidStructure(f"{structure.id}: atoms are too near")
-            for structure, good in zip(structures, apart, strict=True)
+        cutoff = self._potential.cutoff
+        found: list[Frame] = [
+            each if isinstance(each, InvalidStructure) else structure
+            for structure, each in zip(structures, search(structures, cutoff), strict=True)
         ]
+        whole = [place for place, each in enumerate(found) if isinstance(each, Structure)]
+        apart = _apart(collate([structures[place] for place in whole], cutoff)) if whole else []
+        near = [place for place, good in zip(whole, apart, strict=True) if not good]
+        fit = sorted({*whole} - {*near})
+        for place in near:
+            found[place] = InvalidStructure(f"{structures[place].id}: atoms are too near")
+        predicted = self._potential.predict([structures[place] for place in fit])
+        for place, prediction in zip(fit, predicted, strict=True):
+            found[place] = _with_labels(structures[place], prediction)
+        return found
 
 
 def _with_labels(structure: Structure, prediction: Prediction) -> Frame:

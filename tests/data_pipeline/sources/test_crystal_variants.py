@@ -117,3 +117,17 @@ def test_the_potential_labels_with_its_own_predictions_and_refuses_what_is_too_n
     assert any(isinstance(label, Structure) for label in found)
     relaxed = list(oracle.relaxed(iter(frames[:1]), 0))
     assert all(each.num_atoms == frames[0].num_atoms for each in relaxed)
+
+
+def test_atoms_at_the_same_place_are_one_frame_left_out() -> None:
+    oracle = PotentialOracle("sevennet-0")
+    good, bad = (
+        Structure.checked(
+            numbers=[11, 17], positions=[[0, 0, 0], [0, 0, z]], cell=5.6 * np.eye(3), pbc=[True] * 3, energy=0.0, id=id
+        )
+        for z, id in ((2.8, "good"), (0.05, "bad"))
+    )
+    found = oracle.labelled([bad, good, bad])
+    assert [isinstance(each, InvalidStructure) for each in found] == [True, False, True]
+    assert "same place" in str(found[0])
+    assert all(isinstance(each, InvalidStructure) for each in oracle.labelled([bad]))
