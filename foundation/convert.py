@@ -160,7 +160,7 @@ def _release(config: ConvertConfig, card: CardFacts, potential: Potential, prove
         if config.licence_file is not None:
             shutil.copyfile(config.licence_file, partial / checkpoint.LICENCE)
         before = front_matter(card, described.origin, potential.theories, errors)
-        finish(partial, potential, generated(potential.elements, NUM_GOLDEN), card, facts, around=(before, trust))
+        finish(partial, potential, generated(potential, NUM_GOLDEN), card, facts, around=(before, trust))
 
 
 def _last_layer(folder: Path, weights_sha256: str) -> LastLayer:

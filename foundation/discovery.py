@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.materials import ID, Material, read_materials
 from data_pipeline.store import lock
 from data_pipeline.store.untrusted import OpenRecord
@@ -30,7 +31,7 @@ from foundation.evaluation.discovery import (
     mean_conductivity_error,
     mean_deviation,
 )
-from foundation.interop.calculator import DTYPES, AseCalculator, Calculator, tabulate, to_atoms
+from foundation.interop.calculator import DTYPES, AseCalculator, Calculator, tabulate
 from foundation.interop.conductivity import MODES, can_conduct, conduct_all, error_of
 from foundation.interop.conductivity import WITHOUT as WITHOUT_PHONO3PY
 from foundation.interop.conductivity import read_references as read_modes

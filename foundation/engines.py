@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store import durable
 from data_pipeline.structure import Structure
 from foundation.checkpoint import GOLDEN
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.export import Golden, generated, golden_at
 from foundation.interop.answers import Answer, Motion
-from foundation.interop.calculator import to_atoms
 from foundation.interop.in_engines import Start, Way, boxed, thermal, ways_to_compute
 from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.naming import SavedPotential, resolve
@@ -196,10 +196,8 @@ def _answered(golden: Golden) -> Right:
 
 def _predicted(potential: Potential, theory: int) -> list[Right]:
     """Return generated crystals with the potential's predictions."""
-    if potential.network.units:
-        raise ValueError("a potential of molecules cannot predict generated crystals: check a release of it")
     found = []
-    for each in generated(potential.elements, CHECKED):
+    for each in generated(potential, CHECKED, instead="check a release of it"):
         right = potential(to_graph(each, potential.cutoff, torch.float64, theory))
         found.append((each, Answer(float(right.energy), right.forces.numpy(), right.stress[0].numpy())))
     return found
@@ -213,7 +211,7 @@ def _check(way: Way, right: Sequence[Right], cutoff: float) -> Check:
     given = [to_atoms(each) for each, _ in right]
     try:
         found = way.compute([boxed(each, cutoff) for each in given] if way.periodic else given)
-    except (NotCompilable, NoCompiler) as error:
+    except (Unsupported, NoCompiler) as error:
         return replace(check, reason=str(error))
     except Exception as error:  # engines have classes of their own, and the others are still to be checked
         return replace(check, reason=f"fails: {error}", failed=True)

@@ -445,19 +445,28 @@ def _golden_structures(
             if structures[0].num_atoms <= MAX_GOLDEN_ATOMS:
                 break
     if not found:
-        if potential.network.units:
-            raise ValueError("a potential of molecules has no generated golden structures; name some with --data")
         log.info("golden structures are generated crystals: no data of the run are taken")
-        return GENERATED, generated(potential.elements, count)
+        return GENERATED, generated(potential, count, instead="name golden structures with --data")
     provenance, structures = min(found, key=lambda each: max(MAX_GOLDEN_ATOMS, each[1][0].num_atoms))
     sizes = ", ".join(str(structure.num_atoms) for structure in structures)
     log.info("golden structures are from %s, with %s atoms", provenance.name, sizes)
     return provenance, structures
 
 
-def generated(elements: Sequence[int], count: int) -> list[Structure]:
-    """Return small random crystals of elements, always the same, which nobody owns."""
-    symbols = tuple(SYMBOLS[number] for number in elements)
+def generated(potential: Potential, count: int, *, instead: str = "take another potential") -> list[Structure]:
+    """Return small random crystals of a potential's elements, always the same, which nobody owns.
+
+    Args:
+        potential: The potential.
+        count: Number of crystals.
+        instead: Advice for a potential of molecules.
+
+    Raises:
+        ValueError: the potential is one of molecules.
+    """
+    if potential.network.units:
+        raise ValueError(f"a potential of molecules cannot predict generated crystals: {instead}")
+    symbols = tuple(SYMBOLS[number] for number in potential.elements)
     source = RandomCrystals(num_crystals=count, elements=symbols, max_atoms=MAX_GENERATED_ATOMS)
     return list(source.make(0, count))
 

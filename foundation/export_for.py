@@ -1,6 +1,7 @@
 """Export of a potential for other programs: a compiled library, a torch package or a metatomic model."""
 
 import importlib
+import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from data_pipeline.structure import Structure
 from foundation.checkpoint import Description
 from foundation.engine.folder import FACTS, belongs, write_library
 from foundation.engine.library import CompiledPotential
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.export import generated
 from foundation.interop.calculator import DTYPES
 from foundation.naming import Choice, resolve
@@ -58,7 +59,7 @@ class ExportForConfig:
     """Checkpoint, if the model is a run: `best` by its validation, `newest`, or a step; None: the potential of a
     finished run, and the newest checkpoint of an unfinished one."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Float type; geometry and sums are in float64 in both."""
+    """Float type; geometry and sums are in float64 in both, but in a metatomic model in the same as all else."""
     table: bool | None = None
     """Take radial functions from a table of polynomials: much faster, and exact to the rounding of float32. Only a
     library can; None: it does."""
@@ -71,6 +72,8 @@ class ExportForConfig:
             raise ValueError(f"table: only a library has one; leave it out for {self.for_}")
         if suffix is not None and self.out.suffix != suffix:
             raise ValueError(f"out must end in {suffix}, not {self.out.name}")
+        if self.for_ == "metatomic" and importlib.util.find_spec("metatomic_ase") is None:
+            raise ValueError("for metatomic needs a package: pip install 'foundation[metatomic]'")
 
     @property
     def tabulated(self) -> bool:
@@ -85,7 +88,6 @@ def export_for(config: ExportForConfig) -> Path:
         FileExistsError: the folder exists and is no library, or holds other files too; or the file exists.
         FileNotFoundError: there is no such potential.
         ExportMismatch: the export computes something else; nothing is left behind.
-        ImportError: metatomic is not installed.
         NoCompiler: there is no C compiler, or it fails.
         RuntimeError: torch cannot compile the package, such as without a C++ compiler.
         ValueError: the network cannot be exported so, or the level of theory is unknown.
@@ -99,7 +101,7 @@ def export_for(config: ExportForConfig) -> Path:
         potential, described = resolve(config.model, config.checkpoint).read()
         theory = potential.theory_number(config.theory)
         if potential.network.units:
-            raise NotCompilable(
+            raise Unsupported(
                 f"{config.model} is a potential of molecules, which is not exported for other programs; it runs in "
                 "ASE and by `foundation predict`, `relax` and `md`"
             )
@@ -124,7 +126,7 @@ def compiled(potential: Potential, theory: int, table: bool) -> Compute:
 
     Raises:
         NoCompiler: there is no C compiler, or it fails.
-        NotCompilable: its network cannot be compiled.
+        Unsupported: its network cannot be compiled.
     """
     library = CompiledPotential(potential, theory, table=table)
 
@@ -157,12 +159,12 @@ def _metatomic(
 
 def _example(potential: Potential) -> Structure:
     """Return a crystal with which a network is traced."""
-    return max(generated(potential.elements, CHECKED), key=lambda each: each.num_atoms)
+    return max(generated(potential, CHECKED), key=lambda each: each.num_atoms)
 
 
 def _right(potential: Potential, theory: int) -> tuple[list[Structure], list[Found]]:
     """Return small crystals and, if there is a repulsion, atoms that collide; and the predictions of a potential."""
-    structures = generated(potential.elements, CHECKED)
+    structures = generated(potential, CHECKED)
     if potential.repulsion is not None:
         structures.append(_colliding(potential.elements[-1]))
     found = potential.predict(structures, theory=theory)

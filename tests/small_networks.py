@@ -2,6 +2,12 @@
 
 from typing import Any
 
+import ase
+import numpy as np
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.spatial.transform import Rotation
+
 from foundation.models import EquivariantConfig, GrainsConfig, ModelConfig, SymmetryFunctionsConfig
 
 CUTOFF = 4.0
@@ -39,3 +45,22 @@ OF_MOLECULES: dict[str, ModelConfig] = {
     ),
 }
 """Those that know only certain molecules."""
+SPACING = 4.5
+"""Distance of neighbouring molecules [Å]."""
+
+
+def box_of_molecules(seed: int) -> ase.Atoms:
+    """Aluminium and CuO2 on a grid, with their molecules and EMT's labels."""
+    rng = np.random.default_rng(seed)
+    atoms, labels = ase.Atoms(cell=[2 * SPACING] * 3, pbc=True), []
+    for number, place in enumerate(np.ndindex(2, 2, 2)):
+        points = np.array([[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]]) @ Rotation.random(rng=rng).as_matrix().T
+        part = ase.Atoms("Al", points[:1]) if number % 2 else ase.Atoms("CuO2", points)
+        part.translate(SPACING * np.array(place) + rng.normal(0.0, 0.1, 3))
+        atoms += part
+        labels += [number] * len(part)
+    atoms.new_array("molecule", np.array(labels))
+    atoms.calc = EMT()
+    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=stress)
+    return atoms

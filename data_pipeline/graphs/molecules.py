@@ -42,6 +42,11 @@ def described(cutoff: float) -> str:
     return f"{cutoff:g} between molecules" if isinstance(cutoff, MoleculeCutoff) else f"{cutoff:g}"
 
 
+def as_json(cutoff: float) -> float | str:
+    """Return a cutoff [Å] as JSON: a number between atoms, words between molecules."""
+    return described(cutoff) if isinstance(cutoff, MoleculeCutoff) else cutoff
+
+
 def molecule_labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return the labels of each atom's molecule among arrays by name, or None.
 

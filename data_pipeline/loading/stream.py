@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 
 from data_pipeline.graphs.batch import BatchLayout, GraphBatch, Graphs
-from data_pipeline.graphs.molecules import MoleculeCutoff, described
+from data_pipeline.graphs.molecules import MoleculeCutoff, as_json
 from data_pipeline.loading.datasets import Corrupt, Dataset, LostBlock, Mixture
 from data_pipeline.loading.plan import Oversize, Plan, PlannedSet, full_pass_batches
 from data_pipeline.loading.ring import Job, Tally, deliver
@@ -162,8 +162,7 @@ class Stream:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Settings and data that decide the content of a step, by name, as JSON; see differences()."""
-        cutoff = described(self.cutoff) if isinstance(self.cutoff, MoleculeCutoff) else self.cutoff
-        parts: dict[str, Any] = {"number of data sets": len(self.datasets), "cutoff": cutoff}
+        parts: dict[str, Any] = {"number of data sets": len(self.datasets), "cutoff": as_json(self.cutoff)}
         for number, dataset in enumerate(self.datasets, start=1):
             parts |= {
                 f"manifest of data set {number}": dataset.manifest.fingerprint,

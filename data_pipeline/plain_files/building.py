@@ -19,7 +19,7 @@ from typing import Any
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.building.filters import FilterConfig
 from data_pipeline.building.splits import MIN_GROUPS, SPLITS, SplitBy, split_name
-from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, MoleculeCutoff, described
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, MoleculeCutoff, as_json
 from data_pipeline.plain_files.finding import DataFile, Found, find_files, kind_of_file
 from data_pipeline.plain_files.keys import FREE, VASP, Keys, Survey, choose, survey
 from data_pipeline.plain_files.read_config import ReadConfig
@@ -117,7 +117,7 @@ def plain_fingerprint(
             SCHEMA_VERSION,
             stamps,
             asdict(config),
-            [described(each) if isinstance(each, MoleculeCutoff) else each for each in cutoffs],
+            list(map(as_json, cutoffs)),
         ],
         sort_keys=True,
     )

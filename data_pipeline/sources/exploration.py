@@ -27,6 +27,7 @@ from ase.optimize import FIRE
 from jaxtyping import Float64
 
 from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels, molecules_of
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.molecular_dynamics import calculator_of, dynamics, is_lost, labelled
 from data_pipeline.sources.source import Frame, Part, Source, errors_named, resolve
 from data_pipeline.structure import InvalidStructure, Structure
@@ -190,7 +191,8 @@ class Exploration(Source):
             if isinstance(frame, InvalidStructure):
                 yield frame
                 continue
-            atoms = ase.Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc, calculator=teacher)
+            atoms = to_atoms(frame)
+            atoms.calc = teacher
             known = of_sensible_force(labelled(atoms, id=frame.id, group=frame.group))
             if isinstance(known, Structure):
                 found.append((float(np.square(known.forces - frame.forces).mean()), number, known))

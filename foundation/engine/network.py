@@ -30,8 +30,8 @@ from foundation.nn.radial import activation_scale
 from foundation.potential import Potential
 
 
-class NotCompilable(ValueError):
-    """A potential for which there is no code without torch."""
+class Unsupported(ValueError):
+    """A potential that an engine or a form of export cannot take; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,13 +86,11 @@ def network_source(potential: Potential, theory: int, *, table: bool) -> Network
         table: Take radial functions from a table of polynomials.
 
     Raises:
-        NotCompilable: its network is not an equivariant one.
+        Unsupported: its network is not an equivariant one.
     """
     network = copy.deepcopy(potential.network).double().cpu().eval()
     if not isinstance(network, EquivariantNetwork):
-        raise NotCompilable(
-            f"networks of the architecture {network.config.architecture} cannot be compiled as a library"
-        )
+        raise Unsupported(f"networks of the architecture {network.config.architecture} cannot be compiled as a library")
     network.compute_as(Computation())
     numbers, blocks = _Numbers(), [block for block in network.blocks if isinstance(block, InteractionBlock)]
     polynomials = radial_polynomials(network) if table else None

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float64, Int64
 
 from data_pipeline.building.build import BuildConfig, build
-from data_pipeline.graphs.batch import GraphBatch, collate, search
+from data_pipeline.graphs.batch import GraphBatch, collate
+from data_pipeline.graphs.packing import Refused, packed
 from data_pipeline.sources.random_crystals import RADII, RandomCrystals
 from data_pipeline.sources.source import Frame
 from data_pipeline.store.manifest import Manifest, Provenance
@@ -121,20 +122,17 @@ class PotentialOracle:
 
     def labelled(self, structures: Sequence[Structure]) -> list[Frame]:
         """Return structures with energy, forces and stress; a reason for one whose atoms are nearer than any known."""
-        cutoff = self._potential.cutoff
-        found: list[Frame] = [
-            each if isinstance(each, InvalidStructure) else structure
-            for structure, each in zip(structures, search(structures, cutoff), strict=True)
-        ]
-        whole = [place for place, each in enumerate(found) if isinstance(each, Structure)]
-        apart = _apart(collate([structures[place] for place in whole], cutoff)) if whole else []
-        near = [place for place, good in zip(whole, apart, strict=True) if not good]
-        fit = sorted({*whole} - {*near})
-        for place in near:
-            found[place] = InvalidStructure(f"{structures[place].id}: atoms are too near")
-        predicted = self._potential.predict([structures[place] for place in fit])
-        for place, prediction in zip(fit, predicted, strict=True):
-            found[place] = _with_labels(structures[place], prediction)
+        potential, found = self._potential, list[Frame](structures)
+        for pack in packed(structures, potential.cutoff):
+            if isinstance(pack, Refused):
+                found[pack.place] = pack.error
+                continue
+            batch = pack.batch(potential.dtype)
+            predictions = potential(batch).split([each.num_atoms for each in pack.structures])
+            for place, apart, prediction in zip(pack.places, _apart(batch), predictions, strict=True):
+                structure = structures[place]
+                near = InvalidStructure(f"{structure.id}: atoms are too near")
+                found[place] = _with_labels(structure, prediction) if apart else near
         return found
 
 

@@ -23,7 +23,7 @@ from data_pipeline.graphs.verlet_list import VerletList
 from data_pipeline.quoting import one_line
 from data_pipeline.structure import Structure
 from foundation.engine.library import CompiledPotential, System
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.kernels.memory import keep_freed_memory
 from foundation.last_layer import Surroundings, Uncertainty
 from foundation.naming import resolve
@@ -80,7 +80,7 @@ class Calculator(AseCalculator):
         Raises:
             FileNotFoundError: the word names no potential.
             NoCompiler: the engine needs a C compiler, and none works.
-            NotCompilable: the engine "compiled" has no code for such a potential or device.
+            Unsupported: the engine "compiled" has no code for such a potential or device.
             ValueError: the level of theory is unknown, or one of several must be named; or the mode, device, float
                 type or engine cannot be used.
         """
@@ -100,7 +100,7 @@ class Calculator(AseCalculator):
         self._compiled = None
         if engine == "compiled":
             if self.potential.device.type != "cpu":
-                raise NotCompilable(f"the compiled engine computes on processors, not on {device}")
+                raise Unsupported(f"the compiled engine computes on processors, not on {device}")
             self._compiled = CompiledPotential(self.potential, self.theory, table=mode == "md")
             self._neighbors = VerletList(self.potential.cutoff)
         elif mode == "md":
@@ -247,11 +247,3 @@ class _Turn:
 
     def __reduce__(self) -> tuple:
         return _Turn, ()
-
-
-def to_atoms(structure: Structure) -> ase.Atoms:
-    """Return a Structure as ASE's Atoms, without energies; the labels of its molecules are the array `molecule`."""
-    atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-    if structure.has_molecules:
-        atoms.new_array("molecule", structure.molecules.astype(np.int64))
-    return atoms

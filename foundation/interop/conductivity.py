@@ -24,10 +24,10 @@ from ase.optimize import FIRE
 from jaxtyping import Float64
 
 from data_pipeline.quoting import abbreviated, one_line
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.materials import ID, Material, read_records
 from data_pipeline.structure import InvalidStructure
 from foundation.evaluation.discovery import FAILED_SRME, conductivity_error
-from foundation.interop.calculator import to_atoms
 from foundation.interop.lines import SUFFIX, append_line, read_lines
 from foundation.interop.relaxations import OF_THE_MACHINE
 

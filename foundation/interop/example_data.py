@@ -17,9 +17,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from data_pipeline.sources import EmtAlloys
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store import durable
 from foundation.configuration import check_numbers
-from foundation.interop.calculator import Calculator, to_atoms
+from foundation.interop.calculator import Calculator
 
 log = logging.getLogger(__name__)
 

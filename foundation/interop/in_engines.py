@@ -13,7 +13,7 @@ import ase.io
 import numpy as np
 import torch
 
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.interop.answers import Answer, Asked, Motion, total_energies
 from foundation.interop.calculator import Calculator
@@ -31,6 +31,8 @@ DOORS = {
     "metatomic": ("in_metatomic", EXACT),
 }
 """Modules of engines in Python, imported only where they are installed, and their differences in float64."""
+WITHOUT_LABELS = ("torch-sim", "OpenMM", "metatomic")
+"""Engines that hand over atoms without the labels of their molecules."""
 
 Start = ase.Atoms
 """A structure with the velocities of a dynamics' beginning."""
@@ -69,10 +71,10 @@ def ways_to_compute(potential: Potential, theory: int) -> list[Way]:
     single = InLammps(potential=copy.deepcopy(potential).cast(torch.float32), theory=theory, table=True)
     options = "1 process, float32, table"
     ways.append(Way(engine="LAMMPS", options=options, tolerance=ROUNDED, compute=single.compute, move=single.move))
-    if potential.network.units:
-        ways += [_without_labels(engine) for engine in DOORS]
-        return ways
     for engine, (module, difference) in DOORS.items():
+        if potential.network.units and engine in WITHOUT_LABELS:
+            ways.append(_without_labels(engine))
+            continue
         ways += [
             Way(
                 engine=engine,
@@ -90,9 +92,9 @@ def _without_labels(engine: str) -> Way:
     """Return a way that refuses: the engine hands over atoms without the labels of their molecules."""
 
     def compute(_: list[ase.Atoms]) -> list[Answer]:
-        raise NotCompilable("atoms are handed over without the labels of their molecules")
+        raise Unsupported("atoms are handed over without the labels of their molecules")
 
-    return Way(engine=engine, options="labels of molecules", tolerance=EXACT, compute=compute)
+    return Way(engine=engine, options="mode precise", tolerance=EXACT, compute=compute)
 
 
 def thermal(path: Path, temperature: float) -> Start:

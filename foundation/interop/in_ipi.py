@@ -13,6 +13,7 @@ import numpy as np
 from ase.calculators.lammps import Prism
 from ase.calculators.socketio import SocketClient
 
+from data_pipeline.graphs.molecules import MOLECULE_ARRAYS, molecule_labels
 from foundation.interop.answers import Answer, Asked, Motion
 from foundation.interop.calculator import Calculator
 
@@ -69,6 +70,8 @@ def _run(asked: Asked, atoms: ase.Atoms, motion: Motion, properties: str) -> tup
     x, y, z, xy, xz, yz = prism.get_lammps_prism()
     box = [[x, 0, 0], [xy, y, 0], [xz, yz, z]]
     moved = ase.Atoms(atoms.numbers, prism.vector_to_lammps(atoms.positions), cell=box, pbc=True)
+    if (labels := molecule_labels(atoms.arrays)) is not None:
+        moved.new_array(MOLECULE_ARRAYS[0], labels)
     moved.calc = Calculator(asked.potential, theory=asked.theory, mode=asked.mode)
     cell = " ".join(map(repr, moved.cell.cellpar().tolist()))
     head = f"{len(moved)}\n# CELL(abcABC): {cell} cell{{angstrom}} positions{{angstrom}}\n"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_pipeline.store import durable
 from data_pipeline.structure import SYMBOLS
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.interop.calculator import Mode, float_type_of, tabulate
 from foundation.kernels.edges import EdgeIndex
 from foundation.models import AlongEdges
@@ -104,11 +104,11 @@ def unified(
         device: torch's name of the device.
 
     Raises:
-        NotCompilable: its network is no equivariant one, or it has a repulsion.
+        Unsupported: its network is no equivariant one, or it has a repulsion.
         ValueError: an element or the level of theory is unknown.
     """
     if not isinstance(potential.network, AlongEdges) or potential.repulsion is not None:
-        raise NotCompilable("pair_style mliap takes equivariant networks without a repulsion; others run in ASE")
+        raise Unsupported("pair_style mliap takes equivariant networks without a repulsion; others run in ASE")
     known = [SYMBOLS[number] for number in potential.elements]
     if unknown := [symbol for symbol in symbols if symbol not in known]:
         raise ValueError(f"the potential does not know {', '.join(unknown)}; its elements are {' '.join(known)}")

@@ -25,8 +25,8 @@ from metatomic_ase import MetatomicCalculator
 from torch import Tensor
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
-from foundation.interop.calculator import to_atoms
 from foundation.interop.traced import AtomEnergies
 from foundation.potential import Potential
 
@@ -118,7 +118,7 @@ def write_metatomic(
         file: File to write.
 
     Raises:
-        NotCompilable: its network does not compute along the edges of another program.
+        Unsupported: its network does not compute along the edges of another program.
     """
     energies = AtomEnergies(potential, theory)
     graph = to_graph(example, potential.cutoff, torch.float64)
@@ -128,7 +128,7 @@ def write_metatomic(
         atomic_types=list(potential.elements),
         interaction_range=potential.network.reach,
         length_unit="Angstrom",
-        supported_devices=["cpu", "cuda"],
+        supported_devices=["cpu"],  # a traced graph keeps the device that it was traced on
         dtype=str(potential.dtype).removeprefix("torch."),
     )
     metadata = ModelMetadata(

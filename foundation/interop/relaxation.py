@@ -8,8 +8,9 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
-from foundation.interop.calculator import Calculator, to_atoms
+from foundation.interop.calculator import Calculator
 from foundation.potential import Potential
 
 

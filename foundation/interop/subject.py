@@ -9,11 +9,12 @@ import torch
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.molecular_dynamics import calculator_of
 from data_pipeline.structure import Structure
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.evaluation.suites.suite import Predicted, Subject
-from foundation.interop.calculator import Calculator, Engine, Mode, to_atoms
+from foundation.interop.calculator import Calculator, Engine, Mode
 from foundation.kernels.cpu.compiler import NoCompiler
 from foundation.kernels.memory import keep_freed_memory
 from foundation.naming import resolve
@@ -48,7 +49,7 @@ class PotentialSubject(_Named):
         """Return a calculator in float32 with tabulated radial functions, compiled if it can be."""
         try:
             return self._wrapped("md", "compiled")
-        except (NotCompilable, NoCompiler):
+        except (Unsupported, NoCompiler):
             return self._wrapped("md")
 
     def exact_calculator(self) -> AseCalculator:

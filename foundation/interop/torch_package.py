@@ -34,7 +34,7 @@ class Derivatives(torch.nn.Module):
         """Take a copy of a potential.
 
         Raises:
-            NotCompilable: its network does not compute along the edges of another program.
+            Unsupported: its network does not compute along the edges of another program.
         """
         super().__init__()
         self.energies = AtomEnergies(potential, theory)
@@ -84,7 +84,7 @@ def arguments(graph: GraphBatch) -> tuple[Tensor, ...]:
 
 
 def write_package(potential: Potential, theory: int, weights_sha256: str, example: Structure, file: Path) -> None:
-    """Write the package of a potential, in its float type and for its device, at one of its levels of theory.
+    """Write the package of a potential on a CPU, in its float type, at one of its levels of theory.
 
     Args:
         potential: The potential.
@@ -94,10 +94,10 @@ def write_package(potential: Potential, theory: int, weights_sha256: str, exampl
         file: File to write.
 
     Raises:
-        NotCompilable: its network does not compute along the edges of another program.
+        Unsupported: its network does not compute along the edges of another program.
         RuntimeError: Inductor cannot compile it, such as without a C++ compiler.
     """
-    given = arguments(to_graph(example, potential.cutoff, torch.float64).to(potential.device))
+    given = arguments(to_graph(example, potential.cutoff, torch.float64))
     derivatives = Derivatives(potential, theory)
     traced = make_fx(derivatives, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*given)
     atoms, edges = {0: Dim.AUTO}, {0: Dim.AUTO}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.kernels.edges import EdgeIndex
 from foundation.models import AlongEdges
 from foundation.nn.computation import Computation
@@ -20,14 +20,14 @@ class AtomEnergies(torch.nn.Module):
     """Energies of atoms at one level of theory."""
 
     def __init__(self, potential: Potential, theory: int) -> None:
-        """Take a copy of a potential, in its float type and on its device.
+        """Take a copy of a potential, in its float type.
 
         Raises:
-            NotCompilable: its network does not compute along the edges of another program.
+            Unsupported: its network does not compute along the edges of another program.
         """
         super().__init__()
         if not isinstance(potential.network, AlongEdges):
-            raise NotCompilable(
+            raise Unsupported(
                 f"a network of the architecture {potential.network.config.architecture} does not compute along edges "
                 "of another program"
             )

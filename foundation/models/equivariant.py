@@ -306,15 +306,7 @@ class EquivariantNetwork(EnergyModel):
         theory: Int[Tensor, " atoms"],
         exchange: Exchange | None = None,
     ) -> Float[Tensor, "atoms scalars"]:
-        """Return the even scalars of each atom along edges that another program found.
-
-        Args:
-            vectors: Vector of every pair's first edge [Å].
-            edges: Edges of the atoms; ghosts of other processes have none of their own.
-            elements: Index of each atom's element among the network's elements.
-            theory: Level of theory of each atom.
-            exchange: Function that replaces the features of ghosts by their owners' before each block but the first.
-        """
+        """Return the even scalars of each atom after the last block; see AlongEdges for the arguments."""
         vectors = vectors.to(self.embedding.weight.dtype)
         distances = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = o3.spherical_harmonics(

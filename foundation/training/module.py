@@ -109,16 +109,16 @@ class TrainingModule(lightning.LightningModule):
         failed = total.new_tensor(float(self.guard.save_failure))
         norm, sums = self._gradients.reduce(torch.stack([total, failed]))
         # the one question of a step to the device
-        size, value, failures = torch.cat([norm.to(sums).view(1), sums]).tolist()
+        norm_value, loss_value, failures = torch.cat([norm.to(sums).view(1), sums]).tolist()
         if failures > 0:
             self.guard.refuse_lost()
             raise OSError("a checkpoint could not be written (see the log); fix the cause and resume the run")
-        trouble = self.guard.trouble(value, size)
+        trouble = self.guard.trouble(loss_value, norm_value)
         if trouble is None:
             self._gradients.clip(norm)
             self._keep_gradient(step)
             optimizer.step()
-            self.guard.good_step(value)
+            self.guard.good_step(loss_value)
         else:
             self._gradients.discard()
             self._kept_gradient = {}
@@ -128,7 +128,7 @@ class TrainingModule(lightning.LightningModule):
         if self.trainer.global_step % min(self.fit_config.log_every, self.fit_config.steps) == 0:
             # not a group's rate: parameters may have factors
             rate = self.optim_config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
-            self._log_step(size, rate * self.guard.rate_factor)
+            self._log_step(norm_value, rate * self.guard.rate_factor)
         schedule.step()
 
     def _backward(self, parts: Parts, counts: Sequence[StepCounts], step: int) -> Float64[Tensor, ""]:

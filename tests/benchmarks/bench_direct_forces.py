@@ -24,8 +24,9 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.loading.datasets import Dataset, Frames
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import open_manifest
-from foundation.interop.calculator import Calculator, to_atoms
+from foundation.interop.calculator import Calculator
 from foundation.models.grains import GrainsConfig, GrainsNetwork, Layers
 from foundation.nn.grains import grains_of
 from foundation.potential import Potential, Prediction, new_potential

@@ -13,8 +13,9 @@ import torch
 
 import foundation
 from data_pipeline.sources import AseFiles
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
-from foundation.interop.calculator import KNOTS, to_atoms
+from foundation.interop.calculator import KNOTS
 from foundation.kernels.memory import keep_freed_memory
 from foundation.nn.computation import Computation
 from tests.benchmarks.oxides import FILE

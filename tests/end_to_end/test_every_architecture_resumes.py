@@ -5,11 +5,7 @@ from pathlib import Path
 
 import ase
 import ase.io
-import numpy as np
 import pytest
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
-from scipy.spatial.transform import Rotation
 
 from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.sources import AseFiles
@@ -20,33 +16,15 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.optim import OptimConfig
 from tests.machine import CPU
 from tests.same_state import same_state
-from tests.small_networks import OF_MOLECULES, SMALL_NETWORKS
+from tests.small_networks import OF_MOLECULES, SMALL_NETWORKS, box_of_molecules
 
 NETWORKS = {**SMALL_NETWORKS, "grains": OF_MOLECULES["grains"]}
-SPACING = 4.5
-
-
-def box(seed: int) -> ase.Atoms:
-    """Aluminium and CuO2 on a grid, with their molecules and EMT's labels."""
-    rng = np.random.default_rng(seed)
-    atoms, labels = ase.Atoms(cell=[2 * SPACING] * 3, pbc=True), []
-    for number, place in enumerate(np.ndindex(2, 2, 2)):
-        points = np.array([[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]]) @ Rotation.random(rng=rng).as_matrix().T
-        part = ase.Atoms("Al", points[:1]) if number % 2 else ase.Atoms("CuO2", points)
-        part.translate(SPACING * np.array(place) + rng.normal(0.0, 0.1, 3))
-        atoms += part
-        labels += [number] * len(part)
-    atoms.new_array("molecule", np.array(labels))
-    atoms.calc = EMT()
-    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=stress)
-    return atoms
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("molecules")
-    ase.io.write(folder / "frames.extxyz", [box(seed) for seed in range(8)], format="extxyz")
+    ase.io.write(folder / "frames.extxyz", [box_of_molecules(seed) for seed in range(8)], format="extxyz")
     facts = dict.fromkeys(("name", "level_of_theory", "energy_convention", "citation", "licence", "source"), "EMT")
     config = BuildConfig(
         source=AseFiles(files=(str(folder / "frames.extxyz"),)),

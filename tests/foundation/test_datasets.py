@@ -18,6 +18,7 @@ from data_pipeline.building.build import BuildConfig, build
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.loading.stream import Stream, differences
 from data_pipeline.sources import EmtAlloys
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.source import Part
 from data_pipeline.store.block import CorruptShard
 from data_pipeline.store.manifest import Manifest, Provenance, open_manifest
@@ -25,7 +26,6 @@ from data_pipeline.structure import Structure
 from foundation.datasets import DatasetConfig, open_datasets, statistics_by_theory
 from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.export import ExportConfig, export
-from foundation.interop.calculator import to_atoms
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig

@@ -87,11 +87,15 @@ def test_what_is_no_equivariant_network_is_refused(form: Any, tmp_path: Path) ->
     assert not out.exists()
 
 
-def test_what_a_file_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_a_file_cannot_be_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"out must end in \.pt2, not it\.pt"):
         ExportForConfig(for_="torch", model=folder, out=Path("it.pt"))
     with pytest.raises(ValueError, match="table: only a library has one"):
         ExportForConfig(for_="metatomic", model=folder, out=Path("it.pt"), table=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ValueError, match=r"pip install 'foundation\[metatomic\]'"):
+            ExportForConfig(for_="metatomic", model=folder, out=Path("it.pt"))
     mine = tmp_path / "mine.pt"
     mine.write_text("mine")
     with pytest.raises(FileExistsError, match=r"mine\.pt exists; move it away"):

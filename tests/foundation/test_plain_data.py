@@ -12,6 +12,7 @@ from ase.io import write
 import foundation
 from data_pipeline.loading.datasets import Frames
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import Manifest, open_manifest
 from data_pipeline.structure import Structure
 from foundation import datasets
@@ -20,7 +21,6 @@ from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
 from foundation.inspect import InspectConfig, inspect
-from foundation.interop.calculator import to_atoms
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.training.fit_config import FitConfig

@@ -18,13 +18,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from data_pipeline.graphs.batch import collate
 from data_pipeline.loading.datasets import Dataset
 from data_pipeline.plain_files import ReadConfig
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import Structure
 from foundation import checkpoint, last_layer
 from foundation.checkpoint import CorruptCheckpoint
 from foundation.export import ExportConfig, export
 from foundation.finetuning.protection import ProtectConfig, protect
-from foundation.interop.calculator import Calculator, to_atoms
+from foundation.interop.calculator import Calculator
 from foundation.last_layer import KINDS
 from foundation.md import MdConfig, md
 from foundation.models import EquivariantConfig

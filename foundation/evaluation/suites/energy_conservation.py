@@ -16,7 +16,7 @@ from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
 from jaxtyping import Float64
 
-from data_pipeline.graphs.molecules import MOLECULE_ARRAYS
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.molecular_dynamics import is_lost
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE, check_numbers
@@ -156,9 +156,7 @@ class EnergyConservation(Suite):
     def _run(self, supercell: Structure, variant: Variant) -> Run:
         energies, speeds = [], []
         for seed in range(self.trajectories):
-            atoms = ase.Atoms(supercell.numbers, supercell.positions, cell=supercell.cell, pbc=True)
-            if supercell.has_molecules:
-                atoms.new_array(MOLECULE_ARRAYS[0], supercell.molecules)
+            atoms = to_atoms(supercell)
             found = self._trajectory(atoms, variant, seed)
             if found is not None:
                 energies.append(found)

@@ -18,7 +18,7 @@ import ase.io
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from data_pipeline.graphs.molecules import MOLECULE_ARRAYS
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store import durable
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
@@ -102,10 +102,8 @@ def write_atoms(frames: Sequence[Structure], found: Distances, path: Path) -> No
     text = io.StringIO()
     ends = np.cumsum([each.num_atoms for each in frames])
     for frame, end in zip(frames, ends.tolist(), strict=True):
-        atoms = ase.Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+        atoms = to_atoms(frame)
         atoms.info["id"] = frame.id
-        if frame.has_molecules:
-            atoms.new_array(MOLECULE_ARRAYS[0], frame.molecules)
         atoms.set_array(COLUMN, found.features[end - frame.num_atoms : end])
         atoms.set_array(CONTACT, found.contact[end - frame.num_atoms : end])
         ase.io.write(text, atoms, format="extxyz")

@@ -25,7 +25,7 @@ CHECKSUM = ".sha256"
 BEST = "best.json"
 PATTERN, NAME = "step=*.ckpt", re.compile(r"step=(\d{1,12})\.ckpt")
 FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")
-"""In the error of torch's reader: the function or class that a file names."""
+"""Function or class that a file names, in the error of torch's reader."""
 PARTS = {"global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
 """Parts of every checkpoint."""
 BACKEND = "backend"

@@ -19,6 +19,7 @@ from data_pipeline.loading.datasets import Dataset, Frames
 from data_pipeline.loading.stream import Stream
 from data_pipeline.loading.subset import Subset
 from data_pipeline.sources import AseFiles, EmtAlloys
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.datasets import DatasetConfig
@@ -30,7 +31,6 @@ from foundation.finetuning.rehearsal import (
     rehearsal_datasets,
 )
 from foundation.finetuning.selection import farthest_points, frame_features
-from foundation.interop.calculator import to_atoms
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
 from foundation.training.loss import LossConfig

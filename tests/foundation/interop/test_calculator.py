@@ -17,9 +17,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 
 from data_pipeline.graphs.batch import to_graph
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.structure import InvalidStructure
-from foundation.interop.calculator import Calculator, to_atoms, to_structure
+from foundation.interop.calculator import Calculator, to_structure
 from foundation.models import DataFacts, EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, UnknownElement, new_potential

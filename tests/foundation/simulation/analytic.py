@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from ase.calculators.emt import EMT
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
-from foundation.interop.calculator import to_atoms
 from foundation.simulation.outcome import Evaluated
 
 BOX = 12.0

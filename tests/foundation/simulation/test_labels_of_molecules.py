@@ -18,8 +18,7 @@ from foundation.potential import Potential
 from foundation.predict import PredictConfig, predict
 from foundation.relax import RelaxConfig, relax
 from foundation.simulation.campaign import PARTS, RESULTS
-from tests.end_to_end.test_every_architecture_resumes import box
-from tests.small_networks import OF_MOLECULES
+from tests.small_networks import OF_MOLECULES, box_of_molecules
 
 ELEMENTS = (8, 13, 29)
 
@@ -29,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = OF_MOLECULES["grains"]
     potential = Potential(config.network(ELEMENTS), ELEMENTS, ("EMT",))
-    potential.standardize([collate([to_structure(box(seed)) for seed in range(4)], config.cutoff)])
+    potential.standardize([collate([to_structure(box_of_molecules(seed)) for seed in range(4)], config.cutoff)])
     folder = tmp_path_factory.mktemp("grains") / "potential"
     checkpoint.save(potential.eval(), folder, {})
     return folder
@@ -44,7 +43,7 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_labels_of_molecules_are_in_the_results(verb: str, model: Path, tmp_path: Path) -> None:
-    given = [box(7), box(8)]
+    given = [box_of_molecules(7), box_of_molecules(8)]
     given[1].arrays["molecule"] = 3 * given[1].arrays["molecule"] + 2
     ase.io.write(tmp_path / "given.extxyz", given, format="extxyz")
     configure, run = VERBS[verb]

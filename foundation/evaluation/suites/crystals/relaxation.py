@@ -3,10 +3,10 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-import ase
 import numpy as np
 from ase.optimize import BFGS
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.suites.crystals.equation_of_state import Crystal
@@ -30,7 +30,7 @@ class Convergence:
 
     def relaxed(self, structure: Structure, subject: Subject) -> Structure | None:
         """Return the structure with its atoms relaxed by ASE's BFGS; None if the steps do not suffice."""
-        atoms = ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+        atoms = to_atoms(structure)
         atoms.calc = subject.exact_calculator() or subject.calculator()
         try:
             with BFGS(atoms, logfile=None) as optimizer:

@@ -55,6 +55,18 @@ class Exploding(Springs):
         super().calculate(*args)
 
 
+class Few(Springs):
+    """Springs for four atoms, which count their calculations."""
+
+    calls: ClassVar[list[int]] = []
+
+    def calculate(self, atoms: ase.Atoms, *args: object) -> None:
+        self.calls.append(len(atoms))
+        if len(atoms) > 4:
+            raise ValueError("too many atoms")
+        super().calculate(atoms, *args)
+
+
 @pytest.fixture
 def copper(tmp_path: Path) -> Path:
     ase.io.write(tmp_path / "copper.xyz", bulk("Cu", cubic=True))
@@ -80,6 +92,12 @@ def test_a_potential_is_like_itself_and_more_than_another_is(copper: Path) -> No
     assert {name: each for name, each in same.items() if name != timed} == {
         name: each for name, each in again.items() if name != timed
     }
+
+
+def test_a_cell_that_cannot_be_timed_is_refused_before_the_dynamics(copper: Path) -> None:
+    with pytest.raises(ValueError, match="too many atoms"):
+        suite(copper, least_length=3.0, timed_length=7.0).run(CalculatorSubject(Few()))
+    assert Few.calls == [32]
 
 
 def test_elements_and_pairs_of_them_are_compared(tmp_path: Path) -> None:

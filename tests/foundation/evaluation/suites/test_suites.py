@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.store.manifest import Manifest
 from foundation import Calculator, checkpoint
 from foundation.configuration import MAY_CHANGE
@@ -26,7 +27,6 @@ from foundation.evaluation.suites import (
 from foundation.evaluation.suites.crystals.equation_of_state import Crystal
 from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
-from foundation.interop.calculator import to_atoms
 from foundation.interop.subject import PotentialSubject
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential

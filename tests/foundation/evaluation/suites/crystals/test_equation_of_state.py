@@ -9,6 +9,7 @@ import pytest
 from ase.calculators.emt import EMT
 from ase.eos import EquationOfState as AseEquationOfState
 
+from data_pipeline.sources.atoms import to_atoms
 from foundation.evaluation.suites.crystals.equation_of_state import (
     PROTOTYPES,
     Crystal,
@@ -16,7 +17,6 @@ from foundation.evaluation.suites.crystals.equation_of_state import (
     birch_murnaghan,
     relaxed,
 )
-from foundation.interop.calculator import to_atoms
 from foundation.interop.subject import CalculatorSubject
 from launch.verbs import parse
 
