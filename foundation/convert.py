@@ -11,7 +11,8 @@ from typing import Literal
 
 from data_pipeline.store import durable, lock
 from foundation import checkpoint
-from foundation.export import GENERATED, card_facts, finish, generated, write_evaluation
+from foundation.export import card_facts, finish, write_evaluation
+from foundation.golden import GENERATED, generated
 from foundation.interop import n2p2
 from foundation.interop.published import PUBLISHED, find_published
 from foundation.interop.sevennet import to_sevennet

@@ -15,7 +15,7 @@ from data_pipeline.store import durable
 from data_pipeline.structure import Structure
 from foundation.checkpoint import GOLDEN
 from foundation.engine.network import Unsupported
-from foundation.export import Golden, generated, golden_at
+from foundation.golden import Golden, generated, golden_at
 from foundation.interop.answers import Answer, Motion
 from foundation.interop.in_engines import Start, Way, boxed, thermal, ways_to_compute
 from foundation.kernels.cpu.compiler import NoCompiler

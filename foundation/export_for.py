@@ -20,7 +20,7 @@ from foundation.checkpoint import Description
 from foundation.engine.folder import FACTS, belongs, write_library
 from foundation.engine.library import CompiledPotential
 from foundation.engine.network import Unsupported
-from foundation.export import generated
+from foundation.golden import generated
 from foundation.interop.calculator import DTYPES
 from foundation.naming import Choice, resolve
 from foundation.nn.repulsion import INNER, OUTER

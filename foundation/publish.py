@@ -16,7 +16,7 @@ from data_pipeline.store.shards import sha256
 from data_pipeline.structure import SYMBOLS
 from foundation import checkpoint
 from foundation.checkpoint import CARD, CHECKSUMS, Description
-from foundation.export import verify_golden
+from foundation.golden import verify_golden
 from foundation.released import copy, licence_of
 from foundation.releases.addresses import hub, parse_address
 from foundation.releases.cache import OFFLINE, folder_at, offline

@@ -10,7 +10,7 @@ from foundation import checkpoint, last_layer
 from foundation.checkpoint import Description
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.evaluation.suites.likeness import SPEED
-from foundation.export import verify_golden
+from foundation.golden import verify_golden
 from foundation.naming import RunCheckpoint, SavedPotential, resolve
 from foundation.releases import cache
 from foundation.releases.addresses import is_address

@@ -34,7 +34,7 @@ FLOORS = (
     ("foundation.nn",),
     ("foundation.models",),
     ("foundation.potential", "foundation.last_layer"),
-    ("foundation.checkpoint", "foundation.datasets", "foundation.surgery", "foundation.testing"),
+    ("foundation.checkpoint", "foundation.datasets", "foundation.golden", "foundation.surgery", "foundation.testing"),
     ("foundation.evaluation", "foundation.engine"),
     (
         "foundation.training",

@@ -14,7 +14,7 @@ import torch
 import foundation.engines
 from foundation.checkpoint import GOLDEN, save, write_checksums
 from foundation.engines import ENGINES, Check, EnginesConfig, drift_of, engines
-from foundation.export import golden_record
+from foundation.golden import golden_record
 from foundation.interop.answers import Answer, Motion
 from foundation.interop.calculator import to_structure
 from foundation.interop.in_lammps import InLammps

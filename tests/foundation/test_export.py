@@ -20,7 +20,8 @@ from foundation import checkpoint
 from foundation.checkpoint import CorruptCheckpoint, load
 from foundation.convert import ConvertConfig, convert
 from foundation.evaluate import EvaluateConfig, evaluate
-from foundation.export import ExportConfig, GoldenMismatch, export, verify_golden
+from foundation.export import ExportConfig, export
+from foundation.golden import GoldenMismatch, verify_golden
 from foundation.interop.sevennet import to_sevennet
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain

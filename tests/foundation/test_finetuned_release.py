@@ -22,12 +22,13 @@ from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.store.shards import sha256
 from foundation import checkpoint
 from foundation.evaluation.quantities import QUANTITIES
-from foundation.export import ExportConfig, export, verify_golden
+from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
 from foundation.finetuning.fisher import FisherConfig, compute_fisher
 from foundation.finetuning.forgetting import ForgettingConfig, HeldOutConfig
 from foundation.finetuning.penalties import PenaltyConfig
 from foundation.finetuning.rehearsal import RehearsalConfig
+from foundation.golden import verify_golden
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.reports.card import CardFacts

@@ -16,8 +16,9 @@ from data_pipeline.sources import EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from foundation import checkpoint
 from foundation.evaluate import EvaluateConfig, evaluate
-from foundation.export import ExportConfig, export, generated, verify_golden
+from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
+from foundation.golden import generated, verify_golden
 from foundation.models import EquivariantConfig
 from foundation.naming import resolve
 from foundation.pretrain import PretrainConfig, pretrain

@@ -18,8 +18,8 @@ from foundation import checkpoint
 from foundation.evaluation import held_out
 from foundation.evaluation.frame_errors import FrameErrors
 from foundation.evaluation.quantities import QUANTITIES, by_atoms, terms_of
-from foundation.export import GoldenMismatch, golden_record, verify_golden
 from foundation.finetuning import fisher, fisher_by_term
+from foundation.golden import GoldenMismatch, golden_record, verify_golden
 from foundation.interop.sevennet import UnsupportedSevenNet, from_sevennet, to_sevennet
 from foundation.models import EquivariantConfig, EquivariantNetwork
 from foundation.potential import Potential

@@ -19,9 +19,9 @@ from data_pipeline.structure import InvalidStructure, Structure
 from foundation.checkpoint import save
 from foundation.engine.network import Unsupported
 from foundation.engines import EnginesConfig, engines
-from foundation.export import golden_record
 from foundation.export_for import ExportForConfig, export_for
 from foundation.finetuning.protection import ProtectConfig, protect
+from foundation.golden import golden_record
 from foundation.interop.calculator import Calculator, to_structure
 from foundation.interop.in_engines import OF_UNITS, ways_to_compute
 from foundation.models import EquivariantConfig, GrainsConfig, GrainsNetwork

@@ -12,7 +12,7 @@ import foundation
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation import checkpoint
 from foundation.checkpoint import CHECKSUMS, GOLDEN, LICENCE
-from foundation.export import verify_golden
+from foundation.golden import verify_golden
 from foundation.interop.published import find_published
 from foundation.interop.sevennet import from_sevennet
 from foundation.naming import SavedPotential, resolve
