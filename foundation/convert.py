@@ -23,6 +23,7 @@ from foundation.releases.registry import registry
 from foundation.reports.card import CardFacts, check_facts
 from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.front_matter import Measured, front_matter
+from foundation.reports.suite_table import suite_table
 from foundation.reports.trust import copy_into as trust_into
 
 NUM_GOLDEN = 3
@@ -155,6 +156,7 @@ def _release(config: ConvertConfig, card: CardFacts, potential: Potential, prove
                 raise ValueError(f"{config.evaluation}: the report is of other weights; evaluate {config.out} again")
             errors = write_evaluation(partial, evaluation)
             facts |= {"evaluation": evaluation, "errors": evaluation.errors}
+            facts |= {"suites": suite_table(evaluation.suites)} if evaluation.suites else {}
         trust = ""
         if config.uncertainty is not None:
             trust = trust_into(partial, config.uncertainty, _last_layer(config.uncertainty, described.weights_sha256))

@@ -145,7 +145,7 @@ def _export(config: ExportConfig) -> Path:
         named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
         before = ""
         if not config.private:
-            before = front_matter(card, described.origin, potential.theories, _by_set(partial, measured))
+            before = front_matter(card, described.origin, potential.theories, _by_set(config.run, partial, measured))
         around = (before, trust + protection)
         finish(partial, potential, structures, named, facts, private=config.private, around=around)
     return config.out
@@ -162,10 +162,15 @@ def _relative_paths(value: Any, run: Path) -> Any:
     return value
 
 
-def _by_set(folder: Path, measured: dict) -> Measured:
+def _by_set(run: Path, folder: Path, measured: dict) -> Measured:
     """Return the held-out errors for the card by data set and split, and write those of an evaluation."""
     for facts in measured.values():
         if isinstance(facts, CardSection):
+            if (run / "report" / "evaluation.json").is_file():
+                try:
+                    write_evaluation(folder, _evaluation(run, checkpoint.describe(folder).weights_sha256))
+                except ValueError as other_weights:
+                    log.warning("left out of the release: %s", other_weights)
             return {
                 (name, each.split): {key: estimate.value for key, estimate in each.after.items()}
                 for name, each in facts.sets.items()

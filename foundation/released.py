@@ -9,6 +9,7 @@ from data_pipeline.store import durable, lock
 from foundation import checkpoint, last_layer
 from foundation.checkpoint import Description
 from foundation.evaluation.quantities import QUANTITIES
+from foundation.evaluation.suites.errors import Errors
 from foundation.evaluation.suites.likeness import SPEED
 from foundation.golden import verify_golden
 from foundation.naming import RunCheckpoint, SavedPotential, resolve
@@ -22,6 +23,10 @@ BEGIN, END = "<!-- table of potentials -->", "<!-- end of the table -->"
 """Marks in a page between which the table is written."""
 MEASURED = ("energy_mae", "force_mae", "stress_mae")
 """Quantities of the table."""
+BY_SET_MEASURED = ("force_mae", "energy_mae")
+"""Quantities of the table of errors on further data."""
+BY_SET = "force MAE [meV/Å] / energy MAE [meV/atom]"
+"""Title of that table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,23 +186,50 @@ def ancestors(config: LineageConfig) -> tuple[Description, list[Ancestor]]:
 
 
 def table(known: Registry) -> str:
-    """Return a table in Markdown of the released potentials on this machine, from their folders."""
-    rows = []
-    for release in known.releases:
-        folder = release.shipped or cache.cached(release.sha256)
-        if folder is not None:
-            rows.append(_row(release, folder))
+    """Return tables in Markdown of the released potentials on this machine, from their folders.
+
+    The second has the errors on further data, of those that were judged by the suite `errors`.
+    """
+    folders = {each.name: each.shipped or cache.cached(each.sha256) for each in known.releases}
+    here = [(each, folder) for each in known.releases if (folder := folders[each.name]) is not None]
     names = ["errors measured on", *(QUANTITIES[key].title for key in MEASURED), "uncertainty", "speed"]
     head = ["name", "levels of theory", "elements", "parameters", "size [MB]", *names, "licence", "card"]
-    lines = [head, ["---"] * len(head), *rows]
+    text = _markdown([head, *(_row(release, folder) for release, folder in here)])
+    by_set = {f"`{release.name}`": _errors_by_set(_evaluation(folder)) for release, folder in here}
+    sets = list(dict.fromkeys(name for errors in by_set.values() for name in errors))
+    if not sets:
+        return text
+    rows = [[name, *(errors.get(each, "–") for each in sets)] for name, errors in by_set.items() if errors]
+    return f"{text}\n\n{_markdown([[BY_SET, *sets], *rows])}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _evaluation(folder: Path) -> Evaluation | None:
+    file = folder / checkpoint.EVALUATION
+    return Evaluation.from_json(file) if file.is_file() else None
+
+
+def _errors_by_set(evaluation: Evaluation | None) -> dict[str, str]:
+    """Return the errors of forces and energies by set of frames, as the suite `errors` found them."""
+    findings = evaluation.suites.get(Errors.name) if evaluation else None
+    measured: dict[str, dict[str, str]] = {}
+    for name, finding in findings.quantities.items() if findings else ():
+        label, _, quantity = name.rpartition(": ")
+        for key in BY_SET_MEASURED:
+            if quantity == QUANTITIES[key].name:
+                value = finding.value
+                measured.setdefault(label, {})[key] = "–" if value is None else f"{value:.3g}"
+    return {label: " / ".join(each.get(key, "–") for key in BY_SET_MEASURED) for label, each in measured.items()}
 
 
 def _row(release: Release, folder: Path) -> list[str]:
     found = checkpoint.describe(folder)
     size = sum((folder / name).stat().st_size for name in checkpoint.checksums_in(folder))
-    file = folder / checkpoint.EVALUATION
-    evaluation = Evaluation.from_json(file) if file.is_file() else None
+    evaluation = _evaluation(folder)
     trust = last_layer.read(folder, found.weights_sha256, len(found.elements))
     areas = (trust.facts.force_area, trust.facts.energy_area) if trust else ()
     card = f"[card](../model_cards/releases/{release.folder}/README.md)" if release.shipped else "–"

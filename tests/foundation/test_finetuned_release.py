@@ -21,6 +21,7 @@ from data_pipeline.sources import AseFiles, EmtAlloys
 from data_pipeline.store.manifest import Manifest, Provenance
 from data_pipeline.store.shards import sha256
 from foundation import checkpoint
+from foundation.evaluate import EvaluateConfig, evaluate
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.export import ExportConfig, export
 from foundation.finetune import FinetuneConfig, finetune
@@ -32,6 +33,7 @@ from foundation.golden import verify_golden
 from foundation.models import EquivariantConfig
 from foundation.pretrain import PretrainConfig, pretrain
 from foundation.reports.card import CardFacts
+from foundation.reports.evaluation_report import Evaluation
 from foundation.reports.forgetting_record import Forgetting
 from foundation.reports.forgetting_report import table
 from foundation.surgery.theories import add_theory
@@ -236,6 +238,19 @@ def test_a_report_that_is_missing_or_of_other_weights_is_refused(run: Path) -> N
     refused(run, r"forgetting\.json: this report belongs to other weights")
     file.unlink()
     refused(run, r"forgetting\.json: not found; a release of a fine-tuning states what", FileNotFoundError)
+
+
+def test_a_report_of_an_evaluation_goes_along_if_it_is_of_these_weights(
+    run: Path, emt_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = run / "release"
+    assert not (export(ExportConfig(run=run, out=out)) / checkpoint.EVALUATION).exists()
+    found = evaluate(EvaluateConfig(model=run, data=emt_manifest.root))
+    assert Evaluation.from_json(export(ExportConfig(run=run, out=out)) / checkpoint.EVALUATION).errors == found.errors
+    file = run / "report" / "evaluation.json"
+    change(file.parent, file.name, lambda values: values.update(weights_sha256="0" * 64))
+    assert not (export(ExportConfig(run=run, out=out)) / checkpoint.EVALUATION).exists()
+    assert "left out of the release" in caplog.text
 
 
 def test_a_run_without_a_held_out_target_is_refused_and_one_without_a_retained_set_owns_up_to_it(run: Path) -> None:

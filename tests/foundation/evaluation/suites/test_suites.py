@@ -129,7 +129,7 @@ def test_a_report_without_suites_is_read_and_its_card_has_no_section(
     file.write_text(json.dumps(older))
     assert Evaluation.from_json(file).suites == {}
     card = (export(ExportConfig(run=run, out=tmp_path / "release")) / "README.md").read_text()
-    assert "Physical properties" not in card
+    assert "## Suites" not in card
 
 
 def test_predictions_are_in_order_in_float64_and_leave_the_potential_alone(run: Path) -> None:
