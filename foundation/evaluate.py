@@ -205,12 +205,15 @@ def _one_suite(suite: Suite, subject: Subject, folder: Path, theory: str | None,
             log.info("%s: finished before", suite.name)
             return old
     began = time.process_time()
+    judged = hashlib.sha256(json.dumps([subject.name, theory, weights]).encode()).hexdigest()[:16]
+    subject.kept = folder / f"{file.stem}-{judged}"
     found = run_suites([suite], subject)
     seconds = {suite.name: time.process_time() - began}
     log.info("%s: %.1f CPU-s", suite.name, seconds[suite.name])
     record = SuitesRecord(subject=subject.name, theory=theory, weights_sha256=weights, suites=found, seconds=seconds)
     folder.mkdir(parents=True, exist_ok=True)
     durable.write_whole(file, json.dumps(asdict(record), indent=1))
+    shutil.rmtree(subject.kept, ignore_errors=True)
     return record
 
 

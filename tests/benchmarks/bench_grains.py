@@ -1,6 +1,6 @@
 """Grains beside SevenNet-0 in one box of an electrolyte, both by the same ASE calculator: time and memory.
 
-The network of grains has random weights, which cost as much as trained ones.
+The networks of grains are those of the study `grains`, with random weights, which cost as much as trained ones.
 """
 
 import json
@@ -9,10 +9,15 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from launch.yaml_files import read_mapping
 from tests.benchmarks.rows import Row, write
 
 COMMAND = "make bench BENCH=grains"
+STUDY = Path("configs/study/grains.yaml")
+PEER = "sevennet-0"
 SPEED_BAR, MEMORY_BAR = 10.0, 5.0
 PROGRAM = """
 import json, resource, sys, time
@@ -27,17 +32,17 @@ from foundation.potential import Potential
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-def grains():
+def grains(options):
     torch.manual_seed(0)
-    config = GrainsConfig(grains=("Li", "PF6", "CO3C2H4", "CO3C3H8"))
+    config = GrainsConfig(grains=("Li", "PF6", "CO3C2H4", "CO3C3H8"), **options)
     return Potential(config.network((1, 3, 6, 8, 9, 15)), (1, 3, 6, 8, 9, 15), ("none",))
 
-which, copies = sys.argv[1], int(sys.argv[2])
+options, copies = json.loads(sys.argv[1]), int(sys.argv[2])
 one = packed({"EC": 6, "EMC": 6, "PF6": 2, "Li": 2}, 0.45, np.random.default_rng(0))
 scaled(one, (0.45 / 1.2) ** (1 / 3))
 box = one.repeat(copies)
 box.set_array("molecule", np.concatenate([one.arrays["molecule"] + 16 * each for each in range(copies**3)]))
-box.calc = Calculator(grains() if which == "grains" else resolve(which).load(), mode="md")
+box.calc = Calculator(resolve("sevennet-0").load() if options is None else grains(options), mode="md")
 before, seconds = peak(), []
 for number in range(int(sys.argv[3]) + 1):
     box.rattle(0.001, seed=number)
@@ -61,39 +66,49 @@ class Config:
 
 def run(config: Config) -> None:
     """Measure and write runs/bench/grains.json."""
-    found: dict[str, list[dict]] = {"grains": [], "sevennet-0": []}
+    runs = read_mapping(STUDY)["runs"]
+    networks = {name: {key.removeprefix("model."): each for key, each in run.items()} for name, run in runs.items()}
+    found = _in_turns({PEER: None, **networks}, config)
+    peer, atoms = found.pop(PEER), f"{166 * config.copies**3:,} atoms"
+    rows = [
+        _row(f"energy, forces and stress of {atoms}", "seconds", "CPU s", found["default"], peer, SPEED_BAR),
+        _row("memory above imports and model", "megabytes", "MB", found["default"], peer, MEMORY_BAR),
+        _row("memory of the whole process", "all", "MB", found["default"], peer, MEMORY_BAR),
+    ]
+    for name, variant in found.items():
+        if name != "default":
+            rows.append(_row(f"energy, forces and stress of {atoms}, {name}", "seconds", "CPU s", variant, peer))
+    write("grains", rows)
+
+
+def _in_turns(networks: dict[str, dict[str, Any] | None], config: Config) -> dict[str, dict[str, float]]:
+    """Return medians over steps and processes, which take turns, by name of the network."""
+    results: dict[str, list[dict]] = {name: [] for name in networks}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        for name, results in found.items():
-            words = [sys.executable, "-c", PROGRAM, name, str(config.copies), str(config.rounds)]
+        for name, options in networks.items():
+            words = [sys.executable, "-c", PROGRAM, json.dumps(options), str(config.copies), str(config.rounds)]
             done = subprocess.run(words, env=environment, capture_output=True, check=True, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-    ours, peer = (
-        {
-            "seconds": statistics.median(each for result in results for each in result["seconds"]),
-            **{name: statistics.median(result[name] for result in results) for name in ("megabytes", "all")},
+            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        name: {
+            "seconds": statistics.median(each for result in found for each in result["seconds"]),
+            **{key: statistics.median(result[key] for result in found) for key in ("megabytes", "all")},
         }
-        for results in found.values()
+        for name, found in results.items()
+    }
+
+
+def _row(measure: str, key: str, unit: str, ours: dict, peer: dict, bar: float | None = None) -> Row:
+    ratio = peer[key] / ours[key]
+    return Row(
+        measure=f"{measure}: SevenNet-0's over ours",
+        value=ours[key],
+        unit=unit,
+        peer=PEER,
+        peer_value=peer[key],
+        ratio=ratio,
+        bar=bar,
+        holds=None if bar is None else ratio >= bar,
+        command=COMMAND,
     )
-    atoms = found["grains"][0]["atoms"]
-    rows = []
-    for measure, name, unit, bar in (
-        (f"energy, forces and stress of {atoms:,} atoms", "seconds", "CPU s", SPEED_BAR),
-        ("memory above imports and model", "megabytes", "MB", MEMORY_BAR),
-        ("memory of the whole process", "all", "MB", MEMORY_BAR),
-    ):
-        ratio = peer[name] / ours[name]
-        rows.append(
-            Row(
-                measure=f"{measure}: SevenNet-0's over ours",
-                value=ours[name],
-                unit=unit,
-                peer="sevennet-0",
-                peer_value=peer[name],
-                ratio=ratio,
-                bar=bar,
-                holds=ratio >= bar,
-                command=COMMAND,
-            )
-        )
-    write("grains", rows)

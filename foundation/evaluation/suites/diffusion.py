@@ -5,6 +5,7 @@ move in, and run to the end.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -35,6 +36,7 @@ from foundation.evaluation.displacements import (
 )
 from foundation.evaluation.intervals import interval_around
 from foundation.evaluation.suites.dynamics import thermal_momenta
+from foundation.evaluation.suites.kept import Arrays, kept
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 LIMITS = {"trajectories": (1, 1000), "blocks": (1, 100), "sample_every": (1, 100_000)}
@@ -161,7 +163,7 @@ class Diffusion(Suite):
         charts: dict[str, Chart] = {}
         errors = []
         for condition, frames, table in zip(self.conditions, references, tables, strict=True):
-            run = self._run(start, calculator, condition.temperature)
+            run = self._run(start, calculator, condition.temperature, subject.kept)
             found = self._diffusion(start, run, condition, table)
             label = f"{condition.temperature:g} K"
             if found.value is not None and found.reference is not None:
@@ -188,9 +190,15 @@ class Diffusion(Suite):
             raise ValueError(f"{self.start}: there is no {self.diffusing} in {atoms.get_chemical_formula()}")
         return atoms
 
-    def _run(self, start: ase.Atoms, calculator: Calculator, temperature: float) -> Run:
-        found = [self._trajectory(start.copy(), calculator, temperature, seed) for seed in range(self.trajectories)]
-        tracks = [each for each in found if each is not None]
+    def _run(self, start: ase.Atoms, calculator: Calculator, temperature: float, folder: Path | None) -> Run:
+        def arrays(seed: int) -> Arrays:
+            track = self._trajectory(start.copy(), calculator, temperature, seed)
+            return {} if track is None else {"positions": track}
+
+        found = [
+            kept(folder, f"{temperature:g} K, seed {seed}", partial(arrays, seed)) for seed in range(self.trajectories)
+        ]
+        tracks = [each["positions"] for each in found if each]
         return Run(tracks, len(tracks) / len(found))
 
     def _trajectory(

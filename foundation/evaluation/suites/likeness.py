@@ -7,7 +7,7 @@ moves by itself for long, and where its atoms are is compared with where the tea
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float64
 from data_pipeline.sources.exploration import read_cells, repeated
 from data_pipeline.sources.molecular_dynamics import dynamics, is_lost
 from data_pipeline.sources.source import resolve
+from foundation.checkpoint import weights_sha256
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.displacements import (
     WINDOW,
@@ -33,6 +34,7 @@ from foundation.evaluation.displacements import (
     without_drift,
 )
 from foundation.evaluation.intervals import interval_around
+from foundation.evaluation.suites.kept import Arrays, kept
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
 
 MAX_PAIR_DISTANCE = 8.0
@@ -125,24 +127,22 @@ class Likeness(Suite):
             ValueError: the other potential cannot be found, or a cell does not repeat in all directions, or lacks an
                 element.
         """
-        other = subject.another(self.alike).calculator()
+        other = subject.another(self.alike)
         found: dict[str, Finding] = {}
         charts: dict[str, Chart] = {}
         timed = dict(self._cells(self.timed_length or self.least_length))
         cells = self._cells(self.least_length)
         self._check(cells)
-        for atoms, calculator in itertools.product(timed.values(), (subject.calculator(), other)):
+        for atoms, calculator in itertools.product(timed.values(), (subject.calculator(), other.calculator())):
             calculator.get_forces(atoms)  # what would be refused after the dynamics is refused before
         for label, atoms in cells:
             for temperature in self.temperatures:
-                compared = self._compared(
-                    f"{label}, {temperature:g} K", atoms, temperature, subject.calculator(), other
-                )
+                compared = self._compared(f"{label}, {temperature:g} K", atoms, temperature, subject, other)
                 found |= compared.quantities
                 charts |= compared.charts
             ended = all(found[f"{label}, {each:g} K: {SHARE}"].value == 1 for each in self.temperatures)
             found[f"{label}: {SPEED}"] = Finding(
-                value=self._speed(timed[label], subject.calculator(), other) if ended else None
+                value=self._speed(timed[label], subject.calculator(), other.calculator()) if ended else None
             )
         return Findings(quantities=found, charts=charts)
 
@@ -154,12 +154,17 @@ class Likeness(Suite):
             if missing := self._named() - {*atoms.symbols}:
                 raise ValueError(f"starts: there is no {sorted(missing)[0]} in {label}")
 
-    def _compared(
-        self, label: str, atoms: ase.Atoms, temperature: float, own: Calculator, other: Calculator
-    ) -> Findings:
+    def _compared(self, label: str, atoms: ase.Atoms, temperature: float, subject: Subject, other: Subject) -> Findings:
         """Return the findings of one cell at one temperature."""
-        mine = self._track(atoms, temperature, own, self.length, self.seed)
-        theirs = self._track(atoms, temperature, other, self.compared, self.seed + 1)
+        own, reference = subject.calculator(), other.calculator()
+        mine = _kept(
+            subject.kept, f"{label}: own", lambda: self._track(atoms, temperature, own, self.length, self.seed)
+        )
+        theirs = _kept(
+            subject.kept,
+            f"{label}: {_identity(other)}",
+            lambda: self._track(atoms, temperature, reference, self.compared, self.seed + 1),
+        )
         found = {f"{label}: {SHARE}": Finding(value=mine.share, reference=1.0)}
         charts: dict[str, Chart] = {}
         if mine.share < 1 or theirs.share < 1:
@@ -269,6 +274,22 @@ class Likeness(Suite):
             atoms = read_cells(resolve(str(path), field="starts", section="suites"))[0]
             found.append((path.stem, repeated(atoms, least_length)))
         return found
+
+
+def _kept(folder: Path | None, name: str, run: Callable[[], Track]) -> Track:
+    """Return a trajectory of this command, or of an interrupted one before it."""
+
+    def make() -> Arrays:
+        track = run()
+        return {"positions": track.positions, "share": np.array(track.share)}
+
+    found = kept(folder, name, make)
+    return Track(found["positions"], float(found["share"]))
+
+
+def _identity(subject: Subject) -> str:
+    """Return the name of a subject and, of a potential, the checksum of its weights."""
+    return f"{subject.name} {weights_sha256(subject.potential) if subject.potential else ''}"
 
 
 def _kinds(atoms: ase.Atoms, pair: str) -> tuple[Bool[np.ndarray, " atoms"], Bool[np.ndarray, " atoms"]]:

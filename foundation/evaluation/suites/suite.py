@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +41,8 @@ class Subject(ABC):
     """Potential in float64, for suites that look inside; None for a calculator of another program."""
     elements: Collection[int] | None
     """Atomic numbers that it knows; None if it does not say."""
+    kept: Path | None = None
+    """Folder for what takes a suite long, until it is finished; None: nothing is kept."""
 
     @abstractmethod
     def predict(self, structures: Sequence[Structure]) -> list[Predicted]:

@@ -1,5 +1,6 @@
 """Likeness of dynamics: the same potential is alike, another is less so, an unstable one is found, a faster one too."""
 
+import importlib
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -11,8 +12,11 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.units import kB
 
+from data_pipeline.store.untrusted import CorruptFile
+from foundation.evaluate import UNFINISHED, EvaluateConfig, judge
 from foundation.evaluation.suites.likeness import Likeness
 from foundation.interop.subject import CalculatorSubject
+from foundation.reports.suite_report import SuitesRecord
 
 HERE = "tests.foundation.evaluation.suites.test_likeness"
 LABEL = "copper, 900 K"
@@ -75,7 +79,8 @@ def copper(tmp_path: Path) -> Path:
 
 def suite(copper: Path, **options: object) -> Likeness:
     sizes = {"length": 0.6, "compared": 0.3, "equilibration": 0.1, "least_length": 5.0, "time_step": 2.0}
-    return Likeness(alike=f"{HERE}:Springs", starts=(copper,), temperatures=(900.0,), **{**sizes, **options})
+    alike = {"alike": f"{HERE}:Springs"}
+    return Likeness(starts=(copper,), temperatures=(900.0,), **{**sizes, **alike, **options})
 
 
 def test_a_potential_is_like_itself_and_more_than_another_is(copper: Path) -> None:
@@ -159,3 +164,54 @@ def test_a_cell_is_periodic_and_long_enough(copper: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="free does not repeat"):
         suite(tmp_path / "free.xyz").run(CalculatorSubject(Springs()))
     assert suite(copper).elements() == {29}
+
+
+class Counted(Springs):
+    """Springs that count their calculations, and can break off a command."""
+
+    calls: ClassVar[dict[str, int]] = {}
+    last: ClassVar[dict[str, int]] = {}
+
+    def calculate(self, *args: object) -> None:
+        name = type(self).__name__
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if self.calls[name] > self.last.get(name, 10**9):
+            raise KeyboardInterrupt
+        super().calculate(*args)
+
+
+class Other(Counted):
+    """The same by another name."""
+
+
+def test_trajectories_of_an_interrupted_command_are_not_run_again(copper: Path, tmp_path: Path) -> None:
+    counted = importlib.import_module(HERE).Counted  # of the module that judge() imports
+
+    def judged(out: Path) -> SuitesRecord:
+        counted.calls.clear()
+        one = suite(copper, alike=f"{HERE}:Other")
+        return judge(EvaluateConfig(calculator=f"{HERE}:Counted", suites=(one,), out=out))
+
+    whole, out = judged(tmp_path / "whole"), tmp_path / "out"
+    calls = counted.calls.copy()
+    counted.last["Other"] = 100  # in the second trajectory
+    with pytest.raises(KeyboardInterrupt):
+        judged(out)
+    counted.last.clear()
+    again = judged(out)
+    assert counted.calls["Other"] == calls["Other"]
+    assert counted.calls["Counted"] <= calls["Counted"] - 350  # 0.1 and 0.6 ps in steps of 2 fs
+    for found in (whole, again):
+        del found.suites["likeness"].quantities["copper: steps in a CPU second over the other's"]
+    assert again.suites == whole.suites
+    assert not (out / UNFINISHED).exists()
+
+
+def test_a_damaged_trajectory_is_named(copper: Path, tmp_path: Path) -> None:
+    subject = CalculatorSubject(Springs())
+    subject.kept = tmp_path / "kept"
+    suite(copper).run(subject)
+    for file in subject.kept.iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CorruptFile, match=r"\.safetensors: damaged \(.*\); remove it"):
+        suite(copper).run(subject)
