@@ -114,7 +114,7 @@ def _export(config: ExportConfig) -> Path:
         needed = ("config", "method", "datasets", "num_parameters", "versions", "hardware")
         require(described.provenance, needed)
         card = config.card or CardFacts(**described.origin.card)
-        _ = described.origin.run
+        origin, _ = described.origin, described.origin.run
     if not config.private:
         check_facts(card)
     if config.alpha != 1:
@@ -141,6 +141,7 @@ def _export(config: ExportConfig) -> Path:
             described = checkpoint.describe(partial)
         protection = protection_into(partial, unchanged, described) if unchanged else ""
         trust = trust_into(partial, unchanged, potential.last_layer) if unchanged else ""
+        _notice_into(partial, origin)
         facts = card_facts(potential, described) | measured | {"golden_of": asdict(golden_of)}
         named = replace(card, name=card.name or config.run.resolve().name) if config.private else card
         before = ""
@@ -149,6 +150,21 @@ def _export(config: ExportConfig) -> Path:
         around = (before, trust + protection)
         finish(partial, potential, structures, named, facts, private=config.private, around=around)
     return config.out
+
+
+def _notice_into(folder: Path, origin: Provenance) -> None:
+    """Copy the licence of the nearest ancestor that has one: weights made of somebody's keep the notice."""
+    while word := origin.start.folder:
+        try:
+            start = resolve(Path(word))
+        except (OSError, ValueError):
+            log.warning("%s is gone: if it had a %s, put that into the release", word, checkpoint.LICENCE)
+            return
+        notice = start.folder / checkpoint.LICENCE if isinstance(start, SavedPotential) else None
+        if notice is not None and notice.is_file():
+            shutil.copyfile(notice, folder / checkpoint.LICENCE)
+            return
+        origin = start.describe().origin
 
 
 def _relative_paths(value: Any, run: Path) -> Any:

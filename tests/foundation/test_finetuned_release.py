@@ -240,6 +240,19 @@ def test_a_report_that_is_missing_or_of_other_weights_is_refused(run: Path) -> N
     refused(run, r"forgetting\.json: not found; a release of a fine-tuning states what", FileNotFoundError)
 
 
+def test_the_notice_of_the_start_comes_along(
+    run: Path, start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    licensed, out = Path(shutil.copytree(start, tmp_path / "licensed")), run / "release"
+    (checkpoint.find(licensed) / checkpoint.LICENCE).write_text("Copyright of others")
+    change(run / "potential", "config.json", lambda values: values["provenance"]["start"].update(folder=str(licensed)))
+    assert (export(ExportConfig(run=run, out=out)) / checkpoint.LICENCE).read_text() == "Copyright of others"
+    assert checkpoint.LICENCE in (out / checkpoint.CHECKSUMS).read_text()
+    shutil.rmtree(licensed)
+    assert not (export(ExportConfig(run=run, out=out)) / checkpoint.LICENCE).exists()
+    assert "is gone: if it had a LICENSE" in caplog.text
+
+
 def test_a_report_of_an_evaluation_goes_along_if_it_is_of_these_weights(
     run: Path, emt_manifest: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
