@@ -5,6 +5,7 @@ moves by itself for long, and where its atoms are is compared with where the tea
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ from foundation.evaluation.displacements import (
 from foundation.evaluation.intervals import interval_around
 from foundation.evaluation.suites.kept import Arrays, kept
 from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+
+log = logging.getLogger(__name__)
 
 MAX_PAIR_DISTANCE = 8.0
 """Largest distance of pairs [Å]."""
@@ -141,9 +144,8 @@ class Likeness(Suite):
                 found |= compared.quantities
                 charts |= compared.charts
             ended = all(found[f"{label}, {each:g} K: {SHARE}"].value == 1 for each in self.temperatures)
-            found[f"{label}: {SPEED}"] = Finding(
-                value=self._speed(timed[label], subject.calculator(), other.calculator()) if ended else None
-            )
+            speed = self._speed(timed[label], subject.calculator(), other.calculator()) if ended else None
+            found[f"{label}: {SPEED}"] = Finding(value=speed)
         return Findings(quantities=found, charts=charts)
 
     def _check(self, cells: list[tuple[str, ase.Atoms]]) -> None:
@@ -238,12 +240,16 @@ class Likeness(Suite):
             positions.append(moved.positions.copy())
         return Track(np.array(positions).reshape(-1, len(atoms), 3), len(positions) / count)
 
-    def _speed(self, atoms: ase.Atoms, own: Calculator, other: Calculator) -> float:
-        """Return steps of the subject in a CPU second over the other's, timed in turns."""
+    def _speed(self, atoms: ase.Atoms, own: Calculator, other: Calculator) -> float | None:
+        """Return steps of the subject in a CPU second over the other's, timed in turns; None if atoms flew apart."""
         both = [self._moving(atoms, self.temperatures[0], each, self.seed, TIMED_STEPS) for each in (own, other)]
-        for moving in both:
-            next(moving)  # memory and caches
-        spent = np.array([[_seconds(moving) for moving in both] for _ in range(TIMED_ROUNDS)])
+        try:
+            for moving in both:
+                next(moving)  # memory and caches
+            spent = np.array([[_seconds(moving) for moving in both] for _ in range(TIMED_ROUNDS)])
+        except ValueError as error:  # energies or forces that are not finite, or a molecule that flew apart
+            log.warning("no speed, because the dynamics in which it is measured was lost: %s", error)
+            return None
         return float(np.median(spent[:, 1] / spent[:, 0]))
 
     def _moving(

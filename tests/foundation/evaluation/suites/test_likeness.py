@@ -71,6 +71,15 @@ class Few(Springs):
         super().calculate(atoms, *args)
 
 
+class Tearing(Springs):
+    """Springs that refuse more than four atoms once they have moved."""
+
+    def calculate(self, atoms: ase.Atoms, *args: object) -> None:
+        super().calculate(atoms, *args)
+        if len(atoms) > 4 and self.results["energy"] > 0.1:
+            raise ValueError("a molecule flew apart")
+
+
 @pytest.fixture
 def copper(tmp_path: Path) -> Path:
     ase.io.write(tmp_path / "copper.xyz", bulk("Cu", cubic=True))
@@ -103,6 +112,15 @@ def test_a_cell_that_cannot_be_timed_is_refused_before_the_dynamics(copper: Path
     with pytest.raises(ValueError, match="too many atoms"):
         suite(copper, least_length=3.0, timed_length=7.0).run(CalculatorSubject(Few()))
     assert Few.calls == [32]
+
+
+def test_a_cell_that_is_lost_in_the_timing_leaves_the_other_findings(
+    copper: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = suite(copper, least_length=3.0, timed_length=7.0).run(CalculatorSubject(Tearing())).quantities
+    assert found["copper: steps in a CPU second over the other's"].value is None
+    assert found[f"{LABEL}: share of the trajectory"].value == 1.0
+    assert "was lost: a molecule flew apart" in caplog.text
 
 
 def test_elements_and_pairs_of_them_are_compared(tmp_path: Path) -> None:
