@@ -75,6 +75,8 @@ class Tearing(Springs):
     """Springs that refuse more than four atoms once they have moved."""
 
     def calculate(self, atoms: ase.Atoms, *args: object) -> None:
+        if len(atoms) != len(getattr(self, "sites", ())):
+            self.sites = atoms.positions.copy()
         super().calculate(atoms, *args)
         if len(atoms) > 4 and self.results["energy"] > 0.1:
             raise ValueError("a molecule flew apart")
