@@ -113,7 +113,11 @@ def _export(config: ExportConfig) -> Path:
     with refusing(config.run, checkpoint.CorruptCheckpoint):
         needed = ("config", "method", "datasets", "num_parameters", "versions", "hardware")
         require(described.provenance, needed)
-        card = config.card or CardFacts(**described.origin.card)
+        if config.card is not None:
+            facts = {"card": asdict(config.card)}
+            stated = {name: each | facts if name == "config" else each for name, each in described.provenance.items()}
+            described = replace(described, provenance=stated)
+        card = CardFacts(**described.origin.card)
         origin, _ = described.origin, described.origin.run
     if not config.private:
         check_facts(card)

@@ -222,7 +222,8 @@ def _errors_by_set(evaluation: Evaluation | None) -> dict[str, str]:
         for key in BY_SET_MEASURED:
             if quantity == QUANTITIES[key].name:
                 value = finding.value
-                measured.setdefault(label, {})[key] = "–" if value is None else f"{value:.3g}"
+                shown = "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                measured.setdefault(label, {})[key] = shown
     return {label: " / ".join(each.get(key, "–") for key in BY_SET_MEASURED) for label, each in measured.items()}
 
 

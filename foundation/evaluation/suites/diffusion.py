@@ -193,12 +193,12 @@ class Diffusion(Suite):
     def _run(self, start: ase.Atoms, calculator: Calculator, temperature: float, folder: Path | None) -> Run:
         def arrays(seed: int) -> Arrays:
             track = self._trajectory(start.copy(), calculator, temperature, seed)
-            return {} if track is None else {"positions": track}
+            return () if track is None else (track,)
 
         found = [
             kept(folder, f"{temperature:g} K, seed {seed}", partial(arrays, seed)) for seed in range(self.trajectories)
         ]
-        tracks = [each["positions"] for each in found if each]
+        tracks = [track for each in found for track in each]
         return Run(tracks, len(tracks) / len(found))
 
     def _trajectory(

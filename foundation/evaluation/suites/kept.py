@@ -10,8 +10,8 @@ import safetensors.numpy
 from data_pipeline.store import durable
 from data_pipeline.store.untrusted import CorruptFile, refusing
 
-Arrays = dict[str, np.ndarray]
-"""Arrays by name."""
+Arrays = tuple[np.ndarray, ...]
+"""Arrays in order."""
 
 
 def kept(folder: Path | None, name: str, make: Callable[[], Arrays]) -> Arrays:
@@ -30,8 +30,9 @@ def kept(folder: Path | None, name: str, make: Callable[[], Arrays]) -> Arrays:
     file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
     if file.is_file():
         with refusing(file, CorruptFile, "damaged ({}); remove it"):
-            return safetensors.numpy.load(file.read_bytes())
-    found = make()
+            found = safetensors.numpy.load(file.read_bytes())
+            return tuple(found[str(place)] for place in range(len(found)))
+    made = make()
     folder.mkdir(parents=True, exist_ok=True)
-    durable.write_whole(file, safetensors.numpy.save(found))
-    return found
+    durable.write_whole(file, safetensors.numpy.save({str(place): each for place, each in enumerate(made)}))
+    return made

@@ -289,10 +289,10 @@ def _kept(folder: Path | None, name: str, run: Callable[[], Track]) -> Track:
 
     def make() -> Arrays:
         track = run()
-        return {"positions": track.positions, "share": np.array(track.share)}
+        return track.positions, np.array(track.share)
 
-    found = kept(folder, name, make)
-    return Track(found["positions"], float(found["share"]))
+    positions, share = kept(folder, name, make)
+    return Track(positions, float(share))
 
 
 def _identity(subject: Subject) -> str:

@@ -146,6 +146,7 @@ def test_the_table_of_the_page_is_that_of_the_releases(tmp_path: Path) -> None:
 def test_potentials_are_listed_by_what_they_know() -> None:
     assert [each.release.name for each in listed(ListConfig(elements=("Li", "S")))] == [
         *SEVENNETS,
+        "sevennet-0-tp-1",
         "student-argyrodite-sevennet-0-1",
     ]
     assert [each.release.name for each in listed(ListConfig(theory="R2SCAN"))] == ["sevennet-mf-0"]
