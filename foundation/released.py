@@ -25,8 +25,6 @@ MEASURED = ("energy_mae", "force_mae", "stress_mae")
 """Quantities of the table."""
 BY_SET_MEASURED = ("force_mae", "energy_mae")
 """Quantities of the table of errors on further data."""
-BY_SET = "force MAE [meV/Å] / energy MAE [meV/atom]"
-"""Title of that table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +198,7 @@ def table(known: Registry) -> str:
     if not sets:
         return text
     rows = [[name, *(errors.get(each, "–") for each in sets)] for name, errors in by_set.items() if errors]
-    return f"{text}\n\n{_markdown([[BY_SET, *sets], *rows])}"
+    return f"{text}\n\n{_markdown([[' / '.join(QUANTITIES[key].title for key in BY_SET_MEASURED), *sets], *rows])}"
 
 
 def _markdown(rows: list[list[str]]) -> str:

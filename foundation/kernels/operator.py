@@ -167,9 +167,13 @@ def _backward_of_hidden(ctx, gradient: Tensor):
         x, y, h = convolution_of_hidden_backward(features, harmonics, hidden, matrix, gradient, edges, ctx.paths)
         return x, y, h, None, *none
     # weights in memory after all: for the gradient of the matrix, and for derivatives of derivatives
-    weights = hidden @ matrix
-    x, y, w = convolution_backward(features, harmonics, weights, gradient, edges, ctx.paths)
-    return x, y, w @ matrix.t(), hidden.t() @ w, *none
+    x, y, w = convolution_backward(features, harmonics, _product(hidden, matrix), gradient, edges, ctx.paths)
+    return x, y, _product(w, matrix.t()), _product(hidden.t(), w), *none
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return a product of matrices, in C unless it is differentiated: its bits do not depend on the threads."""
+    return left @ right if torch.is_grad_enabled() else multiply(left, right)
 
 
 def _gradient_of_hidden(
