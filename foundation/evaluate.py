@@ -214,6 +214,7 @@ def _one_suite(suite: Suite, subject: Subject, folder: Path, theory: str | None,
     folder.mkdir(parents=True, exist_ok=True)
     durable.write_whole(file, json.dumps(asdict(record), indent=1))
     shutil.rmtree(subject.kept, ignore_errors=True)
+    subject.kept = None
     return record
 
 

@@ -186,11 +186,7 @@ def _by_set(run: Path, folder: Path, measured: dict) -> Measured:
     """Return the held-out errors for the card by data set and split, and write those of an evaluation."""
     for facts in measured.values():
         if isinstance(facts, CardSection):
-            if (run / "report" / "evaluation.json").is_file():
-                try:
-                    write_evaluation(folder, _evaluation(run, checkpoint.describe(folder).weights_sha256))
-                except ValueError as other_weights:
-                    log.warning("left out of the release: %s", other_weights)
+            _take_evaluation(run, folder)
             return {
                 (name, each.split): {key: estimate.value for key, estimate in each.after.items()}
                 for name, each in facts.sets.items()
@@ -198,6 +194,16 @@ def _by_set(run: Path, folder: Path, measured: dict) -> Measured:
         if isinstance(facts, Evaluation):
             return write_evaluation(folder, facts)
     return {}
+
+
+def _take_evaluation(run: Path, folder: Path) -> None:
+    """Write the report of an evaluation of a fine-tuning's result into its release, if it is of these weights."""
+    try:
+        write_evaluation(folder, _evaluation(run, checkpoint.describe(folder).weights_sha256))
+    except FileNotFoundError:
+        log.debug("%s was not evaluated beside its own held-out sets", run)
+    except ValueError as other_weights:
+        log.warning("left out of the release: %s", other_weights)
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> Measured:

@@ -188,8 +188,7 @@ def table(known: Registry) -> str:
 
     The second has the errors on further data, of those that were judged by the suite `errors`.
     """
-    folders = {each.name: each.shipped or cache.cached(each.sha256) for each in known.releases}
-    here = [(each, folder) for each in known.releases if (folder := folders[each.name]) is not None]
+    here = [(each, folder) for each in known.releases if (folder := each.shipped or cache.cached(each.sha256))]
     names = ["errors measured on", *(QUANTITIES[key].title for key in MEASURED), "uncertainty", "speed"]
     head = ["name", "levels of theory", "elements", "parameters", "size [MB]", *names, "licence", "card"]
     text = _markdown([head, *(_row(release, folder) for release, folder in here)])
@@ -219,9 +218,8 @@ def _errors_by_set(evaluation: Evaluation | None) -> dict[str, str]:
         label, _, quantity = name.rpartition(": ")
         for key in BY_SET_MEASURED:
             if quantity == QUANTITIES[key].name:
-                value = finding.value
-                shown = "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-                measured.setdefault(label, {})[key] = shown
+                value = None if finding.value is None else finding.value / QUANTITIES[key].unit.factor
+                measured.setdefault(label, {})[key] = QUANTITIES[key].text(value)
     return {label: " / ".join(each.get(key, "–") for key in BY_SET_MEASURED) for label, each in measured.items()}
 
 

@@ -156,14 +156,14 @@ class Diffusion(Suite):
             FileNotFoundError: a file is missing.
             ValueError: the structure does not hold the element, or is not periodic, or a reference has other atoms.
         """
-        start, calculator = self._start(), subject.calculator()
+        start = self._start()
         references = [_frames(each.frames, start) if each.frames else None for each in self.conditions]
         tables = [each.table(self.reference_step) for each in self.conditions]
         quantities: dict[str, Finding] = {}
         charts: dict[str, Chart] = {}
         errors = []
         for condition, frames, table in zip(self.conditions, references, tables, strict=True):
-            run = self._run(start, calculator, condition.temperature, subject.kept)
+            run = self._run(start, subject, condition.temperature)
             found = self._diffusion(start, run, condition, table)
             label = f"{condition.temperature:g} K"
             if found.value is not None and found.reference is not None:
@@ -190,13 +190,15 @@ class Diffusion(Suite):
             raise ValueError(f"{self.start}: there is no {self.diffusing} in {atoms.get_chemical_formula()}")
         return atoms
 
-    def _run(self, start: ase.Atoms, calculator: Calculator, temperature: float, folder: Path | None) -> Run:
+    def _run(self, start: ase.Atoms, subject: Subject, temperature: float) -> Run:
         def arrays(seed: int) -> Arrays:
-            track = self._trajectory(start.copy(), calculator, temperature, seed)
+            # a new calculator for each, so that a trajectory does not depend on those that were run before it
+            track = self._trajectory(start.copy(), subject.calculator(), temperature, seed)
             return () if track is None else (track,)
 
         found = [
-            kept(folder, f"{temperature:g} K, seed {seed}", partial(arrays, seed)) for seed in range(self.trajectories)
+            kept(subject.kept, f"{temperature:g} K, seed {seed}", partial(arrays, seed))
+            for seed in range(self.trajectories)
         ]
         tracks = [track for each in found for track in each]
         return Run(tracks, len(tracks) / len(found))

@@ -158,6 +158,7 @@ class Likeness(Suite):
 
     def _compared(self, label: str, atoms: ase.Atoms, temperature: float, subject: Subject, other: Subject) -> Findings:
         """Return the findings of one cell at one temperature."""
+        # new ones for each pair, so that a trajectory does not depend on those that were run before it
         own, reference = subject.calculator(), other.calculator()
         mine = _kept(
             subject.kept, f"{label}: own", lambda: self._track(atoms, temperature, own, self.length, self.seed)
@@ -242,7 +243,7 @@ class Likeness(Suite):
 
     def _speed(self, atoms: ase.Atoms, own: Calculator, other: Calculator) -> float | None:
         """Return steps of the subject in a CPU second over the other's, timed in turns; None if atoms flew apart."""
-        # dynamics begins with velocities of twice its temperature; in a large cell, such a start is hot for somebody
+        # dynamics() begins with velocities of twice its temperature, which in a large cell may tear a molecule
         temperature = self.temperatures[0] / 2
         both = [self._moving(atoms, temperature, each, self.seed, TIMED_STEPS, 0.0) for each in (own, other)]
         try:
