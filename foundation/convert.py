@@ -13,7 +13,7 @@ from data_pipeline.store import durable, lock
 from foundation import checkpoint
 from foundation.export import card_facts, finish, write_evaluation
 from foundation.golden import GENERATED, generated
-from foundation.interop import n2p2
+from foundation.interop import n2p2, simple_nn
 from foundation.interop.published import PUBLISHED, find_published
 from foundation.interop.sevennet import to_sevennet
 from foundation.last_layer import LastLayer
@@ -29,7 +29,7 @@ from foundation.reports.trust import copy_into as trust_into
 NUM_GOLDEN = 3
 """Number of golden structures of a release."""
 Format = Literal["sevennet"]
-Readable = Literal["sevennet", "n2p2"]
+Readable = Literal["sevennet", "n2p2", "simple-nn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class ConvertConfig:
     to: Format | None = None
     """Program that will read the result."""
     checkpoint: Path | None = None
-    """With --from: the file to read, or a published name, such as sevennet-0; of n2p2 the folder."""
+    """With --from: the file to read, or a published name, such as sevennet-0; of n2p2 the folder, of SIMPLE-NN
+    its potential_saved."""
     model: Path | None = None
     """With --to: potential to read, by its folder, run or published name."""
     theory: str | None = None
@@ -99,12 +100,7 @@ def convert(config: ConvertConfig) -> Path:
 def _convert(config: ConvertConfig) -> Path:
     if config.checkpoint is not None:
         checkpoint.refuse_to_replace(config.out, "potential")
-        if config.units is not None:
-            potential = n2p2.potential_in(config.checkpoint, config.units, config.theory or "unknown")
-            provenance = n2p2.provenance_of_n2p2(config.checkpoint, config.units, potential)
-            checkpoint.save(potential, config.out, provenance)
-            return config.out
-        potential, provenance = _from_sevennet(config.checkpoint, config.theory, release=config.card is not None)
+        potential, provenance = _read(config, config.checkpoint)
         if config.card is not None:
             _release(config, config.card, potential, provenance)
         else:
@@ -118,6 +114,18 @@ def _convert(config: ConvertConfig) -> Path:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         to_sevennet(potential, config.out)
     return config.out
+
+
+def _read(config: ConvertConfig, source: Path) -> tuple[Potential, dict]:
+    """Return the potential of another program's file, and its provenance."""
+    theory = config.theory or "unknown"
+    if config.units is not None:
+        potential = n2p2.potential_in(source, config.units, theory)
+        return potential, n2p2.provenance_of_n2p2(source, config.units, potential)
+    if config.from_ == "simple-nn":
+        potential = simple_nn.potential_in(source, theory)
+        return potential, simple_nn.provenance_of_simple_nn(source, potential)
+    return _from_sevennet(source, config.theory, release=config.card is not None)
 
 
 def _from_sevennet(word: Path, theory: str | None, *, release: bool) -> tuple[Potential, dict]:

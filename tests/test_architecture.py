@@ -352,7 +352,7 @@ def test_private_attributes_are_reached_by_who_defines_them(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nobody_but_the_models_and_converters_knows_an_architecture(path: Path) -> None:
-    interop = tuple(f"foundation.interop.{name}" for name in ("sevennet", "n2p2"))
+    interop = tuple(f"foundation.interop.{name}" for name in ("sevennet", "behler_parrinello"))
     if name_of(path).startswith(("data_pipeline", "foundation.models", "foundation.engine", *interop)):
         return
     concrete = {config.__name__ for config in ARCHITECTURES.values()}

@@ -1,30 +1,34 @@
 """Behler-Parrinello networks of n2p2 and RuNNer: a folder with input.nn, scaling.data and weights.ZZZ.data.
 
 Singraber, Behler and Dellago, J. Chem. Theory Comput. 15, 1827 (2019). The formulas are those of n2p2's documentation.
-Elements there have functions of their own; ours share one set, so that a function that an element lacks has the weight
-zero. The files do not state their units.
+The files do not state their units.
 """
 
-import hashlib
-import importlib.metadata
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from ase import units as ase_units
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.quoting import abbreviated
-from data_pipeline.store.shards import sha256
 from data_pipeline.store.untrusted import CorruptFile, refusing
 from data_pipeline.structure import SYMBOLS
-from foundation.interop.published import NOT_STATED
-from foundation.models import SymmetryFunctionsConfig, SymmetryFunctionsNetwork
+from foundation.interop.behler_parrinello import (
+    NEAR,
+    RADIAL,
+    WIDE,
+    ElementNetwork,
+    Function,
+    UnsupportedNetwork,
+    atomic_number,
+    potential_of,
+    provenance_of,
+)
 from foundation.potential import Potential
 
 Units = Literal["bohr-hartree", "angstrom-ev"]
@@ -33,37 +37,12 @@ SIZES: dict[Units, tuple[float, float]] = {
     "angstrom-ev": (1.0, 1.0),
 }
 """Unit of length [Å] and of energy [eV]."""
-RADIAL, NEAR, WIDE = 2, 3, 9
-"""Numbers of the types of symmetry functions."""
 ACTIVATIONS = {"t": "tanh", "s": "sigmoid", "p": "softplus"}
 CUTOFFS = {"1": ("cosine", 6), "6": ("polynomial", 3)}
 """Cutoff functions by n2p2's number; its sixth is 1 - 10 x³ + 15 x⁴ - 6 x⁵."""
 SETTINGS, SCALING = "input.nn", "scaling.data"
 MAX_BYTES = 1 << 28
 """Largest size of a file."""
-
-
-class UnsupportedN2p2(ValueError):
-    """A network with options that this program lacks; the message names them."""
-
-
-class Function(NamedTuple):
-    """A symmetry function of an element, in the order in which n2p2 numbers them."""
-
-    kind: int
-    """Type."""
-    cutoff: float
-    """Cutoff, in the file's unit."""
-    width: float
-    """η, in the file's unit."""
-    shift: float
-    """r_s, in the file's unit; 0 of a function of angles."""
-    exponent: float
-    """ζ; 0 of a radial function."""
-    sign: float
-    """λ; 0 of a radial function."""
-    neighbors: tuple[int, ...]
-    """Atomic numbers of the neighbours, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +52,11 @@ class Settings:
     elements: tuple[int, ...]
     """Atomic numbers, ascending."""
     functions: dict[int, list[Function]]
-    """Symmetry functions of each element, in order."""
+    """Symmetry functions of each element, in order and in the file's unit."""
     hidden_sizes: tuple[int, ...]
     """Sizes of the hidden layers."""
     activation: str
-    """Their activation function."""
+    """Our name of their activation function."""
     cutoff_function: str
     """Number of the cutoff function."""
     references: dict[int, float]
@@ -96,48 +75,47 @@ def potential_in(folder: Path, units: Units, theory: str = "unknown") -> Potenti
     Raises:
         FileNotFoundError: a file is missing.
         CorruptFile: a file cannot be read.
-        UnsupportedN2p2: the network has options that this program lacks.
+        UnsupportedNetwork: the network has options that this program lacks.
     """
     length, energy = SIZES[units]
     try:
-        with refusing(folder / SETTINGS, CorruptFile, "not the settings of n2p2 ({})", UnsupportedN2p2):
+        with refusing(folder / SETTINGS, CorruptFile, "not the settings of n2p2 ({})", UnsupportedNetwork):
             settings = read_settings(_text(folder / SETTINGS))
-            config = _config(settings, length)
-    except UnsupportedN2p2 as error:
-        raise UnsupportedN2p2(f"{folder / SETTINGS}: {error}") from error
-    network = config.network(settings.elements).double()
-    assert isinstance(network, SymmetryFunctionsNetwork)
-    with refusing(folder / SCALING, CorruptFile, "not the scaling of these symmetry functions ({})"):
-        rows = _scaling(_text(folder / SCALING), settings)
-    for place, number in enumerate(settings.elements):
-        file = folder / f"weights.{number:03d}.data"
-        columns = [_column(config, settings, function, length) for function in settings.functions[number]]
-        with refusing(file, CorruptFile, "not the weights of such a network ({})"):
-            _fill(network, place, columns, _layers(_text(file), len(columns), settings), rows[number])
-    potential = Potential(network, settings.elements, (theory,)).cast(torch.float64)
+        with refusing(folder / SCALING, CorruptFile, "not the scaling of these symmetry functions ({})"):
+            rows = _scaling(_text(folder / SCALING), settings)
+        networks = {number: _network(folder, number, settings, length, rows[number]) for number in settings.elements}
+        name, power = CUTOFFS[settings.cutoff_function]
+        with refusing(folder / SETTINGS, CorruptFile, "not the settings of n2p2 ({})", UnsupportedNetwork):
+            potential = potential_of(
+                networks, cutoff_function=name, cutoff_power=power, activation=settings.activation, theory=theory
+            )
+    except UnsupportedNetwork as error:
+        raise UnsupportedNetwork(f"{folder / SETTINGS}: {error}") from error
     potential.get_buffer("scale").fill_(energy / settings.number("conv_energy", 1.0))
     offset = settings.number("mean_energy", 0.0)
     references = [energy * (settings.references.get(number, 0.0) + offset) for number in settings.elements]
     potential.get_buffer("reference_energies").copy_(torch.tensor([references], dtype=torch.float64))
-    return potential.eval()
+    return potential
+
+
+def _network(
+    folder: Path, number: int, settings: Settings, length: float, rows: Float64[Tensor, "functions 2"]
+) -> ElementNetwork:
+    """Return the network of an element."""
+    file = folder / f"weights.{number:03d}.data"
+    functions = tuple(
+        each._replace(cutoff=each.cutoff * length, width=each.width / length**2, shift=each.shift * length)
+        for each in settings.functions[number]
+    )
+    with refusing(file, CorruptFile, "not the weights of such a network ({})"):
+        layers = _layers(_text(file), len(functions), settings)
+    return ElementNetwork(functions=functions, shift=rows[:, 0], divisor=rows[:, 1], layers=tuple(layers))
 
 
 def provenance_of_n2p2(folder: Path, units: Units, potential: Potential) -> dict:
     """Return the provenance of a converted folder, as JSON; unknown facts read 'not stated'."""
-    facts = ("name", "licence", "level_of_theory", "energy_convention", "citation", "source", "num_frames", "num_atoms")
-    unknown = dict.fromkeys((*facts, "manifest_fingerprint"), NOT_STATED)
-    files = sorted(file for file in folder.iterdir() if file.name in (SETTINGS, SCALING) or _is_weights(file))
-    sums = {file.name: sha256(file) for file in files}
-    lines = "".join(f"{each}  {name}\n" for name, each in sums.items())
-    return {
-        "method": f"converted from n2p2, in units of {units}",
-        "converted_from": {"file": folder.name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": sums},
-        "datasets": [{"repeat": 1.0, **unknown, "theory": theory} for theory in potential.theories],
-        "num_parameters": sum(p.numel() for p in potential.parameters()),
-        "hardware": NOT_STATED,
-        "versions": {name: importlib.metadata.version(name) for name in ("foundation", "torch")},
-        "config": {},
-    }
+    files = [file for file in folder.iterdir() if file.name in (SETTINGS, SCALING) or _is_weights(file)]
+    return provenance_of(folder, files, f"converted from n2p2, in units of {units}", potential)
 
 
 def _is_weights(file: Path) -> bool:
@@ -156,7 +134,7 @@ def read_settings(text: str) -> Settings:
     """Return the content of input.nn.
 
     Raises:
-        UnsupportedN2p2: it has options that this program lacks.
+        UnsupportedNetwork: it has options that this program lacks.
         ValueError: it cannot be read.
     """
     words: dict[str, list[list[str]]] = defaultdict(list)
@@ -168,35 +146,31 @@ def read_settings(text: str) -> Settings:
         if not words.get(needed):
             raise ValueError(f"the keyword {needed} is missing")
     if int(words["nnp_type"][-1][0][0] if "nnp_type" in words else 2) > 2:
-        raise UnsupportedN2p2(f"nnp_type {words['nnp_type'][-1][0]}: only networks of the second generation are read")
+        raise UnsupportedNetwork(
+            f"nnp_type {words['nnp_type'][-1][0]}: only networks of the second generation are read"
+        )
     kinds, *alpha = words["cutoff_type"][-1]
     if kinds not in CUTOFFS or any(float(each) for each in alpha):
-        raise UnsupportedN2p2(f"cutoff_type {' '.join((kinds, *alpha))}: only 1 and 6, without α, are read")
+        raise UnsupportedNetwork(f"cutoff_type {' '.join((kinds, *alpha))}: only 1 and 6, without α, are read")
     *hidden, last = words["global_activation_short"][-1]
     if last != "l" or len(set(hidden)) != 1 or hidden[0] not in ACTIVATIONS:
-        raise UnsupportedN2p2(
+        raise UnsupportedNetwork(
             f"global_activation_short {' '.join((*hidden, last))}: hidden layers must all be one of "
             f"{', '.join(ACTIVATIONS)}, and the last l"
         )
-    elements = tuple(sorted(map(_number, words["elements"][-1])))
+    elements = tuple(sorted(map(atomic_number, words["elements"][-1])))
     functions: dict[int, list[Function]] = {number: [] for number in elements}
     for arguments in words["symfunction_short"]:
-        functions[_number(arguments[0])].append(_function(arguments))
+        functions[atomic_number(arguments[0])].append(_function(arguments))
     return Settings(
         elements=elements,
         functions={number: sorted(each) for number, each in functions.items()},
         hidden_sizes=tuple(map(int, words["global_nodes_short"][-1])),
-        activation=hidden[0],
+        activation=ACTIVATIONS[hidden[0]],
         cutoff_function=kinds,
-        references={_number(symbol): float(value) for symbol, value in words.get("atom_energy", [])},
+        references={atomic_number(symbol): float(value) for symbol, value in words.get("atom_energy", [])},
         words=dict(words),
     )
-
-
-def _number(symbol: str) -> int:
-    if symbol not in SYMBOLS[1:]:
-        raise ValueError(f"{abbreviated(symbol)} is not the symbol of an element")
-    return SYMBOLS.index(symbol)
 
 
 def _function(arguments: Sequence[str]) -> Function:
@@ -204,60 +178,13 @@ def _function(arguments: Sequence[str]) -> Function:
     kind, rest = int(arguments[1]), arguments[2:]
     if kind == RADIAL and len(rest) == 4:
         width, shift, cutoff = map(float, rest[1:])
-        return Function(kind, cutoff, width, shift, 0.0, 0.0, (_number(rest[0]),))
+        return Function(kind, cutoff, width, shift, 0.0, 0.0, (atomic_number(rest[0]),))
     if kind in (NEAR, WIDE) and len(rest) in (6, 7):
         width, sign, exponent, cutoff, *shift = map(float, rest[2:])
         if any(shift):
-            raise UnsupportedN2p2(f"symfunction_short {' '.join(arguments)}: functions of angles have no shift here")
-        return Function(kind, cutoff, width, 0.0, exponent, sign, tuple(sorted(map(_number, rest[:2]))))
-    raise UnsupportedN2p2(f"symfunction_short {' '.join(arguments)}: only types 2, 3 and 9 are read")
-
-
-def _config(settings: Settings, length: float) -> SymmetryFunctionsConfig:
-    """Return the architecture whose functions are those of all elements."""
-    every = [function for functions in settings.functions.values() for function in functions]
-    cutoffs = sorted({function.cutoff for function in every})
-    if len(cutoffs) > 1:
-        raise UnsupportedN2p2(f"symmetry functions of several cutoffs ({', '.join(map(str, cutoffs))}); one is read")
-    name, power = CUTOFFS[settings.cutoff_function]
-    by_kind = {
-        kind: tuple(dict.fromkeys(_parameters(each, length)[0] for each in every if each.kind == kind))
-        for kind in (RADIAL, NEAR, WIDE)
-    }
-    return SymmetryFunctionsConfig(
-        radial_functions=by_kind[RADIAL],  # pyright: ignore[reportArgumentType]
-        angular_functions=by_kind[NEAR],  # pyright: ignore[reportArgumentType]
-        wide_functions=by_kind[WIDE],  # pyright: ignore[reportArgumentType]
-        cutoff=cutoffs[0] * length,
-        cutoff_function=name,  # pyright: ignore[reportArgumentType]
-        cutoff_power=power,
-        hidden_sizes=settings.hidden_sizes,
-        activation=ACTIVATIONS[settings.activation],  # pyright: ignore[reportArgumentType]
-    )
-
-
-def _parameters(function: Function, length: float) -> tuple[tuple[float, ...], int]:
-    """Return the parameters of a function in Å, and its type."""
-    width = function.width / length**2
-    if function.kind == RADIAL:
-        return (width, function.shift * length), RADIAL
-    return (width, function.exponent, function.sign), function.kind
-
-
-def _column(config: SymmetryFunctionsConfig, settings: Settings, function: Function, length: float) -> int:
-    """Return the input of the network that a function is."""
-    radial, near, wide = config.functions[:3]
-    parameters, kind = _parameters(function, length)
-    kinds = [settings.elements.index(number) for number in function.neighbors]
-    count = len(settings.elements)
-    if kind == RADIAL:
-        return kinds[0] * len(radial) + [*radial].index(parameters)  # pyright: ignore[reportArgumentType]
-    low, high = kinds
-    pair = low * (2 * count - low + 1) // 2 + high - low
-    begin, own = count * len(radial), near
-    if kind == WIDE:
-        begin, own = begin + count * (count + 1) // 2 * len(near), wide
-    return begin + pair * len(own) + [*own].index(parameters)  # pyright: ignore[reportArgumentType]
+            raise UnsupportedNetwork(f"symfunction_short {' '.join(arguments)}: functions of angles have no shift here")
+        return Function(kind, cutoff, width, 0.0, exponent, sign, tuple(sorted(map(atomic_number, rest[:2]))))
+    raise UnsupportedNetwork(f"symfunction_short {' '.join(arguments)}: only types 2, 3 and 9 are read")
 
 
 def _scaling(text: str, settings: Settings) -> dict[int, Float64[Tensor, "functions 2"]]:
@@ -314,27 +241,3 @@ def _layers(text: str, num_inputs: int, settings: Settings) -> list[tuple[Tensor
     if "normalize_nodes" in settings.words:
         return [(weight / len(weight), bias / len(weight)) for weight, bias in layers]
     return layers
-
-
-def _fill(
-    network: SymmetryFunctionsNetwork,
-    place: int,
-    columns: Sequence[int],
-    layers: Sequence[tuple[Tensor, Tensor]],
-    scaling: Float64[Tensor, "functions 2"],
-) -> None:
-    """Write the weights of an element into a network."""
-    state: Mapping[str, Tensor] = network.state_dict()
-    with torch.no_grad():
-        for number, (weight, bias) in enumerate(layers):
-            of_layer = state[f"layers.{number}.weight"][place]
-            if number == 0:
-                of_layer.zero_()
-                of_layer[list(columns)] = weight
-            else:
-                of_layer.copy_(weight)
-            state[f"layers.{number}.bias"][place] = bias
-        state["mean"][place].zero_()
-        state["deviation"][place].fill_(1.0)
-        state["mean"][place, list(columns)] = scaling[:, 0]
-        state["deviation"][place, list(columns)] = scaling[:, 1]

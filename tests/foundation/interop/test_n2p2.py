@@ -12,7 +12,8 @@ from ase.neighborlist import neighbor_list
 
 import foundation
 from data_pipeline.store.untrusted import CorruptFile
-from foundation.interop.n2p2 import UnsupportedN2p2, potential_in
+from foundation.interop.behler_parrinello import UnsupportedNetwork
+from foundation.interop.n2p2 import potential_in
 from launch.__main__ import main
 
 CUTOFF = 9.0
@@ -172,12 +173,19 @@ def test_units_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ({"nnp_type": "4G"}, "nnp_type 4G"),
         ({"symfunction_short": "H 12 0.01 0.0 9.0"}, "only types 2, 3 and 9"),
         ({"symfunction_short": "H 3 O H 0.01 1.0 1.0 9.0 0.5"}, "have no shift"),
-        ({"symfunction_short": "H 2 O 0.01 0.0 8.0"}, "several cutoffs"),
     ],
 )
 def test_what_this_program_lacks_is_named(tmp_path: Path, changes: dict[str, str], message: str) -> None:
     network(tmp_path / "n2p2", **changes)
-    with pytest.raises(UnsupportedN2p2, match=message):
+    with pytest.raises(UnsupportedNetwork, match=message):
+        potential_in(tmp_path / "n2p2", "bohr-hartree")
+
+
+def test_several_cutoffs_are_refused(tmp_path: Path) -> None:
+    network(tmp_path / "n2p2")
+    settings = tmp_path / "n2p2" / "input.nn"
+    settings.write_text(settings.read_text().replace("O 2 O 0.05 2.0 9.0", "O 2 O 0.05 2.0 8.0"))
+    with pytest.raises(UnsupportedNetwork, match=r"input\.nn: symmetry functions of several cutoffs"):
         potential_in(tmp_path / "n2p2", "bohr-hartree")
 
 
