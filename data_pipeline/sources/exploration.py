@@ -69,7 +69,7 @@ class Exploration(Source):
     """Pressures at which a cell is relaxed before its dynamics at a fixed volume [GPa]. A cell without dynamics is
     relaxed at the first."""
     trajectories: int = 1
-    """Number of trajectories of each cell, temperature and pressure."""
+    """Number of trajectories of each cell, temperature and pressure; 0: no dynamics."""
     frames: int = 20
     """Number of frames of each trajectory."""
     interval: int = 20
@@ -98,10 +98,12 @@ class Exploration(Source):
             raise ValueError("explored must name one file or more")
         if not self.trajectory_temperatures or min(self.trajectory_temperatures) <= 0 or not self.pressures:
             raise ValueError("trajectory_temperatures must be positive [K], and pressures one or more")
-        if min(self.keep, self.trajectories, self.frames, self.interval) < 1:
-            raise ValueError("keep, trajectories, frames and interval must be at least 1")
-        if min(self.strained, self.pair_distances, self.warm_up, self.seed) < 0:
-            raise ValueError("strained, pair_distances, warm_up and seed must be at least 0")
+        if min(self.keep, self.frames, self.interval) < 1:
+            raise ValueError("keep, frames and interval must be at least 1")
+        if min(self.trajectories, self.strained, self.pair_distances, self.warm_up, self.seed) < 0:
+            raise ValueError("trajectories, strained, pair_distances, warm_up and seed must be at least 0")
+        if not self.trajectories and (self.driver or not self.strained + self.pair_distances):
+            raise ValueError("trajectories must be at least 1 if there is a driver, or nothing else")
         if not 0 < self.volumes[0] <= self.volumes[1] or not 0 <= self.vacancies <= 1:
             raise ValueError("volumes must be positive and rise, vacancies a share from 0 to 1")
         if min(self.largest_strain, self.largest_rattle, self.least_length) < 0 or self.time_step <= 0:

@@ -43,6 +43,11 @@ def explored(path: str, **options: object) -> Exploration:
     return Exploration(explored=(path,), calculator=f"{HERE}:named", arguments=("emt",), **{**SHORT, **options})
 
 
+def test_there_may_be_strained_structures_alone(copper: str) -> None:
+    parts = explored(copper, trajectories=0, strained=3, pair_distances=0).parts()
+    assert [part.name for part in parts] == ["cell 0, strained", "cell 1, strained"]
+
+
 def test_every_part_is_the_same_alone_and_has_the_labels_of_its_positions(copper: str) -> None:
     source = explored(copper, pressures=(0.0, 10.0), strained=3, pair_distances=4)
     parts = source.parts()
@@ -150,7 +155,9 @@ def test_a_lost_trajectory_ends_with_the_reason(copper: str) -> None:
     [
         ({"trajectory_temperatures": ()}, "trajectory_temperatures must be positive"),
         ({"volumes": (1.2, 0.8)}, "volumes must be positive and rise"),
-        ({"keep": 0}, "keep, trajectories"),
+        ({"keep": 0}, "keep, frames"),
+        ({"trajectories": 0, "driver": "emt"}, "trajectories must be at least 1 if there is a driver"),
+        ({"trajectories": 0, "strained": 0, "pair_distances": 0}, "or nothing else"),
         ({"strained": -1}, "strained, pair_distances"),
         ({"largest_rattle": -0.1}, "largest_strain"),
     ],
