@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from foundation.evaluation.quantities import QUANTITIES, followed
 from foundation.reports.escape import figure_text
+from foundation.reports.log_ticks import set_log_ticks
 from foundation.reports.page import write_figure
 
 COLORS = ("#1f5fa8", "#e0862a", "#2a9d74", "#c0392b", "#7d4fa3", "#6b7280")
@@ -212,7 +213,4 @@ def _finish(axes: Axes, panel: Panel) -> None:
 def _make_logarithmic(axes: Axes) -> None:
     """Make the axis logarithmic, with as many labels as its range needs."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    digits = (1, 1.5, 2, 3, 4, 5, 7) if high < 6 * low else (1, 2, 5) if high < 600 * low else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=digits))
-    axes.yaxis.set_minor_locator(NullLocator())
+    set_log_ticks(axes.yaxis)

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from foundation.evaluation.comparison import Estimate
 from foundation.evaluation.quantities import QUANTITIES
 from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text
 from foundation.reports.forgetting_record import Forgetting, SetChange
+from foundation.reports.log_ticks import set_log_ticks
 from foundation.reports.page import write_figure
 from foundation.reports.periodic_table import draw_periodic_table
 
@@ -103,11 +104,7 @@ def around(value: Estimate) -> tuple[float, float]:
 def _finish_values(axes: Axes, *, logarithmic: bool) -> None:
     if logarithmic and axes.dataLim.x0 > 0:
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        digits = (1, 1.5, 2, 3, 5, 7) if high < 8 * low else (1, 2, 5) if high < 300 * low else (1,)
-        axes.xaxis.set_major_locator(LogLocator(subs=digits))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        set_log_ticks(axes.xaxis)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(axis="x", labelsize=8.5)

@@ -15,6 +15,7 @@ from foundation.evaluation.quantities import GPA
 from foundation.last_layer import FACTS, FIGURE, TENSORS, Judged, LastLayer, TrustFacts
 from foundation.reports.curves import COLORS
 from foundation.reports.escape import figure_text, markdown
+from foundation.reports.log_ticks import set_log_ticks
 from foundation.reports.page import write_figure
 
 TITLE = "## Uncertainty and coverage"
@@ -23,6 +24,8 @@ POINTS = 400
 """Largest number of points of a data set in the figure."""
 BINS = 8
 """Largest number of bins of a data set in the figure."""
+LEAST_RANGE = 10.0
+"""Least ratio of the ends of the axis of uncertainties."""
 
 
 def draw(last_layer: LastLayer, parts: Mapping[str, HeldOut], file: Path) -> None:
@@ -35,8 +38,13 @@ def draw(last_layer: LastLayer, parts: Mapping[str, HeldOut], file: Path) -> Non
         _panel(right, forces, found.force_errors, figure_text(name), color)
     for axes, what in ((left, "energy [eV/atom]"), (right, "force on an atom [eV/Å]")):
         low, high = axes.get_xlim()
-        axes.plot([low, high], [low, high], color="#444444", linewidth=1)
-        axes.set(xlim=(low, high), ylim=(low / 30, high), xlabel=f"uncertainty of the {what}", ylabel="error")
+        middle = (low * high) ** 0.5
+        low, high = min(low, LEAST_RANGE**-0.5 * middle), max(high, LEAST_RANGE**0.5 * middle)
+        most = max(high, axes.dataLim.y1)
+        axes.plot([low, most], [low, most], color="#444444", linewidth=1)
+        axes.set(xlim=(low, high), ylim=(low / 30, most), xlabel=f"uncertainty of the {what}", ylabel="error")
+        for axis in (axes.xaxis, axes.yaxis):
+            set_log_ticks(axis)
     left.legend(
         frameon=False, fontsize=8, title=f"large points: {100 * LEVEL:g} % of errors are below", title_fontsize=8
     )
