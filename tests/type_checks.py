@@ -4,7 +4,7 @@ Checks of all calls would take two thirds of the time of the tests, and after so
 """
 
 import functools
-import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +34,9 @@ def first_calls(signature: Callable) -> Callable:
     @functools.wraps(check)
     def counted(*args: Any, **kwargs: Any) -> Any:
         _calls[counted] += 1
-        frame = inspect.currentframe()
-        if _calls[counted] == CHECKED and frame is not None and frame.f_back is not None:
-            function = frame.f_back.f_locals["fn"]  # jaxtyping's name of the function itself
+        if _calls[counted] == CHECKED:
+            # jaxtyping's name of the function itself; a frame in a variable would keep all its arguments alive
+            function = sys._getframe(1).f_locals["fn"]
             setattr(function, SKIPPED, True)
             _skipped.add(function)
         return check(*args, **kwargs)
