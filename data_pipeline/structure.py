@@ -37,6 +37,17 @@ NUMERIC = "iuf"
 """Kinds of NumPy's types that are numbers: integers and floats, not booleans, text, complex numbers or objects."""
 
 
+def atomic_number(symbol: str) -> int:
+    """Return the atomic number of a symbol.
+
+    Raises:
+        ValueError: there is no such element.
+    """
+    if symbol not in SYMBOLS[1:]:
+        raise ValueError(f"{abbreviated(symbol)} is not the symbol of an element")
+    return SYMBOLS.index(symbol)
+
+
 class InvalidStructure(ValueError):
     """A structure that physics or the project's conventions forbid; the message gives the reason."""
 

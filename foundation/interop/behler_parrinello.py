@@ -9,21 +9,22 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.quoting import abbreviated
 from data_pipeline.store.shards import sha256
-from data_pipeline.structure import SYMBOLS
+from data_pipeline.store.untrusted import read_bytes
 from foundation.interop.published import NOT_STATED
 from foundation.models import SymmetryFunctionsConfig, SymmetryFunctionsNetwork
 from foundation.potential import Potential
 
 RADIAL, NEAR, WIDE = 2, 3, 9
 """Numbers of the types of symmetry functions in n2p2: G2, G4 and G5."""
+MAX_BYTES = 1 << 28
+"""Largest size of a file."""
 
 
 class UnsupportedNetwork(ValueError):
@@ -81,8 +82,8 @@ def potential_of(
         theory: Name of the level of theory.
 
     Raises:
-        UnsupportedNetwork: there are several cutoffs, or hidden layers of several sizes.
-        ValueError: the configuration is refused.
+        UnsupportedNetwork: there are several cutoffs, hidden layers of several sizes, or parameters that our functions
+            may not have.
     """
     elements = tuple(sorted(networks))
     every = [function for network in networks.values() for function in network.functions]
@@ -92,20 +93,23 @@ def potential_of(
     hidden = {tuple(len(bias) for _, bias in network.layers[:-1]) for network in networks.values()}
     if len(hidden) > 1:
         raise UnsupportedNetwork(f"hidden layers of several sizes ({', '.join(map(str, sorted(hidden)))}); one is read")
-    by_kind = {
+    by_kind: dict[int, Any] = {
         kind: tuple(dict.fromkeys(each.parameters for each in every if each.kind == kind))
         for kind in (RADIAL, NEAR, WIDE)
     }
-    config = SymmetryFunctionsConfig(
-        radial_functions=by_kind[RADIAL],  # pyright: ignore[reportArgumentType]
-        angular_functions=by_kind[NEAR],  # pyright: ignore[reportArgumentType]
-        wide_functions=by_kind[WIDE],  # pyright: ignore[reportArgumentType]
-        cutoff=cutoffs[0],
-        cutoff_function=cutoff_function,  # pyright: ignore[reportArgumentType]
-        cutoff_power=cutoff_power,
-        hidden_sizes=hidden.pop(),
-        activation=activation,  # pyright: ignore[reportArgumentType]
-    )
+    options: dict[str, Any] = {"cutoff_function": cutoff_function, "activation": activation}
+    try:
+        config = SymmetryFunctionsConfig(
+            radial_functions=by_kind[RADIAL],
+            angular_functions=by_kind[NEAR],
+            wide_functions=by_kind[WIDE],
+            cutoff=cutoffs[0],
+            cutoff_power=cutoff_power,
+            hidden_sizes=hidden.pop(),
+            **options,
+        )
+    except ValueError as error:
+        raise UnsupportedNetwork(str(error)) from error
     network = config.network(elements).double()
     assert isinstance(network, SymmetryFunctionsNetwork)
     for place, number in enumerate(elements):
@@ -114,15 +118,13 @@ def potential_of(
     return Potential(network, elements, (theory,)).cast(torch.float64).eval()
 
 
-def atomic_number(symbol: str) -> int:
-    """Return the atomic number of an element.
+def read_text(file: Path) -> str:
+    """Return the text of a file.
 
     Raises:
-        ValueError: there is no such element.
+        ValueError: it is too large or no text.
     """
-    if symbol not in SYMBOLS[1:]:
-        raise ValueError(f"{abbreviated(symbol)} is not the symbol of an element")
-    return SYMBOLS.index(symbol)
+    return read_bytes(file, MAX_BYTES).decode()
 
 
 def provenance_of(source: Path, files: Sequence[Path], method: str, potential: Potential) -> dict:

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from data_pipeline.store.untrusted import CorruptFile, refusing
-from data_pipeline.structure import SYMBOLS
+from data_pipeline.structure import SYMBOLS, atomic_number
 from foundation.interop.behler_parrinello import (
     NEAR,
     RADIAL,
@@ -25,9 +25,9 @@ from foundation.interop.behler_parrinello import (
     ElementNetwork,
     Function,
     UnsupportedNetwork,
-    atomic_number,
     potential_of,
     provenance_of,
+    read_text,
 )
 from foundation.potential import Potential
 
@@ -41,8 +41,6 @@ ACTIVATIONS = {"t": "tanh", "s": "sigmoid", "p": "softplus"}
 CUTOFFS = {"1": ("cosine", 6), "6": ("polynomial", 3)}
 """Cutoff functions by n2p2's number; its sixth is 1 - 10 x³ + 15 x⁴ - 6 x⁵."""
 SETTINGS, SCALING = "input.nn", "scaling.data"
-MAX_BYTES = 1 << 28
-"""Largest size of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,9 @@ def potential_in(folder: Path, units: Units, theory: str = "unknown") -> Potenti
             rows = _scaling(_text(folder / SCALING), settings)
         networks = {number: _network(folder, number, settings, length, rows[number]) for number in settings.elements}
         name, power = CUTOFFS[settings.cutoff_function]
-        with refusing(folder / SETTINGS, CorruptFile, "not the settings of n2p2 ({})", UnsupportedNetwork):
-            potential = potential_of(
-                networks, cutoff_function=name, cutoff_power=power, activation=settings.activation, theory=theory
-            )
+        potential = potential_of(
+            networks, cutoff_function=name, cutoff_power=power, activation=settings.activation, theory=theory
+        )
     except UnsupportedNetwork as error:
         raise UnsupportedNetwork(f"{folder / SETTINGS}: {error}") from error
     potential.get_buffer("scale").fill_(energy / settings.number("conv_energy", 1.0))
@@ -125,9 +122,7 @@ def _is_weights(file: Path) -> bool:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; a network of n2p2 has {SETTINGS}, {SCALING} and weights.ZZZ.data")
-    if file.stat().st_size > MAX_BYTES:
-        raise CorruptFile(f"{file} has more than {MAX_BYTES:,} bytes, which is no network of n2p2")
-    return file.read_text()
+    return read_text(file)
 
 
 def read_settings(text: str) -> Settings:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.store.untrusted import CorruptFile, refusing
+from data_pipeline.structure import atomic_number
 from foundation.interop.behler_parrinello import (
     NEAR,
     RADIAL,
@@ -20,9 +21,9 @@ from foundation.interop.behler_parrinello import (
     ElementNetwork,
     Function,
     UnsupportedNetwork,
-    atomic_number,
     potential_of,
     provenance_of,
+    read_text,
 )
 from foundation.potential import Potential
 
@@ -31,8 +32,7 @@ KINDS = {"2": RADIAL, "4": NEAR, "5": WIDE}
 ACTIVATIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "swish": "silu"}
 """Our activation functions by the names of theirs."""
 LINEAR = "linear"
-MAX_BYTES = 1 << 28
-"""Largest size of a file."""
+"""Their name of a layer without an activation function."""
 
 
 def potential_in(file: Path, theory: str = "unknown") -> Potential:
@@ -45,11 +45,9 @@ def potential_in(file: Path, theory: str = "unknown") -> Potential:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is no file; SIMPLE-NN writes potential_saved, or potential_saved_bestmodel")
-    if file.stat().st_size > MAX_BYTES:
-        raise CorruptFile(f"{file} has more than {MAX_BYTES:,} bytes, which is no network of SIMPLE-NN")
     try:
         with refusing(file, CorruptFile, "not a network of SIMPLE-NN ({})", UnsupportedNetwork):
-            networks, activation = read_networks(file.read_text())
+            networks, activation = read_networks(read_text(file))
             return potential_of(
                 networks, cutoff_function="cosine", cutoff_power=6, activation=activation, theory=theory
             )

@@ -19,6 +19,7 @@ from jaxtyping import Float64
 
 from data_pipeline.sources.molecular_dynamics import is_lost
 from data_pipeline.sources.source import resolve
+from data_pipeline.structure import atomic_number
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.displacements import (
     WINDOW,
@@ -37,7 +38,7 @@ from foundation.evaluation.displacements import (
 from foundation.evaluation.intervals import interval_around
 from foundation.evaluation.suites.dynamics import thermal_momenta
 from foundation.evaluation.suites.kept import Arrays, kept
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 LIMITS = {"trajectories": (1, 1000), "blocks": (1, 100), "sample_every": (1, 100_000)}
 """Smallest and largest value of each number."""

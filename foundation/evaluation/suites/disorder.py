@@ -18,10 +18,10 @@ from data_pipeline.loading.datasets import Dataset
 from data_pipeline.sources.molecular_dynamics import TIME_STEP, FrozenSpheres
 from data_pipeline.sources.source import resolve
 from data_pipeline.store.manifest import open_manifest
-from data_pipeline.structure import Structure
+from data_pipeline.structure import Structure, atomic_number
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.intervals import interval_over
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 
 class Trajectories(NamedTuple):

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float64
 from data_pipeline.sources.exploration import read_cells, repeated
 from data_pipeline.sources.molecular_dynamics import dynamics, is_lost
 from data_pipeline.sources.source import resolve
+from data_pipeline.structure import atomic_number
 from foundation.checkpoint import weights_sha256
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.displacements import (
@@ -36,7 +37,7 @@ from foundation.evaluation.displacements import (
 )
 from foundation.evaluation.intervals import interval_around
 from foundation.evaluation.suites.kept import Arrays, kept
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 from jaxtyping import Float64
 
-from data_pipeline.quoting import abbreviated
 from data_pipeline.structure import SYMBOLS, Structure
 from foundation.potential import Potential
 
@@ -161,17 +160,6 @@ class Suite(ABC):
         Raises:
             ValueError: the subject cannot be judged by this suite.
         """
-
-
-def atomic_number(symbol: str) -> int:
-    """Return the atomic number of a symbol.
-
-    Raises:
-        ValueError: there is no such element.
-    """
-    if symbol not in SYMBOLS[1:]:
-        raise ValueError(f"{abbreviated(symbol)} is not the symbol of an element")
-    return SYMBOLS.index(symbol)
 
 
 def check_suites(suites: Iterable[Suite], elements: Collection[int] | None) -> None:

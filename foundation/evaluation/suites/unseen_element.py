@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from data_pipeline.structure import Structure
+from data_pipeline.structure import Structure, atomic_number
 from foundation.configuration import MAY_CHANGE, check_numbers
 from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.quantities import MILLI_EV_PER_ANGSTROM
 from foundation.evaluation.suites.labelled import Labelled, frames_with_forces
-from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 from foundation.potential import Potential
 from foundation.surgery.elements import add_elements
 

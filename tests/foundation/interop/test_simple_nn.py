@@ -141,6 +141,7 @@ def test_units_are_those_of_the_program(tmp_path: Path, capsys: pytest.CaptureFi
         ("LAYER 3 linear", "LAYER 3 tanh", "the energy has the activation function tanh"),
         ("2 4.5 0.2", "3 4.5 0.2", "symmetry function 3 4.5 0.2 1.0 0.0 O: only types 2, 4, 5"),
         ("2 4.5 0.2", "2 4.0 0.2", "several cutoffs"),
+        ("4 4.5 0.02 1.0 1.0", "4 4.5 0.02 1.5 1.0", "need η of at least 0, ζ of 1 or at least 2"),
     ],
 )
 def test_what_this_program_lacks_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -162,7 +163,6 @@ def test_what_this_program_lacks_is_named(tmp_path: Path, old: str, new: str, me
         ("LAYER 1", "LAYER 2", "LAYER 2 is where LAYER 1 should be"),
         ("NET 3 3 3 2 1", "NET 3 3 3 2", "not 3 layers and an energy"),
         ("2 4.5 0.05 0.0 0.0 O", "2 4.5 0.05 0.0 O", "need its type, four numbers"),
-        ("4 4.5 0.02 1.0 1.0", "4 4.5 0.02 1.5 1.0", "need η of at least 0, ζ of 1 or at least 2"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -172,6 +172,12 @@ def test_damaged_files_are_named(tmp_path: Path, old: str, new: str, message: st
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(CorruptFile, match=f"potential_saved: .*{message}"):
         potential_in(file)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "potential_saved").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CorruptFile, match="potential_saved: not a network of SIMPLE-NN"):
+        potential_in(tmp_path / "potential_saved")
 
 
 def test_a_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> None:

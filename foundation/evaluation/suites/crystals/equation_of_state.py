@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_pipeline.quoting import abbreviated
-from data_pipeline.structure import Structure
+from data_pipeline.structure import Structure, atomic_number
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.quantities import GPA
-from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 
 FACES = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 CENTRE, QUARTER = np.full((1, 3), 0.5), np.full((1, 3), 0.25)

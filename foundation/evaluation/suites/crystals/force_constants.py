@@ -13,12 +13,12 @@ import numpy as np
 from ase.units import Bohr, Hartree
 from jaxtyping import Float64
 
-from data_pipeline.structure import Structure
+from data_pipeline.structure import Structure, atomic_number
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.intervals import interval_over
 from foundation.evaluation.suites.crystals.elastic import DISPLACEMENT, moved
 from foundation.evaluation.suites.crystals.equation_of_state import Crystal, check_labels, elements_of, repeated
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 MIN_SHELLS = 4
 """Number of shells of neighbours below which no exponent is given."""

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from data_pipeline.sources.coulomb import COULOMB, MEDIA, PROBES, CoulombMedia, Medium
+from data_pipeline.structure import atomic_number
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 RESAMPLES = 1000
 """Number of bootstrap resamples of the media."""

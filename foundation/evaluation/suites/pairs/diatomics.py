@@ -19,10 +19,10 @@ from jaxtyping import Float64
 
 from data_pipeline.store.json_record import parse_json
 from data_pipeline.store.untrusted import MAX_JSON, CorruptFile, OpenRecord, refusing, typed
-from data_pipeline.structure import SYMBOLS
+from data_pipeline.structure import SYMBOLS, atomic_number
 from foundation.configuration import MAY_CHANGE
 from foundation.evaluation.suites.pairs.dimers import scan
-from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Chart, Curve, Finding, Findings, Subject, Suite
 
 log = logging.getLogger(__name__)
 

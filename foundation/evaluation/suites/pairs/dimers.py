@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from data_pipeline.structure import Structure
+from data_pipeline.structure import Structure, atomic_number
 from foundation.configuration import MAY_CHANGE
-from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite, atomic_number
+from foundation.evaluation.suites.suite import Finding, Findings, Subject, Suite
 
 MIN_FORCE = 1e-6
 """Smallest force that has a sign [eV/Å]."""
