@@ -28,6 +28,7 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.machine import MACHINE_OPTIONS
 from foundation.training.module import TrainingModule
 from launch.__main__ import main
+from tests.cluster.slurm import wait_until
 from tests.machine import CPU
 
 MODEL = EquivariantConfig(irreps="4x0e+2x1e", num_blocks=1, max_degree=1, radial_sizes=(8,), readout_channels=4)
@@ -80,6 +81,8 @@ def running(config: PretrainConfig) -> Iterator[tuple[BaseProcess, Event]]:
     process = context.Process(target=at_step_two, args=(config, arrived, go_on))
     process.start()
     assert arrived.wait(60)
+    # a thread of its own writes it
+    wait_until((config.out / "checkpoints" / "step=000000002.ckpt").exists, 60)
     try:
         yield process, go_on
     finally:
