@@ -1,6 +1,7 @@
 """Trust signal of a potential on its card: coverage, calibration, and uncertainties drawn beside errors."""
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ def card_section(facts: TrustFacts) -> str:
         f"{100 * LEVEL:g} % of errors are at most the uncertainty. Covered are {len(facts.elements)} elements"
         f"{force}{pressure}. `Calculator`, `predict`, `relax` and `md` give uncertainties and say when a structure "
         f"leaves the coverage.{untold} Command, with the folders of these data sets: `foundation uncertainty --model "
-        f"FOLDER --data {facts.data} --calibration '[{', '.join(facts.judged)}]' --calibration_split "
+        f"FOLDER --data {shlex.quote(facts.data)} --calibration '[{', '.join(facts.judged)}]' --calibration_split "
         f"{facts.calibration_split or 'val'}`.\n\n"
         "Measured on held-out frames without a part in the calibration:\n\n"
         "| data | frames | rank correlation with the error, forces / energies | errors below, forces / energies | "
