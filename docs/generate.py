@@ -30,7 +30,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "LICENSE",
-    "docs/*.[mc]*",
+    "docs/*.[mch]*",
     "model_cards/*-*.md",
     "model_cards/*.png",
     "model_cards/releases/*/README.md",
