@@ -20,13 +20,13 @@ typedef struct {
   uint64_t layout, float_bytes, num_numbers, num_constants, checksum;
 } Header;
 
-/* FNV-1a of words of 8 bytes, the last one filled up with zeros. */
+/* The sum of words of 8 bytes, the last one filled up with zeros, times powers of an odd factor. */
 static uint64_t checksum_of(const char *bytes, size_t size) {
-  uint64_t sum = 14695981039346656037u;
+  uint64_t sum = 0;
   for (size_t i = 0; i < size; i += 8) {
     uint64_t word = 0;
     memcpy(&word, bytes + i, size - i < 8 ? size - i : 8);
-    sum = (sum ^ word) * 1099511628211u;
+    sum = (sum + word) * 0x9E3779B97F4A7C15u;
   }
   return sum;
 }
@@ -144,7 +144,7 @@ int foundation_compute(foundation_model *opened, const foundation_system *system
     model->room = aligned(roomy);
     model->room_size = model->room ? roomy : 0;
     if (!model->room) return failed("%s", "not enough memory for so many atoms");
-    memset(model->room, 0, roomy);
+    memset(model->room, 0, size); /* what is beyond takes no memory until it is used */
   }
   lay_out(&room, model->room, system->num_local, system->num_atoms, system->num_edges, system->num_threads);
   calculate(model, &room, system, result);

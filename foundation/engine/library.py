@@ -20,8 +20,8 @@ from foundation.potential import Potential, UnknownElement
 MAGIC = b"FNDMODEL"
 REAL = {torch.float32: ("float", np.float32), torch.float64: ("double", np.float64)}
 """Float types: C's name and NumPy's."""
-PRIME, BASIS, WORD = 1099511628211, 14695981039346656037, 2**64
-"""Constants of the FNV-1a hash."""
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Factor of the checksum; odd, so that a change of one word always changes the sum."""
 Exchange = Callable[[object, int, int], None]
 
 
@@ -185,7 +185,7 @@ def weights_file(source: NetworkSource, dtype: torch.dtype) -> bytes:
     """Return the file of numbers of a library in a float type."""
     real = REAL[dtype][1]
     content = source.constants.astype(np.float64).tobytes() + source.numbers.astype(real).tobytes()
-    sizes = (source.layout, real().itemsize, len(source.numbers), len(source.constants), _hash(content))
+    sizes = (source.layout, real().itemsize, len(source.numbers), len(source.constants), _checksum(content))
     return MAGIC + struct.pack("<5Q", *sizes) + content
 
 
@@ -195,9 +195,8 @@ def definitions(source: NetworkSource, dtype: torch.dtype) -> tuple[str, ...]:
     return (f"-DREAL={name}", f"-DDOUBLE={int(name == 'double')}", f"-DLAYOUT={source.layout}u")
 
 
-def _hash(content: bytes) -> int:
-    """Return the FNV-1a hash of 8-byte words."""
-    total = BASIS
-    for word in np.frombuffer(content + bytes(-len(content) % 8), np.uint64).tolist():
-        total = (total ^ word) * PRIME % WORD
-    return total
+def _checksum(content: bytes) -> int:
+    """Return Σ word[i] FACTOR^(words - i) modulo 2^64 of words of 8 bytes, as api.c does word by word."""
+    words = np.frombuffer(content + bytes(-len(content) % 8), np.uint64)
+    powers = np.multiply.accumulate(np.full(len(words), FACTOR))
+    return int((words * powers[::-1]).sum(dtype=np.uint64))

@@ -5,11 +5,10 @@
 enum { BLOCK = 16 };
 
 typedef struct {
-  double *vectors; /* edges x 3, of unit length */
   T *harmonics, *harmonics_gradient, *length_gradient;
   Lengths lengths;
   T *mixed[NUM_LAYERS], *gates[NUM_LAYERS]; /* inputs of the convolution and of the gate */
-  T *features, *gradients;                  /* of local atoms */
+  T *features, *gradients;                  /* of local atoms: the last layer's result, and the gradient of its input */
   T *sums;                                  /* all atoms: the gradient of a layer's sums */
   T *room;                                  /* of every thread */
 } Room;
@@ -22,7 +21,6 @@ static int64_t lay_out(Room *room, char *memory, int64_t local, int64_t all, int
 #define PLACE(pointer, count) \
   pointer = (void *)(memory + used); \
   used += ((int64_t)(count) * sizeof *pointer + 63) / 64 * 64;
-  PLACE(room->vectors, 3 * edges)
   PLACE(room->lengths.distances, edges)
   PLACE(room->lengths.interval, edges)
   PLACE(room->lengths.place, edges)
@@ -30,15 +28,21 @@ static int64_t lay_out(Room *room, char *memory, int64_t local, int64_t all, int
   PLACE(room->harmonics_gradient, edges * DY)
   PLACE(room->length_gradient, edges)
   for (int l = 0; l < NUM_LAYERS; l++) {
-    PLACE(room->mixed[l], all * layers[l].width)
+    const int64_t width = layers[l].width, before = l > 1 ? layers[l - 1].width : 0;
+    PLACE(room->mixed[l], all * (width > before ? width : before))
     PLACE(room->gates[l], local * layers[l].width_gates)
   }
-  PLACE(room->features, local * MOST_FEATURES)
-  PLACE(room->gradients, local * MOST_FEATURES)
+  PLACE(room->features, local * layers[NUM_LAYERS - 1].width_next)
+  PLACE(room->gradients, local * layers[NUM_LAYERS - 1].width)
   PLACE(room->sums, all * MOST_SUMS)
   PLACE(room->room, threads * room_of_a_thread())
 #undef PLACE
   return used;
+}
+
+/* The gradient of a layer's input: where the next layer's was, which is not needed any more. */
+static T *gradient_before(const Room *room, int number) {
+  return number + 1 < NUM_LAYERS ? room->mixed[number + 1] : room->gradients;
 }
 
 static void weights_of(const Model *model, const Layer *layer, const Room *room, int64_t first, int count, T *weights,
@@ -88,13 +92,15 @@ static void layer_forward(const Model *model, int number, const Room *room, cons
                           int64_t begin, int64_t end, T *memory) {
   const Layer *layer = layers + number;
   const int64_t count = end - begin;
-  T *sums = memory + 2 * (int64_t)TILE * MOST_WEIGHTS, *features = room->features + begin * layer->width_next;
+  const bool last = number + 1 == NUM_LAYERS;
+  T *sums = memory + 2 * (int64_t)TILE * MOST_WEIGHTS;
+  T *features = last ? room->features + begin * layer->width_next : sums + (int64_t)BLOCK * MOST_SUMS;
   T *gates = room->gates[number] + begin * layer->width_gates;
   rows_of(model, layer, room, rows, system->row_pointers, begin, end, memory, NULL, sums);
   apply(&layer->second, model->packed, count, sums, gates, layer->width_gates, true);
   add_bias(&layer->second, model->numbers, count, gates, layer->width_gates);
   gate_forward(&layer->gate, count, gates, layer->width_gates, features, layer->width_next);
-  if (number + 1 < NUM_LAYERS) enter(model, number + 1, room, begin, count, features);
+  if (!last) enter(model, number + 1, room, begin, count, features);
 }
 
 /* From the gradient of a layer's result to that of its sums, and of its input through the self-connection. */
@@ -102,9 +108,9 @@ static void layer_open(const Model *model, int number, const Room *room, int64_t
   const Layer *layer = layers + number;
   const int64_t count = end - begin;
   T *gates = room->gates[number] + begin * layer->width_gates;
-  const T *gradients = (number % 2 ? room->features : room->gradients) + begin * layer->width_next;
-  T *before = (number % 2 ? room->gradients : room->features) + begin * layer->width;
-  gate_backward(&layer->gate, count, gates, layer->width_gates, gradients, layer->width_next);
+  const T *after = number + 1 < NUM_LAYERS ? gradient_before(room, number + 1) : room->features;
+  T *before = gradient_before(room, number) + begin * layer->width;
+  gate_backward(&layer->gate, count, gates, layer->width_gates, after + begin * layer->width_next, layer->width_next);
   apply_transposed(&layer->second, model->packed, count, gates, layer->width_gates,
                    room->sums + begin * layer->width_sum, false);
   if (number == 0) return;
@@ -118,7 +124,7 @@ static void layer_backward(const Model *model, int number, const Room *room, con
   T *own = memory + 2 * (int64_t)TILE * MOST_WEIGHTS;
   rows_of(model, layer, room, rows, system->row_pointers, begin, end, memory, room->mixed[number], own);
   if (number == 0) return;
-  T *before = (number % 2 ? room->gradients : room->features) + begin * layer->width;
+  T *before = gradient_before(room, number) + begin * layer->width;
   apply_transposed(&layer->first, model->packed, end - begin, own, layer->width, before, true);
 }
 
@@ -126,8 +132,7 @@ static void measure_edges(const Room *room, const System *system) {
 #pragma omp parallel for schedule(static) num_threads(system->num_threads) if (system->num_threads > 1)
   for (int64_t edge = 0; edge < system->num_edges; edge++) {
     const double *v = system->vectors + 3 * edge;
-    double *unit = room->vectors + 3 * edge, r = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-    for (int i = 0; i < 3; i++) unit[i] = v[i] / r;
+    const double r = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]), unit[3] = {v[0] / r, v[1] / r, v[2] / r};
     room->lengths.distances[edge] = r;
     locate(r, room->lengths.interval + edge, room->lengths.place + edge);
     harmonics(UNIT_HARMONICS ? unit : v, room->harmonics + edge * DY);
@@ -143,8 +148,8 @@ static void collect(const Room *room, const System *system, Result *result) {
   if (result->atom_virials) memset(result->atom_virials, 0, 9 * system->num_local * sizeof(double));
   for (int64_t atom = 0; atom < system->num_local; atom++)
     for (int64_t edge = system->row_pointers[atom]; edge < system->row_pointers[atom + 1]; edge++) {
-      const double *u = room->vectors + 3 * edge, *v = system->vectors + 3 * edge;
-      const double r = room->lengths.distances[edge];
+      const double *v = system->vectors + 3 * edge, r = room->lengths.distances[edge];
+      const double u[3] = {v[0] / r, v[1] / r, v[2] / r};
       double g[3], along = 0;
       harmonics_gradient(UNIT_HARMONICS ? u : v, room->harmonics_gradient + edge * DY, g);
       for (int i = 0; i < 3; i++) along += g[i] * u[i];
@@ -181,7 +186,7 @@ static void read_out(const Model *model, const Room *room, const System *system,
   const T *weights = model->numbers + READOUT;
   result->energy = 0;
   for (int64_t atom = 0; atom < system->num_local; atom++) {
-    const T *features = room->features + atom * width;
+    T *features = room->features + atom * width;
     double sum = model->constants[0];
     for (int u = 0; u < width; u++) sum += (double)features[u] * weights[u];
     const int32_t element = system->elements[atom];
@@ -189,8 +194,7 @@ static void read_out(const Model *model, const Room *room, const System *system,
     result->atom_energies[atom] = scale * sum + model->constants[1 + NUM_ELEMENTS + element];
     result->energy += result->atom_energies[atom];
     if (result->distances) result->distances[atom] = distance_of(model, features, width);
-    T *first = (NUM_LAYERS % 2 ? room->gradients : room->features) + atom * width;
-    for (int u = 0; u < width; u++) first[u] = (T)scale * weights[u];
+    for (int u = 0; u < width; u++) features[u] = (T)scale * weights[u]; /* from here on their gradient */
   }
 }
 

@@ -30,7 +30,7 @@ static void repel(const Room *room, const System *system, Result *result) {
       result->atom_energies[atom] += energy;
       result->energy += energy;
       for (int i = 0; i < 3; i++) {
-        const double g = 0.5 * slope * room->vectors[3 * edge + i];
+        const double g = 0.5 * slope * v[i] / r;
         result->forces[3 * atom + i] += g;
         result->forces[3 * sender + i] -= g;
         for (int j = 0; j < 3; j++) {
