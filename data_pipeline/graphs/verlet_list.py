@@ -65,10 +65,12 @@ class VerletList:
             # the first of a trajectory and a lone structure look the same, and a skin is of no use to the second
             self._search(structure, self.skin if self._covers(structure, 2 * self.skin) else 0.0)
         if self._cell is None or not np.array_equal(self._cell, structure.cell):
-            self._cell, self._translations = structure.cell.copy(), self._shifts @ structure.cell
+            self._cell = structure.cell.copy()
+            # not a matrix product, whose digits may depend on the number of rows
+            self._translations = (self._shifts[:, :, None] * structure.cell).sum(axis=1)
         vectors = structure.positions.take(self._senders, axis=0)
         vectors -= structure.positions.take(self._receivers, axis=0)
-        vectors += self._translations
+        vectors += self._translations.take(self._shift_of_edge, axis=0)
         lengths = np.sqrt(np.einsum("ei,ei->e", vectors, vectors))
         near = np.flatnonzero(lengths < self.cutoff)
         found = Neighbors(
@@ -107,10 +109,11 @@ class VerletList:
         edges = neighbor_list(structure, self.cutoff + skin)
         low = edges.shifts.min(axis=0, initial=0)
         spans = edges.shifts.max(axis=0, initial=0) - low + 1
-        shift = np.ravel_multi_index(tuple((edges.shifts - low).T), tuple(spans))
+        shift = np.asarray(np.ravel_multi_index(tuple((edges.shifts - low).T), tuple(spans)))
         order = np.lexsort((shift, edges.senders, edges.receivers))
         self._receivers, self._senders = edges.receivers[order], edges.senders[order]
-        self._shifts = edges.shifts[order].astype(np.float64)
+        found, self._shift_of_edge = np.unique(shift[order], return_inverse=True)
+        self._shifts = np.stack(np.unravel_index(found, tuple(spans)), axis=-1) + low.astype(np.float64)
         self._cell = None
         self._row_pointers = np.searchsorted(self._receivers, np.arange(structure.num_atoms + 1))
         # the arrays may be those of a program that changes them in place
