@@ -5,6 +5,7 @@ and the time to the first step are those of processes of their own.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ torch.set_num_threads(1)
 import foundation
 from tests.benchmarks.bench_engine import crystal
 
-potential, atoms = foundation.load(sys.argv[1]), crystal(int(sys.argv[3]))
+potential, atoms = foundation.load(sys.argv[1]), crystal(json.loads(sys.argv[3]))
 
 def kilobytes(field):
     return int(re.search(field + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1])
@@ -62,15 +63,15 @@ print(json.dumps({"seconds": seconds, "gigabytes": (kilobytes("VmHWM") - held) *
 class Config:
     """Sizes of the benchmark."""
 
-    repeats: tuple[int, ...] = (2, 5, 10)
-    """Conventional cells of MgO (8 atoms) along each side: 64, 1,000 and 8,000 atoms."""
+    repeats: tuple[tuple[int, int, int], ...] = ((2, 2, 2), (5, 5, 5), (5, 10, 25))
+    """Conventional cells of MgO (8 atoms) along each side: 64, 1,000 and 10,000 atoms."""
     most_of_peer: int = 1000
     """Number of atoms up to which sevenn's calculator takes part; beyond, its memory does not suffice."""
     rounds: int = 5
     """Measured rounds, all taking turns in each; one more warms up."""
 
 
-def crystal(repeat: int) -> ase.Atoms:
+def crystal(repeat: tuple[int, int, int]) -> ase.Atoms:
     """Return a crystal of MgO whose atoms are a little displaced."""
     atoms = ase.build.bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(repeat)
     atoms.rattle(0.05, seed=0)
@@ -187,12 +188,12 @@ def _clock(task: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _processes(repeat: int) -> list[Row]:
+def _processes(repeat: tuple[int, int, int]) -> list[Row]:
     """Return memory of the largest crystal, and times to the first step of a small one, cold and warm."""
     with tempfile.TemporaryDirectory() as cache:
-        cold, warm = (_measured("compiled", 2, {"XDG_CACHE_HOME": cache})["seconds"] for _ in range(2))
+        cold, warm = (_measured("compiled", (2, 2, 2), {"XDG_CACHE_HOME": cache})["seconds"] for _ in range(2))
     ours, torchs = (_measured(engine, repeat, {})["gigabytes"] for engine in ("compiled", "torch"))
-    atoms = 8 * repeat**3
+    atoms = 8 * math.prod(repeat)
     memory = Row(
         measure=f"memory of a step of {atoms:,} atoms above imports and potential",
         value=ours,
@@ -218,8 +219,8 @@ def _processes(repeat: int) -> list[Row]:
     return [memory, *times]
 
 
-def _measured(engine: str, repeat: int, variables: dict[str, str]) -> dict[str, float]:
+def _measured(engine: str, repeat: tuple[int, int, int], variables: dict[str, str]) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **variables}
-    words = [sys.executable, "-W", "ignore", "-c", PROGRAM, MODEL, engine, str(repeat)]
+    words = [sys.executable, "-W", "ignore", "-c", PROGRAM, MODEL, engine, json.dumps(repeat)]
     done = subprocess.run(words, env=environment, capture_output=True, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
