@@ -44,39 +44,52 @@ def part(name: str) -> str:
 
 
 def _gradient(groups: list[list[Entries]]) -> list[str]:
-    """Return a function for each input irrep and vector of channels, and one that calls all for an edge."""
+    """Return functions for every input irrep and two vectors of channels or one, and one that calls all for an edge."""
     arguments = "const T *w, const T *d, const T *mk, const T *g, const T *x, T *h, V *gy, V *r"
+    passed = "b->w[k] + u, b->d[k] + u, b->m + k, b->g[k] + u, x + u, h + u, gy, r"
     lines, calls = [], []
     for group in groups:
         function, channels = f"gradient_{group[0].number}", group[0].channels
-        lines += [f"static inline FORCED void {function}({arguments}, long u, int lanes) {{", *_body(group), "}"]
-        passed = "b->w[k] + u, b->d[k] + u, b->m + k, b->g[k] + u, x + u, h + u, gy, r, u, {lanes}"
-        calls.append(f"for (; u + LANES <= {channels}; u += LANES) {function}({passed.format(lanes='LANES')});")
-        calls.append(f"if ({channels} % LANES) {function}({passed.format(lanes=f'{channels} % LANES')});")
         calls.append("u = 0;")
+        for vectors in (2, 1):
+            lines += [f"static inline FORCED void {function}_{vectors}({arguments}, int lanes) {{"]
+            lines += [*_body(group, vectors), "}"]
+            step = f"{vectors} * LANES"
+            calls.append(f"for (; u + {step} <= {channels}; u += {step}) {function}_{vectors}({passed}, LANES);")
+        calls.append(f"if ({channels} % LANES) {function}_1({passed}, {channels} % LANES);")
     head = "static void gradient(const Batch *b, int k, const T *x, T *h, V *gy, V *r) {"
-    return [*lines, head, "long u = 0;", *calls, "}"]
+    return [*lines, head, "long u;", *calls, "}"]
 
 
-def _body(group: list[Entries]) -> list[str]:
+def _body(group: list[Entries], vectors: int) -> list[str]:
+    """Return code for some vectors of channels; their products for a harmonic are summed before they are scaled."""
     inputs, channels, first = group[0].degrees[0], group[0].channels, group[0].x
     used = sorted({entry.y + b for entry in group for b in range(entry.degrees[1])})
-    lines = [f"const V x{a} = LOAD(x + {first + a * channels}, lanes); V h{a} = ZERO;" for a in range(inputs)]
+    each = range(vectors)
+    lines = [f"V h{a}_{v} = ZERO;" for a in range(inputs) for v in each]
     lines += ["V slope = *r;", *(f"V y{b} = gy[{b}];" for b in used)]
     for entry in group:
-        lines += [f"{{ const V wp = LOAD(w + {entry.w}, lanes); V s = ZERO;"]
-        lines += [f"V q{a} = ZERO; const V t{a} = wp * x{a};" for a in range(inputs)]
-        for c in range(entry.degrees[2]):
-            lines.append(f"{{ const V g_c = LOAD(g + {entry.out + c * entry.stride}, lanes);")
-            for a in entry.of_output(c):
-                lines.append(f"q{a} += mk[{entry.matrix[a, c]} * EDGES] * g_c; {{ const V p = t{a} * g_c;")
+        lines.append("{")
+        lines += [f"const V w{v} = LOAD(w + {entry.w} + {v} * LANES, lanes); V s{v} = ZERO;" for v in each]
+        for a in range(inputs):
+            place = first + a * channels
+            lines.append("{")
+            for v in each:
+                lines.append(f"const V x{v} = LOAD(x + {place} + {v} * LANES, lanes), t{v} = w{v} * x{v};")
+                lines.append(f"V q{v} = ZERO;")
+            for c in entry.of_input(a):
+                where = entry.out + c * entry.stride
+                lines.append(f"{{ const T m = mk[{entry.matrix[a, c]} * EDGES];")
+                lines += [f"const V g{v} = LOAD(g + {where} + {v} * LANES, lanes); q{v} += m * g{v};" for v in each]
+                lines.append(f"const V p = {' + '.join(f't{v} * g{v}' for v in each)};")
                 lines += [f"y{entry.y + b} += (T){value!r} * p;" for b, value in entry.couplings[a, c]]
                 lines.append("}")
+            lines += [f"s{v} += x{v} * q{v}; h{a}_{v} += w{v} * q{v};" for v in each]
             lines.append("}")
-        lines += [f"s += x{a} * q{a}; h{a} += wp * q{a};" for a in range(inputs)]
-        lines.append(f"slope += s * LOAD(d + {entry.w}, lanes); }}")
-    lines += [
-        f"STORE(h + {first + a * channels}, LOAD(h + {first + a * channels}, lanes) + h{a}, lanes);"
-        for a in range(inputs)
-    ]
+        lines += [f"slope += s{v} * LOAD(d + {entry.w} + {v} * LANES, lanes);" for v in each]
+        lines.append("}")
+    for a in range(inputs):
+        for v in each:
+            place = f"h + {first + a * channels} + {v} * LANES"
+            lines.append(f"STORE({place}, LOAD({place}, lanes) + h{a}_{v}, lanes);")
     return [*lines, "*r = slope;", *(f"gy[{b}] = y{b};" for b in used)]

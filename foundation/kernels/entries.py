@@ -32,6 +32,10 @@ class Entries:
     matrix: dict[tuple[int, int], int]
     """Index of every (a, c) in M."""
 
+    def of_input(self, a: int) -> list[int]:
+        """Return the output components that an input component couples to."""
+        return [c for other, c in self.couplings if other == a]
+
     def of_output(self, c: int) -> list[int]:
         """Return the input components that couple to an output component."""
         return [a for a, other in self.couplings if other == c]
