@@ -1,7 +1,8 @@
-"""Many small structures: potential.predict() beside a loop over ASE's calculator, in one process on one core.
+"""Many small structures: potential.predict() beside a loop over ASE's calculator and torch-sim's static, on one core.
 
 Structures are those of MPtrj with 5 to 60 atoms, in a random order, SevenNet-0, energies, forces and stresses,
-neighbour lists included. Both ways take turns, and both give the numbers of the other, which is checked first.
+neighbour lists included. All take turns and have the same potential; torch-sim makes its batches itself, by atoms. That
+all give the same forces is checked first.
 """
 
 from collections.abc import Callable
@@ -10,20 +11,23 @@ from dataclasses import dataclass
 import ase
 import numpy as np
 import torch
+import torch_sim
 
 import foundation
 from data_pipeline.sources import AseFiles
 from data_pipeline.sources.atoms import to_atoms
 from data_pipeline.structure import Structure
 from foundation.interop.calculator import KNOTS
+from foundation.interop.torch_sim_model import TorchSimModel
 from foundation.kernels.memory import keep_freed_memory
 from foundation.nn.computation import Computation
 from tests.benchmarks.oxides import FILE
 from tests.benchmarks.rows import Row, interleaved, write
 
 COMMAND = "make bench BENCH=predict"
-BAR = 1.5
-"""Least ratio to the loop."""
+LOOP, STATIC = "loop over the calculator", "torch-sim's static"
+BARS = {LOOP: 1.5, STATIC: 1.0}
+"""Least ratio to each peer."""
 TOLERANCE = {"float32": 5e-4, "float64": 1e-9}
 """Largest difference of a force from the loop's [eV/Å]: float32 rounds by some 1e-6 of the largest force."""
 
@@ -36,6 +40,8 @@ class Config:
     """Structures of a round."""
     budgets: tuple[int, ...] = (5_000, 20_000, 80_000)
     """Numbers of edges of a batch."""
+    atoms_of_torch_sim: int = 500
+    """Largest number of atoms of torch-sim's batches."""
     rounds: int = 3
     """Measured rounds, all taking turns in each; one more warms up."""
 
@@ -62,12 +68,16 @@ def compared(structures: list[Structure], dtype: str, knots: int, config: Config
     potential = foundation.load("sevennet-0").cast(getattr(torch, dtype))
     potential.compute_as(Computation(radial_table=knots))
     atoms = [to_atoms(each) for each in structures]
-    calculator = foundation.Calculator(potential, dtype=dtype)
-    ours, theirs = potential.predict(structures), loop(atoms, calculator)()
-    for mine, other in zip(ours, theirs, strict=True):
-        if (worst := np.abs(mine.forces.numpy() - other).max()) > TOLERANCE[dtype]:
-            raise ValueError(f"forces differ by {worst:.2g} eV/Å")
-    tasks: dict[str, Callable[[], object]] = {"loop": loop(atoms, calculator)}
+    peers = {
+        LOOP: loop(atoms, foundation.Calculator(potential, dtype=dtype)),
+        STATIC: static(atoms, TorchSimModel(potential, dtype=dtype), config.atoms_of_torch_sim),
+    }
+    ours = [each.forces.numpy() for each in potential.predict(structures)]
+    for peer, task in peers.items():
+        worst = max(np.abs(mine - other).max() for mine, other in zip(ours, task(), strict=True))
+        if worst > TOLERANCE[dtype]:
+            raise ValueError(f"forces of {peer} differ by {worst:.2g} eV/Å")
+    tasks: dict[str, Callable[[], object]] = {**peers}
     for budget in config.budgets:
         tasks[str(budget)] = lambda budget=budget: potential.predict(structures, edge_budget=budget)
     seconds = interleaved(tasks, config.rounds)
@@ -79,15 +89,27 @@ def compared(structures: list[Structure], dtype: str, knots: int, config: Config
             measure=f"predict, {len(structures)} structures of {mean:.0f} atoms, {what}, batches of {budget:,} edges",
             value=rate[str(budget)],
             unit="structures/s, one core",
-            peer="loop over the calculator",
-            peer_value=rate["loop"],
-            ratio=rate[str(budget)] / rate["loop"],
-            bar=BAR,
-            holds=rate[str(budget)] >= BAR * rate["loop"],
+            peer=peer,
+            peer_value=rate[peer],
+            ratio=rate[str(budget)] / rate[peer],
+            bar=BARS[peer],
+            holds=rate[str(budget)] >= BARS[peer] * rate[peer],
             command=COMMAND,
         )
         for budget in config.budgets
+        for peer in peers
     ]
+
+
+def static(atoms: list[ase.Atoms], model: TorchSimModel, most: int) -> Callable[[], list[np.ndarray]]:
+    """Return a function that predicts structures by torch-sim and returns their forces."""
+
+    def task() -> list[np.ndarray]:
+        batcher = torch_sim.BinningAutoBatcher(model, memory_scales_with="n_atoms", max_memory_scaler=most)
+        found = torch_sim.static(atoms, model, autobatcher=batcher)
+        return [each["forces"].numpy() for each in found]
+
+    return task
 
 
 def loop(atoms: list[ase.Atoms], calculator: foundation.Calculator) -> Callable[[], list[np.ndarray]]:
