@@ -71,8 +71,8 @@ class Config:
     """Measured rounds, all taking turns in each; one more warms up."""
 
 
-def crystal(repeat: tuple[int, int, int]) -> ase.Atoms:
-    """Return a crystal of MgO whose atoms are a little displaced."""
+def crystal(repeat: int | tuple[int, int, int]) -> ase.Atoms:
+    """Return a crystal of MgO, a number of conventional cells along each axis, whose atoms are a little displaced."""
     atoms = ase.build.bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(repeat)
     atoms.rattle(0.05, seed=0)
     return atoms
