@@ -35,6 +35,8 @@ class TorchSimModel(ModelInterface):
     ) -> None:
         """Wrap a copy of a potential; the arguments are those of `foundation.Calculator`.
 
+        States are in float64 unless a float type is named: rounded positions would let the energy drift in mode "md".
+
         Raises:
             FileNotFoundError: the word names no potential.
             ValueError: the level of theory is unknown, or one of several must be named; or the mode or float type
@@ -43,9 +45,10 @@ class TorchSimModel(ModelInterface):
         super().__init__()
         given = copy.deepcopy(potential) if isinstance(potential, Potential) else resolve(potential).load()
         self._theory = given.theory_number(theory)
-        self._device, self._dtype = torch.device(device), float_type_of(dtype, mode)
+        float_type = float_type_of(dtype, mode)
+        self._device, self._dtype = torch.device(device), torch.float64 if dtype is None else float_type
         self._compute_stress = self._compute_forces = True
-        self.potential = given.to(self._device).cast(self._dtype).eval()
+        self.potential = given.to(self._device).cast(float_type).eval()
         if zbl:
             self.potential.repel()
         if mode == "md":

@@ -67,6 +67,8 @@ def test_atoms_that_collide_repel_each_other_on_request(potential: Potential) ->
 def test_a_potential_is_copied_and_what_it_cannot_do_is_refused(potential: Potential) -> None:
     model = TorchSimModel(potential, theory="one", dtype="float32")
     assert (potential.dtype, model.dtype) == (torch.float64, torch.float32)
+    moving = TorchSimModel(potential, theory="one", mode="md")
+    assert (moving.potential.dtype, moving.dtype) == (torch.float32, torch.float64)
     with pytest.raises(UnknownElement):
         model(torch_sim.io.atoms_to_state([molecule("H2O", cell=[9, 9, 9], pbc=True)], model.device, model.dtype))
     with pytest.raises(ValueError, match="one, other"):
