@@ -144,7 +144,6 @@ int foundation_compute(foundation_model *opened, const foundation_system *system
     model->room = aligned(roomy);
     model->room_size = model->room ? roomy : 0;
     if (!model->room) return failed("%s", "not enough memory for so many atoms");
-    memset(model->room, 0, size); /* what is beyond takes no memory until it is used */
   }
   lay_out(&room, model->room, system->num_local, system->num_atoms, system->num_edges, system->num_threads);
   calculate(model, &room, system, result);
