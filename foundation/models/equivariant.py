@@ -39,7 +39,7 @@ from foundation.nn.embedding import periodic_features
 from foundation.nn.interaction import InteractionBlock, scale_messages
 from foundation.nn.linear import Linear
 from foundation.nn.radial import BesselBasis, CutoffFunction, polynomial_cutoff, xplor_cutoff
-from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_table
+from foundation.nn.radial_table import Knots, Tabulated, hermite, radial_tables
 from foundation.nn.recompute import recomputed
 
 PAIRS_PER_KNOT = 4
@@ -363,8 +363,9 @@ class EquivariantNetwork(EnergyModel):
         """Return the table of every block."""
 
         def make() -> list[Tensor]:
-            radial = self.radial_basis
-            return [radial_table(b.radial, radial, knots, b.get_buffer("denominator")) for b in self.blocks]
+            networks = [block.radial for block in self.blocks]
+            divisors = [block.get_buffer("denominator") for block in self.blocks]
+            return radial_tables(networks, self.radial_basis, knots, divisors)
 
         if self.training:
             return make()

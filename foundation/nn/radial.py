@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -145,38 +145,50 @@ class RadialNetwork(torch.nn.Module):
 
     def matrices(self, divisor: Float[Tensor, " one"]) -> list[Float[Tensor, "_ _"]]:
         """Return the matrices of all layers with all factors in them, the last one divided by a number."""
-        scales = [1.0] + [self._activation_scale] * (self._num_layers - 2)
-        hidden = [self._adapted(number) for number in range(self._num_layers - 1)]
-        scaled = [weight * (scale * norm) for weight, scale, norm in zip(hidden, scales, self._norms, strict=False)]
-        return [*(weight.detach() for weight in scaled), self.last(divisor).detach()]
+        return [matrix.detach() for matrix in (*self.hidden_matrices(), self.last(divisor))]
 
     def hidden(self, basis: Float[Tensor, "pairs basis"]) -> Float[Tensor, "pairs hidden"]:
         """Return the input of the last layer, up to the factor of the activation."""
-        values, scale = basis, 1.0
-        for number, norm in enumerate(self._norms[:-1]):
-            matrix = self._adapted(number) * (scale * norm)
-            values, scale = torch.nn.functional.silu(self.matmul(values, matrix)), self._activation_scale
+        values = basis
+        for matrix in self.hidden_matrices():
+            values = torch.nn.functional.silu(self.matmul(values, matrix))
         return values
 
-    def hidden_with_derivatives(self, basis: Float[Tensor, "3 knots basis"]) -> Float[Tensor, "3 knots hidden"]:
-        """Return `hidden` of a basis with its first and second derivatives, in the basis' float type."""
-        stacked, scale = basis, 1.0
-        for number, norm in enumerate(self._norms[:-1]):
-            matrix = (self._adapted(number) * (scale * norm)).to(basis.dtype)
-            values, slopes, curvatures = stacked @ matrix
-            sigmoid = torch.sigmoid(values)
-            silu = values * sigmoid
-            first = sigmoid + silu * (1 - sigmoid)
-            second = (1 - sigmoid) * (sigmoid + first - silu * sigmoid)
-            stacked = torch.stack([silu, first * slopes, first * curvatures + second * slopes**2])
-            scale = self._activation_scale
-        return stacked
+    def weights_of(
+        self, hidden: Float[Tensor, "rows hidden"], divisor: Float[Tensor, " one"]
+    ) -> Float[Tensor, "rows weights"]:
+        """Return the weights of rows of `hidden`, divided by a number."""
+        if not self.matmul.in_c(hidden):
+            return hidden @ self.last(divisor)
+        matrices, scales = self._operands(divisor)
+        return perceptron(hidden, matrices[-1:], scales[-1:])[0]
+
+    def hidden_matrices(self) -> list[Float[Tensor, "fan_in fan_out"]]:
+        """Return the matrices of all layers but the last, with all factors in them."""
+        scales = [1.0] + [self._activation_scale] * (self._num_layers - 2)
+        hidden = [self._adapted(number) for number in range(self._num_layers - 1)]
+        return [weight * (scale * norm) for weight, scale, norm in zip(hidden, scales, self._norms, strict=False)]
 
     def last(self, divisor: Float[Tensor, " one"] | None = None) -> Float[Tensor, "hidden weights"]:
         """Return the matrix of the last layer with all factors in it, divided by a number."""
         scale = self._activation_scale if self._num_layers > 1 else 1.0
         matrix = self._adapted(self._num_layers - 1) * (scale * self._norms[-1])
         return matrix if divisor is None else matrix / divisor
+
+
+def hidden_with_derivatives(
+    networks: Sequence[RadialNetwork], basis: Float[Tensor, "3 knots basis"]
+) -> Float[Tensor, "3 networks knots hidden"]:
+    """Return `hidden` of networks of equal sizes with its first and second derivatives, in the basis' float type."""
+    stacked = basis.unsqueeze(1)
+    for matrices in zip(*(network.hidden_matrices() for network in networks), strict=True):
+        values, slopes, curvatures = stacked @ torch.stack(matrices).to(basis.dtype)
+        sigmoid = torch.sigmoid(values)
+        silu = values * sigmoid
+        first = sigmoid + silu * (1 - sigmoid)
+        second = (1 - sigmoid) * (sigmoid + first - silu * sigmoid)
+        stacked = torch.stack([silu, first * slopes, first * curvatures + second * slopes**2])
+    return stacked.expand(-1, len(networks), -1, -1)
 
 
 def product(left: Float[Tensor, "3 knots _"], right: Float[Tensor, "3 knots _"]) -> Float[Tensor, "3 knots _"]:

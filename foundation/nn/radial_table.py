@@ -8,7 +8,7 @@ good (1,024 for 2e-5 of the largest). tests/benchmarks/bench_table.py measures e
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from foundation.kernels.radial_interpolation import Places, interpolated
-from foundation.nn.radial import BesselBasis, RadialNetwork, product
+from foundation.nn.radial import BesselBasis, RadialNetwork, hidden_with_derivatives, product
 
 MIN_KNOTS, MAX_KNOTS = 16, 2**16
 FIRST = 1e-4
@@ -71,27 +71,31 @@ class Tabulated(NamedTuple):
     """Weights of pairs in the form of a table and coefficients."""
 
     table: Float[Tensor, "rows weights"]
-    """Table of a radial network, made by radial_table()."""
+    """Table of a radial network, one of radial_tables()."""
     coefficients: Float[Tensor, "pairs 6"]
     """Coefficients of each pair's rows of the table."""
     places: Places
     """The knots around every pair."""
 
 
-def radial_table(
-    network: RadialNetwork, radial: BesselBasis, knots: Knots, divisor: Float[Tensor, " one"]
-) -> Float[Tensor, "rows weights"]:
-    """Return four rows for each knot: a radial network divided by a number, two derivatives, and E of hermite().
+def radial_tables(
+    networks: Sequence[RadialNetwork],
+    radial: BesselBasis,
+    knots: Knots,
+    divisors: Sequence[Float[Tensor, " one"]],
+) -> list[Float[Tensor, "rows weights"]]:
+    """Return the tables of radial networks of equal hidden sizes, each divided by its number.
 
-    Its last layer is linear, so differences are taken before it, in float64; the one large product is in the network's
-    own float type.
+    A table has four rows for each knot: the value, two derivatives, and E of hermite(). The last layer is linear, so
+    differences are taken before it, in float64; the one large product is in the network's own float type.
     """
     basis = product(radial.with_derivatives(knots.lengths), knots.cutoff)
-    hidden, h = network.hidden_with_derivatives(basis), knots.lengths.diff().unsqueeze(1)
+    hidden, h = hidden_with_derivatives(networks, basis), knots.lengths.diff().unsqueeze(1)
     values, slopes, curvatures = hidden
-    missing = values.diff(dim=0) - h / 2 * (slopes[1:] + slopes[:-1]) + h * h / 12 * curvatures.diff(dim=0)
-    rows = torch.stack([*hidden, torch.nn.functional.pad(missing, (0, 0, 0, 1))], dim=1).flatten(0, 1)
-    return rows.to(divisor.dtype) @ network.last(divisor)
+    missing = values.diff(dim=1) - h / 2 * (slopes[:, 1:] + slopes[:, :-1]) + h * h / 12 * curvatures.diff(dim=1)
+    rows = torch.stack([*hidden, torch.nn.functional.pad(missing, (0, 0, 0, 1))], dim=2).flatten(1, 2)
+    found = rows.to(divisors[0].dtype).unbind()
+    return [network.weights_of(own, divisor) for network, own, divisor in zip(networks, found, divisors, strict=True)]
 
 
 def hermite(

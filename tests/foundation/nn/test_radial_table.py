@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from foundation.kernels.radial_interpolation import interpolated
-from foundation.nn.radial import BesselBasis, RadialNetwork, polynomial_cutoff, product, xplor_cutoff
-from foundation.nn.radial_table import FIRST, Knots, Tabulated, hermite, radial_table, radial_weights
+from foundation.nn.radial import (
+    BesselBasis,
+    RadialNetwork,
+    hidden_with_derivatives,
+    polynomial_cutoff,
+    product,
+    xplor_cutoff,
+)
+from foundation.nn.radial_table import FIRST, Knots, Tabulated, hermite, radial_tables, radial_weights
 
 CUTOFF, ONSET = 5.0, 4.3
 CUTOFFS = {
@@ -32,7 +39,7 @@ class Radial:
     def tabulated(self, distances: Tensor, num_knots: int) -> Tensor:
         knots, divisor = Knots.of(num_knots, self.function, self.kink, CUTOFF), DIVISOR.to(distances)
         places, coefficients = hermite(knots.lengths.to(distances.dtype), distances)
-        table = radial_table(self.network, self.basis, knots, divisor)
+        (table,) = radial_tables([self.network], self.basis, knots, [divisor])
         return radial_weights(self.network, Tabulated(table, coefficients, places), divisor)
 
 
@@ -165,7 +172,7 @@ def test_derivatives_at_the_knots_are_autograds(kind: str) -> None:
     ours = product(radial.basis.with_derivatives(knots.lengths), knots.cutoff)
     for expected, found in (
         (inputs, ours),
-        (radial.network.hidden(inputs), radial.network.hidden_with_derivatives(ours)),
+        (radial.network.hidden(inputs), hidden_with_derivatives([radial.network], ours)[:, 0]),
     ):
         for column in range(expected.shape[1]):
             (slope,) = torch.autograd.grad(expected[:, column].sum(), at, create_graph=True)
