@@ -192,6 +192,10 @@ class SplitIndex:
         return SplitIndex(blocks, HeldCounts((num_atoms, num_edges)))
 
 
+FEW = 2**17
+"""Number of frames up to which counts of stored frames are held in memory once they are read."""
+
+
 class HeldCounts:
     """Counts of frames held in memory."""
 
@@ -222,10 +226,11 @@ def summed(
 
 
 class StoredCounts:
-    """Counts of the frames of several shards, read from their index files on demand."""
+    """Counts of the frames of several shards, read from their index files on demand; those of few frames are held."""
 
     def __init__(self, path_of: Callable[[int], Path], shard_frames: Sequence[int], num_cutoffs: int) -> None:
         self._path_of, self._num_cutoffs = path_of, num_cutoffs
+        self._held: dict[int, Counts] = {}
         self._first_frame = np.concatenate([[0], np.cumsum(shard_frames, dtype=np.int64)]).astype(np.int64)
 
     def __call__(self, first: int, last: int) -> Counts:
@@ -240,15 +245,25 @@ class StoredCounts:
         while shard < len(self._first_frame) - 1 and self._first_frame[shard] < last:
             start, stop = (int(bound - self._first_frame[shard]) for bound in (first, last))
             rows = slice(max(start, 0), min(stop, int(self._first_frame[shard + 1] - self._first_frame[shard])))
-            path = self._path_of(shard)
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    atoms.append(file.get_slice("frame_atoms")[rows])
-                    edges.append(file.get_slice("frame_edges")[rows])
-            except SafetensorError as error:
-                raise _unreadable(str(path), error) from error
+            for found, part in zip((atoms, edges), self._read(shard, rows), strict=True):
+                found.append(part)
             shard += 1
         return np.concatenate(atoms), np.concatenate(edges)
+
+    def _read(self, shard: int, rows: slice) -> Counts:
+        """Return the counts of some frames of a shard."""
+        path = self._path_of(shard)
+        if shard in self._held:
+            return self._held[shard][0][rows], self._held[shard][1][rows]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                atoms, edges = file.get_slice("frame_atoms"), file.get_slice("frame_edges")
+                if self._first_frame[-1] > FEW:
+                    return atoms[rows], edges[rows]
+                self._held[shard] = atoms[:], edges[:]
+        except SafetensorError as error:
+            raise _unreadable(str(path), error) from error
+        return self._held[shard][0][rows], self._held[shard][1][rows]
 
 
 def save_shard_index(path: Path, blocks: BlockIndex, counts: Counts) -> None:
