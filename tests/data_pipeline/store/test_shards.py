@@ -104,11 +104,17 @@ def test_indices_of_several_shards_follow_each_other(shard: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 33), (0, 0), (3, 5), (9, 13), (10, 23), (22, 33), (33, 33)])
-def test_counts_of_any_stretch_of_frames_are_read_across_shards(shard: Path, first: int, last: int) -> None:
-    atoms, edges = load_index(shard, shard, shard).counts(first, last)
+@pytest.mark.parametrize("few", [0, 33])
+def test_counts_of_any_stretch_of_frames_are_read_across_shards(
+    shard: Path, first: int, last: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipeline.store.index.FEW", few)
+    index = load_index(shard, shard, shard)
     all_atoms, all_edges = (np.concatenate([part] * 3) for part in load_index(shard).counts(0, 11))
-    np.testing.assert_array_equal(atoms, all_atoms[first:last])
-    np.testing.assert_array_equal(edges, all_edges[first:last])
+    for _ in range(2):
+        atoms, edges = index.counts(first, last)
+        np.testing.assert_array_equal(atoms, all_atoms[first:last])
+        np.testing.assert_array_equal(edges, all_edges[first:last])
 
 
 def test_the_index_of_no_shards_is_empty() -> None:

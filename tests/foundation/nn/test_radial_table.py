@@ -33,8 +33,11 @@ class Radial:
         self.function, self.kink = CUTOFFS[kind]
         self.basis, self.network = BesselBasis(8, CUTOFF).double(), RadialNetwork([8, 16, 16, 5]).double()
 
+    def inputs(self, distances: Tensor) -> Tensor:
+        return self.basis(distances) * self.function(distances).unsqueeze(1)
+
     def exact(self, distances: Tensor) -> Tensor:
-        return self.network(self.basis(distances) * self.function(distances).unsqueeze(1), DIVISOR.to(distances))
+        return self.network(self.inputs(distances), DIVISOR.to(distances))
 
     def tabulated(self, distances: Tensor, num_knots: int) -> Tensor:
         knots, divisor = Knots.of(num_knots, self.function, self.kink, CUTOFF), DIVISOR.to(distances)
@@ -77,6 +80,24 @@ def test_many_knots_are_as_good_as_the_network(kind: str) -> None:
     value, slope = errors(Radial(kind), lengths(0.01, CUTOFF), 1000)
     assert value < 1e-10
     assert slope < 1e-8
+
+
+def test_tables_made_together_are_those_made_alone() -> None:
+    radial, other = Radial(), RadialNetwork([8, 16, 16, 7]).double()
+    knots = Knots.of(30, radial.function, ONSET, CUTOFF)
+    networks, divisors = [radial.network, other], [DIVISOR, 2 * DIVISOR]
+    together = radial_tables(networks, radial.basis, knots, divisors)
+    for table, network, divisor in zip(together, networks, divisors, strict=True):
+        (alone,) = radial_tables([network], radial.basis, knots, [divisor])
+        torch.testing.assert_close(table, alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone[::4], network(radial.inputs(knots.lengths), divisor), rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_without_hidden_layers_has_a_table() -> None:
+    radial, network = Radial(), RadialNetwork([8, 5]).double()
+    knots = Knots.of(30, radial.function, ONSET, CUTOFF)
+    for table in radial_tables([network, network], radial.basis, knots, [DIVISOR, DIVISOR]):
+        torch.testing.assert_close(table[::4], network(radial.inputs(knots.lengths), DIVISOR), rtol=1e-12, atol=1e-12)
 
 
 def test_a_polynomial_of_degree_five_is_met_exactly() -> None:
