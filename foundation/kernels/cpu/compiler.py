@@ -30,6 +30,9 @@ FLAGS = ("-O2", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "
 CHECKSUM = 32
 """Number of digits of a checksum in the name of an entry."""
 X86_FLAGS = ("-mprefer-vector-width=512",)
+GCC_FLAGS = ("--param=avoid-fma-max-bits=0",)
+"""For AMD's processors gcc splits a fused multiply-add whose sum waits for the one before: in the smallest tiles of a
+product, not in others, so that a row's bits would depend on the number of rows."""
 
 
 class NoCompiler(RuntimeError):
@@ -81,8 +84,13 @@ def cache_folder() -> Path:
 
 
 def flags() -> list[str]:
-    """Return the compiler's flags on this machine."""
-    return [*FLAGS, *(X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ())]
+    """Return the compiler's flags on this machine.
+
+    Raises:
+        NoCompiler: no compiler was found.
+    """
+    machine = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ()
+    return [*FLAGS, *machine, *(() if "clang" in compiler()[1] else GCC_FLAGS)]
 
 
 def load(source: str | tuple[str, ...], defines: tuple[str, ...]) -> ctypes.CDLL:

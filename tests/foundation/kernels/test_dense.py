@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from e3nn import o3
 from torch import Tensor
 
 from foundation.kernels import dense
-from foundation.kernels.cpu.dense import multiply
+from foundation.kernels.cpu import compiler
+from foundation.kernels.cpu.dense import library, multiply
 from foundation.kernels.dense import gate, mix, name_of_maps, named_maps, perceptron
 from foundation.kernels.edges import EdgeIndex
 from foundation.nn.computation import Computation, set_layers
@@ -60,6 +62,19 @@ def test_a_row_has_the_same_bits_in_any_product_and_with_any_threads(dtype: torc
         torch.set_num_threads(number)
         assert torch.equal(multiply(left, right), whole)
         assert torch.equal(multiply(left[:20], right), whole[:20])
+
+
+@pytest.mark.skipif(compiler.vector_bits() < 256, reason="needs AVX")
+@pytest.mark.parametrize("tuning", ["haswell", "znver3"])
+def test_a_row_has_the_same_bits_however_the_compiler_tunes(monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+    flags = (*compiler.FLAGS, "-mno-avx512f", f"-mtune={tuning}")
+    monkeypatch.setattr(compiler, "FLAGS", flags)
+    compiled = cache(library.__wrapped__)
+    monkeypatch.setattr("foundation.kernels.cpu.dense.library", compiled)
+    left, right = random(13, 70, dtype=torch.float32), random(70, 40, dtype=torch.float32, seed=1)
+    whole = multiply(left, right)
+    for rows in range(1, 13):
+        assert torch.equal(multiply(left[:rows], right), whole[:rows])
 
 
 def derivatives(function: Callable[..., Tensor], arguments: list[Tensor]) -> list[Tensor]:
