@@ -182,7 +182,9 @@ class Potential(torch.nn.Module):
             position_gradient, strain_gradient = torch.autograd.grad(
                 energy.sum(), (positions, strain), create_graph=self.training, materialize_grads=True
             )
-        volume = torch.linalg.det(batch.cell).abs().view(-1, 1, 1)
+        # not by det(), for which a GPU may ask whether a factorization went well
+        first, second, third = batch.cell.unbind(1)
+        volume = (torch.linalg.cross(first, second) * third).sum(dim=1).abs().view(-1, 1, 1)
         inverse = torch.where(volume > 0, 1.0 / torch.where(volume > 0, volume, 1.0), 0.0)
         if not self.training:
             energy, atom_energies = energy.detach(), atom_energies.detach()

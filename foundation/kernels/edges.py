@@ -63,5 +63,6 @@ def spread(
     odd: tuple[bool, ...],
 ) -> tuple[Float[Tensor, "edges harmonics"], Float[Tensor, "edges weights"]]:
     """Return the harmonics and weights of every edge; odd harmonics change sign with the edge's direction."""
-    signs = 1 - 2 * edges.reversed().to(harmonics.dtype).unsqueeze(1) * harmonics.new_tensor(odd)
+    turned = 1 - 2 * edges.reversed().to(harmonics.dtype)
+    signs = torch.stack([turned if each else torch.ones_like(turned) for each in odd], dim=1)
     return harmonics.index_select(0, edges.pairs) * signs, weights.index_select(0, edges.pairs)

@@ -136,6 +136,8 @@ class EnergyModel(torch.nn.Module, ABC):
         """Sequences of atomic numbers that structures are made of, if only these are known; none if any atoms are."""
         return ()
 
+    recordable: ClassVar[bool] = False
+    """True if the numbers of atoms and edges of a batch decide the sizes of all that is computed, in training."""
     standardizes: ClassVar[bool] = False
     """True if a new network scales its inputs by a sample of the training data (see standardize)."""
 

@@ -153,6 +153,8 @@ class EquivariantConfig(Architecture):
 class EquivariantNetwork(EnergyModel):
     """Atomic energies from element embedding, interaction blocks and a linear readout."""
 
+    recordable = True
+
     def __init__(
         self, config: EquivariantConfig, elements: tuple[int, ...], mean_neighbors: float, num_theories: int = 1
     ) -> None:

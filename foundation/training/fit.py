@@ -33,6 +33,7 @@ from foundation.training.module import TrainingModule
 from foundation.training.monitoring.loggers import check_loggers, make_loggers, make_progress
 from foundation.training.monitoring.monitor import Monitor
 from foundation.training.optim import OptimConfig, ema_decay_of
+from foundation.training.replay import check_recording
 from foundation.training.strategy import device_type, is_rank_zero, make_strategy, plugins_for
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ def _check(
     device = torch.device(device_type(machine.accelerator))
     if device.type == "cuda" and machine.devices > torch.cuda.device_count():
         raise ValueError(f"machine.devices {machine.devices}: torch finds {torch.cuda.device_count()} GPUs here")
+    check_recording(config, machine, potential, device.type)
     # tried here and undone: begin() measures the start with default options
     potential.compute_as(computation_of(config))
     backend = backend_of(potential, device)

@@ -73,6 +73,10 @@ class FitOptions:
     recompute: bool = field(default=False, metadata=DECIDES)
     """Activation checkpointing: keep only inputs and outputs of each block and recompute its inside for derivatives,
     with the same result, less memory and more time (`make bench BENCH=memory`)."""
+    cuda_graphs: bool = field(default=False, metadata=DECIDES)
+    """Record the work on a micro-batch as a CUDA graph, once for each bucket of sizes, and replay it: on a GPU, where
+    launching the many kernels of a small network takes longer than running them. Micro-batches are filled up to the
+    bucket by at most an eighth, which changes results by rounding."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Guard against diverging training."""
     wandb: Literal["off", "offline", "online"] = field(default="off", metadata=MAY_CHANGE)

@@ -102,7 +102,8 @@ def _energy(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Floa
 def _forces(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
     labelled = batch.has_forces[batch.graph_of_atom].unsqueeze(1)
     error = torch.where(labelled, prediction.forces - batch.forces, 0.0)
-    return _sum(term, error, batch.weight[batch.graph_of_atom], _stratum_factors(batch.forces))
+    factors = _stratum_factors(batch.forces) if term.kind == "stratified_huber" else None
+    return _sum(term, error, batch.weight[batch.graph_of_atom], factors)
 
 
 def _stress(term: TermConfig, prediction: Prediction, batch: GraphBatch) -> Float64[Tensor, ""]:
@@ -179,8 +180,11 @@ def _huber(error: Float[Tensor, "rows components"], delta: Float[Tensor, "rows 1
 def _stratum_factors(reference: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 1"]:
     """Return the factor of delta for each reference force [eV/Å]."""
     sizes = torch.linalg.vector_norm(reference, dim=1, keepdim=True)
-    stratum = torch.bucketize(sizes, sizes.new_tensor(STRATA), right=True)
-    return sizes.new_tensor(STRATUM_FACTORS)[stratum]
+    factors = torch.full_like(sizes, STRATUM_FACTORS[-1])
+    # from constants of the host a GPU would have to copy them, and could not record it
+    for limit, factor in reversed(list(zip(STRATA, STRATUM_FACTORS, strict=False))):
+        factors = torch.where(sizes < limit, factor, factors)
+    return factors
 
 
 def without_labels(dataset: Dataset, loss: LossConfig, split: str | None = None) -> dict[str, str]:

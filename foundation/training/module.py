@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning
@@ -22,11 +23,12 @@ from foundation.training.fault_tolerance.stored_potential import POTENTIAL, desc
 from foundation.training.fit_config import FitConfig
 from foundation.training.gradients import gradients_for
 from foundation.training.lightning_internals import count_step, expect_batches, set_counted_batches
-from foundation.training.loss import Counts, LossConfig, loss, loss_terms, summed
+from foundation.training.loss import Counts, LossConfig, loss_terms, summed
 from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ValidationErrors
 from foundation.training.monitoring.monitor import Monitor, StepCounts, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
+from foundation.training.replay import Computed, CudaGraphs, Replay
 from foundation.training.strategy import sum_over_ranks
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class TrainingModule(lightning.LightningModule):
         self._rate_factors = additions.rate_factors
         self._kept_gradient: dict[str, Tensor] = {}
         self._validated = False
+        self._replays: list[Replay] = []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule, which is stepped manually."""
@@ -80,9 +83,12 @@ class TrainingModule(lightning.LightningModule):
         self._kept_gradient = checkpoint.get("kept_gradient", {})
 
     def on_fit_start(self) -> None:
-        """Prepare the accumulation of the gradient for the strategy."""
+        """Prepare the accumulation of the gradient for the strategy, and recordings."""
         parameters = [parameter for parameter in self.potential.parameters() if parameter.requires_grad]
         self._gradients = gradients_for(self.trainer.strategy, parameters, self.optim_config.clip_norm)
+        if self.fit_config.cuda_graphs:
+            recorder, parts = CudaGraphs(), (0, 1)
+            self._replays = [Replay(recorder, self.potential, partial(self._computed, part)) for part in parts]
 
     def on_train_start(self) -> None:
         """Read on in a run that was made longer."""
@@ -138,7 +144,7 @@ class TrainingModule(lightning.LightningModule):
         for left, (number, place, batch) in zip(reversed(range(len(work))), work, strict=True):
             last = left == 0
             self._seed(step, number, place)
-            share = (self._share if number == 0 else self._rehearsed)(batch, counts[number].labels)
+            share = self._share(number, batch, counts[number].labels)
             if last and self._penalty is not None:
                 penalty = self._penalty(self.potential) / self.trainer.world_size
                 self.monitor.add_extra("penalty", penalty)
@@ -147,24 +153,31 @@ class TrainingModule(lightning.LightningModule):
             self._gradients.add(share, last=last)
         return total
 
-    def _share(self, batch: GraphBatch, counts: Counts) -> Tensor:
-        """Return a micro-batch's share of the loss of the step."""
+    def _share(self, number: int, batch: GraphBatch, counts: Counts) -> Tensor:
+        """Return a micro-batch's share of the loss of the step; if it is replayed, its gradient has been added."""
         if batch.num_graphs == 0:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        prediction = self.potential(batch)
-        terms = loss_terms(self.loss_config, prediction, batch, counts)
-        self.monitor.add(prediction, batch, terms)
-        return summed(terms)
+        if self._replays:
+            computed, gradients = self._replays[number](batch, counts)
+            for parameter, gradient in zip(self._replays[number].parameters, gradients, strict=True):
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+        else:
+            computed = self._computed(number, batch, counts)
+        if number == 0:
+            self.monitor.add(computed.prediction, batch, computed.terms)
+        else:
+            self.monitor.add_extra("rehearsal", computed.share)
+        return computed.share
 
-    def _rehearsed(self, batch: GraphBatch, counts: Counts) -> Tensor:
-        """Return a micro-batch's share of the loss of the rehearsal."""
+    def _computed(self, number: int, batch: GraphBatch, counts: Counts) -> Computed:
+        """Return predictions and loss of a micro-batch: of the run's own data, or with number 1 of the rehearsal."""
+        prediction = self.potential(batch)
+        if number == 0:
+            terms = loss_terms(self.loss_config, prediction, batch, counts)
+            return Computed(summed(terms), terms, prediction)
         assert self._rehearsal is not None
-        if batch.num_graphs == 0:
-            return torch.zeros((), dtype=torch.float64, device=self.device)
-        loss_config = self._rehearsal.loss or self.loss_config
-        share = self._rehearsal.weight * loss(loss_config, self.potential(batch), batch, counts)
-        self.monitor.add_extra("rehearsal", share)
-        return share
+        terms = loss_terms(self._rehearsal.loss or self.loss_config, prediction, batch, counts)
+        return Computed(self._rehearsal.weight * summed(terms), terms, prediction)
 
     def _relabelled(self, parts: Parts) -> Parts:
         """Return the micro-batches with the labels for training, whose counts divide the loss."""

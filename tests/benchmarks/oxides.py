@@ -10,8 +10,9 @@ from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
-from foundation.training.loss import LossConfig, label_counts, loss
+from foundation.training.loss import Counts, LossConfig, label_counts, loss, loss_terms, summed
 from foundation.training.optim import OptimConfig, make_optimizer
+from foundation.training.replay import Computed, CudaGraphs, Replay
 
 FILE = "${FOUNDATION_DATA}/mptrj-1k/mptrj-random-1k.xyz"
 CUTOFF = 5.0
@@ -46,6 +47,27 @@ def training_step(potential: Potential, batch: GraphBatch):
         potential.train()
         optimizer.zero_grad()
         loss(LossConfig(), potential(batch), batch, counts).backward()
+        optimizer.step()
+
+    return step
+
+
+def recorded_step(potential: Potential, batch: GraphBatch):
+    """A function that takes one optimizer step on a GPU, from a recording."""
+    optimizer = make_optimizer(OptimConfig(), potential, len(potential.elements))
+    counts = label_counts(batch)
+
+    def computed(batch: GraphBatch, counts: Counts) -> Computed:
+        prediction = potential(batch)
+        terms = loss_terms(LossConfig(), prediction, batch, counts)
+        return Computed(summed(terms), terms, prediction)
+
+    replay = Replay(CudaGraphs(), potential.train(), computed)
+
+    def step() -> None:
+        _, gradients = replay(batch, counts)
+        for parameter, gradient in zip(replay.parameters, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
 
     return step
