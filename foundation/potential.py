@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,21 @@ class Prediction:
                 strict=True,
             )
         ]
+
+
+class Derived(NamedTuple):
+    """Energies of a batch and their derivatives, in float64."""
+
+    energy: Float64[Tensor, " graphs"]
+    """Total energy [eV]."""
+    forces: Float64[Tensor, "atoms 3"]
+    """Forces [eV/Å]."""
+    stress: Float64[Tensor, "graphs 3 3"]
+    """Stress [eV/Å³]."""
+    atom_energies: Float64[Tensor, " atoms"]
+    """Energy of each atom [eV]."""
+    distances: Float64[Tensor, " atoms"] | None
+    """Distance of each atom from the training data, if uncertainties are computed from it."""
 
 
 @runtime_checkable
@@ -171,13 +186,20 @@ class Potential(torch.nn.Module):
             # derivatives need records that inference mode leaves out
             with torch.inference_mode(False):
                 return self.forward(_with_derivatives(batch))
+        if not self.training:
+            self._element_positions(batch.numbers)
+        return self.judged(self.derived(batch), batch)
+
+    def derived(self, batch: GraphBatch) -> "Derived":
+        """Return energies and their derivatives, of elements that the potential knows, without asking the device."""
+        elements = self.get_buffer("_position")[batch.numbers]
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_()
             strain = torch.zeros_like(batch.cell, requires_grad=True)
             deformation = 0.5 * (strain + strain.transpose(1, 2))
             moved = positions + torch.einsum("ai,aij->aj", positions, deformation[batch.graph_of_atom])
             strained = replace(batch, positions=moved, cell=batch.cell + batch.cell @ deformation)
-            atom_energies, features = self._energies_and_features(strained)
+            atom_energies, features = self._energies_and_features(strained, elements)
             energy = torch.zeros_like(batch.energy).index_add(0, batch.graph_of_atom, atom_energies)
             position_gradient, strain_gradient = torch.autograd.grad(
                 energy.sum(), (positions, strain), create_graph=self.training, materialize_grads=True
@@ -188,17 +210,23 @@ class Potential(torch.nn.Module):
         inverse = torch.where(volume > 0, 1.0 / torch.where(volume > 0, volume, 1.0), 0.0)
         if not self.training:
             energy, atom_energies = energy.detach(), atom_energies.detach()
-        forces, stress = -position_gradient, strain_gradient * inverse
-        uncertainty = None
+        distances = None
         if self.last_layer is not None and features is not None:
-            distances = self.last_layer.distances(features.detach(), self._element_positions(batch.numbers))
+            distances = self.last_layer.distances(features.detach(), elements)
+        return Derived(energy, -position_gradient, strain_gradient * inverse, atom_energies, distances)
+
+    def judged(self, derived: "Derived", batch: GraphBatch) -> Prediction:
+        """Return the prediction for a batch, with uncertainties if the potential's release has them."""
+        uncertainty = None
+        if self.last_layer is not None and derived.distances is not None:
             surroundings = Surroundings.of(batch, judged=self.last_layer.judges_pairs)
-            uncertainty = self.uncertainty(distances, surroundings, forces.detach(), stress.detach())
+            found = derived.forces.detach(), derived.stress.detach()
+            uncertainty = self.uncertainty(derived.distances, surroundings, *found)
         return Prediction(
-            energy=energy,
-            forces=forces.to(self.dtype),
-            stress=stress.to(self.dtype),
-            atom_energies=atom_energies,
+            energy=derived.energy,
+            forces=derived.forces.to(self.dtype),
+            stress=derived.stress.to(self.dtype),
+            atom_energies=derived.atom_energies,
             uncertainty=uncertainty,
         )
 
@@ -245,13 +273,12 @@ class Potential(torch.nn.Module):
         Raises:
             UnknownElement: an atom's element is not among the potential's (checked outside training).
         """
-        return self._energies_and_features(batch)[0]
+        return self._energies_and_features(batch, self._element_positions(batch.numbers))[0]
 
     def _energies_and_features(
-        self, batch: GraphBatch
+        self, batch: GraphBatch, elements: Int[Tensor, " atoms"]
     ) -> tuple[Float64[Tensor, " atoms"], Float[Tensor, "atoms features"] | None]:
         """Return the energy of each atom [eV], and the last features if uncertainties are computed from them."""
-        elements = self._element_positions(batch.numbers)
         if self.last_layer is None or self.training:
             network, features = self.network(batch, elements), None
         else:
@@ -318,12 +345,21 @@ class Potential(torch.nn.Module):
         positions = self.get_buffer("_position")[numbers]
         # in training the manifest guarantees the elements, and a check would stall an accelerator every step
         if not self.training and bool((positions < 0).any()):
-            unknown = sorted(set(numbers[positions < 0].tolist()))
+            self.check_elements(numbers)
+        return positions
+
+    def check_elements(self, numbers: Int[Tensor, " atoms"]) -> None:
+        """Check that the potential knows all elements.
+
+        Raises:
+            UnknownElement: it does not know one; the message names it.
+        """
+        unknown = sorted(set(numbers.tolist()) - set(self.elements))
+        if unknown:
             raise UnknownElement(
                 f"the potential does not know {', '.join(SYMBOLS[z] for z in unknown)}; "
                 f"it was trained on {len(self.elements)} elements: {' '.join(SYMBOLS[z] for z in self.elements)}"
             )
-        return positions
 
 
 def _structures(given: Iterable[Structure | AtomsLike]) -> Iterator[Structure]:

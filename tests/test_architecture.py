@@ -34,6 +34,7 @@ FLOORS = (
     ("foundation.nn",),
     ("foundation.models",),
     ("foundation.potential", "foundation.last_layer"),
+    ("foundation.recording",),
     ("foundation.checkpoint", "foundation.datasets", "foundation.golden", "foundation.surgery", "foundation.testing"),
     ("foundation.evaluation", "foundation.engine"),
     (

@@ -28,13 +28,15 @@ from foundation.kernels.memory import keep_freed_memory
 from foundation.last_layer import Surroundings, Uncertainty
 from foundation.naming import resolve
 from foundation.potential import Potential, to_structure
+from foundation.recording import CudaGraphs, RecordedPotential
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 """Float types of a network by name."""
 Mode = Literal["precise", "md"]
 """Ways to compute: float64, or float32 with tabulated radial functions, for molecular dynamics."""
-Engine = Literal["torch", "compiled"]
-"""Programs that compute: torch with the project's kernels, or the potential compiled as a library of its own."""
+Engine = Literal["torch", "compiled", "recorded"]
+"""Programs that compute: torch with the project's kernels; the potential compiled as a library of its own; or on a GPU,
+torch's work as recorded CUDA graphs."""
 KNOTS = 256
 """Number of knots of the radial table in molecular dynamics: forces differ by about 2e-6 eV/Å."""
 
@@ -45,7 +47,8 @@ class Calculator(AseCalculator):
     Stress needs a cell with a volume. In the mode "precise" (float64) relaxations and finite differences are smooth to
     the last digits. The mode "md" (float32, distances in float64, tabulated radial functions) is several times faster
     and accurate to about 1e-5 eV/Å. The engine "compiled" computes the same on processors, in a tenth of the memory;
-    the first use of a potential compiles it, which takes seconds and a C compiler. Threads may share a calculator:
+    the first use of a potential compiles it, which takes seconds and a C compiler. The engine "recorded" is for small
+    structures on a GPU, where launching kernels takes longer than running them. Threads may share a calculator:
     they take turns. Forked processes have their own, and compute with one thread each.
 
     If the potential's release has uncertainties, results have `uncertainty` of the energy [eV], `energies_uncertainty`
@@ -75,19 +78,19 @@ class Calculator(AseCalculator):
             theory: Level of theory to predict, one of potential.theories; required if there are several.
             mode: "precise", or "md" for molecular dynamics.
             zbl: Whether atoms much closer than a bond repel each other, whatever the network says; see Potential.repel.
-            engine: "torch", or "compiled" for a library without torch.
+            engine: "torch", "compiled" for a library without torch, or "recorded" for CUDA graphs.
 
         Raises:
             FileNotFoundError: the word names no potential.
             NoCompiler: the engine needs a C compiler, and none works.
-            Unsupported: the engine "compiled" has no code for such a potential or device.
+            Unsupported: the engine has no code for such a potential or device.
             ValueError: the level of theory is unknown, or one of several must be named; or the mode, device, float
                 type or engine cannot be used.
         """
         super().__init__()
         float_type = float_type_of(dtype, mode)
         if engine not in get_args(Engine):
-            raise ValueError(f"engine must be {' or '.join(get_args(Engine))}, not {engine}")
+            raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine}")
         with torch.inference_mode(False):
             copied = copy.deepcopy(potential) if isinstance(potential, Potential) else resolve(potential).load()
             self.theory = copied.theory_number(theory)
@@ -97,7 +100,7 @@ class Calculator(AseCalculator):
                 raise ValueError(f"device {device!r} cannot be used here: {one_line(str(error))}") from error
         if zbl:
             self.potential.repel()
-        self._compiled = None
+        self._compiled = self._recorded = None
         if engine == "compiled":
             if self.potential.device.type != "cpu":
                 raise Unsupported(f"the compiled engine computes on processors, not on {device}")
@@ -105,6 +108,10 @@ class Calculator(AseCalculator):
             self._neighbors = VerletList(self.potential.cutoff)
         elif mode == "md":
             tabulate(self.potential)
+        if engine == "recorded":
+            if self.potential.device.type != "cuda":
+                raise Unsupported(f"the recorded engine computes on NVIDIA's GPUs, not on {device}")
+            self._recorded = RecordedPotential(CudaGraphs(), self.potential)
         keep_freed_memory()
         self._turn = _Turn()
 
@@ -160,7 +167,10 @@ class Calculator(AseCalculator):
         if self._compiled is not None:
             return self._computed(structure, self._compiled)
         graph = to_graph(structure, self.potential.cutoff, theory=self.theory)
-        prediction = self.potential(graph.to(self.potential.device))
+        if self._recorded is None:
+            prediction = self.potential(graph.to(self.potential.device))
+        else:
+            prediction = self._recorded(graph)
         uncertainty = {} if prediction.uncertainty is None else _results_of(prediction.uncertainty)
         return uncertainty | {
             "energy": float(prediction.energy),

@@ -137,7 +137,9 @@ class EnergyModel(torch.nn.Module, ABC):
         return ()
 
     recordable: ClassVar[bool] = False
-    """True if the numbers of atoms and edges of a batch decide the sizes of all that is computed, in training."""
+    """True if the numbers of atoms and edges of a batch decide the sizes of all that is computed."""
+    weights_are_kept = False
+    """True if the weights do not change any more: what is made of them outside training is made once, unchecked."""
     standardizes: ClassVar[bool] = False
     """True if a new network scales its inputs by a sample of the training data (see standardize)."""
 

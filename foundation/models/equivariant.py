@@ -374,8 +374,10 @@ class EquivariantNetwork(EnergyModel):
         tensors = [knots.lengths, self.radial_basis.wave_numbers]
         for block in self.blocks:
             tensors += [*block.radial.parameters(), block.get_buffer("denominator")]
-        # compared by value (a megabyte): torch does not track every change of weights
         made_from, tables = self._tables
+        if self.weights_are_kept and tables:
+            return tables
+        # compared by value (a megabyte): torch does not track every change of weights
         if len(made_from) != len(tensors) or not all(map(_same, made_from, tensors)):
             # normal tensors for any first caller: they serve in derivatives as well
             with torch.inference_mode(False), torch.no_grad():

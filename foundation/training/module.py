@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipeline.graphs.batch import GraphBatch
 from foundation.kernels.backend import backend_of
 from foundation.potential import Potential
+from foundation.recording import CudaGraphs
 from foundation.training.additions import Additions, Parts, StepLoader
 from foundation.training.data import ValidationLoader
 from foundation.training.fault_tolerance.guard import Guard
@@ -28,7 +29,7 @@ from foundation.training.monitoring.loggers import log_row
 from foundation.training.monitoring.metrics import ValidationErrors
 from foundation.training.monitoring.monitor import Monitor, StepCounts, step_counts
 from foundation.training.optim import OptimConfig, make_optimizer, make_schedule
-from foundation.training.replay import Computed, CudaGraphs, Replay
+from foundation.training.replay import Computed, Replay
 from foundation.training.strategy import sum_over_ranks
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 `python -m tests.benchmarks.gpu --out gpu.json` takes six minutes at most and writes after every section what it has:
 the self-check, the tests marked gpu, the rates of copies and matrix products, the convolution's kernels beside plain
-torch, OpenEquivariance and e3nn, and training, also from recordings, and inference of SevenNet-0's size with every
-backend, and by sevenn.
+torch, OpenEquivariance and e3nn, and training and inference of SevenNet-0's size with every backend, also from
+recordings, and by sevenn.
 With `--device cpu` it runs the same with tiny sizes, to see that it runs; its numbers then mean nothing.
 """
 
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from foundation.kernels.edges import EdgeIndex
 from foundation.models.equivariant import edge_index
 from foundation.nn.computation import Computation
 from foundation.potential import Potential
+from foundation.recording import CudaGraphs, RecordedPotential
 from tests.benchmarks.oxides import SEVENNET_0, potential_for, recorded_step, training_step
 from tests.benchmarks.peer import sevenn_step
 from tests.foundation.kernels.test_convolution import oracle
@@ -158,7 +160,7 @@ def self_check(run: Run) -> dict[str, float]:
 def gpu_tests(run: Run) -> dict[str, float]:
     """Run the tests marked gpu."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/foundation/kernels"]
-    command.append("tests/foundation/training/test_replay.py")
+    command += ["tests/foundation/training/test_replay.py", "tests/foundation/test_recording.py"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=min(150.0, max(1.0, run.left())))
     print(found.stdout[-3000:])
     if found.returncode:
@@ -255,10 +257,15 @@ def models(run: Run) -> dict[str, float]:
             step = training_step(potential, batch)
             name = f"{backend}, {size}"
             found |= _measured(run, f"{name}, training", step, atoms)
-            if run.device.type == "cuda" and backend != "openequivariance":
+            records = run.device.type == "cuda" and backend != "openequivariance"
+            if records:
                 found |= _measured(run, f"{name}, training from a recording", recorded_step(potential, batch), atoms)
             potential.eval()
             found |= _measured(run, f"{name}, prediction", lambda predict=potential, of=batch: predict(of), atoms)
+            if records:
+                recorded, on_host = RecordedPotential(CudaGraphs(), potential), batch.to("cpu")
+                predict = partial(recorded, on_host)
+                found |= _measured(run, f"{name}, prediction from a recording", predict, atoms)
         peer = sevenn_step(batch) if run.left() > 30 else None
         if peer is not None:
             found |= _measured(run, f"sevenn, {size}, training", lambda step=peer: step(True), atoms)

@@ -10,9 +10,10 @@ from data_pipeline.statistics.sums import Statistics
 from data_pipeline.structure import Structure
 from foundation.models import EquivariantConfig
 from foundation.potential import Potential, new_potential
+from foundation.recording import CudaGraphs
 from foundation.training.loss import Counts, LossConfig, label_counts, loss, loss_terms, summed
 from foundation.training.optim import OptimConfig, make_optimizer
-from foundation.training.replay import Computed, CudaGraphs, Replay
+from foundation.training.replay import Computed, Replay
 
 FILE = "${FOUNDATION_DATA}/mptrj-1k/mptrj-random-1k.xyz"
 CUTOFF = 5.0

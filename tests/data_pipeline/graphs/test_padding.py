@@ -70,6 +70,9 @@ def test_sizes_are_few_and_not_much_larger(sizes: list[int]) -> None:
     for size in sizes:
         assert size <= rounded(size) <= max(1.125 * size, size + 7)
         assert rounded(rounded(size)) == rounded(size)
+
+
+def test_up_to_a_large_size_there_are_eight_sizes_for_a_doubling() -> None:
     assert len({rounded(size) for size in range(1, 2**15)}) <= 8 * 15
 
 

@@ -342,7 +342,7 @@ def test_the_compiled_engine_computes_the_same(potential: Potential, crystal: as
 
 
 def test_what_the_compiled_engine_cannot_do_is_refused(potential: Potential, crystal: ase.Atoms) -> None:
-    with pytest.raises(ValueError, match="engine must be torch or compiled, not c"):
+    with pytest.raises(ValueError, match="engine must be one of torch, compiled, recorded, not c"):
         Calculator(potential, engine="c")
     with pytest.raises(ValueError, match="on processors, not on meta"):
         Calculator(potential, device="meta", engine="compiled")

@@ -19,6 +19,7 @@ from foundation.kernels.backend import Backend
 from foundation.models import EquivariantConfig
 from foundation.nn.computation import Computation
 from foundation.potential import Potential, new_potential
+from foundation.recording import CudaGraphs, Recorder
 from foundation.training import fit as fitting
 from foundation.training import module as training_module
 from foundation.training.additions import Additions, Rehearsal
@@ -26,8 +27,8 @@ from foundation.training.fit_config import FitConfig
 from foundation.training.loss import LossConfig, TermConfig, label_counts, loss_terms, summed
 from foundation.training.machine import MachineConfig
 from foundation.training.optim import OptimConfig
-from foundation.training.replay import Computed, CudaGraphs, Recorder, Replay, Work, check_recording
-from tests.foundation.training.device_questions import Questions
+from foundation.training.replay import Computed, Replay, check_recording
+from tests.foundation.repeater import Repeater, Watcher
 from tests.machine import CPU
 from tests.small_networks import SMALL_NETWORKS
 
@@ -36,23 +37,6 @@ OPTIM = OptimConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, ema
 LOSS = LossConfig(forces=TermConfig(weight=20.0, kind="stratified_huber"))
 FRAMES = list(EmtAlloys(num_frames=16))
 RECORDABLE = [name for name, config in SMALL_NETWORKS.items() if isinstance(config, EquivariantConfig)]
-
-
-class Repeater:
-    """Recorder that works on the CPU: a recording does the work again, with the tensors that it was made with."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def record(self, work: Work) -> tuple[Callable[[], None], list[Tensor]]:
-        self.recorded += 1
-        results = [torch.full_like(each, torch.nan) for each in work()]
-
-        def replay() -> None:
-            for place, value in zip(results, work(), strict=True):
-                place.copy_(value)
-
-        return replay, results
 
 
 def potential_of(name: str, manifest: Manifest, dtype: torch.dtype = torch.float64) -> Potential:
@@ -123,15 +107,6 @@ def test_weights_at_another_place_are_recorded_again(emt_manifest: Manifest) -> 
     assert recorder.recorded == len(list(potential.parameters()))
 
 
-class HostConstants(Questions):
-    """Counter that also counts tensors made from numbers of the host, which a recording cannot copy."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ == "lift_fresh":
-            self.asked.append("a tensor from numbers of the host")
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
 @pytest.mark.parametrize("table", [0, 16])
 @pytest.mark.parametrize("backend", ["c", "torch"])
 @pytest.mark.parametrize("name", RECORDABLE)
@@ -140,19 +115,10 @@ def test_the_work_asks_nothing_and_copies_nothing_from_the_host(
 ) -> None:
     potential = potential_of(name, emt_manifest, torch.float32)
     potential.compute_as(Computation(backend=backend, radial_table=table))
-    asked: list[str] = []
-
-    class Watcher(Repeater):
-        def record(self, work: Work) -> tuple[Callable[[], None], list[Tensor]]:
-            work()
-            with HostConstants() as questions:
-                work()
-            asked.extend(questions.asked)
-            return super().record(work)
-
+    watcher = Watcher()
     batch = collate(FRAMES[:4], 5.0, torch.float32)
-    Replay(Watcher(), potential, computed_by(potential))(batch, label_counts(batch))
-    assert asked == []
+    Replay(watcher, potential, computed_by(potential))(batch, label_counts(batch))
+    assert watcher.asked == []
 
 
 @pytest.mark.parametrize(
