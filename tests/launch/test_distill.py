@@ -32,7 +32,6 @@ def test_packaged_ones_are_whole(name: str) -> None:
         assert Path(steps.data["explored"]["source"]["explored"][0]).is_file()
 
 
-@pytest.mark.long
 def test_the_short_form_goes_from_cells_to_a_release_and_is_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from launch.verbs import parse
 
 STUDIES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs/study").glob("*.yaml"))
 
-LIKE_OTHERS = ("coulomb-variations", "disorder", "force-range", "grains", "ionic-metallic", "lpsc")
+LIKE_OTHERS = ("coulomb-variations", "disorder", "force-range", "grains", "ionic-metallic")
 """Studies whose steps are like those of others, which are run sooner."""
 
 

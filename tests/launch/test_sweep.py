@@ -98,7 +98,6 @@ def test_a_run_that_fails_is_reported_with_the_end_of_its_log_and_the_others_go_
     assert done.compared == [[done.out / "plain", done.out / "bold"]]
 
 
-@pytest.mark.long
 def test_a_run_is_what_its_own_command_makes(partly_failed: tuple[Sweep, int, str], tmp_path: Path) -> None:
     done, _, _ = partly_failed
     alone = pretrain(
